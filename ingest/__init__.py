@@ -1,0 +1,1 @@
+"""The corpus side: labelled rows to a DATA folder, a DATA folder to a Qdrant collection."""

@@ -1,0 +1,1 @@
+"""Learning: text in, float32 vectors out. This package knows nothing of Qdrant."""

@@ -1,0 +1,41 @@
+"""What the three commands share: one-line failures and a progress bar on stderr."""
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+import typer
+from tqdm import tqdm
+from typer.core import TyperGroup
+
+from models.errors import TwoTowerError
+
+T = TypeVar("T")
+
+
+class CommandGroup(TyperGroup):
+    """A Typer group that ends a known failure in one line on stderr and exit code 1.
+
+    Set `TWO_TOWER_TRACEBACK=1` to see the traceback instead.
+    """
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the chosen command; see the class for what happens to its errors."""
+        try:
+            return super().invoke(ctx)
+        except TwoTowerError as error:
+            if os.environ.get("TWO_TOWER_TRACEBACK"):
+                raise
+            typer.echo(f"Error: {error}", err=True)
+            raise typer.Exit(1) from None
+
+
+def progress(items: Iterable[T], *, label: str, total: int | None = None) -> Iterator[T]:
+    """Yield `items` under a progress bar on stderr (silent where stderr is not a terminal).
+
+    Args:
+        items: what to walk through.
+        label: the words in front of the bar.
+        total: how many there will be, where `len(items)` cannot say.
+    """
+    return iter(tqdm(items, desc=label, total=total, unit_scale=True, disable=None, leave=False))

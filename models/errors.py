@@ -1,0 +1,24 @@
+"""Errors that a user can act on; `retriever.errors` draws the whole tree."""
+
+
+class TwoTowerError(Exception):
+    """Base of every error this project raises for bad input or a bad environment.
+
+    The message is one line: what was found, what was expected, what to run next.
+    """
+
+
+class ConfigError(TwoTowerError):
+    """A configuration has an unknown key or an impossible value."""
+
+
+class DataError(TwoTowerError):
+    """A source file, a DATA folder or a row of one is missing, broken or empty."""
+
+
+class BundleError(TwoTowerError):
+    """A model bundle is missing, incomplete or broken."""
+
+
+class TrainingError(TwoTowerError):
+    """Training cannot start or go on (no labelled queries, collapse, other checkpoint)."""

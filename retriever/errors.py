@@ -1,0 +1,69 @@
+"""The exception tree.
+
+Every error that a user can act on derives from `TwoTowerError`; a command ends it in one line
+and exit code 1. A caller's bug is a plain `ValueError`.
+
+    TwoTowerError
+      ConfigError            unknown key or impossible value in a configuration
+      DataError              DATA folder, source file or row missing or broken
+      BundleError            model bundle missing, incomplete or broken
+      TrainingError          training cannot start or go on
+      QueryError             a query or its parameters cannot be searched
+      EngineError            anything about the vector engine
+        EngineUnavailable    no answer at the URL, wrong key, time-out
+        EngineTooOld         the server is older than this project needs
+        EngineLocked         another process holds the embedded folder
+        CollectionNotFound   no collection or alias of that name
+        CollectionMismatch   a collection exists but does not fit the bundle or the schema
+        VerificationFailed   what is in the collection is not what DATA says
+"""
+
+from models.errors import BundleError, ConfigError, DataError, TrainingError, TwoTowerError
+
+__all__ = [
+    "BundleError",
+    "CollectionMismatch",
+    "CollectionNotFound",
+    "ConfigError",
+    "DataError",
+    "EngineError",
+    "EngineLocked",
+    "EngineTooOld",
+    "EngineUnavailable",
+    "QueryError",
+    "TrainingError",
+    "TwoTowerError",
+    "VerificationFailed",
+]
+
+
+class QueryError(TwoTowerError):
+    """A query or its parameters cannot be searched."""
+
+
+class EngineError(TwoTowerError):
+    """Anything about the vector engine."""
+
+
+class EngineUnavailable(EngineError):  # noqa: N818
+    """No answer at the URL, a wrong key or a time-out."""
+
+
+class EngineTooOld(EngineError):  # noqa: N818
+    """The server is older than this project needs."""
+
+
+class EngineLocked(EngineError):  # noqa: N818
+    """Another process holds the embedded folder."""
+
+
+class CollectionNotFound(EngineError):  # noqa: N818
+    """No collection or alias of that name."""
+
+
+class CollectionMismatch(EngineError):  # noqa: N818
+    """A collection exists but does not fit the bundle or the schema."""
+
+
+class VerificationFailed(EngineError):  # noqa: N818
+    """What is in the collection is not what DATA says."""
