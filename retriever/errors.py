@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 
-class QueryError(TwoTowerError):
+class QueryError(TwoTowerError, ValueError):
     """A query or its parameters cannot be searched."""
 
 

@@ -1,13 +1,32 @@
+import hashlib
 import os
+import platform
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+import uuid
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple, NoReturn
 
+import numpy as np
 import pytest
+
+from ingest.dataset import DatasetWriter
+from models.data import Dataset, Passage
+from retriever.engine import Engine, connect
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
+GIVEN_URL = os.environ.get("QDRANT_URL")
+GIVEN_KEY = os.environ.get("QDRANT_API_KEY")
 
 
-def unavailable(reason: str) -> None:
+def unavailable(reason: str) -> NoReturn:
     """Skip on a developer's machine; fail in CI, where nothing may be skipped for want of it."""
     if os.environ.get("CI"):
         pytest.fail(f"{reason} (and CI=true allows no skip)")
@@ -19,3 +38,219 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         unavailable(f"no benchmark data at {SHARED}")
     return SHARED
+
+
+@pytest.fixture(autouse=True)
+def _no_engine_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("QDRANT_URL", raising=False)
+    monkeypatch.delenv("QDRANT_API_KEY", raising=False)
+
+
+class Server(NamedTuple):
+    """A running Qdrant server."""
+
+    url: str
+    grpc_port: int
+    api_key: str | None = None
+
+    def connect(self, *, prefer_grpc: bool = False) -> Engine:
+        return connect(
+            url=self.url, api_key=self.api_key, prefer_grpc=prefer_grpc, grpc_port=self.grpc_port
+        )
+
+
+def qdrant_binary() -> Path:
+    """The server to test with; QDRANT_BINARY, else what deploy/fetch_qdrant.sh installed."""
+    given = os.environ.get("QDRANT_BINARY")
+    binary = Path(given) if given else ROOT / ".cache" / "qdrant" / "qdrant"
+    if not binary.is_file():
+        unavailable(f"no Qdrant server at {binary}; run deploy/fetch_qdrant.sh")
+    if not given and (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+        unavailable(f"{binary} is for Linux x86_64")
+    return binary
+
+
+@contextmanager
+def running_server(folder: Path, *, api_key: str | None = None) -> Iterator[Server]:
+    """Run a real server with the project's qdrant.yaml, on free ports, its storage in `folder`."""
+    http_port, grpc_port, p2p_port = free_ports(3)
+    settings = {
+        "SERVICE__HTTP_PORT": http_port,
+        "SERVICE__GRPC_PORT": grpc_port,
+        "CLUSTER__P2P__PORT": p2p_port,
+        "STORAGE__STORAGE_PATH": folder / "storage",
+        "STORAGE__SNAPSHOTS_PATH": folder / "snapshots",
+    }
+    if api_key:
+        settings["SERVICE__API_KEY"] = api_key
+    environment = {f"QDRANT__{name}": str(value) for name, value in settings.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [qdrant_binary(), "--config-path", ROOT / "qdrant.yaml", "--disable-telemetry"],
+            env=os.environ | environment,
+            cwd=folder,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        url = f"http://127.0.0.1:{http_port}"
+        wait_until_ready(url, process, folder / "log")
+        yield Server(url, grpc_port, api_key)
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def wait_until_ready(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        try:
+            with urllib.request.urlopen(f"{url}/readyz", timeout=1):
+                return
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            time.sleep(0.05)
+    pytest.fail(f"Qdrant did not start:\n{log.read_text(errors='replace')[-2000:]}")
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    if GIVEN_URL:
+        yield Server(GIVEN_URL, int(os.environ.get("QDRANT_GRPC_PORT", "6334")), GIVEN_KEY)
+    else:
+        with running_server(tmp_path_factory.mktemp("qdrant")) as started:
+            yield started
+
+
+@pytest.fixture
+def name() -> str:
+    """A collection name that nothing else uses."""
+    return f"test_{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def rest_engine(server: Server, name: str) -> Iterator[Engine]:
+    with server_engine(server, name) as engine:
+        yield engine
+
+
+@pytest.fixture
+def edge_engine(tmp_path: Path) -> Iterator[Engine]:
+    engine = connect(path=tmp_path / "edge")
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(params=["edge", "rest", "grpc"])
+def engine(request: pytest.FixtureRequest, name: str) -> Iterator[Engine]:
+    """Each engine in turn; collections whose names begin with `name` are deleted afterwards."""
+    if request.param == "edge":
+        yield request.getfixturevalue("edge_engine")
+        return
+    server = request.getfixturevalue("server")
+    with server_engine(server, name, prefer_grpc=request.param == "grpc") as engine:
+        yield engine
+
+
+@contextmanager
+def server_engine(server: Server, name: str, *, prefer_grpc: bool = False) -> Iterator[Engine]:
+    engine = server.connect(prefer_grpc=prefer_grpc)
+    try:
+        yield engine
+    finally:
+        for found in engine.get_collections().collections:
+            if found.name.startswith(name):
+                engine.delete_collection(found.name)
+        engine.close()
+
+
+class HashEncoder:
+    """An encoder without training: the mean of one random vector per word, by the word's CRC.
+
+    It has the interface of `models.bundle.ModelBundle` that retrieval and loading use. Its vectors
+    do not depend on what else is in a batch.
+    """
+
+    def __init__(self, *, dim: int = 16, pca_dims: tuple[int, ...] = (8, 4), seed: int = 0) -> None:
+        self.dim = dim
+        self.pca_dims = pca_dims
+        self.fingerprint = hashlib.sha256(f"{dim} {pca_dims} {seed}".encode()).hexdigest()
+        self._words = np.random.default_rng(seed).standard_normal((4096, dim)).astype(np.float32)
+
+    def encode_passages(self, texts: Sequence[str]) -> np.ndarray:
+        rows = [
+            self._words[[zlib.crc32(w.encode()) % 4096 for w in t.split() or [""]]].mean(0)
+            for t in texts
+        ]
+        return _unit(np.stack(rows)) if rows else np.zeros((0, self.dim), np.float32)
+
+    encode_queries = encode_passages
+
+    def reduce(self, vectors: np.ndarray) -> dict[int, np.ndarray]:
+        return {dim: _unit(vectors[:, :dim]) for dim in self.pca_dims}
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture
+def encoder() -> HashEncoder:
+    return HashEncoder()
+
+
+WORDS = (
+    *("river", "bank", "money", "loan", "water", "fish", "boat", "sail", "wind", "storm", "cloud"),
+    *("rain", "sun", "light", "lamp", "desk", "chair", "table", "wood", "tree", "leaf", "root"),
+    *("soil", "farm", "wheat", "bread", "oven", "heat", "metal", "iron", "steel", "bridge", "car"),
+)
+
+
+def make_passages(count: int, *, seed: int = 0) -> list[Passage]:
+    """Passages of 5 to 24 common words, with fields of each kind."""
+    random = np.random.default_rng(seed)
+    kinds = ("note", "article", "manual")
+    return [
+        Passage(
+            passage_id=f"p{number}",
+            text=" ".join(random.choice(WORDS, random.integers(5, 25))) + f" number{number}",
+            title=f"Title {WORDS[number % len(WORDS)]} {number}",
+            url=f"http://example.org/{number}",
+            fields={"kind": kinds[number % 3], "year": 2000 + number % 20, "rank": number / 7},
+        )
+        for number in range(count)
+    ]
+
+
+@pytest.fixture
+def make_data(tmp_path: Path) -> Callable[..., Dataset]:
+    """Write a DATA folder of passages: make_data(passages, name="DATA") -> Dataset."""
+
+    def make(passages: Iterable[Passage], *, name: str = "DATA") -> Dataset:
+        return write_data(tmp_path / name, passages)
+
+    return make
+
+
+def write_data(path: Path, passages: Iterable[Passage]) -> Dataset:
+    with DatasetWriter(path, source="test", overwrite=True) as writer:
+        for passage in passages:
+            writer.add_passage(passage)
+    return Dataset.open(path)

@@ -1,0 +1,131 @@
+"""Passages to points: encode, pack into batches that an engine takes in one request."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from qdrant_client import models as qm
+
+from models.data import Passage
+from retriever.errors import BundleError, DataError
+from retriever.lexical import Bm25Encoder
+from retriever.schema import BM25, DENSE, pca_name, point_id, to_payload
+
+Floats = npt.NDArray[np.float32]
+ENCODE_SIZE = 1024
+BATCH_POINTS = 256
+BATCH_BYTES = 8 * 2**20
+LARGEST_POINT_BYTES = 30 * 2**20  # a server refuses requests over 32 MB
+FLOAT_BYTES = 24  # one float in JSON, at most
+
+
+class PassageEncoder(Protocol):
+    """The part of `ModelBundle` that loading needs."""
+
+    @property
+    def fingerprint(self) -> str:
+        """64 hex digits: the hash of what decides a vector."""
+
+    @property
+    def dim(self) -> int:
+        """Width of a passage vector."""
+
+    @property
+    def pca_dims(self) -> tuple[int, ...]:
+        """Widths that `reduce` gives."""
+
+    def encode_passages(self, texts: Sequence[str]) -> Floats:
+        """Return `(n, dim) float32, L2-normalised`."""
+
+    def reduce(self, vectors: Floats) -> dict[int, Floats]:
+        """Return `(n, d) float32, L2-normalised` for each d of `pca_dims`."""
+
+
+class SizedPoint(NamedTuple):
+    """A point and the most bytes it takes in a request."""
+
+    point: qm.PointStruct
+    size: int
+
+
+class PointMaker:
+    """Makes the points of one collection; the same passage always gives the same point."""
+
+    def __init__(self, encoder: PassageEncoder, bm25: Bm25Encoder) -> None:
+        self._encoder = encoder
+        self._bm25 = bm25
+
+    def make(self, passages: Sequence[Passage]) -> Iterator[SizedPoint]:
+        """Yield the point of each passage.
+
+        Raises:
+            BundleError: the encoder gives vectors of another shape than it says.
+            DataError: a passage is too large for one request.
+        """
+        texts = [passage.content for passage in passages]
+        dense = self._encode(texts)
+        sparse = self._bm25.encode_passages(texts)
+        for row, passage in enumerate(passages):
+            named: dict[str, list[float] | qm.SparseVector] = {
+                name: vectors[row].tolist() for name, vectors in dense.items()
+            }
+            yield _sized(passage, {**named, BM25: sparse[row]})
+
+    def _encode(self, texts: Sequence[str]) -> dict[str, Floats]:
+        full = self._encoder.encode_passages(texts)
+        vectors = {DENSE: full}
+        vectors |= {pca_name(dim): part for dim, part in self._encoder.reduce(full).items()}
+        expected = {DENSE: self._encoder.dim} | {pca_name(d): d for d in self._encoder.pca_dims}
+        found = {name: part.shape for name, part in vectors.items()}
+        if found != {name: (len(texts), dim) for name, dim in expected.items()}:
+            raise BundleError(
+                f"the bundle gives vectors of shapes {found} for {len(texts)} passages, "
+                f"expected widths {expected}; train it again with: models train"
+            )
+        if not all(np.isfinite(part).all() for part in vectors.values()):
+            raise BundleError("the bundle gives vectors that are not finite; train it again")
+        return vectors
+
+
+def _sized(passage: Passage, vector: dict[str, list[float] | qm.SparseVector]) -> SizedPoint:
+    payload = to_payload(passage)
+    floats = sum(
+        2 * len(v.values) if isinstance(v, qm.SparseVector) else len(v) for v in vector.values()
+    )
+    size = len(json.dumps(payload)) + FLOAT_BYTES * floats
+    if size > LARGEST_POINT_BYTES:
+        raise DataError(
+            f"passage {passage.passage_id!r} takes {size:,} bytes as a point, at most "
+            f"{LARGEST_POINT_BYTES:,} fit in a request; split it and run: ingest prepare"
+        )
+    # All values are ours; validating 350 floats per point would cost more than sending them.
+    point = qm.PointStruct.model_construct(
+        id=point_id(passage.passage_id), vector=vector, payload=payload
+    )
+    return SizedPoint(point, size)
+
+
+def pack(
+    points: Iterable[SizedPoint], *, max_points: int = BATCH_POINTS, max_bytes: int = BATCH_BYTES
+) -> Iterator[list[qm.PointStruct]]:
+    """Yield batches in order, each as large as both limits allow and never empty."""
+    batch: list[qm.PointStruct] = []
+    size = 0
+    for item in points:
+        if batch and (len(batch) == max_points or size + item.size > max_bytes):
+            yield batch
+            batch, size = [], 0
+        batch.append(item.point)
+        size += item.size
+    if batch:
+        yield batch
+
+
+def chunks(passages: Iterable[Passage], size: int = ENCODE_SIZE) -> Iterator[list[Passage]]:
+    """Yield lists of up to `size` passages."""
+    rest = iter(passages)
+    while chunk := list(islice(rest, size)):
+        yield chunk

@@ -1,0 +1,104 @@
+"""The `models` command."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from models.console import CommandGroup
+
+app = typer.Typer(
+    cls=CommandGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Train two-tower models and look at what was trained.",
+)
+
+
+@app.callback()
+def main() -> None:
+    """Train two-tower models and look at what was trained."""
+
+
+@app.command()
+def train(
+    data: Annotated[Path, typer.Argument(help="DATA folder, as ingest prepare makes it.")],
+    out: Annotated[Path, typer.Option(help="Bundle folder to make.")],
+    config: Annotated[
+        str | None,
+        typer.Option(help="YAML file, or the name of a shipped recipe (fast, triplet)."),
+    ] = None,
+    tower: Annotated[str | None, typer.Option(help="Kind of tower: mean.")] = None,
+    loss: Annotated[str | None, typer.Option(help="Loss: in_batch or triplet.")] = None,
+    shared: Annotated[
+        bool | None,
+        typer.Option("--shared-towers/--separate-towers", help="One tower for both sides, or two."),
+    ] = None,
+    cbow: Annotated[
+        bool | None, typer.Option("--cbow/--skip-gram", help="How Word2Vec learns.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs over the labelled pairs.")] = None,
+    pretrain_epochs: Annotated[
+        int | None, typer.Option(help="Epochs of inverse cloze over the corpus; 0 for none.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of every random choice.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    wandb: Annotated[str, typer.Option(help="disabled, offline or online.")] = "disabled",
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a bundle; drop a run with other settings.")
+    ] = False,
+) -> None:
+    """Train a bundle from DATA. Run the same command again after a kill, and it goes on.
+
+    Flags win over the configuration. Checkpoints and metrics.jsonl are kept in <out>.run beside
+    the bundle.
+    """
+    flags: dict[str, Any] = {
+        "tower.kind": tower,
+        "tower.shared": shared,
+        "labelled.loss": loss,
+        "labelled.epochs": epochs,
+        "pretrain.epochs": pretrain_epochs,
+        "word2vec.cbow": cbow,
+        "seed": seed,
+    }
+    from models.data import Dataset
+    from models.pipeline import train_bundle
+    from models.recipe import read_config
+    from models.tracking import wandb_options
+
+    bundle = train_bundle(
+        Dataset.open(data),
+        out,
+        read_config(config, flags),
+        device=device,
+        wandb=wandb_options(wandb),
+        force=force,
+        say=lambda line: typer.echo(line, err=True),
+    )
+    dev = bundle.card["dev"]["dense"]
+    typer.echo(f"{out} {bundle.fingerprint}")
+    typer.echo(" ".join(f"{name}={value:.4f}" for name, value in dev.items()))
+
+
+@app.command()
+def show(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole card.")] = False,
+) -> None:
+    """Print what a bundle is, where it came from and how good it was on dev."""
+    import json
+
+    from models.bundle import ModelBundle
+    from models.card import describe
+
+    loaded = ModelBundle.load(bundle)
+    if as_json:
+        typer.echo(json.dumps(loaded.card, ensure_ascii=False))
+    else:
+        typer.echo(describe(loaded.card, loaded.config))
+
+
+if __name__ == "__main__":
+    app()

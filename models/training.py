@@ -1,0 +1,292 @@
+"""The configuration of a training run and the one loop that all its phases go through."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.checkpoint import Arrays, Checkpoint, Progress, RunFolder, parts
+from models.console import progress as progress_bar
+from models.errors import ConfigError, TrainingError
+from models.examples import Batch, Sampler, batches_per_epoch, epoch_batches
+from models.losses import cosine_triplet, in_batch_softmax
+from models.pretrain import PretrainConfig
+from models.tokenizer import TokenizerConfig
+from models.towers import Tokens, TowerConfig, TwoTower
+from models.tracking import Tracker
+from models.word2vec import Word2VecConfig
+
+COLLAPSED_COSINE = 0.95
+WARMUP_SHARE = 0.05
+MAX_GRADIENT_NORM = 1.0
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class LabelledConfig:
+    """The phase that learns from labelled pairs.
+
+    Attributes:
+        loss: `in_batch` (softmax over the batch) or `triplet` (cosine, with a margin).
+        epochs: passes over the pairs at most.
+        patience: stop after so many epochs without a better recall@10 on dev.
+        batch_size: pairs per step, each the others' negative.
+        learning_rate: Adam's peak rate.
+        temperature: of the in-batch softmax.
+        symmetric: also let passages find their queries (in-batch softmax).
+        margin: of the triplet loss.
+        hardest: triplet against the hardest in-batch negative instead of a semi-hard one.
+    """
+
+    loss: Literal["in_batch", "triplet"] = "in_batch"
+    epochs: int = 12
+    patience: int = 3
+    batch_size: int = 2048
+    learning_rate: float = 1e-3
+    temperature: float = 0.05
+    symmetric: bool = True
+    margin: float = 0.2
+    hardest: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 2:
+            raise ConfigError(f"labelled.batch_size is {self.batch_size}, expected 2 or more")
+        if self.epochs < 0:
+            raise ConfigError(f"labelled.epochs is {self.epochs}, expected 0 or more")
+        if self.patience < 1:
+            raise ConfigError(f"labelled.patience is {self.patience}, expected 1 or more")
+        for name in ("learning_rate", "temperature", "margin"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"labelled.{name} is {getattr(self, name)}, expected above 0")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides a bundle, beside the data.
+
+    Attributes:
+        seed: of every random choice.
+        dev_share: queries held out for early stopping where DATA has no dev split.
+        pca_dims: widths of the reduced vectors.
+    """
+
+    seed: int = 0
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    word2vec: Word2VecConfig = field(default_factory=Word2VecConfig)
+    tower: TowerConfig = field(default_factory=TowerConfig)
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    labelled: LabelledConfig = field(default_factory=LabelledConfig)
+    dev_share: float = 0.1
+    pca_dims: tuple[int, ...] = (64, 32)
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ConfigError(f"seed is {self.seed}, expected 0 or more")
+        if not 0 < self.dev_share < 1:
+            raise ConfigError(f"dev_share is {self.dev_share}, expected between 0 and 1")
+        if any(d < 1 for d in self.pca_dims):
+            raise ConfigError(f"pca_dims are {list(self.pca_dims)}, expected 1 or more each")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain nested values."""
+        return {**asdict(self), "pca_dims": list(self.pca_dims)}
+
+
+class Phase(NamedTuple):
+    """One objective and how long to follow it.
+
+    Attributes:
+        name: for logs.
+        sampler: where batches come from.
+        loss: (queries, passages, masked) -> scalar.
+        epochs: at most.
+        batch_size: at most.
+        learning_rate: the peak.
+        patience: epochs without a better recall@10 before stopping and going back to the best;
+            None never stops and keeps the last.
+        margin: of a triplet loss, for the collapse check.
+    """
+
+    name: str
+    sampler: Sampler
+    loss: Loss
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    patience: int | None = None
+    margin: float | None = None
+
+
+class DevResult(NamedTuple):
+    """What evaluation says: metrics by name, and the passages' mean pairwise cosine."""
+
+    metrics: dict[str, float]
+    cosine: float
+
+
+def softmax_loss(*, temperature: float, symmetric: bool = True) -> Loss:
+    """Return the in-batch softmax with its parameters set."""
+    return lambda queries, passages, masked: in_batch_softmax(
+        queries, passages, temperature=temperature, masked=masked, symmetric=symmetric
+    )
+
+
+def labelled_loss(config: LabelledConfig) -> Loss:
+    """Return the loss that the configuration names, its parameters set."""
+    if config.loss == "in_batch":
+        return softmax_loss(temperature=config.temperature, symmetric=config.symmetric)
+    return lambda queries, passages, masked: cosine_triplet(
+        queries, passages, margin=config.margin, masked=masked, hardest=config.hardest
+    )
+
+
+@dataclass
+class Trainer:
+    """Takes towers through phases, checkpointing after every epoch.
+
+    Attributes:
+        towers: what is trained, in place.
+        evaluate: says how good the towers are on dev.
+        folder: where checkpoints go.
+        tracker: where records go.
+        seed: of the shuffles and spans.
+    """
+
+    towers: TwoTower
+    evaluate: Callable[[], DevResult]
+    folder: RunFolder
+    tracker: Tracker
+    seed: int
+
+    def run(self, phases: list[Phase], resumed: Checkpoint | None = None) -> None:
+        """Train through all phases, from the start or from where a checkpoint stopped."""
+        start = resumed.progress if resumed else Progress()
+        for number in range(start.phase, len(phases)):
+            checkpoint = resumed if number == start.phase else None
+            self._run_phase(number, phases[number], checkpoint)
+
+    def _run_phase(self, number: int, phase: Phase, resumed: Checkpoint | None) -> None:
+        optimizer = torch.optim.Adam(self.towers.parameters(), lr=phase.learning_rate, fused=True)
+        state, best = self._begin(number, phase, optimizer, resumed)
+        while state.epoch < phase.epochs and not _is_stale(state, phase):
+            loss = self._run_epoch(number, phase, state.epoch, optimizer)
+            result = self.evaluate()
+            _check_collapse(phase, loss, result.cosine)
+            record = {"phase": phase.name, "epoch": state.epoch + 1, "loss": round(loss, 6)}
+            self.tracker.log({**record, **result.metrics, "cosine": result.cosine})
+            state = state._replace(epoch=state.epoch + 1, records=self.tracker.count)
+            if phase.patience is None or result.metrics["recall@10"] > state.best:
+                state = state._replace(best=result.metrics["recall@10"], best_epoch=state.epoch)
+                best = self.towers.arrays()
+            self._save(state, optimizer, best if phase.patience is not None else {})
+        self.towers.load_arrays(best)
+        self._save(Progress(phase=number + 1, records=self.tracker.count), None, {})
+
+    def _begin(
+        self,
+        number: int,
+        phase: Phase,
+        optimizer: torch.optim.Adam,
+        resumed: Checkpoint | None,
+    ) -> "_Begun":
+        if resumed is None or resumed.progress.epoch == 0:
+            best = self.evaluate().metrics["recall@10"] if phase.patience is not None else -1.0
+            return _Begun(Progress(phase=number, best=best), self.towers.arrays())
+        restore_optimizer(optimizer, self.towers, resumed.part("adam"))
+        return _Begun(resumed.progress, resumed.part("best") or self.towers.arrays())
+
+    def _run_epoch(
+        self, number: int, phase: Phase, epoch: int, optimizer: torch.optim.Adam
+    ) -> float:
+        rng = np.random.default_rng([self.seed, number, epoch])
+        per_epoch = batches_per_epoch(phase.sampler.size, phase.batch_size)
+        batches = epoch_batches(phase.sampler, batch_size=phase.batch_size, rng=rng)
+        label = f"{phase.name} {epoch + 1}/{phase.epochs}"
+        total = 0.0
+        for i, batch in enumerate(progress_bar(batches, label=label, total=per_epoch)):
+            step = epoch * per_epoch + i
+            rate = rate_factor(step, per_epoch * phase.epochs) * phase.learning_rate
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            loss = batch_loss(self.towers, batch, phase.loss)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(self.towers.parameters(), MAX_GRADIENT_NORM)
+            optimizer.step()
+            total += loss.item()
+        return total / per_epoch
+
+    def _save(self, state: Progress, optimizer: torch.optim.Adam | None, best: Arrays) -> None:
+        adam = optimizer_arrays(optimizer, self.towers) if optimizer else {}
+        arrays = parts(towers=self.towers.arrays(), best=best, adam=adam)
+        self.folder.save(Checkpoint(state, arrays))
+
+
+class _Begun(NamedTuple):
+    """Progress at the start of a phase and the best towers so far."""
+
+    state: Progress
+    best: Arrays
+
+
+def batch_loss(towers: TwoTower, batch: Batch, loss: Loss) -> Tensor:
+    """Encode a batch with both towers and return its scalar loss."""
+    device = next(towers.parameters()).device
+    queries = towers.query(Tokens.of(batch.queries, device))
+    passages = towers.passage(Tokens.of(batch.passages, device))
+    masked = torch.zeros(len(queries), len(passages), dtype=torch.bool, device=device)
+    if len(batch.masked):
+        rows, columns = torch.from_numpy(batch.masked.T).to(device)
+        masked[rows, columns] = True
+    return loss(queries, passages, masked)
+
+
+def rate_factor(step: int, steps: int) -> float:
+    """Return the share of the peak rate at `step` of `steps`: linear warm-up, then linear decay."""
+    warmup = max(1, round(steps * WARMUP_SHARE))
+    return min((step + 1) / warmup, (steps - step) / max(1, steps - warmup + 1))
+
+
+def optimizer_arrays(optimizer: torch.optim.Adam, towers: TwoTower) -> Arrays:
+    """Return Adam's state as plain arrays."""
+    return {
+        f"{name}.{key}": value.detach().cpu().numpy().copy()
+        for name, parameter in towers.named_parameters()
+        for key, value in optimizer.state[parameter].items()
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Adam, towers: TwoTower, arrays: Arrays) -> None:
+    """Set Adam's state to what `optimizer_arrays` returned."""
+    for name, parameter in towers.named_parameters():
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            value = torch.from_numpy(np.array(arrays[f"{name}.{key}"]))
+            optimizer.state[parameter][key] = value.to(parameter.device)
+
+
+def _is_stale(state: Progress, phase: Phase) -> bool:
+    return phase.patience is not None and state.epoch - state.best_epoch >= phase.patience
+
+
+def _check_collapse(phase: Phase, loss: float, cosine: float) -> None:
+    """Stop when all vectors point one way, the classic failure of the triplet loss.
+
+    A loss at the margin means that positive and negative score alike.
+    """
+    if not np.isfinite(loss):
+        raise TrainingError(
+            f"{phase.name}: the loss is {loss}; lower {phase.name}.learning_rate "
+            f"(now {phase.learning_rate})"
+        )
+    at_margin = phase.margin is not None and abs(loss - phase.margin) <= 0.01 * phase.margin
+    if cosine < COLLAPSED_COSINE and not (at_margin and cosine > COLLAPSED_COSINE / 2):
+        return
+    raise TrainingError(
+        f"{phase.name} collapsed: loss {loss:.4f}, mean cosine between passages {cosine:.3f} "
+        f"(all vectors are nearly the same); use labelled.loss in_batch, lower "
+        f"{phase.name}.learning_rate (now {phase.learning_rate}) or a larger batch_size"
+    )

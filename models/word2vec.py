@@ -1,0 +1,98 @@
+"""Token vectors from unlabelled text: skip-gram or CBOW with negative sampling (gensim).
+
+Mikolov et al., "Distributed Representations of Words and Phrases and their Compositionality",
+2013, https://arxiv.org/abs/1310.4546.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from models.encoding import normalized
+from models.errors import ConfigError
+from models.tokenizer import TokenRows
+
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Word2VecConfig:
+    """How token vectors are learnt before any pair is seen.
+
+    Attributes:
+        epochs: passes over the corpus; 0 starts from random directions instead.
+        window: tokens to either side that count as near.
+        negative: noise tokens per near token.
+        sample: how strongly frequent tokens are thinned out.
+        cbow: predict a token from its neighbours instead of the neighbours from it.
+        workers: threads; more than one is quicker and no longer deterministic.
+    """
+
+    epochs: int = 2
+    window: int = 5
+    negative: int = 5
+    sample: float = 1e-4
+    cbow: bool = False
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        if self.epochs < 0:
+            raise ConfigError(f"word2vec.epochs is {self.epochs}, expected 0 or more")
+        for name in ("window", "negative", "workers"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"word2vec.{name} is {getattr(self, name)}, expected 1 or more")
+
+
+def random_vectors(vocab_size: int, dim: int, *, seed: int) -> FloatArray:
+    """Draw (vocab_size, dim) float32 directions, L2-normalised.
+
+    A mean of such vectors is a random projection of the text's term weights, which keeps their
+    dot products (Johnson and Lindenstrauss, 1984): an untrained tower starts as a blurred TF-IDF.
+    """
+    drawn = np.random.default_rng(seed).normal(size=(vocab_size, dim)).astype(np.float32)
+    return normalized(drawn)
+
+
+def learn_vectors(
+    rows: TokenRows, config: Word2VecConfig, *, vocab_size: int, dim: int, seed: int
+) -> FloatArray:
+    """Learn (vocab_size, dim) float32 token vectors, L2-normalised.
+
+    A token that never occurs keeps a random direction.
+    """
+    vectors = random_vectors(vocab_size, dim, seed=seed)
+    if not config.epochs or not len(rows.ids):
+        return vectors
+    # gensim is slow to import and is needed nowhere else.
+    from gensim.models import Word2Vec
+
+    model = Word2Vec(
+        sentences=_Sentences(rows),
+        vector_size=dim,
+        sg=int(not config.cbow),
+        negative=config.negative,
+        window=config.window,
+        sample=config.sample,
+        min_count=1,
+        epochs=config.epochs,
+        workers=config.workers,
+        seed=seed,
+    )
+    known = np.array([int(token) for token in model.wv.index_to_key])
+    vectors[known] = normalized(model.wv.vectors)
+    return vectors
+
+
+class _Sentences:
+    """Token rows as gensim wants them: lists of strings, as often as it asks."""
+
+    def __init__(self, rows: TokenRows) -> None:
+        self._rows = rows
+
+    def __iter__(self) -> Iterator[list[str]]:
+        ids, offsets = self._rows
+        for start, end in pairwise(offsets.tolist()):
+            yield [str(i) for i in ids[start:end]]

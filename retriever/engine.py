@@ -1,0 +1,264 @@
+"""The one seam to the vector engine: nothing else in this project makes a client.
+
+`connect()` gives embedded Qdrant Edge by default and a Qdrant server or cluster for a URL. Both
+answer the same calls (`Engine`: the part of `QdrantClient` that is used here, with the types of
+`qdrant_client.models` in and out) and fail with the same one-line errors.
+"""
+
+import os
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import wraps
+from pathlib import Path
+from typing import Any, Protocol, cast
+from urllib.parse import urlsplit
+
+from qdrant_client import QdrantClient
+from qdrant_client import models as qm
+from qdrant_client.conversions.common_types import AliasOperations
+from qdrant_client.http.models import QueryResponse  # the name in qm is fastembed's
+
+from retriever.edge import EdgeClient
+from retriever.engine_errors import engine_errors
+from retriever.errors import CollectionNotFound, ConfigError, EngineTooOld, EngineUnavailable
+
+DEFAULT_PATH = ".qdrant"
+OLDEST_SERVER = (1, 16)
+PayloadIndex = qm.PayloadSchemaType | qm.TextIndexParams
+Vectors = Mapping[str, qm.VectorParams]
+SparseVectors = Mapping[str, qm.SparseVectorParams]
+
+
+class Engine(Protocol):
+    """What embedded engine and server have in common; semantics are `QdrantClient`'s.
+
+    Every method raises an `EngineError` in one line where the engine fails.
+    """
+
+    def info(self) -> qm.VersionInfo: ...  # noqa: D102
+    def close(self) -> None: ...  # noqa: D102
+
+    def resolve(self, name: str) -> str:
+        """Return the collection that alias `name` points to, or `name` if it is a collection.
+
+        Raises:
+            CollectionNotFound: neither exists.
+        """
+
+    def optimize(self, collection_name: str) -> bool:
+        """Build the indexes that a server builds by itself; True where there was work to do."""
+
+    def collection_exists(self, collection_name: str) -> bool: ...  # noqa: D102
+    def create_collection(  # noqa: D102
+        self,
+        collection_name: str,
+        *,
+        vectors_config: Vectors,
+        sparse_vectors_config: SparseVectors | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> bool: ...
+    def get_collection(self, collection_name: str) -> qm.CollectionInfo: ...  # noqa: D102
+    def get_collections(self) -> qm.CollectionsResponse: ...  # noqa: D102
+    def delete_collection(self, collection_name: str) -> bool: ...  # noqa: D102
+    def update_collection(  # noqa: D102
+        self, collection_name: str, *, metadata: dict[str, Any] | None = None
+    ) -> bool: ...
+    def get_aliases(self) -> qm.CollectionsAliasesResponse: ...  # noqa: D102
+    def update_collection_aliases(  # noqa: D102
+        self, change_aliases_operations: Sequence[AliasOperations]
+    ) -> bool: ...
+    def create_payload_index(  # noqa: D102
+        self, collection_name: str, field_name: str, field_schema: PayloadIndex
+    ) -> qm.UpdateResult: ...
+    def upsert(  # noqa: D102
+        self, collection_name: str, points: Sequence[qm.PointStruct], *, wait: bool = True
+    ) -> qm.UpdateResult: ...
+    def delete(  # noqa: D102
+        self,
+        collection_name: str,
+        points_selector: list[int | str] | qm.Filter,
+        *,
+        wait: bool = True,
+    ) -> qm.UpdateResult: ...
+    def scroll(  # noqa: D102
+        self,
+        collection_name: str,
+        *,
+        scroll_filter: qm.Filter | None = None,
+        limit: int = 10,
+        offset: int | str | None = None,
+        with_payload: bool | list[str] = True,
+        with_vectors: bool | list[str] = False,
+    ) -> tuple[list[qm.Record], int | str | None]: ...
+    def retrieve(  # noqa: D102
+        self,
+        collection_name: str,
+        ids: Sequence[int | str],
+        *,
+        with_payload: bool | list[str] = True,
+        with_vectors: bool | list[str] = False,
+    ) -> list[qm.Record]: ...
+    def count(  # noqa: D102
+        self, collection_name: str, *, count_filter: qm.Filter | None = None, exact: bool = True
+    ) -> qm.CountResult: ...
+    def query_points(  # noqa: D102
+        self,
+        collection_name: str,
+        query: Any = None,
+        *,
+        using: str | None = None,
+        prefetch: qm.Prefetch | list[qm.Prefetch] | None = None,
+        query_filter: qm.Filter | None = None,
+        search_params: qm.SearchParams | None = None,
+        limit: int = 10,
+        offset: int | None = None,
+        with_payload: bool | list[str] = True,
+        with_vectors: bool | list[str] = False,
+        score_threshold: float | None = None,
+    ) -> QueryResponse: ...
+    def query_batch_points(  # noqa: D102
+        self, collection_name: str, requests: Sequence[qm.QueryRequest]
+    ) -> list[QueryResponse]: ...
+
+
+@dataclass(frozen=True)
+class EngineAddress:
+    """Where the engine is: exactly one of `url` and `path` is set."""
+
+    url: str | None = None
+    path: Path | None = None
+    api_key: str | None = field(default=None, repr=False)
+
+    @classmethod
+    def find(
+        cls, *, url: str | None, path: str | Path | None, api_key: str | None = None
+    ) -> "EngineAddress":
+        """Apply the project's one rule for choosing an engine.
+
+        An explicit `url` or `path` wins; then `QDRANT_URL`; then the folder `.qdrant`. A server's
+        key is `api_key`, else `QDRANT_API_KEY`.
+
+        Raises:
+            ConfigError: both are given, or the URL is not one.
+        """
+        if url and path:
+            raise ConfigError(f"found both URL {url} and path {path}; expected one of them")
+        if not path:
+            url = url or os.environ.get("QDRANT_URL")
+        if not url:
+            return cls(path=Path(path or DEFAULT_PATH))
+        if not re.fullmatch(r"https?://[^/\s]+.*", url):
+            raise ConfigError(f"{url!r} is not a URL; expected e.g. http://localhost:6333")
+        return cls(url=url, api_key=api_key or os.environ.get("QDRANT_API_KEY") or None)
+
+    def __str__(self) -> str:
+        """Return the URL without credentials, or the path."""
+        if self.url is None:
+            return str(self.path)
+        parts = urlsplit(self.url)
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def connect(
+    *,
+    url: str | None = None,
+    path: str | Path | None = None,
+    api_key: str | None = None,
+    prefer_grpc: bool = False,
+    grpc_port: int = 6334,
+    timeout_s: int = 30,
+) -> Engine:
+    """Open the engine that `EngineAddress.find` chooses.
+
+    Args:
+        url: a Qdrant server or cluster.
+        path: folder of the embedded engine; one process at a time can hold it.
+        api_key: for the server; never printed.
+        prefer_grpc: talk gRPC at `grpc_port` for everything but the version check.
+        grpc_port: where the server listens for gRPC.
+        timeout_s: for each request; at least 10, for a cluster's leader election can take 5.
+
+    Raises:
+        ConfigError: both `url` and `path`, or something that is not a URL.
+        EngineUnavailable: no answer, not Qdrant, or the key is refused.
+        EngineTooOld: the server is older than 1.16.
+        EngineLocked: another process holds the folder.
+    """
+    address = EngineAddress.find(url=url, path=path, api_key=api_key)
+    if address.path is not None:
+        return _guarded(EdgeClient(address.path), str(address))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a key over plain HTTP is the caller's to judge
+        client = QdrantClient(
+            url=address.url,
+            api_key=address.api_key,
+            prefer_grpc=prefer_grpc,
+            grpc_port=grpc_port,
+            timeout=timeout_s,
+            check_compatibility=False,
+        )
+    engine = _guarded(client, str(address))
+    try:
+        _check_server(engine, str(address))
+    except BaseException:
+        engine.close()
+        raise
+    return engine
+
+
+def _check_server(engine: Engine, where: str) -> None:
+    version = engine.info().version
+    found = re.match(r"(\d+)\.(\d+)", version)
+    if not found:
+        raise EngineUnavailable(f"{where} gives version {version!r}; expected a Qdrant server")
+    if (int(found[1]), int(found[2])) < OLDEST_SERVER:
+        oldest = ".".join(map(str, OLDEST_SERVER))
+        raise EngineTooOld(
+            f"{where} runs Qdrant {version}, expected {oldest} or newer; upgrade the server"
+        )
+    engine.get_aliases()  # the version is public; this call needs the key
+
+
+def _guarded(client: EdgeClient | QdrantClient, where: str) -> Engine:
+    return cast(Engine, _Guarded(client, where))
+
+
+class _Guarded:
+    """Passes calls on to a client and turns its failures into `EngineError`s."""
+
+    def __init__(self, client: EdgeClient | QdrantClient, where: str) -> None:
+        self._client = client
+        self._where = where
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._client, name)
+
+        @wraps(method)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with engine_errors(self._where):
+                return method(*args, **kwargs)
+
+        self.__dict__[name] = call
+        return call
+
+    def resolve(self, name: str) -> str:
+        with engine_errors(self._where):
+            aliases = self._client.get_aliases().aliases
+            for alias in aliases:
+                if alias.alias_name == name:
+                    return alias.collection_name
+            if self._client.collection_exists(name):
+                return name
+        known = ", ".join(sorted(alias.alias_name for alias in aliases)) or "none"
+        raise CollectionNotFound(
+            f"no collection {name!r} at {self._where} (aliases there: {known}); "
+            f"run: ingest load DATA --bundle BUNDLE --collection {name}"
+        )
+
+    def optimize(self, collection_name: str) -> bool:
+        if not isinstance(self._client, EdgeClient):
+            return False
+        with engine_errors(self._where):
+            return self._client.optimize(collection_name)

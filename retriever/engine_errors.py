@@ -1,0 +1,83 @@
+"""Failures of client libraries, told in one line."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import grpc
+from qdrant_client.common.client_exceptions import QdrantException
+from qdrant_client.http.exceptions import (
+    ApiException,
+    ResponseHandlingException,
+    UnexpectedResponse,
+)
+
+from retriever.errors import CollectionNotFound, EngineError, EngineUnavailable
+
+LONGEST = 300
+
+
+@contextmanager
+def engine_errors(where: str) -> Iterator[None]:
+    """Turn what a client raises into an `EngineError` that names the engine.
+
+    Args:
+        where: URL or folder, as the user may see it.
+    """
+    try:
+        yield
+    except UnexpectedResponse as error:
+        raise _from_status(error.status_code or 0, _reason(error.content), where) from None
+    except ResponseHandlingException as error:
+        raise _unavailable(where, _one_line(error.source)) from None
+    except (ApiException, QdrantException) as error:
+        raise EngineError(f"{where}: {_one_line(error)}") from None
+    except grpc.RpcError as error:
+        raise _from_grpc(error, where) from None
+    except Exception as error:
+        if type(error) is Exception:  # all that Edge's bindings ever raise
+            raise EngineError(f"{where}: {_one_line(error)}") from None
+        raise
+
+
+def _unavailable(where: str, reason: str) -> EngineUnavailable:
+    return EngineUnavailable(
+        f"no Qdrant answers at {where} ({reason}); start one (deploy/compose.yaml), "
+        f"or leave --url and QDRANT_URL out to use the embedded engine"
+    )
+
+
+def _from_status(status: int, reason: str, where: str) -> EngineError:
+    if status in (401, 403):
+        return EngineUnavailable(
+            f"{where} refused the API key (HTTP {status}); set QDRANT_API_KEY to a valid one"
+        )
+    if status == 404:
+        return CollectionNotFound(f"{where}: {reason}; see: ingest list")
+    if status in (502, 503, 504):
+        return _unavailable(where, f"HTTP {status}")
+    return EngineError(f"{where} answered HTTP {status}: {reason}")
+
+
+def _from_grpc(error: grpc.RpcError, where: str) -> EngineError:
+    code = getattr(error, "code", lambda: grpc.StatusCode.UNKNOWN)()
+    reason = _one_line(getattr(error, "details", lambda: error)())
+    if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+        return _from_status(401, reason, where)
+    if code is grpc.StatusCode.NOT_FOUND:
+        return _from_status(404, reason, where)
+    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+        return _unavailable(where, reason)
+    return EngineError(f"{where} answered gRPC {code.name}: {reason}")
+
+
+def _reason(content: bytes) -> str:
+    try:
+        return _one_line(json.loads(content)["status"]["error"])
+    except (ValueError, KeyError, TypeError):
+        return _one_line(content.decode("utf-8", "replace"))
+
+
+def _one_line(reason: object) -> str:
+    text = " ".join(str(reason).split()) or type(reason).__name__
+    return text if len(text) <= LONGEST else text[:LONGEST] + "…"

@@ -1,0 +1,20 @@
+"""Options that every command which reaches an engine has in common."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Url = Annotated[
+    str | None,
+    typer.Option(
+        "--url",
+        help="Qdrant server or cluster; QDRANT_URL where neither this nor --path is given. "
+        "Its key comes from QDRANT_API_KEY.",
+        show_default=False,
+    ),
+]
+Path_ = Annotated[
+    Path | None,
+    typer.Option("--path", help="Folder of the embedded engine.", show_default=".qdrant"),
+]

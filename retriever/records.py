@@ -1,0 +1,81 @@
+"""What goes into a search and what comes out of it."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from models.data import Passage, Qrel, Query
+
+__all__ = ["Hit", "Passage", "Qrel", "Query", "Run", "SearchResult", "Stage"]
+
+Run = dict[str, dict[str, float]]
+"""query_id -> passage_id -> score, as in ir-measures and TREC run files."""
+
+
+class Stage(NamedTuple):
+    """What one stage thought of one candidate.
+
+    Attributes:
+        score: in the stage's own unit (cosine, BM25, ...).
+        rank: among that query's candidates, from 1.
+    """
+
+    score: float
+    rank: int
+
+
+class Hit(NamedTuple):
+    """One search result.
+
+    Attributes:
+        rank: position in the result, from 1.
+        passage_id: the source's id.
+        score: the last stage's score; comparable within one query only.
+        title: may be empty.
+        text: the passage.
+        url: may be empty.
+        stages: stage name -> its score and rank; a stage that did not see this passage is absent.
+        payload: everything the collection holds about the passage.
+    """
+
+    rank: int
+    passage_id: str
+    score: float
+    title: str
+    text: str
+    url: str
+    stages: Mapping[str, Stage]
+    payload: Mapping[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form that `retriever search --json` prints."""
+        return {
+            "rank": self.rank,
+            "passage_id": self.passage_id,
+            "score": self.score,
+            "title": self.title,
+            "text": self.text,
+            "url": self.url,
+            "stages": {name: stage._asdict() for name, stage in self.stages.items()},
+        }
+
+
+class SearchResult(NamedTuple):
+    """The hits of one query and where the time went.
+
+    Attributes:
+        query: as searched.
+        hits: best first.
+        timings_ms: stage name -> milliseconds. Queries searched together share the cost evenly.
+    """
+
+    query: str
+    hits: list[Hit]
+    timings_ms: Mapping[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form that `retriever search --json` prints."""
+        return {
+            "query": self.query,
+            "hits": [hit.to_dict() for hit in self.hits],
+            "timings_ms": {name: round(ms, 3) for name, ms in self.timings_ms.items()},
+        }

@@ -1,0 +1,87 @@
+import math
+
+import numpy as np
+import pytest
+
+from models.data import Qrel
+from retriever.evaluate import MEASURES, Report, SystemResult, bootstrap_interval, per_query
+from retriever.report import to_markdown
+
+QRELS = [
+    Qrel("q1", "a", 1, "dev"),
+    Qrel("q2", "b", 2, "dev"),
+    Qrel("q2", "c", 1, "dev"),
+    Qrel("q2", "z", 0, "dev"),
+    Qrel("q3", "d", 1, "dev"),
+]
+RANKINGS = {"q1": ["x", "a", "y"], "q2": ["b", "z", "y", "c"], "q3": []}
+
+
+def test_measures_by_hand() -> None:
+    values = per_query(RANKINGS, QRELS)
+    assert set(values) == set(MEASURES)
+    assert values["recall@1"].tolist() == [0, 1 / 2, 0]
+    assert values["recall@3"].tolist() == [1, 1 / 2, 0]
+    assert values["recall@10"].tolist() == values["recall@100"].tolist() == [1, 1, 0]
+    assert values["mrr@10"].tolist() == [1 / 2, 1, 0]
+    gain = 2 / math.log2(2) + 1 / math.log2(5)
+    ideal = 2 / math.log2(2) + 1 / math.log2(3)
+    assert values["ndcg@10"] == pytest.approx([1 / math.log2(3), gain / ideal, 0])
+
+
+def test_a_relevant_passage_beyond_the_cutoff_does_not_count() -> None:
+    ranking = [f"x{i}" for i in range(10)] + ["a"]
+    values = per_query({"q1": ranking, "q2": [], "q3": []}, QRELS)
+    assert values["mrr@10"][0] == values["ndcg@10"][0] == values["recall@10"][0] == 0
+    assert values["recall@100"][0] == 1
+
+
+def test_agrees_with_a_naive_loop_on_random_rankings() -> None:
+    rng = np.random.default_rng(7)
+    passages = [str(i) for i in range(300)]
+    qrels, rankings = [], {}
+    for i in range(30):
+        query_id = f"q{i}"
+        relevant = set(rng.choice(passages, size=rng.integers(1, 6), replace=False).tolist())
+        qrels += [Qrel(query_id, p, 1, "dev") for p in sorted(relevant)]
+        rankings[query_id] = rng.permutation(passages)[:100].tolist()
+    values = per_query(rankings, qrels)
+    for row, (query_id, ranking) in enumerate(rankings.items()):
+        relevant = {q.passage_id for q in qrels if q.query_id == query_id}
+        hits = [passage_id in relevant for passage_id in ranking]
+        for depth in (1, 3, 10, 100):
+            found = sum(hits[:depth]) / len(relevant)
+            assert values[f"recall@{depth}"][row] == pytest.approx(found)
+        first = next((1 / (r + 1) for r, hit in enumerate(hits[:10]) if hit), 0.0)
+        assert values["mrr@10"][row] == pytest.approx(first)
+
+
+def test_bootstrap_interval_is_close_to_the_normal_one() -> None:
+    values = np.random.default_rng(1).binomial(1, 0.7, size=1000).astype(float)
+    low, high = bootstrap_interval(values)
+    half = 1.96 * values.std() / math.sqrt(len(values))
+    assert low == pytest.approx(values.mean() - half, abs=0.005)
+    assert high == pytest.approx(values.mean() + half, abs=0.005)
+    assert bootstrap_interval(values) == (low, high)
+
+
+def test_markdown_has_a_row_per_system_and_the_counts() -> None:
+    result = SystemResult(
+        system="bm25",
+        queries=1794,
+        metrics=dict.fromkeys(MEASURES, 0.69),
+        intervals=dict.fromkeys(MEASURES, (0.67, 0.71)),
+        p50_ms=1.234,
+        p95_ms=5.678,
+    )
+    report = Report("c--1", 94590, "DATA", "dev", "f" * 64, "abc1234", (result,))
+    lines = to_markdown(report).split("\n")
+    assert "1,794 queries over 94,590 passages" in lines[0]
+    assert lines[2].startswith("| system | ")
+    assert [cell.strip() for cell in lines[4].strip("|").split("|")] == [
+        "bm25",
+        *["0.690 ±0.020"] * 6,
+        "1.2",
+        "5.7",
+    ]
+    assert len({len(line) for line in lines[2:]}) == 1
