@@ -34,7 +34,7 @@ _ROLE = re.compile(r":[\w:+-]+:`[~!]?([^`<]*?)(\s*<[^`>]*>)?`")
 _MARKUP = re.compile(r"`+|\*\*|\|(?=\w)|(?<=\w)\||(?<=\w)_(?=\s|$)")
 _UNDERLINE = re.compile(r"^[ \t]*([-=~^\"*#+])\1{2,}[ \t]*\n?", re.MULTILINE)
 _SECTION = re.compile(r"[A-Z]\w*( \w+)?:$|:\w+.*:|@\w+|\.\. |>>> |[-*+] |\d+[.)] ")
-_WORD = re.compile(r"[A-Za-z][A-Za-z'-]*")
+_WORD = re.compile(r"[A-Za-z][A-Za-z'-]+")
 
 
 class Documented(NamedTuple):
@@ -97,16 +97,17 @@ def split_docstring(docstring: str) -> tuple[str, str]:
     The summary is the first line, or as many lines (at most 3) as its first sentence takes. A
     signature in front of it, as extension modules have, stays out of both.
     """
-    paragraph, _, rest = docstring.strip().partition("\n\n")
+    docstring = _UNDERLINE.sub("", docstring).strip()
+    paragraph, _, rest = docstring.partition("\n\n")
     if _SIGNATURE.fullmatch(paragraph.strip()):
         paragraph, _, rest = rest.strip().partition("\n\n")
     lines = paragraph.strip().split("\n")
     taken = _summary_length(lines)
     if not 0 < taken <= _MAX_SUMMARY_LINES:
-        return "", docstring.strip()
+        return "", docstring
     summary = " ".join(line.strip() for line in lines[:taken])
     body = "\n".join(lines[taken:]) + "\n\n" + rest
-    return summary, _UNDERLINE.sub("", body).strip()
+    return summary, body.strip()
 
 
 def prose_words(body: str) -> int:
@@ -142,7 +143,7 @@ def _documented(writer: DatasetWriter) -> Iterator[Documented]:
         if item.url in seen:
             writer.leave_out("object defined a second time")
         elif prose_words(body) < MIN_BODY_WORDS:
-            writer.leave_out(f"docstring body under {MIN_BODY_WORDS} words")
+            writer.leave_out(f"docstring body under {MIN_BODY_WORDS} words of prose")
         else:
             seen.add(item.url)
             yield Documented(item, _query(summary, body, writer), body)

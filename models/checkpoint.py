@@ -24,6 +24,9 @@ from models.config import flatten
 from models.errors import TrainingError
 from models.files import write_bytes, write_json
 
+CHECKPOINT = "checkpoint.safetensors"
+RECORDS = (CHECKPOINT, "finished.json", "failed.json")
+
 FloatArray = npt.NDArray[np.float32]
 Arrays = dict[str, FloatArray]
 
@@ -76,10 +79,9 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._checkpoint = path / "checkpoint.safetensors"
+        self._checkpoint = path / CHECKPOINT
         self._tokenizer = path / "tokenizer.model"
         self._identity = path / "run.json"
-        self._finished = path / "finished.json"
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -112,7 +114,7 @@ class RunFolder:
 
     def _drop_if_useless(self) -> None:
         """Remove the folder of a run that failed before there was anything to go on from."""
-        if not self._checkpoint.exists() and not self._finished.exists():
+        if not any((self.path / name).exists() for name in RECORDS):
             shutil.rmtree(self.path, ignore_errors=True)
 
     def claim(self, identity: Mapping[str, Any], *, force: bool) -> bool:
@@ -130,9 +132,10 @@ class RunFolder:
         """
         wanted = json.loads(json.dumps(identity))
         found = self._unfinished()
+        goes_on = self._checkpoint.exists()
         if found == wanted:
-            return self._checkpoint.exists()
-        if found is not None and not force:
+            return goes_on
+        if found is not None and goes_on and not force:
             raise TrainingError(
                 f"{self.path} holds an unfinished run with {_difference(found, wanted)}; "
                 "repeat its values to go on, or start over with --force"
@@ -141,9 +144,13 @@ class RunFolder:
         write_json(self._identity, wanted)
         return False
 
-    def finish(self) -> None:
-        """Keep the record (run.json, metrics.jsonl) and drop what only resuming needs."""
-        self._identity.rename(self._finished)
+    def end(self, outcome: str) -> None:
+        """Keep the record (run.json, as `<outcome>.json`, and metrics.jsonl), drop the rest.
+
+        Args:
+            outcome: `finished`, or `failed` where going on would only fail again.
+        """
+        self._identity.rename(self.path / f"{outcome}.json")
         self._checkpoint.unlink(missing_ok=True)
         self._tokenizer.unlink(missing_ok=True)
 

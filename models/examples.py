@@ -96,7 +96,7 @@ def hold_out(labelled: Labelled, *, share: float, seed: int) -> Split:
     if count < 2:
         return Split(labelled, labelled)
     order = np.random.default_rng(seed).permutation(count)
-    held = max(1, round(count * share))
+    held = min(max(1, round(count * share)), count - 1)
     return Split(labelled.take(np.sort(order[held:])), labelled.take(np.sort(order[:held])))
 
 

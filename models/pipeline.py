@@ -14,8 +14,9 @@ from models.card import make_card
 from models.checkpoint import Checkpoint, Progress, RunFolder, parts
 from models.corpus import Corpus, Say, read_split, tokenise, vocabulary_texts
 from models.data import Dataset
+from models.errors import TrainingError
 from models.evaluation import ranking_metrics
-from models.examples import Labelled, PairSampler
+from models.examples import Labelled, PairSampler, Split
 from models.losses import mean_pairwise_cosine
 from models.pretrain import SpanSampler
 from models.reduction import Reduction, fit_reduction
@@ -77,6 +78,7 @@ def train_bundle(
     """
     check_target(Path(out), force=force)
     chosen = choose_device(device)
+    split = read_split(data, dev_share=config.dev_share, seed=config.seed, say=say)
     folder = RunFolder(run_path(out))
     with folder.held():
         identity = {"config": config.to_dict(), "data": data.content_hash}
@@ -87,9 +89,13 @@ def train_bundle(
         with Tracker(
             folder.path, config=config.to_dict(), wandb=wandb or WandbOptions(), resumed=records
         ) as tracker:
-            bundle = _Run(data, config, folder, tracker, chosen, say).execute(resumed)
+            try:
+                bundle = _Run(data, config, folder, tracker, chosen, say).execute(split, resumed)
+            except TrainingError:
+                folder.end("failed")
+                raise
             bundle.save(out, force=force)
-        folder.finish()
+        folder.end("finished")
     return bundle
 
 
@@ -104,10 +110,9 @@ class _Run:
     device: torch.device
     say: Say
 
-    def execute(self, resumed: Checkpoint | None) -> ModelBundle:
+    def execute(self, split: Split, resumed: Checkpoint | None) -> ModelBundle:
         """Run all stages; those that a checkpoint holds are not done again."""
         clock, config = Clock(), self.config
-        split = read_split(self.data, dev_share=config.dev_share, seed=config.seed, say=self.say)
         tokenizer = self._tokenizer(split.train)
         clock.lap("vocabulary")
         corpus = tokenise(self.data, tokenizer, split)

@@ -31,7 +31,7 @@ class PretrainConfig:
     temperature: float = 0.05
     min_span: int = 3
     max_span: int = 12
-    keep_rate: float = 0.5
+    keep_rate: float = 0.1
 
     def __post_init__(self) -> None:
         if self.epochs < 0:

@@ -78,7 +78,8 @@ def fit_reduction(vectors: FloatArray, dims: Sequence[int], *, seed: int = 0) ->
     if len(vectors) > MAX_FITTED:
         chosen = np.random.default_rng(seed).choice(len(vectors), MAX_FITTED, replace=False)
         vectors = vectors[np.sort(chosen)]
-    pca = PCA(n_components=kept[0], svd_solver="covariance_eigh").fit(vectors)
+    with np.errstate(invalid="ignore"):  # equal vectors have no variance to share out
+        pca = PCA(n_components=kept[0], svd_solver="covariance_eigh").fit(vectors)
     mean = np.ascontiguousarray(pca.mean_, dtype=np.float32)
     components = np.ascontiguousarray(pca.components_, dtype=np.float32)
     return Reduction(mean, components, kept)

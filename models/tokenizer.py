@@ -191,8 +191,8 @@ def _train_model(texts: list[str], config: TokenizerConfig) -> bytes:
             sentence_iterator=iter(texts),
             model_writer=model,
             model_type="unigram",
-            vocab_size=_reachable_size(texts, config.vocab_size),
-            hard_vocab_limit=False,
+            vocab_size=config.vocab_size,
+            hard_vocab_limit=False,  # a small corpus ends with fewer
             byte_fallback=True,
             character_coverage=0.9995,
             normalization_rule_name="nmt_nfkc_cf",
@@ -208,11 +208,3 @@ def _train_model(texts: list[str], config: TokenizerConfig) -> bytes:
             f"from {len(texts)} texts ({error})"
         ) from None
     return model.getvalue()
-
-
-def _reachable_size(texts: list[str], wanted: int) -> int:
-    # A vocabulary needs a place for each character; beyond that, one token per four words
-    # at hand keeps a small corpus from learning every text by heart.
-    characters = len(set().union(*map(set, texts)))
-    words = sum(text.count(" ") + 1 for text in texts)
-    return min(wanted, BYTE_PIECES + 64 + characters + words // 4)

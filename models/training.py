@@ -46,7 +46,7 @@ class LabelledConfig:
     epochs: int = 12
     patience: int = 3
     batch_size: int = 2048
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     temperature: float = 0.05
     symmetric: bool = True
     margin: float = 0.2

@@ -7,13 +7,14 @@ Mikolov et al., "Distributed Representations of Words and Phrases and their Comp
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from models.encoding import normalized
 from models.errors import ConfigError
-from models.tokenizer import TokenRows
+from models.tokenizer import IntArray, TokenRows
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -23,7 +24,8 @@ class Word2VecConfig:
     """How token vectors are learnt before any pair is seen.
 
     Attributes:
-        epochs: passes over the corpus; 0 starts from random directions instead.
+        epochs: passes over the corpus; 0 starts from random directions alone.
+        weight: length of a learnt vector beside its token's random direction of length 1.
         window: tokens to either side that count as near.
         negative: noise tokens per near token.
         sample: how strongly frequent tokens are thinned out.
@@ -32,6 +34,7 @@ class Word2VecConfig:
     """
 
     epochs: int = 2
+    weight: float = 0.35
     window: int = 5
     negative: int = 5
     sample: float = 1e-4
@@ -41,6 +44,8 @@ class Word2VecConfig:
     def __post_init__(self) -> None:
         if self.epochs < 0:
             raise ConfigError(f"word2vec.epochs is {self.epochs}, expected 0 or more")
+        if self.weight < 0:
+            raise ConfigError(f"word2vec.weight is {self.weight}, expected 0 or more")
         for name in ("window", "negative", "workers"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"word2vec.{name} is {getattr(self, name)}, expected 1 or more")
@@ -59,13 +64,31 @@ def random_vectors(vocab_size: int, dim: int, *, seed: int) -> FloatArray:
 def learn_vectors(
     rows: TokenRows, config: Word2VecConfig, *, vocab_size: int, dim: int, seed: int
 ) -> FloatArray:
-    """Learn (vocab_size, dim) float32 token vectors, L2-normalised.
+    """Return (vocab_size, dim) float32 token vectors, L2-normalised.
 
-    A token that never occurs keeps a random direction.
+    A token starts as a random direction, which tells it from all others, plus `weight` times
+    what was learnt, which brings it near its relatives. What all learnt vectors have in common
+    is subtracted first, or else it would be all that a mean of them says (Mu and Viswanath,
+    "All-but-the-Top", 2018, https://arxiv.org/abs/1702.01417).
     """
     vectors = random_vectors(vocab_size, dim, seed=seed)
-    if not config.epochs or not len(rows.ids):
+    if not config.epochs or not config.weight:
         return vectors
+    known, learnt = _learn(rows, config, dim=dim, seed=seed)
+    counts = np.bincount(rows.ids, minlength=vocab_size)[known]
+    common = (counts[:, None] * learnt).sum(axis=0) / counts.sum()
+    vectors[known] += config.weight * normalized(learnt - common)
+    return normalized(vectors)
+
+
+class _Learnt(NamedTuple):
+    """Tokens (n,) int64 that occur, and their vectors (n, dim) float32."""
+
+    tokens: IntArray
+    vectors: FloatArray
+
+
+def _learn(rows: TokenRows, config: Word2VecConfig, *, dim: int, seed: int) -> _Learnt:
     # gensim is slow to import and is needed nowhere else.
     from gensim.models import Word2Vec
 
@@ -81,9 +104,8 @@ def learn_vectors(
         workers=config.workers,
         seed=seed,
     )
-    known = np.array([int(token) for token in model.wv.index_to_key])
-    vectors[known] = normalized(model.wv.vectors)
-    return vectors
+    tokens = np.array([int(token) for token in model.wv.index_to_key])
+    return _Learnt(tokens, np.asarray(model.wv.vectors, dtype=np.float32))
 
 
 class _Sentences:

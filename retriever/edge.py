@@ -36,7 +36,7 @@ class EdgeClient(EdgeCollections):
         """Index a payload field, so that filters on it are quick."""
         index = edge_types.to_index(field_schema)
         operation = edge.UpdateOperation.create_field_index(field_name, index)
-        return self._update(collection_name, operation, wait=True)
+        return self._update(collection_name, operation, wait=False)
 
     def upsert(
         self, collection_name: str, points: Sequence[qm.PointStruct], *, wait: bool = True

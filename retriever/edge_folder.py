@@ -38,8 +38,9 @@ class EdgeFolder:
                 raise EngineUnavailable(
                     f"{path} holds other files; expected a new folder or one of the embedded engine"
                 )
-            self._collections.mkdir(parents=True, exist_ok=True)
+            path.mkdir(parents=True, exist_ok=True)
             self._lock = self._take_lock()
+            self._collections.mkdir(exist_ok=True)
         except OSError as error:
             reason = error.strerror or error
             raise EngineUnavailable(

@@ -81,8 +81,10 @@ def to_index(
             lowercase=schema.lowercase,
             phrase_matching=schema.phrase_matching,
         )
+    if not isinstance(schema, qm.PayloadSchemaType):
+        raise unsupported(schema)
     if schema not in INDEXES:
-        raise unsupported(str(schema))
+        raise unsupported(f"PayloadSchemaType.{schema.name}")
     return INDEXES[schema]
 
 

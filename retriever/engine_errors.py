@@ -30,6 +30,8 @@ def engine_errors(where: str) -> Iterator[None]:
         raise _from_status(error.status_code or 0, _reason(error.content), where) from None
     except ResponseHandlingException as error:
         raise _unavailable(where, _one_line(error.source)) from None
+    except json.JSONDecodeError:
+        raise _unavailable(where, "the answer is not JSON") from None
     except (ApiException, QdrantException) as error:
         raise EngineError(f"{where}: {_one_line(error)}") from None
     except grpc.RpcError as error:

@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import os
 import platform
@@ -17,7 +18,10 @@ import numpy as np
 import pytest
 
 from ingest.dataset import DatasetWriter
+from models.bundle import ModelBundle
 from models.data import Dataset, Passage
+from models.reduction import fit_reduction
+from models.tokenizer import Tokenizer, TokenizerConfig
 from retriever.engine import Engine, connect
 
 ROOT = Path(__file__).parent.parent
@@ -233,7 +237,7 @@ def make_passages(count: int, *, seed: int = 0) -> list[Passage]:
             text=" ".join(random.choice(WORDS, random.integers(5, 25))) + f" number{number}",
             title=f"Title {WORDS[number % len(WORDS)]} {number}",
             url=f"http://example.org/{number}",
-            fields={"kind": kinds[number % 3], "year": 2000 + number % 20, "rank": number / 7},
+            fields={"kind": kinds[number % 3], "year": 2000 + number % 20, "rank": number / 8},
         )
         for number in range(count)
     ]
@@ -254,3 +258,27 @@ def write_data(path: Path, passages: Iterable[Passage]) -> Dataset:
         for passage in passages:
             writer.add_passage(passage)
     return Dataset.open(path)
+
+
+def make_bundle(path: Path, *, seed: int = 0) -> Path:
+    """Save a real bundle with random token vectors: quick, for tests that need no learning."""
+    config = TokenizerConfig(vocab_size=1000)
+    texts = [passage.content for passage in make_passages(200)]
+    tokenizer = Tokenizer.train(texts, config, seed=0)
+    random = np.random.default_rng(seed)
+    vectors = random.standard_normal((tokenizer.vocab_size, 24)).astype(np.float32)
+    towers = {"query.vectors": vectors, "query.weights": np.ones(len(vectors), np.float32)}
+    settings = {
+        "tower": {"kind": "mean", "shared": True},
+        "tokenizer": dataclasses.asdict(config),
+        "pca_dims": [8, 4],
+    }
+    bundle = ModelBundle.build(settings, tokenizer, towers, fit_reduction(vectors, (8, 4)), {})
+    bundle.save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a bundle with 24 dimensions, PCA to 8 and 4."""
+    return make_bundle(tmp_path_factory.mktemp("bundle") / "bundle")

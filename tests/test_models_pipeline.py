@@ -1,0 +1,221 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from topics import QUICK, write_topics
+
+from models.bundle import ModelBundle
+from models.checkpoint import RunFolder
+from models.config import from_mapping, with_values
+from models.data import Dataset
+from models.errors import BundleError, DataError, TrainingError
+from models.pipeline import run_path, train_bundle
+from models.tracking import read_metrics
+from models.training import TrainConfig
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return write_topics(tmp_path_factory.mktemp("topics") / "DATA")
+
+
+def quick(**dotted: object) -> TrainConfig:
+    named = {key.replace("__", "."): value for key, value in dotted.items()}
+    return from_mapping(TrainConfig, with_values(QUICK, named))
+
+
+def test_the_same_seed_gives_the_same_bundle(data: Dataset, tmp_path: Path) -> None:
+    first, second, other = (
+        train_bundle(data, tmp_path / name, quick(seed=seed))
+        for name, seed in (("a", 5), ("b", 5), ("c", 6))
+    )
+    assert first.fingerprint == second.fingerprint != other.fingerprint
+    assert ModelBundle.load(tmp_path / "a").fingerprint == first.fingerprint
+
+
+@pytest.mark.parametrize("flags", [{}, {"labelled__loss": "triplet"}, {"tower__shared": False}])
+def test_training_finds_the_topics(data: Dataset, tmp_path: Path, flags: dict[str, object]) -> None:
+    bundle = train_bundle(data, tmp_path / "bundle", quick(**flags))
+    dev = bundle.card["dev"]["dense"]
+    # Two passages of sixty share a query's topic; chance would be 3/60.
+    assert dev["recall@3"] > 0.8
+    queries = bundle.encode_queries([q.text for q in data.queries("dev")])
+    passages = list(data.passages())
+    vectors = bundle.encode_passages([p.content for p in passages])
+    best = [passages[i].passage_id for i in (queries @ vectors.T).argmax(axis=1)]
+    answers = {q.query_id: q.passage_id for q in data.qrels("dev")}
+    hits = [best[i] == answers[q.query_id] for i, q in enumerate(data.queries("dev"))]
+    assert np.mean(hits) == pytest.approx(dev["recall@1"])
+
+
+def test_the_card_says_where_a_bundle_came_from(data: Dataset, tmp_path: Path) -> None:
+    bundle = train_bundle(data, tmp_path / "bundle", quick())
+    card = json.loads((tmp_path / "bundle" / "card.json").read_text())
+    assert card["data"]["content_hash"] == data.content_hash
+    assert card["data"]["counts"] == data.manifest["counts"]
+    assert card["queries"] == {"train": 40, "dev": 20}
+    assert card["fingerprint"] == bundle.fingerprint
+    assert from_mapping(TrainConfig, card["config"]) == quick()
+    assert set(card["dev"]) == {"dense", "pca_8", "pca_4"}
+    assert card["versions"]["numpy"] == np.__version__
+
+
+def test_a_finished_run_leaves_its_record_and_nothing_else(data: Dataset, tmp_path: Path) -> None:
+    train_bundle(data, tmp_path / "bundle", quick())
+    assert {p.name for p in tmp_path.iterdir()} == {"bundle", "bundle.run"}
+    run = tmp_path / "bundle.run"
+    assert {p.name for p in run.iterdir()} == {"finished.json", "metrics.jsonl"}
+    phases = [record["phase"] for record in read_metrics(run)]
+    assert phases[:2] == ["pretrain"] * 2
+    assert set(phases[2:]) == {"labelled"}
+
+
+def test_phases_can_be_left_out(data: Dataset, tmp_path: Path) -> None:
+    none = quick(pretrain__epochs=0, labelled__epochs=0, word2vec__epochs=0)
+    train_bundle(data, tmp_path / "bundle", none)
+    assert read_metrics(tmp_path / "bundle.run") == []
+
+
+def test_without_a_dev_split_some_train_queries_are_held_out(tmp_path: Path) -> None:
+    said: list[str] = []
+    data = write_topics(tmp_path / "DATA", dev=False)
+    bundle = train_bundle(data, tmp_path / "bundle", quick(dev_share=0.25), say=said.append)
+    assert bundle.card["queries"] == {"train": 45, "dev": 15}
+    assert "no dev split: 15 of 60 train queries are held out" in said[0]
+
+
+def test_a_tiny_corpus_gets_the_reductions_that_are_possible(tmp_path: Path) -> None:
+    said: list[str] = []
+    data = write_topics(tmp_path / "DATA", topics=3)
+    bundle = train_bundle(data, tmp_path / "bundle", quick(pca_dims=[64, 4]), say=said.append)
+    assert bundle.pca_dims == (4,)
+    assert "pca_64 is left out: it needs more than 64 passages and dims" in said
+
+
+def train_command(data: Dataset, out: Path, config: TrainConfig) -> list[str]:
+    path = out.with_name(f"{out.name}.yaml")
+    path.write_text(yaml.safe_dump(config.to_dict()))
+    command = [sys.executable, "-m", "models.cli", "train", str(data.path)]
+    return [*command, "--out", str(out), "--config", str(path)]
+
+
+def kill_after(records: int, command: list[str], run: Path) -> None:
+    """Start a training and kill -9 it once so many epochs are recorded."""
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    metrics, deadline = run / "metrics.jsonl", time.monotonic() + 60
+    while not metrics.exists() or len(metrics.read_bytes().splitlines()) < records:
+        assert process.poll() is None, "the training ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+
+def test_a_killed_run_goes_on_and_ends_in_the_same_bundle(data: Dataset, tmp_path: Path) -> None:
+    config = quick(pretrain__epochs=12, labelled__epochs=12, labelled__patience=12, tower__dim=128)
+    unbroken = train_bundle(data, tmp_path / "unbroken", config)
+    out, run = tmp_path / "killed", run_path(tmp_path / "killed")
+    command = train_command(data, out, config)
+    for records in (4, 12, 16):
+        kill_after(records, command, run)
+        assert not out.exists()
+        assert RunFolder(run).load().progress.records >= records - 1
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "going on with an unfinished run" in done.stderr
+    assert ModelBundle.load(out).fingerprint == unbroken.fingerprint
+    assert read_metrics(run) == read_metrics(run_path(tmp_path / "unbroken"))
+    assert {p.name for p in run.iterdir()} == {"finished.json", "metrics.jsonl"}
+
+
+class Stop(Exception):  # noqa: N818
+    """Ends a training from outside."""
+
+
+def stop_early(data: Dataset, out: Path, config: TrainConfig) -> None:
+    """Leave an unfinished run behind."""
+
+    def save(*_: object, **__: object) -> None:
+        raise Stop
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ModelBundle, "save", save)
+        with pytest.raises(Stop):
+            train_bundle(data, out, config)
+
+
+def test_going_on_with_other_settings_is_refused_with_both_values(
+    data: Dataset, tmp_path: Path
+) -> None:
+    out = tmp_path / "bundle"
+    stop_early(data, out, quick())
+    with pytest.raises(
+        TrainingError, match=r"config\.labelled\.epochs = 3 \(asked for: 5\); .* --force"
+    ):
+        train_bundle(data, out, quick(labelled__epochs=5))
+    other = write_topics(tmp_path / "OTHER", seed=1)
+    with pytest.raises(TrainingError, match=f"data = {data.content_hash} .asked for: {other}"[:40]):
+        train_bundle(other, out, quick())
+    assert train_bundle(data, out, quick(labelled__epochs=5), force=True).config["pca_dims"]
+
+
+def test_a_finished_bundle_is_replaced_on_demand_only(data: Dataset, tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    first = train_bundle(data, out, quick())
+    with pytest.raises(BundleError, match="already holds a bundle; replace it with --force"):
+        train_bundle(data, out, quick(seed=1))
+    second = train_bundle(data, out, quick(seed=1), force=True)
+    assert ModelBundle.load(out).fingerprint == second.fingerprint != first.fingerprint
+
+
+def test_the_old_bundle_stays_until_the_new_one_is_complete(data: Dataset, tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    first = train_bundle(data, out, quick())
+    flat = quick(labelled__learning_rate=1e30)
+    with pytest.raises(TrainingError):
+        train_bundle(data, out, flat, force=True)
+    assert ModelBundle.load(out).fingerprint == first.fingerprint
+    assert {p.name for p in tmp_path.iterdir()} == {"bundle", "bundle.run"}
+
+
+def test_a_failed_run_keeps_its_record_and_is_not_gone_on_with(
+    data: Dataset, tmp_path: Path
+) -> None:
+    out = tmp_path / "bundle"
+    with pytest.raises(TrainingError, match="learning_rate"):
+        train_bundle(data, out, quick(labelled__learning_rate=1e30))
+    run = run_path(out)
+    assert {p.name for p in run.iterdir()} == {"failed.json", "metrics.jsonl"}
+    assert len(read_metrics(run)) >= 2
+    train_bundle(data, out, quick())  # other settings, no --force needed
+
+
+def test_nothing_to_learn_from_leaves_nothing_behind(tmp_path: Path) -> None:
+    unanswered = write_topics(tmp_path / "DATA", relevance=0)
+    with pytest.raises(TrainingError, match="no labelled query with an answer"):
+        train_bundle(unanswered, tmp_path / "bundle", quick())
+    (tmp_path / "EMPTY").mkdir()
+    with pytest.raises(DataError, match=r"no manifest\.json"):
+        train_bundle(Dataset.open(tmp_path / "EMPTY"), tmp_path / "bundle", quick())
+    assert {p.name for p in tmp_path.iterdir()} == {"DATA", "EMPTY"}
+
+
+def test_two_trainings_do_not_share_a_run_folder(data: Dataset, tmp_path: Path) -> None:
+    with (
+        RunFolder(run_path(tmp_path / "bundle")).held(),
+        pytest.raises(TrainingError, match="another process is training"),
+    ):
+        train_bundle(data, tmp_path / "bundle", quick())
+
+
+def test_one_query_and_one_passage_are_enough_to_run(tmp_path: Path) -> None:
+    data = write_topics(tmp_path / "DATA", topics=1, dev=False)
+    bundle = train_bundle(data, tmp_path / "bundle", quick())
+    assert np.isfinite(bundle.encode_queries(["anything"])).all()

@@ -1,0 +1,66 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from models.errors import ConfigError
+from models.tracking import METRICS, Tracker, WandbOptions, read_metrics, wandb_options
+
+
+def test_records_are_lines_of_json(tmp_path: Path) -> None:
+    with Tracker(tmp_path, config={}, wandb=WandbOptions()) as tracker:
+        tracker.log({"epoch": 1, "loss": 0.5})
+        assert read_metrics(tmp_path) == [{"epoch": 1, "loss": 0.5}]  # at once, not at the end
+        tracker.log({"epoch": 2, "loss": 0.25})
+        assert tracker.count == 2
+    assert read_metrics(tmp_path)[1] == {"epoch": 2, "loss": 0.25}
+    assert [path.name for path in tmp_path.iterdir()] == [METRICS]
+
+
+def test_a_resumed_run_drops_records_of_work_that_is_done_again(tmp_path: Path) -> None:
+    with Tracker(tmp_path, config={}, wandb=WandbOptions()) as tracker:
+        for epoch in range(3):
+            tracker.log({"epoch": epoch})
+    with Tracker(tmp_path, config={}, wandb=WandbOptions(), resumed=1) as tracker:
+        tracker.log({"epoch": "again"})
+    assert read_metrics(tmp_path) == [{"epoch": 0}, {"epoch": "again"}]
+
+
+def test_a_fresh_run_starts_an_empty_record(tmp_path: Path) -> None:
+    (tmp_path / METRICS).write_text('{"old": 1}\n')
+    with Tracker(tmp_path, config={}, wandb=WandbOptions()):
+        pass
+    assert read_metrics(tmp_path) == []
+
+
+def test_wandb_offline_needs_no_account_and_keeps_to_the_run_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, run = tmp_path / "home", tmp_path / "run"
+    home.mkdir()
+    run.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.chdir(home)
+    with Tracker(run, config={"seed": 7}, wandb=WandbOptions("offline")) as tracker:
+        tracker.log({"loss": 0.5})
+    written = list((run / "wandb").glob("offline-run-*/*.wandb"))
+    assert len(written) == 1
+    assert b"loss" in written[0].read_bytes()
+    assert not list(home.rglob("*.wandb"))
+    assert not (home / "wandb").exists()
+
+
+def test_modes() -> None:
+    assert wandb_options("offline") == WandbOptions("offline")
+    with pytest.raises(
+        ConfigError, match="wandb is 'on', expected one of: disabled, offline, online"
+    ):
+        wandb_options("on")
+
+
+def test_metrics_are_plain_json(tmp_path: Path) -> None:
+    with Tracker(tmp_path, config={}, wandb=WandbOptions()) as tracker:
+        tracker.log({"phase": "labelled", "recall@10": 1 / 3})
+    line = (tmp_path / METRICS).read_text()
+    assert json.loads(line) == {"phase": "labelled", "recall@10": 1 / 3}

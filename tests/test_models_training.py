@@ -1,0 +1,211 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import sparse
+
+from models.checkpoint import Checkpoint, Progress, RunFolder, parts
+from models.errors import TrainingError
+from models.examples import PairSampler
+from models.tokenizer import token_rows
+from models.towers import TowerConfig, TwoTower
+from models.tracking import Tracker, WandbOptions, read_metrics
+from models.training import (
+    DevResult,
+    LabelledConfig,
+    Phase,
+    Trainer,
+    batch_loss,
+    labelled_loss,
+    optimizer_arrays,
+    rate_factor,
+    restore_optimizer,
+)
+from models.word2vec import random_vectors
+
+COUNT = 16
+
+
+@pytest.fixture
+def sampler() -> PairSampler:
+    """Query i holds token i, its passage token 20 + i: nothing in common but the label."""
+    queries = token_rows([[i] for i in range(COUNT)])
+    passages = token_rows([[20 + i, 40] for i in range(COUNT)])
+    return PairSampler(queries, passages, sparse.csr_matrix(np.eye(COUNT, dtype=bool)))
+
+
+def new_towers() -> TwoTower:
+    vectors = random_vectors(41, 16, seed=0)
+    return TwoTower.start(TowerConfig(dim=16), vectors, np.ones(41, dtype=np.float32))
+
+
+@pytest.fixture
+def tracker(tmp_path: Path) -> Iterator[Tracker]:
+    with Tracker(tmp_path, config={}, wandb=WandbOptions()) as opened:
+        yield opened
+
+
+def phase(sampler: PairSampler, config: LabelledConfig, patience: int | None = None) -> Phase:
+    margin = config.margin if config.loss == "triplet" else None
+    return Phase(
+        "labelled",
+        sampler,
+        labelled_loss(config),
+        config.epochs,
+        config.batch_size,
+        config.learning_rate,
+        patience,
+        margin,
+    )
+
+
+@pytest.mark.parametrize("config", [LabelledConfig(), LabelledConfig(loss="triplet")])
+def test_one_batch_can_be_learnt_by_heart(sampler: PairSampler, config: LabelledConfig) -> None:
+    towers = new_towers()
+    batch = sampler.batch(np.arange(COUNT), np.random.default_rng(0))
+    loss = labelled_loss(config)
+    optimizer = torch.optim.Adam(towers.parameters(), lr=0.05)
+    first = batch_loss(towers, batch, loss).item()
+    for _ in range(200):
+        optimizer.zero_grad()
+        current = batch_loss(towers, batch, loss)
+        current.backward()
+        optimizer.step()
+    assert first > 0.1
+    assert current.item() < 0.001
+
+
+def run(folder: Path, tracker: Tracker, phases: list[Phase], recalls: list[float]) -> TwoTower:
+    """Train with an evaluation that gives `recalls` one after the other."""
+    towers, given = new_towers(), iter(recalls)
+    trainer = Trainer(
+        towers, lambda: DevResult({"recall@10": next(given)}, 0.0), RunFolder(folder), tracker, 0
+    )
+    trainer.run(phases)
+    return towers
+
+
+def test_stopping_early_goes_back_to_the_best(
+    sampler: PairSampler, tmp_path: Path, tracker: Tracker
+) -> None:
+    config = LabelledConfig(epochs=9, batch_size=8, learning_rate=0.05)
+    # Before any epoch .1, then .5 in epoch 1, then worse for two epochs.
+    stopped = run(
+        tmp_path, tracker, [phase(sampler, config, patience=2)], [0.1, 0.5, 0.4, 0.5, 0.9]
+    )
+    assert [record["epoch"] for record in read_metrics(tmp_path)] == [1, 2, 3]
+    one_epoch = Checkpoint(Progress(), parts(towers=stopped.arrays()))
+    # The state after epoch 1 of the same nine-epoch schedule, by another road: stop after it.
+    again = run(tmp_path, tracker, [phase(sampler, config, patience=1)], [0.1, 0.5, 0.4, 0.0])
+    for name, array in again.arrays().items():
+        assert np.array_equal(array, one_epoch.part("towers")[name])
+
+
+def test_learning_that_only_hurts_leaves_the_towers_alone(
+    sampler: PairSampler, tmp_path: Path, tracker: Tracker
+) -> None:
+    config = LabelledConfig(epochs=3, batch_size=8, learning_rate=0.05)
+    towers = run(tmp_path, tracker, [phase(sampler, config, patience=2)], [0.9, 0.5, 0.4])
+    for name, array in towers.arrays().items():
+        assert np.array_equal(array, new_towers().arrays()[name])
+
+
+def test_without_patience_the_last_epoch_counts(
+    sampler: PairSampler, tmp_path: Path, tracker: Tracker
+) -> None:
+    config = LabelledConfig(epochs=2, batch_size=8, learning_rate=0.05)
+    towers = run(tmp_path, tracker, [phase(sampler, config)], [0.5, 0.4])
+    assert not np.array_equal(towers.arrays()["query.vectors"], random_vectors(41, 16, seed=0))
+    assert len(read_metrics(tmp_path)) == 2
+
+
+def test_collapse_is_told_apart_from_learning(
+    sampler: PairSampler, tmp_path: Path, tracker: Tracker
+) -> None:
+    config = LabelledConfig(loss="triplet", epochs=2, batch_size=8)
+
+    def train(cosine: float, given: LabelledConfig = config) -> None:
+        trainer = Trainer(
+            new_towers(),
+            lambda: DevResult({"recall@10": 0.5}, cosine),
+            RunFolder(tmp_path),
+            tracker,
+            0,
+        )
+        trainer.run([phase(sampler, given)])
+
+    train(0.3)
+    with pytest.raises(TrainingError, match=r"labelled collapsed: .* 0\.990 .*labelled\.loss"):
+        train(0.99)
+
+
+def test_a_loss_at_the_margin_is_a_collapse(tmp_path: Path, tracker: Tracker) -> None:
+    # Every query and passage is the same token: positive and negative always score alike.
+    rows = token_rows([[0]] * 8)
+    sampler = PairSampler(rows, rows, sparse.csr_matrix(np.eye(8, dtype=bool)))
+    config = LabelledConfig(loss="triplet", epochs=1, batch_size=8)
+    trainer = Trainer(
+        new_towers(), lambda: DevResult({"recall@10": 0}, 0.8), RunFolder(tmp_path), tracker, 0
+    )
+    with pytest.raises(TrainingError, match=r"loss 0\.2000"):
+        trainer.run([phase(sampler, config)])
+
+
+def test_a_loss_that_is_no_number_stops_the_run(
+    sampler: PairSampler, tmp_path: Path, tracker: Tracker
+) -> None:
+    broken = phase(sampler, LabelledConfig(epochs=1))._replace(
+        loss=lambda queries, passages, masked: queries.sum() * float("nan")
+    )
+    with pytest.raises(TrainingError, match=r"the loss is nan; lower labelled\.learning_rate"):
+        run(tmp_path, tracker, [broken], [0.5])
+
+
+def test_the_rate_warms_up_and_decays() -> None:
+    factors = [rate_factor(step, 100) for step in range(100)]
+    assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert factors[4:] == pytest.approx([(100 - step) / 96 for step in range(4, 100)])
+    assert rate_factor(0, 1) == 1
+
+
+def test_adams_state_survives_plain_arrays(sampler: PairSampler) -> None:
+    batch = sampler.batch(np.arange(COUNT), np.random.default_rng(0))
+    loss = labelled_loss(LabelledConfig())
+
+    def step(towers: TwoTower, optimizer: torch.optim.Adam) -> None:
+        optimizer.zero_grad()
+        batch_loss(towers, batch, loss).backward()
+        optimizer.step()
+
+    towers = new_towers()
+    optimizer = torch.optim.Adam(towers.parameters(), lr=0.05, fused=True)
+    step(towers, optimizer)
+    arrays, state = towers.arrays(), optimizer_arrays(optimizer, towers)
+    step(towers, optimizer)
+
+    other = new_towers()
+    other.load_arrays(arrays)
+    restored = torch.optim.Adam(other.parameters(), lr=0.05, fused=True)
+    restore_optimizer(restored, other, state)
+    step(other, restored)
+    for name, array in towers.arrays().items():
+        assert np.array_equal(array, other.arrays()[name])
+
+
+def test_checkpoints_round_trip_and_broken_ones_are_errors(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    arrays = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array(7, np.float32)}
+    progress = Progress(phase=1, epoch=2, best_epoch=1, best=0.1 + 0.2, records=3)
+    folder.save(Checkpoint(progress, parts(towers=arrays, best={})))
+    loaded = folder.load()
+    assert loaded.progress == progress
+    assert loaded.part("best") == {}
+    for name, array in arrays.items():
+        assert np.array_equal(loaded.part("towers")[name], array)
+    path = tmp_path / "checkpoint.safetensors"
+    for content in (b"", path.read_bytes()[:-5], b"\x00" * 50):
+        path.write_bytes(content)
+        with pytest.raises(TrainingError, match=r"is broken .*; start over with --force"):
+            folder.load()

@@ -1,0 +1,54 @@
+"""The embedded engine and the server give the same answers about the same data."""
+
+from collections.abc import Callable
+
+import numpy as np
+from conftest import HashEncoder, Server, make_passages
+from qdrant_client import models as qm
+
+from ingest import loader
+from models.data import Dataset
+from retriever.engine import Engine
+from retriever.lexical import Bm25Config, Bm25Encoder
+
+ENCODER = HashEncoder()
+
+
+def test_the_engines_agree(
+    edge_engine: Engine, server: Server, name: str, make_data: Callable[..., Dataset]
+) -> None:
+    data = make_data(make_passages(700, seed=9), name="MORE")
+    others = [server.connect(), server.connect(prefer_grpc=True)]
+    try:
+        collection = loader.load(others[0], data, ENCODER, name=name).collection
+        loader.load(edge_engine, data, ENCODER, name=name)
+        bm25 = Bm25Encoder(Bm25Config(avg_len=10.0))
+        for text in [passage.text for passage in make_passages(25, seed=4)]:
+            vector = ENCODER.encode_queries([text])
+            requests = [
+                qm.QueryRequest(query=vector[0].tolist(), using="dense", limit=50),
+                qm.QueryRequest(query=bm25.encode_query(text), using="bm25", limit=50),
+                qm.QueryRequest(
+                    query=ENCODER.reduce(vector)[8][0].tolist(), using="pca_8", limit=50
+                ),
+            ]
+            ours = edge_engine.query_batch_points(collection, requests)
+            for other in others:
+                theirs = other.query_batch_points(collection, requests)
+                for dense in (0, 2):
+                    assert [h.id for h in ours[dense].points] == [
+                        h.id for h in theirs[dense].points
+                    ]
+                np.testing.assert_allclose(
+                    [h.score for h in ours[1].points],
+                    [h.score for h in theirs[1].points],
+                    atol=1e-4,
+                )
+                clear = ours[1].points[-1].score + 1e-3
+                assert {h.id for h in ours[1].points if h.score > clear} == {
+                    h.id for h in theirs[1].points if h.score > clear
+                }
+    finally:
+        others[0].delete_collection(collection)
+        for other in others:
+            other.close()

@@ -1,0 +1,45 @@
+"""A tiny corpus that can be learnt: each topic has words of its own in passages and queries."""
+
+from pathlib import Path
+
+import numpy as np
+
+from ingest.dataset import DatasetWriter
+from models.data import Dataset, Passage, Qrel, Query
+
+SYLLABLES = ("ba", "de", "ki", "lo", "mu", "na", "po", "ru", "sa", "ti", "vo", "ze")
+
+# Small enough to train in a second.
+QUICK = {
+    "tokenizer": {"vocab_size": 1000},
+    "word2vec": {"epochs": 1},
+    "tower": {"dim": 64},
+    "pretrain": {"epochs": 2, "batch_size": 32},
+    "labelled": {"epochs": 3, "batch_size": 32},
+    "pca_dims": [8, 4],
+}
+
+
+def topic_words(topic: int) -> list[str]:
+    """Eight invented words that occur in this topic only."""
+    random = np.random.default_rng([1, topic])
+    return ["".join(random.choice(SYLLABLES, 4)) for _ in range(8)]
+
+
+def write_topics(
+    path: Path, *, topics: int = 30, dev: bool = True, relevance: int = 1, seed: int = 0
+) -> Dataset:
+    """Write DATA with two passages and two queries per topic; every third topic is dev."""
+    random = np.random.default_rng(seed)
+    with DatasetWriter(path, source="topics") as writer:
+        for topic in range(topics):
+            words = topic_words(topic)
+            for copy in range(2):
+                text = " ".join(random.choice(words, 12)) + f" the {copy} of it"
+                title = f"About {words[0]}" if copy else ""
+                writer.add_passage(Passage(f"p{topic}-{copy}", text, title))
+                query = f"what is {words[copy]} {words[copy + 2]}"
+                writer.add_query(Query(f"q{topic}-{copy}", query))
+                split = "dev" if dev and topic % 3 == 0 else "train"
+                writer.add_qrel(Qrel(f"q{topic}-{copy}", f"p{topic}-{copy}", relevance, split))
+    return Dataset.open(path)
