@@ -23,13 +23,12 @@ def clean(text: str) -> str:
 
 
 def fingerprint(*parts: str) -> bytes:
-    """Return 16 bytes that are equal where `parts` differ in whitespace only.
+    """Return 16 bytes that are equal for equal `parts`.
 
     Args:
         parts: cleaned strings (they hold no NUL, so it can stand between them).
     """
-    normal = "\0".join(" ".join(part.split()) for part in parts)
-    return hashlib.blake2b(normal.encode(), digest_size=16).digest()
+    return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).digest()
 
 
 def content_id(prefix: str, *parts: str) -> str:

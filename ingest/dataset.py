@@ -4,7 +4,7 @@ Beside the files that are read again, DATA holds the record of what did not get 
 
     DATA/rejected.jsonl   one {"reason", "where", "row"} per row that was set aside
     DATA/merged.jsonl     one {"merged", "into", "where", …} per passage with the title and text of
-                          an earlier one (whitespace aside), and per repeated judgement
+                          an earlier one, and per repeated judgement
 """
 
 import hashlib

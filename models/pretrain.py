@@ -25,7 +25,7 @@ class PretrainConfig:
         keep_rate: how often the span stays in its passage, so that exact matches count too.
     """
 
-    epochs: int = 6
+    epochs: int = 10
     batch_size: int = 2048
     learning_rate: float = 0.01
     temperature: float = 0.05

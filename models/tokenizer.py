@@ -40,7 +40,7 @@ class TokenizerConfig:
     vocab_size: int = 32_000
     max_passage_tokens: int = 256
     max_query_tokens: int = 64
-    sample_size: int = 200_000
+    sample_size: int = 50_000
 
     def __post_init__(self) -> None:
         if self.vocab_size < SMALLEST_VOCABULARY:

@@ -33,7 +33,7 @@ class Word2VecConfig:
         workers: threads; more than one is quicker and no longer deterministic.
     """
 
-    epochs: int = 2
+    epochs: int = 1
     weight: float = 0.35
     window: int = 5
     negative: int = 5

@@ -34,6 +34,8 @@ class EdgeFolder:
         self.path = path
         self._collections = path / "collections"
         try:
+            if path.exists() and not path.is_dir():
+                raise EngineUnavailable(f"{path} is a file, expected a folder; give another --path")
             if path.is_dir() and any(path.iterdir()) and not (path / "LOCK").exists():
                 raise EngineUnavailable(
                     f"{path} holds other files; expected a new folder or one of the embedded engine"

@@ -76,13 +76,14 @@ def test_identical_passages_are_merged_and_judgements_follow(tmp_path: Path) -> 
     data = write(
         tmp_path / "data",
         Passage("first", "the  same\ttext", "T"),
-        Passage("second", " the same text\n", "T", "http://second"),
-        Passage("third", "the same text", "another title"),
+        Passage("second", " the  same\ttext\n", "T", "http://second"),
+        Passage("third", "the  same\ttext", "another title"),
+        Passage("fourth", "the same text", "T"),
         Query("q", "same?"),
         Qrel("q", "second", 1, "train"),
         Qrel("q", "first", 3, "train"),
     )
-    assert [p.passage_id for p in data.passages()] == ["first", "third"]
+    assert [p.passage_id for p in data.passages()] == ["first", "third", "fourth"]
     assert data.qrels("train") == [Qrel("q", "first", 3, "train")]
     assert data.manifest["counts"]["merged"] == 1
     assert data.manifest["counts"]["merged_qrels"] == 1
@@ -136,7 +137,7 @@ def test_what_cannot_be_used_is_set_aside_with_reason_and_place(tmp_path: Path) 
 def test_passages_and_queries_without_id_get_a_stable_one(tmp_path: Path) -> None:
     with DatasetWriter(tmp_path / "data", source="test") as writer:
         first = writer.add_passage(Passage("", "some text"))
-        assert writer.add_passage(Passage("", "some  text ")) == first
+        assert writer.add_passage(Passage("", "some text ")) == first
         assert writer.add_passage(Passage("", "some other text")) != first
         query = writer.add_query(Query("", "some query"))
         assert writer.add_query(Query("", "some query")) == query

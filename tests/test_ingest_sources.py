@@ -219,7 +219,7 @@ def test_ms_marco_sample(shared_data: Path, tmp_path: Path) -> None:
     file = shared_data / "ms_marco_v1.1" / "validation.parquet"
     data = prepare(file, tmp_path / "data")
     rows = pq.read_table(file).to_pylist()
-    texts = {" ".join(t.split()) for row in rows for t in row["passages"]["passage_text"]}
+    texts = {t.strip() for row in rows for t in row["passages"]["passage_text"]}
     assert data.passage_count == len(texts)
     assert len(data.queries()) == len({row["query_id"] for row in rows})
     labelled = sum(any(row["passages"]["is_selected"]) for row in rows)

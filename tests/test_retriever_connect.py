@@ -173,7 +173,7 @@ def test_a_folder_is_open_once_and_free_after_close(tmp_path: Path) -> None:
 
 def test_folders_that_are_something_else(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(EngineUnavailable, match="Not a directory"):
+    with pytest.raises(EngineUnavailable, match="is a file"):
         connect(path=tmp_path / "file")
     with pytest.raises(EngineUnavailable, match="holds other files"):
         connect(path=tmp_path)

@@ -1,5 +1,6 @@
 """A tiny corpus that can be learnt: each topic has words of its own in passages and queries."""
 
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import numpy as np
 from ingest.dataset import DatasetWriter
 from models.data import Dataset, Passage, Qrel, Query
 
-SYLLABLES = ("ba", "de", "ki", "lo", "mu", "na", "po", "ru", "sa", "ti", "vo", "ze")
+LETTERS = list("abcdefghijklmnopqrstuvwxyz")
 
 # Small enough to train in a second.
 QUICK = {
@@ -23,7 +24,25 @@ QUICK = {
 def topic_words(topic: int) -> list[str]:
     """Eight invented words that occur in this topic only."""
     random = np.random.default_rng([1, topic])
-    return ["".join(random.choice(SYLLABLES, 4)) for _ in range(8)]
+    return ["".join(random.choice(LETTERS, 5)) for _ in range(8)]
+
+
+def write_aliases(path: Path, *, topics: int = 20) -> Dataset:
+    """Write DATA whose queries share no word with their passages: only labels connect them.
+
+    Each topic has six train queries; its two dev queries combine the same aliases anew.
+    """
+    with DatasetWriter(path, source="aliases") as writer:
+        for topic in range(topics):
+            words, aliases = topic_words(topic), topic_words(topics + topic)[:4]
+            writer.add_passage(Passage(f"p{topic}", " ".join(words * 2)))
+            for number, (first, second) in enumerate(permutations(aliases[:3], 2)):
+                writer.add_query(Query(f"q{topic}-{number}", f"{first} {second}"))
+                writer.add_qrel(Qrel(f"q{topic}-{number}", f"p{topic}", 1, "train"))
+            for alias in aliases[:2]:
+                writer.add_query(Query(f"d{topic}-{alias}", alias))
+                writer.add_qrel(Qrel(f"d{topic}-{alias}", f"p{topic}", 1, "dev"))
+    return Dataset.open(path)
 
 
 def write_topics(
@@ -35,10 +54,10 @@ def write_topics(
         for topic in range(topics):
             words = topic_words(topic)
             for copy in range(2):
-                text = " ".join(random.choice(words, 12)) + f" the {copy} of it"
+                text = " ".join(random.permutation(words[copy : copy + 7] * 3))
                 title = f"About {words[0]}" if copy else ""
                 writer.add_passage(Passage(f"p{topic}-{copy}", text, title))
-                query = f"what is {words[copy]} {words[copy + 2]}"
+                query = f"{words[copy]} {words[3 + copy]} {words[7 * copy]}"
                 writer.add_query(Query(f"q{topic}-{copy}", query))
                 split = "dev" if dev and topic % 3 == 0 else "train"
                 writer.add_qrel(Qrel(f"q{topic}-{copy}", f"p{topic}-{copy}", relevance, split))
