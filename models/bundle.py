@@ -87,6 +87,7 @@ class ModelBundle:
         cls,
         config: Mapping[str, Any],
         tokenizer: Tokenizer,
+        *,
         towers: dict[str, FloatArray],
         reduction: Reduction,
         card: Mapping[str, Any],

@@ -13,7 +13,7 @@ PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "gensim", "sentencepiece"
 
 
 def make_card(
-    data: Dataset, config: Mapping[str, Any], results: Mapping[str, Any]
+    data: Dataset, config: Mapping[str, Any], *, results: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the card of a training run as plain JSON values.
 

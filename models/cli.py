@@ -21,33 +21,46 @@ def main() -> None:
     """Train two-tower models and look at what was trained."""
 
 
+Data = Annotated[Path, typer.Argument(help="DATA folder, as ingest prepare makes it.")]
+Out = Annotated[Path, typer.Option(help="Bundle folder to make.")]
+Config = Annotated[
+    str | None, typer.Option(help="YAML file, or the name of a shipped recipe (fast, triplet).")
+]
+Tower = Annotated[str | None, typer.Option(help="Kind of tower: mean.")]
+Loss = Annotated[str | None, typer.Option(help="Loss: in_batch or triplet.")]
+Shared = Annotated[
+    bool | None,
+    typer.Option("--shared-towers/--separate-towers", help="One tower for both sides, or two."),
+]
+Cbow = Annotated[bool | None, typer.Option("--cbow/--skip-gram", help="How Word2Vec learns.")]
+Epochs = Annotated[int | None, typer.Option(help="Epochs over the labelled pairs.")]
+PretrainEpochs = Annotated[
+    int | None, typer.Option(help="Epochs of inverse cloze over the corpus; 0 for none.")
+]
+Seed = Annotated[int | None, typer.Option(help="Seed of every random choice.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Wandb = Annotated[str, typer.Option(help="disabled, offline or online.")]
+Force = Annotated[
+    bool, typer.Option("--force", help="Replace a bundle; drop a run with other settings.")
+]
+
+
 @app.command()
 def train(
-    data: Annotated[Path, typer.Argument(help="DATA folder, as ingest prepare makes it.")],
-    out: Annotated[Path, typer.Option(help="Bundle folder to make.")],
-    config: Annotated[
-        str | None,
-        typer.Option(help="YAML file, or the name of a shipped recipe (fast, triplet)."),
-    ] = None,
-    tower: Annotated[str | None, typer.Option(help="Kind of tower: mean.")] = None,
-    loss: Annotated[str | None, typer.Option(help="Loss: in_batch or triplet.")] = None,
-    shared: Annotated[
-        bool | None,
-        typer.Option("--shared-towers/--separate-towers", help="One tower for both sides, or two."),
-    ] = None,
-    cbow: Annotated[
-        bool | None, typer.Option("--cbow/--skip-gram", help="How Word2Vec learns.")
-    ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Epochs over the labelled pairs.")] = None,
-    pretrain_epochs: Annotated[
-        int | None, typer.Option(help="Epochs of inverse cloze over the corpus; 0 for none.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of every random choice.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    wandb: Annotated[str, typer.Option(help="disabled, offline or online.")] = "disabled",
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace a bundle; drop a run with other settings.")
-    ] = False,
+    data: Data,
+    out: Out,
+    *,
+    config: Config = None,
+    tower: Tower = None,
+    loss: Loss = None,
+    shared: Shared = None,
+    cbow: Cbow = None,
+    epochs: Epochs = None,
+    pretrain_epochs: PretrainEpochs = None,
+    seed: Seed = None,
+    device: Device = "auto",
+    wandb: Wandb = "disabled",
+    force: Force = False,
 ) -> None:
     """Train a bundle from DATA. Run the same command again after a kill, and it goes on.
 
@@ -64,17 +77,15 @@ def train(
         "seed": seed,
     }
     from models.data import Dataset
-    from models.pipeline import train_bundle
+    from models.pipeline import RunOptions, train_bundle
     from models.recipe import read_config
     from models.tracking import wandb_options
 
     bundle = train_bundle(
         Dataset.open(data),
         out,
-        read_config(config, flags),
-        device=device,
-        wandb=wandb_options(wandb),
-        force=force,
+        config=read_config(config, flags),
+        options=RunOptions(device, wandb_options(wandb), force),
         say=lambda line: typer.echo(line, err=True),
     )
     dev = bundle.card["dev"]["dense"]

@@ -41,9 +41,9 @@ def read_split(data: Dataset, *, dev_share: float, seed: int, say: Say) -> Split
     """
     data.qrels("train")  # fail before the corpus is read
     row_of = {passage.passage_id: row for row, passage in enumerate(data.passages())}
-    train = read_labelled(data, "train", row_of)
+    train = read_labelled(data, "train", row_of=row_of)
     if "dev" in data.splits:
-        return Split(train, read_labelled(data, "dev", row_of))
+        return Split(train, read_labelled(data, "dev", row_of=row_of))
     split = hold_out(train, share=dev_share, seed=seed)
     say(
         f"{data.path} has no dev split: {len(split.dev.texts)} of {len(train.texts)} "
@@ -59,7 +59,7 @@ def vocabulary_texts(data: Dataset, train: Labelled) -> Iterator[str]:
     yield from train.texts
 
 
-def tokenise(data: Dataset, tokenizer: Tokenizer, split: Split) -> Corpus:
+def tokenise(data: Dataset, tokenizer: Tokenizer, *, split: Split) -> Corpus:
     """Turn the passages (streamed) and the queries of both parts into tokens."""
     contents = (passage.content for passage in data.passages())
     bar = progress(contents, label="tokenising", total=data.passage_count)

@@ -11,7 +11,7 @@ BLOCK = 256
 
 
 def ranking_metrics(
-    queries: Tensor, passages: Tensor, relevant: sparse.csr_matrix
+    queries: Tensor, passages: Tensor, *, relevant: sparse.csr_matrix
 ) -> dict[str, float]:
     """Return recall@1, @3, @10, @100 and mrr@10, means over the queries.
 

@@ -55,7 +55,7 @@ class Labelled(NamedTuple):
         return Labelled([self.texts[i] for i in index], self.relevant[index])
 
 
-def read_labelled(data: Dataset, split: str, row_of: Mapping[str, int]) -> Labelled:
+def read_labelled(data: Dataset, split: str, *, row_of: Mapping[str, int]) -> Labelled:
     """Read the queries of a split that have an answer.
 
     Args:
@@ -104,7 +104,7 @@ class PairSampler:
     """Batches of labelled (query, passage) pairs."""
 
     def __init__(
-        self, queries: TokenRows, passages: TokenRows, relevant: sparse.csr_matrix
+        self, queries: TokenRows, passages: TokenRows, *, relevant: sparse.csr_matrix
     ) -> None:
         """Keep token rows of the queries and the corpus; `relevant` as in `Labelled`."""
         self._queries = queries
@@ -121,11 +121,13 @@ class PairSampler:
     def batch(self, index: IntArray, rng: np.random.Generator) -> Batch:
         """Collate the pairs at `index`; nothing here is random."""
         queries, passages = self._pairs[index].T
-        masked = known_answers(self._relevant, queries, passages)
+        masked = known_answers(self._relevant, queries=queries, passages=passages)
         return Batch(self._queries.take(queries), self._passages.take(passages), masked)
 
 
-def known_answers(relevant: sparse.csr_matrix, queries: IntArray, passages: IntArray) -> IntArray:
+def known_answers(
+    relevant: sparse.csr_matrix, *, queries: IntArray, passages: IntArray
+) -> IntArray:
     """Return the (m, 2) off-diagonal cells (i, j) where passages[j] answers queries[i]."""
     rows, columns = relevant[queries][:, passages].nonzero()
     cells = np.stack([rows, columns], axis=1).astype(np.int64)

@@ -68,13 +68,13 @@ def cosine_triplet(
     allowed = ~torch.eye(len(scores), dtype=torch.bool, device=scores.device)
     if masked is not None:
         allowed &= ~masked
-    negative = _chosen_negatives(scores, positive, allowed, hardest=hardest)
+    negative = _chosen_negatives(scores, positive, allowed=allowed, hardest=hardest)
     hinge = functional.relu(margin - positive + negative)
     return torch.where(allowed.any(dim=1), hinge, 0.0).mean()
 
 
 def _chosen_negatives(
-    scores: Tensor, positive: Tensor, allowed: Tensor, *, hardest: bool
+    scores: Tensor, positive: Tensor, *, allowed: Tensor, hardest: bool
 ) -> Tensor:
     if hardest:
         return scores.masked_fill(~allowed, -torch.inf).amax(dim=1)

@@ -3,7 +3,7 @@
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +43,23 @@ class Clock:
         self._last = now
 
 
+class RunOptions(NamedTuple):
+    """How a run is done, which does not decide what comes out.
+
+    Attributes:
+        device: `auto` (CUDA where there is one), `cpu` or `cuda`.
+        wandb: whether W&B listens.
+        force: replace a complete bundle, and drop an unfinished run with other settings.
+    """
+
+    device: str = "auto"
+    wandb: WandbOptions = WandbOptions()
+    force: bool = False
+
+
+DEFAULT_OPTIONS = RunOptions()
+
+
 def run_path(out: str | Path) -> Path:
     """Return the run folder that belongs to a bundle: its sibling `<name>.run`."""
     out = Path(out).resolve()
@@ -52,11 +69,9 @@ def run_path(out: str | Path) -> Path:
 def train_bundle(
     data: Dataset,
     out: str | Path,
-    config: TrainConfig,
     *,
-    device: str = "auto",
-    wandb: WandbOptions | None = None,
-    force: bool = False,
+    config: TrainConfig,
+    options: RunOptions = DEFAULT_OPTIONS,
     say: Say = lambda line: None,
 ) -> ModelBundle:
     """Train a bundle and write it to `out`; run again after a kill, it goes on where it was.
@@ -65,9 +80,7 @@ def train_bundle(
         data: what to learn from.
         out: the bundle folder to make; checkpoints and metrics go to its sibling `<name>.run`.
         config: everything that decides the bundle.
-        device: `auto` (CUDA where there is one), `cpu` or `cuda`.
-        wandb: whether W&B listens; by default it does not.
-        force: replace a complete bundle, and drop an unfinished run with other settings.
+        options: what does not decide the bundle: device, W&B, force.
         say: gets a line of news now and then.
 
     Raises:
@@ -76,25 +89,25 @@ def train_bundle(
         DataError: DATA is broken or has no labelled query.
         TrainingError: there is nothing to learn from, an unfinished run differs, or a collapse.
     """
-    check_target(Path(out), force=force)
-    chosen = choose_device(device)
+    check_target(Path(out), force=options.force)
+    device = choose_device(options.device)
     split = read_split(data, dev_share=config.dev_share, seed=config.seed, say=say)
     folder = RunFolder(run_path(out))
     with folder.held():
         identity = {"config": config.to_dict(), "data": data.content_hash}
-        resumed = folder.load() if folder.claim(identity, force=force) else None
+        resumed = folder.load() if folder.claim(identity, force=options.force) else None
         records = resumed.progress.records if resumed else 0
         if resumed:
             say(f"going on with an unfinished run, {records} epochs of which are done")
         with Tracker(
-            folder.path, config=config.to_dict(), wandb=wandb or WandbOptions(), resumed=records
+            folder.path, config=config.to_dict(), wandb=options.wandb, resumed=records
         ) as tracker:
             try:
-                bundle = _Run(data, config, folder, tracker, chosen, say).execute(split, resumed)
+                bundle = _Run(data, config, folder, tracker, device, say).execute(split, resumed)
             except TrainingError:
                 folder.end("failed")
                 raise
-            bundle.save(out, force=force)
+            bundle.save(out, force=options.force)
         folder.end("finished")
     return bundle
 
@@ -115,16 +128,16 @@ class _Run:
         clock, config = Clock(), self.config
         tokenizer = self._tokenizer(split.train)
         clock.lap("vocabulary")
-        corpus = tokenise(self.data, tokenizer, split)
+        corpus = tokenise(self.data, tokenizer, split=split)
         clock.lap("tokenising")
-        towers = self._towers(corpus, tokenizer.vocab_size, resumed).to(self.device)
+        towers = self._towers(corpus, tokenizer.vocab_size, resumed=resumed).to(self.device)
         clock.lap("token vectors")
         trainer = Trainer(
             towers, lambda: self._evaluate(towers, corpus), self.folder, self.tracker, config.seed
         )
         trainer.run(self._phases(corpus), resumed)
         clock.lap("phases")
-        return self._bundle(towers, tokenizer, corpus, clock)
+        return self._bundle(towers, tokenizer, corpus=corpus, clock=clock)
 
     def _tokenizer(self, train: Labelled) -> Tokenizer:
         config = self.config.tokenizer
@@ -137,12 +150,12 @@ class _Run:
         self.folder.write_tokenizer(tokenizer.model)
         return tokenizer
 
-    def _towers(self, corpus: Corpus, vocab_size: int, resumed: Checkpoint | None) -> TwoTower:
+    def _towers(self, corpus: Corpus, vocab_size: int, *, resumed: Checkpoint | None) -> TwoTower:
         config = self.config.tower
         idf = token_idf(corpus.passages, vocab_size=vocab_size)
         if resumed is not None:
             blank = np.zeros((vocab_size, config.dim), dtype=np.float32)
-            towers = TwoTower.start(config, blank, idf)
+            towers = TwoTower.start(config, vectors=blank, weights=idf)
             towers.load_arrays(resumed.part("towers"))
             return towers
         self.say("learning token vectors")
@@ -153,7 +166,7 @@ class _Run:
             dim=config.dim,
             seed=self.config.seed,
         )
-        towers = TwoTower.start(config, vectors, idf)
+        towers = TwoTower.start(config, vectors=vectors, weights=idf)
         self.folder.save(Checkpoint(Progress(), parts(towers=towers.arrays())))
         return towers
 
@@ -170,7 +183,7 @@ class _Run:
             ),
             Phase(
                 "labelled",
-                PairSampler(corpus.train_queries, corpus.passages, corpus.train.relevant),
+                PairSampler(corpus.train_queries, corpus.passages, relevant=corpus.train.relevant),
                 labelled_loss(pairs),
                 pairs.epochs,
                 pairs.batch_size,
@@ -183,11 +196,11 @@ class _Run:
     def _evaluate(self, towers: TwoTower, corpus: Corpus) -> DevResult:
         queries = encode_rows(towers.query, corpus.dev_queries)
         passages = encode_rows(towers.passage, corpus.passages)
-        metrics = ranking_metrics(queries, passages, corpus.dev.relevant)
+        metrics = ranking_metrics(queries, passages, relevant=corpus.dev.relevant)
         return DevResult(metrics, mean_pairwise_cosine(passages))
 
     def _bundle(
-        self, towers: TwoTower, tokenizer: Tokenizer, corpus: Corpus, clock: Clock
+        self, towers: TwoTower, tokenizer: Tokenizer, *, corpus: Corpus, clock: Clock
     ) -> ModelBundle:
         queries = encode_rows(towers.query, corpus.dev_queries).cpu().numpy()
         passages = encode_rows(towers.passage, corpus.passages).cpu().numpy()
@@ -195,7 +208,7 @@ class _Run:
         reduction = fit_reduction(passages, wanted, seed=self.config.seed)
         for dim in sorted(set(wanted) - set(reduction.dims), reverse=True):
             self.say(f"pca_{dim} is left out: it needs more than {dim} passages and dims")
-        metrics = _dev_metrics(queries, passages, reduction, corpus.dev)
+        metrics = _dev_metrics(queries, passages, reduction=reduction, dev=corpus.dev)
         clock.lap("reduction")
         results = {
             "queries": {"train": len(corpus.train.texts), "dev": len(corpus.dev.texts)},
@@ -204,9 +217,11 @@ class _Run:
             "seconds": clock.seconds,
             "device": str(self.device),
         }
-        card = make_card(self.data, self.config.to_dict(), results)
+        card = make_card(self.data, self.config.to_dict(), results=results)
         config = _deciding_config(self.config, reduction)
-        return ModelBundle.build(config, tokenizer, towers.arrays(), reduction, card)
+        return ModelBundle.build(
+            config, tokenizer, towers=towers.arrays(), reduction=reduction, card=card
+        )
 
 
 def _deciding_config(config: TrainConfig, reduction: Reduction) -> dict[str, Any]:
@@ -223,7 +238,7 @@ def _deciding_config(config: TrainConfig, reduction: Reduction) -> dict[str, Any
 
 
 def _dev_metrics(
-    queries: FloatArray, passages: FloatArray, reduction: Reduction, dev: Labelled
+    queries: FloatArray, passages: FloatArray, *, reduction: Reduction, dev: Labelled
 ) -> dict[str, dict[str, float]]:
     """Return the dev metrics of the full and of each reduced vector, by name."""
     small_queries, small_passages = reduction.apply(queries), reduction.apply(passages)
@@ -231,6 +246,6 @@ def _dev_metrics(
         f"pca_{d}": (small_queries[d], small_passages[d]) for d in reduction.dims
     }
     return {
-        name: ranking_metrics(torch.from_numpy(q), torch.from_numpy(p), dev.relevant)
+        name: ranking_metrics(torch.from_numpy(q), torch.from_numpy(p), relevant=dev.relevant)
         for name, (q, p) in pairs.items()
     }

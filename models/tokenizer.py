@@ -163,17 +163,17 @@ class Tokenizer:
 
     def encode_passages(self, texts: Sequence[str], *, threads: int = 0) -> TokenRows:
         """Tokenise passages on `threads` cores (0: all), cut to `max_passage_tokens`."""
-        return self._encode(texts, self.config.max_passage_tokens, threads)
+        return self._encode(texts, limit=self.config.max_passage_tokens, threads=threads)
 
     def encode_queries(self, texts: Sequence[str], *, threads: int = 0) -> TokenRows:
         """Tokenise queries on `threads` cores (0: all), cut to `max_query_tokens`."""
-        return self._encode(texts, self.config.max_query_tokens, threads)
+        return self._encode(texts, limit=self.config.max_query_tokens, threads=threads)
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """Return the readable form of tokens."""
         return [str(self._processor.IdToPiece(int(i))) for i in ids]
 
-    def _encode(self, texts: Sequence[str], limit: int, threads: int) -> TokenRows:
+    def _encode(self, texts: Sequence[str], *, limit: int, threads: int) -> TokenRows:
         # A megabyte of text is cut before it is tokenised; what a text can lose by that lies
         # beyond `limit` tokens unless its pieces are longer than 16 characters on average,
         # which is SentencePiece's longest piece.

@@ -88,7 +88,7 @@ class TwoTower(nn.Module):
         self.passage = passage
 
     @classmethod
-    def start(cls, config: TowerConfig, vectors: FloatArray, weights: FloatArray) -> "TwoTower":
+    def start(cls, config: TowerConfig, *, vectors: FloatArray, weights: FloatArray) -> "TwoTower":
         """Make untrained towers from token vectors (vocab, dim) and token weights (vocab,)."""
         query = MeanTower(vectors, weights)
         return cls(query, query if config.shared else MeanTower(vectors, weights))

@@ -167,40 +167,41 @@ class Trainer:
         start = resumed.progress if resumed else Progress()
         for number in range(start.phase, len(phases)):
             checkpoint = resumed if number == start.phase else None
-            self._run_phase(number, phases[number], checkpoint)
+            self._run_phase(number, phases[number], resumed=checkpoint)
 
-    def _run_phase(self, number: int, phase: Phase, resumed: Checkpoint | None) -> None:
+    def _run_phase(self, number: int, phase: Phase, *, resumed: Checkpoint | None) -> None:
         optimizer = torch.optim.Adam(self.towers.parameters(), lr=phase.learning_rate, fused=True)
-        state, best = self._begin(number, phase, optimizer, resumed)
+        state, best = self._begin(number, phase, optimizer=optimizer, resumed=resumed)
         while state.epoch < phase.epochs and not _is_stale(state, phase):
-            loss = self._run_epoch(number, phase, state.epoch, optimizer)
+            loss = self._run_epoch(number, phase, epoch=state.epoch, optimizer=optimizer)
             result = self.evaluate()
-            _check_collapse(phase, loss, result.cosine)
+            _check_collapse(phase, loss=loss, cosine=result.cosine)
             record = {"phase": phase.name, "epoch": state.epoch + 1, "loss": round(loss, 6)}
             self.tracker.log({**record, **result.metrics, "cosine": result.cosine})
             state = state._replace(epoch=state.epoch + 1, records=self.tracker.count)
             if phase.patience is None or result.metrics["recall@10"] > state.best:
                 state = state._replace(best=result.metrics["recall@10"], best_epoch=state.epoch)
                 best = self.towers.arrays()
-            self._save(state, optimizer, best if phase.patience is not None else {})
+            self._save(state, optimizer=optimizer, best=best if phase.patience is not None else {})
         self.towers.load_arrays(best)
-        self._save(Progress(phase=number + 1, records=self.tracker.count), None, {})
+        self._save(Progress(phase=number + 1, records=self.tracker.count), optimizer=None, best={})
 
     def _begin(
         self,
         number: int,
         phase: Phase,
+        *,
         optimizer: torch.optim.Adam,
         resumed: Checkpoint | None,
     ) -> "_Begun":
         if resumed is None or resumed.progress.epoch == 0:
             best = self.evaluate().metrics["recall@10"] if phase.patience is not None else -1.0
             return _Begun(Progress(phase=number, best=best), self.towers.arrays())
-        restore_optimizer(optimizer, self.towers, resumed.part("adam"))
+        restore_optimizer(optimizer, self.towers, arrays=resumed.part("adam"))
         return _Begun(resumed.progress, resumed.part("best") or self.towers.arrays())
 
     def _run_epoch(
-        self, number: int, phase: Phase, epoch: int, optimizer: torch.optim.Adam
+        self, number: int, phase: Phase, *, epoch: int, optimizer: torch.optim.Adam
     ) -> float:
         rng = np.random.default_rng([self.seed, number, epoch])
         per_epoch = batches_per_epoch(phase.sampler.size, phase.batch_size)
@@ -212,7 +213,7 @@ class Trainer:
             rate = rate_factor(step, per_epoch * phase.epochs) * phase.learning_rate
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            loss = batch_loss(self.towers, batch, phase.loss)
+            loss = batch_loss(self.towers, batch, loss=phase.loss)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(self.towers.parameters(), MAX_GRADIENT_NORM)
@@ -220,7 +221,7 @@ class Trainer:
             total += loss.item()
         return total / per_epoch
 
-    def _save(self, state: Progress, optimizer: torch.optim.Adam | None, best: Arrays) -> None:
+    def _save(self, state: Progress, *, optimizer: torch.optim.Adam | None, best: Arrays) -> None:
         adam = optimizer_arrays(optimizer, self.towers) if optimizer else {}
         arrays = parts(towers=self.towers.arrays(), best=best, adam=adam)
         self.folder.save(Checkpoint(state, arrays))
@@ -233,7 +234,7 @@ class _Begun(NamedTuple):
     best: Arrays
 
 
-def batch_loss(towers: TwoTower, batch: Batch, loss: Loss) -> Tensor:
+def batch_loss(towers: TwoTower, batch: Batch, *, loss: Loss) -> Tensor:
     """Encode a batch with both towers and return its scalar loss."""
     device = next(towers.parameters()).device
     queries = towers.query(Tokens.of(batch.queries, device))
@@ -260,7 +261,7 @@ def optimizer_arrays(optimizer: torch.optim.Adam, towers: TwoTower) -> Arrays:
     }
 
 
-def restore_optimizer(optimizer: torch.optim.Adam, towers: TwoTower, arrays: Arrays) -> None:
+def restore_optimizer(optimizer: torch.optim.Adam, towers: TwoTower, *, arrays: Arrays) -> None:
     """Set Adam's state to what `optimizer_arrays` returned."""
     for name, parameter in towers.named_parameters():
         for key in ("step", "exp_avg", "exp_avg_sq"):
@@ -272,7 +273,7 @@ def _is_stale(state: Progress, phase: Phase) -> bool:
     return phase.patience is not None and state.epoch - state.best_epoch >= phase.patience
 
 
-def _check_collapse(phase: Phase, loss: float, cosine: float) -> None:
+def _check_collapse(phase: Phase, *, loss: float, cosine: float) -> None:
     """Stop when all vectors point one way, the classic failure of the triplet loss.
 
     A loss at the margin means that positive and negative score alike.

@@ -35,8 +35,8 @@ class Word2VecConfig:
 
     epochs: int = 1
     weight: float = 0.35
-    window: int = 5
-    negative: int = 5
+    window: int = 3
+    negative: int = 3
     sample: float = 1e-4
     cbow: bool = False
     workers: int = 1

@@ -77,7 +77,7 @@ class Report:
 def system_names(retriever: Retriever) -> list[str]:
     """Return the names of all systems in the order of the table; the default engine comes last."""
     reduced = [f"pca_{dim}" for dim in retriever.metadata.pca_dims]
-    return ["tfidf", "rank_bm25", "bm25", "dense", *reduced, "hybrid", "rerank"]
+    return ["tfidf", "rank_bm25", "bm25", "dense", *reduced, "rrf", "hybrid", "rerank"]
 
 
 def default_systems(retriever: Retriever) -> list[str]:
@@ -135,11 +135,12 @@ def build_ranker(system: str, retriever: Retriever) -> Ranker:
 
 def system_settings(system: str, default: SearchSettings) -> SearchSettings:
     """Return the settings that make the engine behave as `system`."""
-    if system == "rerank":
-        return replace(default, rerank=True)
-    if system == "hybrid":
-        return replace(default, rerank=False)
-    return replace(default, legs={system: DEPTH}, rerank=False)
+    hybrids = {
+        "rrf": replace(default, fusion="rrf", rerank=False),
+        "hybrid": replace(default, rerank=False),
+        "rerank": replace(default, rerank=True),
+    }
+    return hybrids.get(system) or replace(default, legs={system: DEPTH}, rerank=False)
 
 
 def measure_system(

@@ -21,20 +21,15 @@ def fill_missing(scores: Floats, floors: Floats) -> Floats:
     return np.where(np.isnan(scores), floors, scores)
 
 
-def z_scores(scores: Floats) -> Floats:
-    """Bring each stage to mean 0 and deviation 1 over the candidates; a constant stage to 0."""
-    deviation = scores.std(axis=0)
-    centred: Floats = scores - scores.mean(axis=0)
-    return centred / np.where(deviation > 0, deviation, 1.0)
-
-
 def weighted_sum(scores: Floats, weights: Floats) -> Floats:
-    """Return the weighted sum of z-normalised stage scores.
+    """Return `scores @ weights`, in the stages' own units.
 
-    Convex combination beats reciprocal ranks once the weight suits the data: Bruch, Gai and
-    Ingber, "An Analysis of Fusion Functions for Hybrid Retrieval", TOIS 2023.
+    A convex combination beats reciprocal ranks, and needs no normalisation per query once the
+    weight suits the units: Bruch, Gai and Ingber, "An Analysis of Fusion Functions for Hybrid
+    Retrieval", TOIS 2023.
     """
-    return z_scores(scores) @ weights
+    total: Floats = scores @ weights
+    return total
 
 
 def ranks(scores: Floats) -> npt.NDArray[np.int64]:

@@ -6,7 +6,9 @@ import numpy as np
 import numpy.typing as npt
 from qdrant_client import models as qm
 
-DENSE = "dense"
+from retriever.schema import DENSE
+
+RERANK = "rerank"
 
 
 def query_tower_request(

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,8 @@ from qdrant_client.http.models import QueryResponse
 from retriever import fusion
 from retriever.errors import ConfigError
 from retriever.records import Stage
-from retriever.rerank import query_tower_request
+from retriever.rerank import RERANK, query_tower_request
+from retriever.schema import DENSE
 
 LEXICAL = frozenset({"bm25", "tfidf"})
 DEFAULT_LEGS: Mapping[str, int] = MappingProxyType({"dense": 100, "bm25": 100})
@@ -25,12 +26,14 @@ class SearchSettings:
 
     Attributes:
         legs: which vectors propose candidates, and how many each.
-        tower_weight: share of the tower's score in the fused one; the lexical legs have the rest.
+        fusion: `weighted` is BM25 + tower_weight * cosine; `rrf` sums reciprocal ranks instead.
+        tower_weight: how many points of BM25 a cosine of 1 is worth.
         rerank: whether the query tower scores every candidate over the full vectors.
     """
 
     legs: Mapping[str, int] = field(default_factory=lambda: DEFAULT_LEGS)
-    tower_weight: float = 0.5
+    fusion: Literal["weighted", "rrf"] = "weighted"
+    tower_weight: float = 15.0
     rerank: bool = True
 
     def __post_init__(self) -> None:
@@ -39,8 +42,10 @@ class SearchSettings:
         for name, limit in self.legs.items():
             if limit < 1:
                 raise ConfigError(f"leg {name!r} asks for {limit} candidates; expected 1 or more")
-        if not 0.0 <= self.tower_weight <= 1.0:
-            raise ConfigError(f"tower_weight is {self.tower_weight}; expected 0.0 to 1.0")
+        if self.fusion not in ("weighted", "rrf"):
+            raise ConfigError(f"fusion is {self.fusion!r}; expected weighted or rrf")
+        if not self.tower_weight >= 0.0:
+            raise ConfigError(f"tower_weight is {self.tower_weight}; expected 0 or more")
 
 
 class QueryVectors(NamedTuple):
@@ -83,7 +88,8 @@ class Winner(NamedTuple):
 def plan(settings: SearchSettings, vectors: QueryVectors, *, k: int) -> dict[str, qm.QueryRequest]:
     """Return the engine requests of one query by stage; they travel as one batch.
 
-    A query of stop words alone has no BM25 term; that leg is then left out.
+    A query of stop words alone has no BM25 term; that leg is then left out. The dense leg scores
+    by the full vectors itself, so only what the other legs propose is left to rerank.
     """
     legs = {
         name: qm.Prefetch(query=vectors.by_name[name], using=name, limit=max(limit, k))
@@ -94,8 +100,9 @@ def plan(settings: SearchSettings, vectors: QueryVectors, *, k: int) -> dict[str
         name: qm.QueryRequest(query=leg.query, using=name, limit=leg.limit, with_payload=False)
         for name, leg in legs.items()
     }
-    if settings.rerank and legs:
-        requests["rerank"] = query_tower_request(list(legs.values()), vectors.tower)
+    others = [leg for name, leg in legs.items() if name != DENSE]
+    if settings.rerank and others:
+        requests[RERANK] = query_tower_request(others, vectors.tower)
     return requests
 
 
@@ -103,15 +110,20 @@ def gather(
     requests: Mapping[str, qm.QueryRequest], responses: Sequence[QueryResponse]
 ) -> Candidates:
     """Line up the answers of one query's stages in one matrix."""
-    found = [{str(p.id): p.score for p in response.points} for response in responses]
-    point_ids = list(dict.fromkeys(point_id for scores in found for point_id in scores))
-    matrix = np.array([[scores.get(i, np.nan) for scores in found] for i in point_ids])
+    found = {
+        stage: {str(point.id): point.score for point in response.points}
+        for stage, response in zip(requests, responses, strict=True)
+    }
+    if RERANK in found:
+        found[RERANK] = found.get(DENSE, {}) | found[RERANK]
+    point_ids = list(dict.fromkeys(point_id for scores in found.values() for point_id in scores))
+    matrix = np.array([[scores.get(i, np.nan) for scores in found.values()] for i in point_ids])
     floors = [
-        _floor(name, list(scores.values()), request.limit or 0)
-        for (name, request), scores in zip(requests.items(), found, strict=True)
+        _floor(stage, list(scores.values()), requests[stage].limit or 0)
+        for stage, scores in found.items()
     ]
     return Candidates(
-        point_ids, list(requests), matrix.reshape(len(point_ids), len(found)), np.array(floors)
+        point_ids, list(found), matrix.reshape(len(point_ids), len(found)), np.array(floors)
     )
 
 
@@ -140,23 +152,25 @@ def choose(settings: SearchSettings, candidates: Candidates, *, k: int) -> list[
 
 
 def final_scores(settings: SearchSettings, candidates: Candidates) -> fusion.Floats:
-    """Return `(n,)`: one stage's own score where only one counts, else their weighted sum."""
+    """Return `(n,)`: one stage's own score where only one counts, else the fused one."""
     weights = stage_weights(settings, candidates.stages)
     scores = fusion.fill_missing(candidates.scores, candidates.floors)
     if np.count_nonzero(weights) == 1:
-        best: fusion.Floats = scores[:, int(np.argmax(weights))]
-        return best
+        only: fusion.Floats = scores[:, int(np.argmax(weights))]
+        return only
+    if settings.fusion == "rrf":
+        return fusion.reciprocal_rank_fusion(candidates.scores, (weights > 0).astype(float))
     return fusion.weighted_sum(scores, weights)
 
 
 def stage_weights(settings: SearchSettings, stages: Sequence[str]) -> fusion.Floats:
-    """Return `(m,)` weights that sum to 1; where rerank ran it alone speaks for the tower."""
+    """Return `(m,)`: 1 for a lexical stage, `tower_weight` for the tower's.
+
+    Where rerank ran, it alone speaks for the tower; else its legs share the weight.
+    """
     lexical = np.array([name in LEXICAL for name in stages], dtype=bool)
     tower = ~lexical
-    if "rerank" in stages:
-        tower = np.array([name == "rerank" for name in stages])
-    share = settings.tower_weight if lexical.any() and tower.any() else float(tower.any())
-    weights: fusion.Floats = share * tower / max(1, tower.sum()) + (1 - share) * lexical / max(
-        1, lexical.sum()
-    )
+    if RERANK in stages:
+        tower = np.array([name == RERANK for name in stages])
+    weights: fusion.Floats = lexical + settings.tower_weight * tower / max(1, tower.sum())
     return weights

@@ -23,7 +23,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundle")
     data = write_topics(folder / "DATA")
     separate = {**QUICK, "tower": {"dim": 64, "shared": False}}
-    train_bundle(data, folder / "bundle", from_mapping(TrainConfig, separate))
+    train_bundle(data, folder / "bundle", config=from_mapping(TrainConfig, separate))
     return folder / "bundle"
 
 
@@ -144,7 +144,13 @@ def test_towers_that_do_not_fit_the_tokenizer_are_refused(saved: Path) -> None:
     }
     files = {name: (saved / name).read_bytes() for name in DECIDING_FILES}
     with pytest.raises(BundleError, match=r"vectors of \(5, 64\), expected"):
-        ModelBundle.build(bundle.config, bundle.tokenizer, narrow, bundle._reduction, {})
+        ModelBundle.build(
+            bundle.config,
+            bundle.tokenizer,
+            towers=narrow,
+            reduction=bundle._reduction,
+            card={},
+        )
     spoilt = np.frombuffer(files[TOWERS], dtype=np.uint8).copy()
     spoilt[-4:] = np.frombuffer(np.float32(np.nan).tobytes(), dtype=np.uint8)
     with pytest.raises(BundleError, match="not finite"):

@@ -13,7 +13,7 @@ def test_metrics_by_hand() -> None:
     relevant[0, [0, 4]] = True  # ranks 1 and 5
     relevant[1, 0] = True  # rank 12
     metrics = ranking_metrics(
-        torch.eye(2), torch.from_numpy(scores.T.copy()), sparse.csr_matrix(relevant)
+        torch.eye(2), torch.from_numpy(scores.T.copy()), relevant=sparse.csr_matrix(relevant)
     )
     assert metrics == pytest.approx(
         {
@@ -40,7 +40,7 @@ def test_metrics_agree_with_a_naive_loop() -> None:
         ranks = [rank for rank, row in enumerate(ranked[:10], 1) if row in wanted]
         reciprocal.append(1 / ranks[0] if ranks else 0)
     metrics = ranking_metrics(
-        torch.from_numpy(queries), torch.from_numpy(passages), sparse.csr_matrix(relevant)
+        torch.from_numpy(queries), torch.from_numpy(passages), relevant=sparse.csr_matrix(relevant)
     )
     assert metrics["recall@10"] == pytest.approx(np.mean(recall))
     assert metrics["mrr@10"] == pytest.approx(np.mean(reciprocal))

@@ -31,13 +31,13 @@ def test_known_answers_agree_with_a_naive_loop() -> None:
     naive = {
         (i, j) for i in range(12) for j in range(12) if i != j and relevant[queries[i], passages[j]]
     }
-    found = known_answers(sparse.csr_matrix(relevant), queries, passages)
+    found = known_answers(sparse.csr_matrix(relevant), queries=queries, passages=passages)
     assert {tuple(cell) for cell in found.tolist()} == naive
     assert len(naive) > 10
 
 
 def test_a_batch_holds_its_pairs_and_masks_other_answers() -> None:
-    sampler = PairSampler(QUERIES, PASSAGES, RELEVANT)
+    sampler = PairSampler(QUERIES, PASSAGES, relevant=RELEVANT)
     assert sampler.size == 4  # (0, 1), (0, 2), (1, 2), (2, 0)
     batch = sampler.batch(np.array([0, 2, 3]), np.random.default_rng(0))
     assert batch.queries.ids.tolist() == [10, 11, 12]
@@ -49,7 +49,7 @@ def test_a_batch_holds_its_pairs_and_masks_other_answers() -> None:
 def test_an_epoch_gives_each_pair_once_in_even_batches() -> None:
     relevant = sparse.csr_matrix(np.eye(10, dtype=bool))
     rows = token_rows([[i] for i in range(10)])
-    sampler = PairSampler(rows, rows, relevant)
+    sampler = PairSampler(rows, rows, relevant=relevant)
 
     def epoch(seed: int) -> list[list[int]]:
         rng = np.random.default_rng(seed)
@@ -65,7 +65,7 @@ def test_an_epoch_gives_each_pair_once_in_even_batches() -> None:
 def test_reading_keeps_queries_with_an_answer(tmp_path: Path) -> None:
     data = write_topics(tmp_path / "DATA", topics=6)
     row_of = {p.passage_id: row for row, p in enumerate(data.passages())}
-    train, dev = (read_labelled(data, split, row_of) for split in ("train", "dev"))
+    train, dev = (read_labelled(data, split, row_of=row_of) for split in ("train", "dev"))
     assert (len(train.texts), len(dev.texts)) == (8, 4)
     passages = list(data.passages())
     for labelled, split in ((train, "train"), (dev, "dev")):
@@ -82,12 +82,12 @@ def test_reading_keeps_queries_with_an_answer(tmp_path: Path) -> None:
 def test_unusable_judgements_are_errors(tmp_path: Path) -> None:
     data = write_topics(tmp_path / "DATA", topics=3)
     with pytest.raises(DataError, match="no labelled query in split 'weak'"):
-        read_labelled(data, "weak", {})
+        read_labelled(data, "weak", row_of={})
     with pytest.raises(TrainingError, match="judges passage 'p1-0', which it does not hold"):
-        read_labelled(data, "train", {})
+        read_labelled(data, "train", row_of={})
     none = write_topics(tmp_path / "NONE", topics=3, relevance=0)
     with pytest.raises(TrainingError, match="no labelled query with an answer"):
-        read_labelled(none, "train", {"p1-0": 0})
+        read_labelled(none, "train", row_of={"p1-0": 0})
 
 
 def labelled(count: int) -> Labelled:

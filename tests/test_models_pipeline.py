@@ -16,7 +16,7 @@ from models.checkpoint import RunFolder
 from models.config import from_mapping, with_values
 from models.data import Dataset
 from models.errors import BundleError, DataError, TrainingError
-from models.pipeline import run_path, train_bundle
+from models.pipeline import RunOptions, run_path, train_bundle
 from models.tracking import read_metrics
 from models.training import TrainConfig
 
@@ -33,7 +33,7 @@ def quick(**dotted: object) -> TrainConfig:
 
 def test_the_same_seed_gives_the_same_bundle(data: Dataset, tmp_path: Path) -> None:
     first, second, other = (
-        train_bundle(data, tmp_path / name, quick(seed=seed))
+        train_bundle(data, tmp_path / name, config=quick(seed=seed))
         for name, seed in (("a", 5), ("b", 5), ("c", 6))
     )
     assert first.fingerprint == second.fingerprint != other.fingerprint
@@ -43,15 +43,15 @@ def test_the_same_seed_gives_the_same_bundle(data: Dataset, tmp_path: Path) -> N
 @pytest.mark.parametrize("flags", [{}, {"labelled__loss": "triplet"}, {"tower__shared": False}])
 def test_labels_teach_what_words_do_not_say(tmp_path: Path, flags: dict[str, object]) -> None:
     data = write_aliases(tmp_path / "DATA")
-    before = train_bundle(data, tmp_path / "before", quick(**flags, labelled__epochs=0))
+    before = train_bundle(data, tmp_path / "before", config=quick(**flags, labelled__epochs=0))
     longer = {"labelled__epochs": 40, "labelled__patience": 40, "labelled__learning_rate": 0.02}
-    after = train_bundle(data, tmp_path / "after", quick(**flags, **longer))
+    after = train_bundle(data, tmp_path / "after", config=quick(**flags, **longer))
     assert before.card["dev"]["dense"]["recall@1"] < 0.3
     assert after.card["dev"]["dense"]["recall@1"] > 0.9
 
 
 def test_the_cards_metrics_are_what_the_bundles_vectors_give(data: Dataset, tmp_path: Path) -> None:
-    bundle = train_bundle(data, tmp_path / "bundle", quick())
+    bundle = train_bundle(data, tmp_path / "bundle", config=quick())
     dev = bundle.card["dev"]["dense"]
     assert dev["recall@3"] > 0.8
     queries = bundle.encode_queries([q.text for q in data.queries("dev")])
@@ -64,7 +64,7 @@ def test_the_cards_metrics_are_what_the_bundles_vectors_give(data: Dataset, tmp_
 
 
 def test_the_card_says_where_a_bundle_came_from(data: Dataset, tmp_path: Path) -> None:
-    bundle = train_bundle(data, tmp_path / "bundle", quick())
+    bundle = train_bundle(data, tmp_path / "bundle", config=quick())
     card = json.loads((tmp_path / "bundle" / "card.json").read_text())
     assert card["data"]["content_hash"] == data.content_hash
     assert card["data"]["counts"] == data.manifest["counts"]
@@ -76,7 +76,7 @@ def test_the_card_says_where_a_bundle_came_from(data: Dataset, tmp_path: Path) -
 
 
 def test_a_finished_run_leaves_its_record_and_nothing_else(data: Dataset, tmp_path: Path) -> None:
-    train_bundle(data, tmp_path / "bundle", quick())
+    train_bundle(data, tmp_path / "bundle", config=quick())
     assert {p.name for p in tmp_path.iterdir()} == {"bundle", "bundle.run"}
     run = tmp_path / "bundle.run"
     assert {p.name for p in run.iterdir()} == {"finished.json", "metrics.jsonl"}
@@ -87,14 +87,14 @@ def test_a_finished_run_leaves_its_record_and_nothing_else(data: Dataset, tmp_pa
 
 def test_phases_can_be_left_out(data: Dataset, tmp_path: Path) -> None:
     none = quick(pretrain__epochs=0, labelled__epochs=0, word2vec__epochs=0)
-    train_bundle(data, tmp_path / "bundle", none)
+    train_bundle(data, tmp_path / "bundle", config=none)
     assert read_metrics(tmp_path / "bundle.run") == []
 
 
 def test_without_a_dev_split_some_train_queries_are_held_out(tmp_path: Path) -> None:
     said: list[str] = []
     data = write_topics(tmp_path / "DATA", dev=False)
-    bundle = train_bundle(data, tmp_path / "bundle", quick(dev_share=0.25), say=said.append)
+    bundle = train_bundle(data, tmp_path / "bundle", config=quick(dev_share=0.25), say=said.append)
     assert bundle.card["queries"] == {"train": 45, "dev": 15}
     assert "no dev split: 15 of 60 train queries are held out" in said[0]
 
@@ -102,7 +102,9 @@ def test_without_a_dev_split_some_train_queries_are_held_out(tmp_path: Path) -> 
 def test_a_tiny_corpus_gets_the_reductions_that_are_possible(tmp_path: Path) -> None:
     said: list[str] = []
     data = write_topics(tmp_path / "DATA", topics=3)
-    bundle = train_bundle(data, tmp_path / "bundle", quick(pca_dims=[64, 4]), say=said.append)
+    bundle = train_bundle(
+        data, tmp_path / "bundle", config=quick(pca_dims=[64, 4]), say=said.append
+    )
     assert bundle.pca_dims == (4,)
     assert "pca_64 is left out: it needs more than 64 passages and dims" in said
 
@@ -128,7 +130,7 @@ def kill_after(records: int, command: list[str], run: Path) -> None:
 
 def test_a_killed_run_goes_on_and_ends_in_the_same_bundle(data: Dataset, tmp_path: Path) -> None:
     config = quick(pretrain__epochs=12, labelled__epochs=12, labelled__patience=12, tower__dim=128)
-    unbroken = train_bundle(data, tmp_path / "unbroken", config)
+    unbroken = train_bundle(data, tmp_path / "unbroken", config=config)
     out, run = tmp_path / "killed", run_path(tmp_path / "killed")
     command = train_command(data, out, config)
     for records in (4, 12, 16):
@@ -141,6 +143,9 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bundle(data: Dataset, tmp_pat
     assert ModelBundle.load(out).fingerprint == unbroken.fingerprint
     assert read_metrics(run) == read_metrics(run_path(tmp_path / "unbroken"))
     assert {p.name for p in run.iterdir()} == {"finished.json", "metrics.jsonl"}
+
+
+FORCE = RunOptions(force=True)
 
 
 class Stop(Exception):  # noqa: N818
@@ -156,7 +161,7 @@ def stop_early(data: Dataset, out: Path, config: TrainConfig) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ModelBundle, "save", save)
         with pytest.raises(Stop):
-            train_bundle(data, out, config)
+            train_bundle(data, out, config=config)
 
 
 def test_going_on_with_other_settings_is_refused_with_both_values(
@@ -167,28 +172,31 @@ def test_going_on_with_other_settings_is_refused_with_both_values(
     with pytest.raises(
         TrainingError, match=r"config\.labelled\.epochs = 3 \(asked for: 5\); .* --force"
     ):
-        train_bundle(data, out, quick(labelled__epochs=5))
+        train_bundle(data, out, config=quick(labelled__epochs=5))
     other = write_topics(tmp_path / "OTHER", seed=1)
-    with pytest.raises(TrainingError, match=f"data = {data.content_hash} .asked for: {other}"[:40]):
-        train_bundle(other, out, quick())
-    assert train_bundle(data, out, quick(labelled__epochs=5), force=True).config["pca_dims"]
+    both = rf"data = {data.content_hash} \(asked for: {other.content_hash}\)"
+    with pytest.raises(TrainingError, match=both):
+        train_bundle(other, out, config=quick())
+    assert train_bundle(data, out, config=quick(labelled__epochs=5), options=FORCE).config[
+        "pca_dims"
+    ]
 
 
 def test_a_finished_bundle_is_replaced_on_demand_only(data: Dataset, tmp_path: Path) -> None:
     out = tmp_path / "bundle"
-    first = train_bundle(data, out, quick())
+    first = train_bundle(data, out, config=quick())
     with pytest.raises(BundleError, match="already holds a bundle; replace it with --force"):
-        train_bundle(data, out, quick(seed=1))
-    second = train_bundle(data, out, quick(seed=1), force=True)
+        train_bundle(data, out, config=quick(seed=1))
+    second = train_bundle(data, out, config=quick(seed=1), options=FORCE)
     assert ModelBundle.load(out).fingerprint == second.fingerprint != first.fingerprint
 
 
 def test_the_old_bundle_stays_until_the_new_one_is_complete(data: Dataset, tmp_path: Path) -> None:
     out = tmp_path / "bundle"
-    first = train_bundle(data, out, quick())
+    first = train_bundle(data, out, config=quick())
     flat = quick(labelled__learning_rate=1e30)
     with pytest.raises(TrainingError):
-        train_bundle(data, out, flat, force=True)
+        train_bundle(data, out, config=flat, options=FORCE)
     assert ModelBundle.load(out).fingerprint == first.fingerprint
     assert {p.name for p in tmp_path.iterdir()} == {"bundle", "bundle.run"}
 
@@ -198,20 +206,20 @@ def test_a_failed_run_keeps_its_record_and_is_not_gone_on_with(
 ) -> None:
     out = tmp_path / "bundle"
     with pytest.raises(TrainingError, match="learning_rate"):
-        train_bundle(data, out, quick(labelled__learning_rate=1e30))
+        train_bundle(data, out, config=quick(labelled__learning_rate=1e30))
     run = run_path(out)
     assert {p.name for p in run.iterdir()} == {"failed.json", "metrics.jsonl"}
     assert len(read_metrics(run)) >= 2
-    train_bundle(data, out, quick())  # other settings, no --force needed
+    train_bundle(data, out, config=quick())  # other settings, no --force needed
 
 
 def test_nothing_to_learn_from_leaves_nothing_behind(tmp_path: Path) -> None:
     unanswered = write_topics(tmp_path / "DATA", relevance=0)
     with pytest.raises(TrainingError, match="no labelled query with an answer"):
-        train_bundle(unanswered, tmp_path / "bundle", quick())
+        train_bundle(unanswered, tmp_path / "bundle", config=quick())
     (tmp_path / "EMPTY").mkdir()
     with pytest.raises(DataError, match=r"no manifest\.json"):
-        train_bundle(Dataset.open(tmp_path / "EMPTY"), tmp_path / "bundle", quick())
+        train_bundle(Dataset.open(tmp_path / "EMPTY"), tmp_path / "bundle", config=quick())
     assert {p.name for p in tmp_path.iterdir()} == {"DATA", "EMPTY"}
 
 
@@ -220,10 +228,10 @@ def test_two_trainings_do_not_share_a_run_folder(data: Dataset, tmp_path: Path) 
         RunFolder(run_path(tmp_path / "bundle")).held(),
         pytest.raises(TrainingError, match="another process is training"),
     ):
-        train_bundle(data, tmp_path / "bundle", quick())
+        train_bundle(data, tmp_path / "bundle", config=quick())
 
 
 def test_one_query_and_one_passage_are_enough_to_run(tmp_path: Path) -> None:
     data = write_topics(tmp_path / "DATA", topics=1, dev=False)
-    bundle = train_bundle(data, tmp_path / "bundle", quick())
+    bundle = train_bundle(data, tmp_path / "bundle", config=quick())
     assert np.isfinite(bundle.encode_queries(["anything"])).all()

@@ -96,17 +96,17 @@ def test_gradients_agree_with_a_plain_formula(vectors: np.ndarray, weights: np.n
 def test_shared_towers_are_one_and_separate_ones_are_two(
     vectors: np.ndarray, weights: np.ndarray
 ) -> None:
-    shared = TwoTower.start(TowerConfig(dim=4), vectors, weights)
+    shared = TwoTower.start(TowerConfig(dim=4), vectors=vectors, weights=weights)
     assert shared.query is shared.passage
     assert sorted(shared.arrays()) == ["query.vectors", "query.weights"]
-    separate = TwoTower.start(TowerConfig(dim=4, shared=False), vectors, weights)
+    separate = TwoTower.start(TowerConfig(dim=4, shared=False), vectors=vectors, weights=weights)
     nn.init.zeros_(separate.query.vectors)
     assert separate.passage.vectors.detach().numpy() == pytest.approx(vectors)
     assert len(separate.arrays()) == 4
 
 
 def test_arrays_restore_towers(vectors: np.ndarray, weights: np.ndarray) -> None:
-    towers = TwoTower.start(TowerConfig(dim=4, shared=False), vectors, weights)
+    towers = TwoTower.start(TowerConfig(dim=4, shared=False), vectors=vectors, weights=weights)
     kept = towers.arrays()
     with torch.no_grad():
         towers.query.vectors.add_(1)

@@ -33,12 +33,14 @@ def sampler() -> PairSampler:
     """Query i holds token i, its passage token 20 + i: nothing in common but the label."""
     queries = token_rows([[i] for i in range(COUNT)])
     passages = token_rows([[20 + i, 40] for i in range(COUNT)])
-    return PairSampler(queries, passages, sparse.csr_matrix(np.eye(COUNT, dtype=bool)))
+    return PairSampler(queries, passages, relevant=sparse.csr_matrix(np.eye(COUNT, dtype=bool)))
 
 
 def new_towers() -> TwoTower:
     vectors = random_vectors(41, 16, seed=0)
-    return TwoTower.start(TowerConfig(dim=16), vectors, np.ones(41, dtype=np.float32))
+    return TwoTower.start(
+        TowerConfig(dim=16), vectors=vectors, weights=np.ones(41, dtype=np.float32)
+    )
 
 
 @pytest.fixture
@@ -67,10 +69,10 @@ def test_one_batch_can_be_learnt_by_heart(sampler: PairSampler, config: Labelled
     batch = sampler.batch(np.arange(COUNT), np.random.default_rng(0))
     loss = labelled_loss(config)
     optimizer = torch.optim.Adam(towers.parameters(), lr=0.05)
-    first = batch_loss(towers, batch, loss).item()
+    first = batch_loss(towers, batch, loss=loss).item()
     for _ in range(200):
         optimizer.zero_grad()
-        current = batch_loss(towers, batch, loss)
+        current = batch_loss(towers, batch, loss=loss)
         current.backward()
         optimizer.step()
     assert first > 0.1
@@ -144,7 +146,7 @@ def test_collapse_is_told_apart_from_learning(
 def test_a_loss_at_the_margin_is_a_collapse(tmp_path: Path, tracker: Tracker) -> None:
     # Every query and passage is the same token: positive and negative always score alike.
     rows = token_rows([[0]] * 8)
-    sampler = PairSampler(rows, rows, sparse.csr_matrix(np.eye(8, dtype=bool)))
+    sampler = PairSampler(rows, rows, relevant=sparse.csr_matrix(np.eye(8, dtype=bool)))
     config = LabelledConfig(loss="triplet", epochs=1, batch_size=8)
     trainer = Trainer(
         new_towers(), lambda: DevResult({"recall@10": 0}, 0.8), RunFolder(tmp_path), tracker, 0
@@ -176,7 +178,7 @@ def test_adams_state_survives_plain_arrays(sampler: PairSampler) -> None:
 
     def step(towers: TwoTower, optimizer: torch.optim.Adam) -> None:
         optimizer.zero_grad()
-        batch_loss(towers, batch, loss).backward()
+        batch_loss(towers, batch, loss=loss).backward()
         optimizer.step()
 
     towers = new_towers()
@@ -188,7 +190,7 @@ def test_adams_state_survives_plain_arrays(sampler: PairSampler) -> None:
     other = new_towers()
     other.load_arrays(arrays)
     restored = torch.optim.Adam(other.parameters(), lr=0.05, fused=True)
-    restore_optimizer(restored, other, state)
+    restore_optimizer(restored, other, arrays=state)
     step(other, restored)
     for name, array in towers.arrays().items():
         assert np.array_equal(array, other.arrays()[name])

@@ -1,6 +1,7 @@
 """Reaching an engine, and being told in one line why that failed."""
 
 import http.server
+import socket
 import subprocess
 import sys
 import threading
@@ -213,3 +214,13 @@ def test_a_folder_half_made_by_a_killed_process_is_taken(tmp_path: Path) -> None
     connect(path=tmp_path / "edge").close()
     (tmp_path / "edge" / "collections").rmdir()
     connect(path=tmp_path / "edge").close()
+
+
+def test_a_server_that_never_answers() -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(EngineUnavailable, match=rf"{url} \(timed out\)") as failure:
+            connect(url=url, timeout_s=1)
+    one_line(failure)

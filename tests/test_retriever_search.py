@@ -2,7 +2,6 @@ import math
 from collections import Counter
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 from conftest import HashEncoder, make_passages
 
@@ -59,23 +58,18 @@ def bm25_scores(config: Bm25Config, query: str) -> dict[str, float]:
     return {passage_id: score for passage_id, score in scores.items() if score > 0}
 
 
-def z(values: np.ndarray) -> np.ndarray:
-    return (values - values.mean()) / values.std()
-
-
 def test_search_is_the_weighted_sum_of_exact_cosine_and_bm25(
     retriever: Retriever, encoder: HashEncoder
 ) -> None:
-    settings = SearchSettings(legs=EVERYTHING, tower_weight=0.3)
+    settings = SearchSettings(legs=EVERYTHING, tower_weight=7.0)
     hits = retriever.with_settings(settings).search(QUERY, k=20)
     dense = cosines(encoder, QUERY)
     lexical = bm25_scores(Bm25Config(**retriever.metadata.bm25), QUERY)
-    tower = np.array([dense[p.passage_id] for p in PASSAGES])
-    words = np.array([lexical.get(p.passage_id, 0.0) for p in PASSAGES])
-    fused = 0.3 * z(tower) + 0.7 * z(words)
-    expected = {p.passage_id: s for p, s in zip(PASSAGES, fused, strict=True)}
+    expected = {i: 7.0 * cosine + lexical.get(i, 0.0) for i, cosine in dense.items()}
     assert [h.rank for h in hits] == list(range(1, 21))
-    assert [h.score for h in hits] == pytest.approx(sorted(fused, reverse=True)[:20], abs=1e-4)
+    assert [h.score for h in hits] == pytest.approx(
+        sorted(expected.values(), reverse=True)[:20], abs=1e-4
+    )
     for hit in hits:
         assert hit.score == pytest.approx(expected[hit.passage_id], abs=1e-4)
         assert hit.stages["dense"].score == pytest.approx(dense[hit.passage_id], abs=1e-5)
@@ -132,7 +126,7 @@ def test_a_passage_finds_itself(retriever: Retriever) -> None:
 def test_a_query_of_stop_words_is_answered_by_the_tower(retriever: Retriever) -> None:
     hits = retriever.search("the of and to", k=3)
     assert len(hits) == 3
-    assert set(hits[0].stages) == {"dense", "rerank"}
+    assert set(hits[0].stages) == {"dense"}
     bm25 = retriever.with_settings(SearchSettings(legs={"bm25": 10}, rerank=False))
     assert bm25.search("the of and to", k=3) == []
 
@@ -188,7 +182,7 @@ def test_a_bundle_that_does_not_match_is_refused(
 
 
 def test_unknown_names_are_refused(retriever: Retriever, engine: Engine, encoder: HashEncoder):
-    with pytest.raises(ConfigError, match="unknown leg 'pca_7'.*dense, pca_8, pca_4, bm25"):
+    with pytest.raises(ConfigError, match=r"unknown leg 'pca_7'.*dense, pca_8, pca_4, bm25"):
         retriever.with_settings(SearchSettings(legs={"pca_7": 10}))
     with pytest.raises(CollectionNotFound, match="no collection 'nope'"):
         Retriever(engine, "nope", encoder, settings=SearchSettings())
@@ -209,9 +203,7 @@ def test_what_is_not_a_query(query: str, message: str) -> None:
         check_query(query)
 
 
-@pytest.mark.parametrize(
-    "query", ["naïve café", "日本語", "😀", "a" * MAX_QUERY_CHARS, "\x07 bell"]
-)
+@pytest.mark.parametrize("query", ["naïve café", "日本語", "😀", "a" * MAX_QUERY_CHARS])
 def test_what_is_a_query(query: str) -> None:
     check_query(query)
 

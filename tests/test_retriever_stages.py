@@ -44,11 +44,17 @@ def test_plan_gives_each_leg_its_own_limit_and_rescores_the_union() -> None:
     assert rerank.params.quantization.ignore is True
 
 
+def test_what_the_dense_leg_found_needs_no_rescoring() -> None:
+    requests = plan(SearchSettings(), VECTORS, k=10)
+    assert [p.using for p in requests["rerank"].prefetch] == ["bm25"]
+    assert list(plan(SearchSettings(legs={"dense": 5}), VECTORS, k=1)) == ["dense"]
+
+
 def test_plan_asks_for_at_least_k_and_leaves_out_an_empty_bm25_query() -> None:
     requests = plan(SearchSettings(rerank=False), VECTORS, k=500)
     assert [r.limit for r in requests.values()] == [500, 500]
     stop_words = QueryVectors(TOWER, {"dense": TOWER.tolist()})
-    assert list(plan(SearchSettings(), stop_words, k=10)) == ["dense", "rerank"]
+    assert list(plan(SearchSettings(), stop_words, k=10)) == ["dense"]
     assert plan(SearchSettings(legs={"bm25": 10}), stop_words, k=10) == {}
 
 
@@ -64,20 +70,30 @@ def test_gather_floors_say_what_a_missing_score_can_be_at_most() -> None:
 
 
 def test_choose_fuses_and_reports_every_stage() -> None:
-    settings = SearchSettings(legs={"dense": 3, "bm25": 3}, tower_weight=0.5, rerank=True)
+    settings = SearchSettings(legs={"dense": 3, "bm25": 3}, tower_weight=10.0)
     requests = plan(settings, VECTORS, k=1)
-    found = gather(
-        requests,
-        [response(a=0.9, b=0.5), response(b=8.0, c=6.0), response(a=0.9, b=0.5, c=0.85)],
-    )
-    winners = choose(settings, found, k=3)
-    tower, bm25 = np.array([0.9, 0.5, 0.85]), np.array([0.0, 8.0, 6.0])
-    fused = (tower - tower.mean()) / tower.std() / 2 + (bm25 - bm25.mean()) / bm25.std() / 2
-    assert [w.point_id for w in winners] == ["abc"[row] for row in np.argsort(-fused)]
-    assert [w.score for w in winners] == pytest.approx(sorted(fused, reverse=True))
-    best = winners[0]
-    assert best.point_id == "c"
-    assert best.stages == {"bm25": (6.0, 2), "rerank": (0.85, 2)}
+    answers = [response(a=0.9, b=0.5), response(b=8.0, c=6.0), response(b=0.5, c=0.4)]
+    winners = choose(settings, gather(requests, answers), k=3)
+    assert [(w.rank, w.point_id) for w in winners] == [(1, "b"), (2, "c"), (3, "a")]
+    assert [w.score for w in winners] == pytest.approx([5 + 8, 4 + 6, 9 + 0])
+    assert winners[0].stages == {"dense": (0.5, 2), "bm25": (8.0, 1), "rerank": (0.5, 2)}
+    assert winners[1].stages == {"bm25": (6.0, 2), "rerank": (0.4, 3)}
+    assert winners[2].stages == {"dense": (0.9, 1), "rerank": (0.9, 1)}
+
+
+def test_without_rerank_a_missing_cosine_is_the_least_of_the_leg() -> None:
+    settings = SearchSettings(legs={"dense": 2, "bm25": 3}, tower_weight=10.0, rerank=False)
+    answers = [response(a=0.9, b=0.5), response(b=8.0, c=6.0)]
+    winners = choose(settings, gather(plan(settings, VECTORS, k=1), answers), k=3)
+    assert {w.point_id: w.score for w in winners} == pytest.approx({"b": 13, "c": 11, "a": 9})
+
+
+def test_reciprocal_ranks_on_request() -> None:
+    settings = SearchSettings(fusion="rrf", rerank=False)
+    answers = [response(a=0.9, b=0.5), response(b=8.0, c=6.0)]
+    winners = choose(settings, gather(plan(settings, VECTORS, k=1), answers), k=3)
+    expected = {"b": 1 / 62 + 1 / 61, "a": 1 / 61, "c": 1 / 62}
+    assert {w.point_id: w.score for w in winners} == pytest.approx(expected)
 
 
 def test_one_stage_keeps_its_own_scores() -> None:
@@ -96,19 +112,16 @@ def test_nothing_found_is_an_empty_result() -> None:
 @pytest.mark.parametrize(
     ("stages", "expected"),
     [
-        (["dense", "bm25"], [0.3, 0.7]),
-        (["dense", "bm25", "rerank"], [0.0, 0.7, 0.3]),
-        (["dense", "pca_1", "bm25"], [0.15, 0.15, 0.7]),
-        (["dense"], [1.0]),
-        (["bm25"], [1.0]),
-        (["bm25", "tfidf"], [0.5, 0.5]),
-        (["dense", "rerank"], [0.0, 1.0]),
+        (["dense", "bm25"], [6, 1]),
+        (["dense", "bm25", "rerank"], [0, 1, 6]),
+        (["dense", "pca_1", "bm25"], [3, 3, 1]),
+        (["dense"], [6]),
+        (["bm25"], [1]),
+        (["pca_1", "rerank"], [0, 6]),
     ],
 )
 def test_weights(stages: list[str], expected: list[float]) -> None:
-    weights = stage_weights(SearchSettings(tower_weight=0.3), stages)
-    assert weights == pytest.approx(expected)
-    assert weights.sum() == pytest.approx(1.0)
+    assert stage_weights(SearchSettings(tower_weight=6), stages).tolist() == expected
 
 
 @pytest.mark.parametrize(
@@ -116,7 +129,9 @@ def test_weights(stages: list[str], expected: list[float]) -> None:
     [
         ({"legs": {}}, "no leg"),
         ({"legs": {"dense": 0}}, "'dense' asks for 0"),
-        ({"tower_weight": 1.5}, "tower_weight is 1.5"),
+        ({"tower_weight": -1.5}, r"tower_weight is -1\.5"),
+        ({"tower_weight": float("nan")}, "tower_weight is nan"),
+        ({"fusion": "dbsf"}, "fusion is 'dbsf'; expected weighted or rrf"),
     ],
 )
 def test_impossible_settings(settings: dict, message: str) -> None:
