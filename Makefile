@@ -35,7 +35,7 @@ fix: $(INSTALLED)
 	ruff format .
 
 bench: $(INSTALLED) $(QDRANT)
-	python tests/bench/search_latency.py
+	python tests/bench/spine.py
 
 clean:
 	rm -rf $(VENV) .cache $(DEMO)

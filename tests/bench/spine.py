@@ -1,0 +1,205 @@
+"""Time the main jobs on one corpus, on the embedded engine and on a real server, in one run.
+
+    python tests/bench/spine.py [SOURCE]
+
+SOURCE is what `ingest prepare` takes; msmarco-95k beside the project by default, the Python docs
+where that is absent. DATA and BUNDLE are kept in runs/bench, so that only the first run trains.
+Prints a table and writes tests/bench/results/<date>-<commit>.json. Times are of this machine; the
+ratios are what to compare.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from qdrant_client import QdrantClient
+from qdrant_client import models as qm
+
+ROOT = Path(__file__).parent.parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+from conftest import Server, running_server  # noqa: E402
+
+from models.bundle import ModelBundle  # noqa: E402
+from models.data import Dataset  # noqa: E402
+from models.provenance import commit  # noqa: E402
+from retriever import Retriever  # noqa: E402
+
+WORK = ROOT / "runs" / "bench"
+CORPUS = ROOT.parent / "shared" / "data" / "msmarco-95k"
+QUERIES = 200
+# A child of a large process reports its parent's peak, so each command reports its own.
+REPORT_PEAK = (
+    "import atexit, sys; from {module} import app; "
+    "atexit.register(lambda: print('PEAK', open('/proc/self/status').read()"
+    ".split('VmHWM:')[1].split()[0], file=sys.stderr)); app(sys.argv[1:])"
+)
+
+Row = dict[str, Any]
+
+
+def run_command(module: str, *words: str | Path) -> Row:
+    """Run one of the project's commands; return its seconds and peak memory in MB."""
+    start = time.perf_counter()
+    program = REPORT_PEAK.format(module=module)
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, words)], cwd=ROOT, stderr=subprocess.PIPE
+    )
+    seconds = time.perf_counter() - start
+    error = done.stderr.decode()
+    if done.returncode:
+        sys.exit(f"{module} {' '.join(map(str, words))} failed:\n{error}")
+    peak_kb = int(error.rsplit("PEAK", 1)[1])
+    return {"seconds": round(seconds, 1), "peak_mb": round(peak_kb / 1024)}
+
+
+def prepare_and_train(source: str) -> list[Row]:
+    rows = [
+        {"job": "ingest prepare"}
+        | run_command("ingest.cli", "prepare", source, "--out", WORK / "data", "--force")
+    ]
+    if not (WORK / "bundle" / "card.json").is_file():
+        train = run_command("models.cli", "train", WORK / "data", "--out", WORK / "bundle")
+        rows.append({"job": "models train"} | train)
+    return rows
+
+
+def percentiles(call: Callable[[str], object], queries: Sequence[str]) -> Row:
+    """Return p50 and p95 in ms of one call per query, after a warm-up."""
+    for query in queries[:10]:
+        call(query)
+    times_ms = []
+    for query in queries:
+        start = time.perf_counter()
+        call(query)
+        times_ms.append((time.perf_counter() - start) * 1000)
+    p50, p95 = np.percentile(times_ms, [50, 95])
+    return {"p50_ms": round(float(p50), 2), "p95_ms": round(float(p95), 2)}
+
+
+def encode_rows(bundle: ModelBundle, queries: Sequence[str]) -> list[Row]:
+    dataset = Dataset.open(WORK / "data")
+    texts = [p.content for p, _ in zip(dataset.passages(), range(20_000), strict=False)]
+    start = time.perf_counter()
+    bundle.encode_passages(texts)
+    rate = len(texts) / (time.perf_counter() - start)
+    return [
+        {"job": "encode passages", "per_second": round(rate)},
+        {"job": "encode one query"} | percentiles(lambda q: bundle.encode_queries([q]), queries),
+    ]
+
+
+def search_rows(retriever: Retriever, queries: Sequence[str], where: str) -> list[Row]:
+    hybrid = retriever.with_settings(replace(retriever.settings, rerank=False))
+    rows = [
+        {"job": f"search hybrid, {where}"} | percentiles(hybrid.search, queries),
+        {"job": f"search hybrid + rerank, {where}"} | percentiles(retriever.search, queries),
+    ]
+    start = time.perf_counter()
+    retriever.search_many(queries[:100])
+    many = time.perf_counter() - start
+    rows.append({"job": f"search_many of 100, {where}", "per_second": round(100 / many)})
+    return rows
+
+
+def raw_row(server: Server, retriever: Retriever, queries: Sequence[str]) -> Row:
+    """The same hybrid query in one request with qdrant-client alone (RRF in the engine)."""
+    client = QdrantClient(url=server.url, check_compatibility=False)
+    encoded = {
+        query: vectors.by_name
+        for query, vectors in zip(queries, retriever._encode(queries), strict=True)
+    }
+
+    def search(query: str) -> object:
+        legs = [
+            qm.Prefetch(query=vector, using=name, limit=100)
+            for name, vector in encoded[query].items()
+            if name in ("dense", "bm25")
+        ]
+        fusion = qm.FusionQuery(fusion=qm.Fusion.RRF)
+        return client.query_points(retriever.collection, query=fusion, prefetch=legs, limit=10)
+
+    row = {"job": "raw qdrant-client hybrid, server"} | percentiles(search, queries)
+    client.close()
+    return row
+
+
+def wait_until_indexed(server: Server, collection: str) -> None:
+    """A server answers while it still builds its indexes, but slower."""
+    client = QdrantClient(url=server.url, check_compatibility=False)
+    while client.get_collection(collection).status != qm.CollectionStatus.GREEN:
+        time.sleep(0.5)
+    client.close()
+
+
+@contextmanager
+def opened(address: dict[str, str]) -> Iterator[Retriever]:
+    with Retriever.open("bench", bundle=WORK / "bundle", **address) as retriever:
+        yield retriever
+
+
+def import_row() -> Row:
+    program = "import time; t = time.perf_counter(); import retriever; print(time.perf_counter()-t)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, check=True, cwd=ROOT
+    )
+    return {"job": "import retriever", "seconds": round(float(done.stdout), 3)}
+
+
+def measure(source: str) -> list[Row]:
+    rows = prepare_and_train(source)
+    bundle, dataset = ModelBundle.load(WORK / "bundle"), Dataset.open(WORK / "data")
+    queries = [query.text for query in dataset.queries("dev")][:QUERIES]
+    rows += [import_row(), *encode_rows(bundle, queries)]
+    load = ["load", WORK / "data", "--bundle", WORK / "bundle", "--collection", "bench"]
+    with tempfile.TemporaryDirectory() as folder, running_server(Path(folder, "server")) as server:
+        for where, address in {
+            "embedded": {"path": str(Path(folder, "edge"))},
+            "server": {"url": server.url},
+        }.items():
+            option = [f"--{key}={value}" for key, value in address.items()]
+            loaded = run_command("ingest.cli", *load, *option)
+            rows.append({"job": f"ingest load, {where}"} | loaded)
+            with opened(address) as retriever:
+                if where == "server":
+                    wait_until_indexed(server, retriever.collection)
+                rows += search_rows(retriever, queries, where)
+                if where == "server":
+                    rows.append(raw_row(server, retriever, queries))
+    return rows
+
+
+def main() -> None:
+    default = str(CORPUS) if CORPUS.is_dir() else "python-docs"
+    source = sys.argv[1] if len(sys.argv) > 1 else default
+    rows = measure(source)
+    for row in rows:
+        figures = "  ".join(f"{key} {value}" for key, value in row.items() if key != "job")
+        print(f"{row['job']:36} {figures}")
+    results = ROOT / "tests" / "bench" / "results"
+    results.mkdir(exist_ok=True)
+    counts = Dataset.open(WORK / "data").manifest["counts"]
+    report = {
+        "commit": commit(),
+        "source": Path(source).name,
+        "passages": counts["passages"],
+        "cores": os.cpu_count(),
+        "rows": rows,
+    }
+    target = results / f"{date.today()}-{commit().rstrip('+')}.json"
+    target.write_text(json.dumps(report, indent=2) + "\n")
+    print(f"Wrote {target.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
