@@ -13,7 +13,7 @@ from ir_measures import RR, R, nDCG
 from models.console import progress
 from models.data import Dataset, Qrel, Query
 from models.provenance import commit
-from retriever.errors import ConfigError
+from retriever.errors import ConfigError, DataError
 from retriever.lexical import Bm25Config, RankBm25Index, TfidfIndex
 from retriever.records import Run
 from retriever.search import Retriever
@@ -96,15 +96,19 @@ def evaluate(
 
     Raises:
         ConfigError: an unknown system.
-        DataError: no judged query in that split.
+        DataError: no query with a relevant passage in that split.
     """
     known = system_names(retriever)
     chosen = default_systems(retriever) if systems is None else list(systems)
     for name in chosen:
         if name not in known:
             raise ConfigError(f"unknown system {name!r}; expected some of {', '.join(known)}")
-    qrels = dataset.qrels(split)
-    queries = dataset.queries(split)
+    queries, qrels = answerable(dataset.queries(split), dataset.qrels(split))
+    if not queries:
+        raise DataError(
+            f"{dataset.path} has no query with a relevant passage in split {split!r}; "
+            f"its splits: {', '.join(dataset.splits)}"
+        )
     rows = tuple(
         measure_system(name, build_ranker(name, retriever), queries, qrels, size=retriever.size)
         for name in sorted(set(chosen), key=known.index)
@@ -117,6 +121,15 @@ def evaluate(
         bundle=retriever.metadata.bundle_fingerprint,
         commit=commit(),
         systems=rows,
+    )
+
+
+def answerable(queries: Sequence[Query], qrels: Sequence[Qrel]) -> tuple[list[Query], list[Qrel]]:
+    """Leave out queries that no passage answers: recall says nothing about them."""
+    wanted = {qrel.query_id for qrel in qrels if qrel.relevance > 0}
+    return (
+        [query for query in queries if query.query_id in wanted],
+        [qrel for qrel in qrels if qrel.query_id in wanted],
     )
 
 

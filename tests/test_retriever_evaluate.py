@@ -3,8 +3,15 @@ import math
 import numpy as np
 import pytest
 
-from models.data import Qrel
-from retriever.evaluate import MEASURES, Report, SystemResult, bootstrap_interval, per_query
+from models.data import Qrel, Query
+from retriever.evaluate import (
+    MEASURES,
+    Report,
+    SystemResult,
+    answerable,
+    bootstrap_interval,
+    per_query,
+)
 from retriever.report import to_markdown
 
 QRELS = [
@@ -54,6 +61,13 @@ def test_agrees_with_a_naive_loop_on_random_rankings() -> None:
             assert values[f"recall@{depth}"][row] == pytest.approx(found)
         first = next((1 / (r + 1) for r, hit in enumerate(hits[:10]) if hit), 0.0)
         assert values["mrr@10"][row] == pytest.approx(first)
+
+
+def test_queries_that_nothing_answers_are_left_out() -> None:
+    queries = [Query("q1", "a"), Query("q2", "b"), Query("q9", "c")]
+    kept, qrels = answerable(queries, [*QRELS, Qrel("q9", "a", 0, "dev")])
+    assert [query.query_id for query in kept] == ["q1", "q2"]
+    assert qrels == QRELS
 
 
 def test_bootstrap_interval_is_close_to_the_normal_one() -> None:
