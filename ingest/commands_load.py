@@ -43,7 +43,7 @@ def load(
 
     dataset = Dataset.open(data)
     encoder = ModelBundle.load(bundle)
-    with _engine(url, path) as engine:
+    with _engine(url, path, create=True) as engine:
         report = loader.load(engine, dataset, encoder, name=collection, prune=prune)
         typer.echo(report)
         typer.echo(verifier.verify(engine, report.collection, dataset, encoder))
@@ -127,10 +127,10 @@ def drop(
 
 
 @contextmanager
-def _engine(url: str | None, path: Path | None) -> Iterator["Engine"]:
+def _engine(url: str | None, path: Path | None, *, create: bool = False) -> Iterator["Engine"]:
     from retriever.engine import connect
 
-    engine = connect(url=url, path=path)
+    engine = connect(url=url, path=path, create=create)
     try:
         yield engine
     finally:

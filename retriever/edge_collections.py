@@ -25,14 +25,14 @@ OPTIMIZERS = qm.OptimizersConfig(default_segment_number=0, flush_interval_sec=0)
 class EdgeCollections:
     """The part of `EdgeClient` that is about whole collections."""
 
-    def __init__(self, path: Path) -> None:
-        """Open the folder.
+    def __init__(self, path: Path, *, create: bool = True) -> None:
+        """Open the folder, making it where it is missing unless `create` is off.
 
         Raises:
             EngineLocked: another client has it open.
             EngineUnavailable: it cannot be opened.
         """
-        self._folder = EdgeFolder(path)
+        self._folder = EdgeFolder(path, create=create)
         self._shards: dict[str, edge.EdgeShard] = {}
         self._opening = threading.Lock()
 

@@ -24,8 +24,12 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,199}")
 class EdgeFolder:
     """An embedded engine's folder, held by this object until `close`."""
 
-    def __init__(self, path: Path) -> None:
-        """Take the folder, making it if it is missing.
+    def __init__(self, path: Path, *, create: bool = True) -> None:
+        """Take the folder.
+
+        Args:
+            path: the folder.
+            create: make it where it is missing; otherwise that is an error.
 
         Raises:
             EngineLocked: it is open already.
@@ -33,6 +37,11 @@ class EdgeFolder:
         """
         self.path = path
         self._collections = path / "collections"
+        if not (create or path.exists()):
+            raise EngineUnavailable(
+                f"there is no embedded engine at {path}; give its --path or a server's --url, or "
+                "run: ingest load DATA --bundle BUNDLE --collection NAME"
+            )
         try:
             if path.exists() and not path.is_dir():
                 raise EngineUnavailable(f"{path} is a file, expected a folder; give another --path")

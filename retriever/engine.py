@@ -169,6 +169,7 @@ def connect(
     prefer_grpc: bool = False,
     grpc_port: int = 6334,
     timeout_s: int = 30,
+    create: bool = True,
 ) -> Engine:
     """Open the engine that `EngineAddress.find` chooses.
 
@@ -178,6 +179,7 @@ def connect(
         api_key: for the server; never printed.
         prefer_grpc: talk gRPC at `grpc_port` for everything but the version check.
         grpc_port: where the server listens for gRPC.
+        create: make the embedded folder where it is missing; otherwise that is `EngineUnavailable`.
         timeout_s: for each request; at least 10, for a cluster's leader election can take 5.
 
     Raises:
@@ -188,7 +190,7 @@ def connect(
     """
     address = EngineAddress.find(url=url, path=path, api_key=api_key)
     if address.path is not None:
-        return _guarded(EdgeClient(address.path), str(address))
+        return _guarded(EdgeClient(address.path, create=create), str(address))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a key over plain HTTP is the caller's to judge
         client = QdrantClient(

@@ -81,7 +81,7 @@ class Retriever:
         from models.bundle import ModelBundle
 
         loaded = bundle if isinstance(bundle, ModelBundle) else ModelBundle.load(bundle)
-        engine = connect(url=url, path=path, api_key=api_key)
+        engine = connect(url=url, path=path, api_key=api_key, create=False)
         try:
             return cls(engine, name, loaded, settings=settings or SearchSettings())
         except BaseException:

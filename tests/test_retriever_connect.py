@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 from conftest import GIVEN_URL, Server, free_ports, running_server, unavailable
 from qdrant_client import models as qm
+from typer.testing import CliRunner
 
+from ingest.cli import app as ingest_app
 from retriever.engine import EngineAddress, connect
 from retriever.errors import (
     ConfigError,
@@ -224,3 +226,14 @@ def test_a_server_that_never_answers() -> None:
         with pytest.raises(EngineUnavailable, match=rf"{url} \(timed out\)") as failure:
             connect(url=url, timeout_s=1)
     one_line(failure)
+
+
+def test_reading_commands_do_not_make_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for words in (["list"], ["verify", "x"], ["promote", "x"], ["drop", "x"]):
+        result = CliRunner().invoke(ingest_app, words)
+        assert result.exit_code == 1
+        assert "there is no embedded engine at .qdrant" in result.stderr
+        assert list(tmp_path.iterdir()) == []
