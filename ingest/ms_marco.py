@@ -1,4 +1,4 @@
-"""Rows as in `microsoft/ms_marco`, from the Hub or from Parquet files, through `datasets`.
+"""Rows as in `microsoft/ms_marco`, from the Hub or from local files, through `datasets`.
 
 A row is a query with its passages (`passages.passage_text`, `.url`, `.is_selected`). All of them go
 to the corpus, the selected ones answer the query. Queries with none selected are kept, unlabelled.
@@ -44,6 +44,12 @@ class MsMarco:
         )
 
     @staticmethod
+    def kind_of(file: Path) -> str | None:
+        """Return what `datasets` calls the format of a file, None where it may not hold rows."""
+        kinds = {".parquet": "parquet", ".jsonl": "json", ".jsonl.gz": "json"}
+        return next((kind for end, kind in kinds.items() if file.name.endswith(end)), None)
+
+    @staticmethod
     def fits(columns: list[str]) -> bool:
         """Say whether a table has this schema."""
         return set(columns) >= _COLUMNS
@@ -75,7 +81,8 @@ class MsMarco:
             files: dict[str, list[str]] = {}
             for file in self._files:
                 files.setdefault(_split_of(file), []).append(str(file))
-            return dict(datasets.load_dataset("parquet", data_files=files, **how))
+            kind = self.kind_of(self._files[0])
+            return dict(datasets.load_dataset(kind, data_files=files, **how))
         except Exception as error:  # whatever the Hub client and its HTTP library raise
             raise self._failure(error) from None
 
@@ -88,7 +95,7 @@ class MsMarco:
     def _failure(self, error: Exception) -> DataError:
         found = one_line(f"{type(error).__name__}: {error}")
         if self._files is not None:
-            return DataError(f"{self.name} cannot be read as Parquet ({found})")
+            return DataError(f"{self.name} cannot be read as rows of MS MARCO ({found})")
         return DataError(
             f"{self.name} is no file or folder here and cannot be read from the Hugging Face Hub "
             f"({found}); give the path of a local copy: ingest prepare PATH --out DATA"

@@ -100,7 +100,12 @@ def _table_files(path: Path) -> list[Path]:
 
 
 def _is_ms_marco(files: list[Path]) -> bool:
-    return all(file.suffix == ".parquet" and MsMarco.fits(column_names(file)) for file in files)
+    kinds = {MsMarco.kind_of(file) for file in files}
+    return (
+        len(kinds) == 1
+        and None not in kinds
+        and all(MsMarco.fits(column_names(file)) for file in files)
+    )
 
 
 def _refuse(options: SourceOptions, spec: str, *, takes: str) -> None:

@@ -106,6 +106,15 @@ def test_ms_marco_as_a_list_of_structs_is_the_same(tmp_path: Path) -> None:
     assert first.splits == ["train"]
 
 
+def test_ms_marco_as_jsonl_is_the_same(tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist(MARCO_ROWS[:2]), tmp_path / "train.parquet")
+    write_jsonl(tmp_path / "train.jsonl", MARCO_ROWS[:2])
+    first = prepare(tmp_path / "train.parquet", tmp_path / "first")
+    second = prepare(tmp_path / "train.jsonl", tmp_path / "second")
+    assert first.content_hash == second.content_hash
+    assert first.manifest["source"]["kind"] == second.manifest["source"]["kind"] == "ms_marco"
+
+
 def test_hub_without_network_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(DataError, match="give the path of a local copy") as caught:
