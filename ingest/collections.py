@@ -78,9 +78,10 @@ def promote(engine: Engine, name: str, collection: str | None = None) -> str:
     candidates = [version.collection for version in versions(engine, check_name(name))]
     chosen = collection or next(iter(candidates), None)
     if chosen not in candidates:
+        wanted = f"version {collection}" if collection else "version"
         raise CollectionNotFound(
-            f"{name!r} has no version {collection or ''}(found: {', '.join(candidates) or 'none'})"
-            f"; run: ingest load DATA --bundle BUNDLE --collection {name}"
+            f"{name!r} has no {wanted} (found: {', '.join(candidates) or 'none'}); "
+            f"run: ingest load DATA --bundle BUNDLE --collection {name}"
         )
     verify_counts(engine, chosen)
     create = qm.CreateAlias(collection_name=chosen, alias_name=name)

@@ -77,6 +77,8 @@ def prepare(
     about: dict[str, Any] = {"source": opened.name, "details": opened.details}
     with DatasetWriter(out, dev_fraction=dev_fraction, overwrite=force, **about) as writer:
         opened.write_to(writer)
+    if found := opened.details.get("columns"):
+        typer.echo(f"{'columns':<14}{', '.join(f'{role}: {c}' for role, c in found.items())}")
     for line in summary(writer.counts):
         typer.echo(line)
     typer.echo(f"{'DATA':<14}{out} in {time.monotonic() - started:.1f} s")

@@ -247,7 +247,7 @@ class DatasetWriter:
         if not counts:
             return ""
         count, reason = max(counts)
-        return f" ({count} times {reason}; first at {self._first[reason]})"
+        return f" ({count} x {reason}; first at {self._first[reason]})"
 
     def _count(self, splits: Mapping[str, int]) -> dict[str, Any]:
         return {

@@ -31,17 +31,22 @@ class Reject(Protocol):
 def read_lines(path: Path) -> Iterator[str]:
     """Yield the lines of a UTF-8 file, `.gz` or not, with their line ends.
 
-    Broken UTF-8 becomes U+FFFD; a byte order mark is removed.
+    A byte order mark is removed.
 
     Raises:
-        DataError: the file is missing, empty, unreadable or broken gzip.
+        DataError: the file is missing, empty, unreadable, broken gzip or not UTF-8.
     """
     number = 0
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             for number, line in enumerate(file, 1):
-                text = line.decode("utf-8", "replace")
+                text = line.decode()
                 yield text.removeprefix("\ufeff") if number == 1 else text
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}:{number} is not UTF-8 (byte 0x{error.object[error.start]:02x} at column "
+            f"{error.start + 1}); convert the file, e.g. iconv -f latin1 -t utf-8"
+        ) from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(
             f"{path} is not intact gzip ({one_line(str(error))}) after line {number}; "

@@ -69,7 +69,7 @@ class Columns:
                 roles[role] = guess
         if "passage" not in roles:
             raise DataError(
-                f"{where} has no column named {' or '.join(_GUESSES['passage'][:2])}; "
+                f"{where} has no column named {' or '.join(_GUESSES['passage'])}; "
                 f"found: {_listed(found)}; name one with --passage-column"
             )
         if "query" not in roles:
@@ -93,7 +93,7 @@ class Tables:
         self.details: Mapping[str, Any] = {
             "kind": "table",
             "files": [file.name for file in files],
-            "columns": {role: column for role, column in asdict(columns).items() if column},
+            "columns": self._columns.resolve(column_names(files[0]), where=str(files[0])),
         }
 
     def write_to(self, writer: DatasetWriter) -> None:

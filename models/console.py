@@ -16,6 +16,8 @@ T = TypeVar("T")
 class CommandGroup(TyperGroup):
     """A Typer group that ends a known failure in one line on stderr and exit code 1.
 
+    Ctrl-C ends in one line as well, with exit code 130.
+
     Set `TWO_TOWER_TRACEBACK=1` to see the traceback instead.
     """
 
@@ -23,6 +25,9 @@ class CommandGroup(TyperGroup):
         """Run the chosen command; see the class for what happens to its errors."""
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt:
+            typer.echo("Stopped; the same command again goes on where it can.", err=True)
+            raise typer.Exit(130) from None
         except TwoTowerError as error:
             if os.environ.get("TWO_TOWER_TRACEBACK"):
                 raise

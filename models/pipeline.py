@@ -133,7 +133,12 @@ class _Run:
         towers = self._towers(corpus, tokenizer.vocab_size, resumed=resumed).to(self.device)
         clock.lap("token vectors")
         trainer = Trainer(
-            towers, lambda: self._evaluate(towers, corpus), self.folder, self.tracker, config.seed
+            towers,
+            lambda: self._evaluate(towers, corpus),
+            self.folder,
+            self.tracker,
+            config.seed,
+            self.say,
         )
         trainer.run(self._phases(corpus), resumed)
         clock.lap("phases")

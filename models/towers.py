@@ -74,7 +74,9 @@ class MeanTower(nn.Module):
             self.vectors,
             tokens.starts,
             mode="sum",  # normalising makes sum and mean the same
-            per_sample_weights=self.weights[tokens.ids],
+            # Indexing with [] would do the same, but its gradient adds up in any order on a CPU,
+            # and equal seeds must give equal bundles.
+            per_sample_weights=self.weights.index_select(0, tokens.ids),
         )
         return functional.normalize(summed, dim=1)
 

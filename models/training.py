@@ -154,6 +154,7 @@ class Trainer:
         folder: where checkpoints go.
         tracker: where records go.
         seed: of the shuffles and spans.
+        say: gets a line of news after every epoch.
     """
 
     towers: TwoTower
@@ -161,6 +162,7 @@ class Trainer:
     folder: RunFolder
     tracker: Tracker
     seed: int
+    say: Callable[[str], None] = lambda line: None
 
     def run(self, phases: list[Phase], resumed: Checkpoint | None = None) -> None:
         """Train through all phases, from the start or from where a checkpoint stopped."""
@@ -179,6 +181,10 @@ class Trainer:
             record = {"phase": phase.name, "epoch": state.epoch + 1, "loss": round(loss, 6)}
             self.tracker.log({**record, **result.metrics, "cosine": result.cosine})
             state = state._replace(epoch=state.epoch + 1, records=self.tracker.count)
+            self.say(
+                f"{phase.name} {state.epoch}/{phase.epochs}: loss {loss:.3f}, "
+                f"dev recall@10 {result.metrics['recall@10']:.3f}"
+            )
             if phase.patience is None or result.metrics["recall@10"] > state.best:
                 state = state._replace(best=result.metrics["recall@10"], best_epoch=state.epoch)
                 best = self.towers.arrays()

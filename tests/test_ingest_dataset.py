@@ -239,9 +239,9 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
 
 
 def test_no_passage_and_no_usable_judgement_are_errors(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"gave no passage \(1 times passage: empty.*test:1\)"):
+    with pytest.raises(DataError, match=r"gave no passage \(1 x passage: empty.*test:1\)"):
         write(tmp_path / "data", Passage("a", ""))
-    with pytest.raises(DataError, match=r"no judgement .*1 times judgement: unknown passage"):
+    with pytest.raises(DataError, match=r"no judgement .*1 x judgement: unknown passage"):
         write(tmp_path / "data", Passage("a", "x"), Query("q", "y"), Qrel("q", "z", 1, "t"))
     assert list(tmp_path.iterdir()) == []
 

@@ -31,7 +31,8 @@ def test_prepare_says_what_it_did(table: Path, tmp_path: Path) -> None:
     data = Dataset.open(tmp_path / "data")
     dev = len(data.qrels("dev"))
     assert 0 < dev < 20
-    assert lines[:-1] == [
+    assert lines[0].startswith("columns       query: q")
+    assert lines[1:-1] == [
         "passages      21",
         "queries       40 (0 without judgement)",
         f"judgements    dev {dev} (of {dev} labelled queries)",
@@ -42,7 +43,7 @@ def test_prepare_says_what_it_did(table: Path, tmp_path: Path) -> None:
         "              1 row: not JSON",
     ]
     assert lines[-1].startswith(f"DATA          {tmp_path / 'data'} in ")
-    assert lines[:-1] == summary(data.manifest["counts"])
+    assert lines[1:-1] == summary(data.manifest["counts"])
     assert data.manifest["source"]["name"] == str(table)
 
 

@@ -186,11 +186,16 @@ def test_broken_gzip_says_after_which_line(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("x.parquet", b"PAR1 but not really", r"x\.parquet is not a Parquet file"),
-        ("x.jsonl", b'{"foo": 1, "bar": 2}\n', "no column named passage or text; found: foo, bar"),
+        ("x.jsonl", b'{"foo": 1, "bar": 2}\n', "or content; found: foo, bar"),
         ("x.csv", b"foo;bar\n1;2\n", "found: foo;bar"),
         ("x.csv", b"", r"x\.csv is empty"),
         ("x.jsonl", b"", r"x\.jsonl is empty"),
-        ("x.jsonl", b"\xff\xfe\x00rubbish\n\n", "holds no JSON object"),
+        (
+            "x.jsonl",
+            b"\xff\xfe\x00rubbish\n\n",
+            r"x\.jsonl:1 is not UTF-8 \(byte 0xff at column 1\)",
+        ),
+        ("x.csv", b"text\ncaf\xe9 is nice\n", r"x\.csv:2 is not UTF-8 \(byte 0xe9 at column 4\)"),
         ("x.csv", b"text\n", "gave no passage"),
         ("x.docx", b"?", r"of no known kind \(found: x.docx\)"),
         ("corpus.jsonl", b"\n\n", "holds no JSON object"),

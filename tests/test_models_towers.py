@@ -138,3 +138,19 @@ def test_impossible_values_are_refused() -> None:
         TowerConfig(kind="gpt")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"tower\.dim"):
         TowerConfig(dim=0)
+
+
+def test_gradients_are_the_same_every_time() -> None:
+    """Many threads adding to one weight must not add in another order each time."""
+    random = np.random.default_rng(0)
+    rows = token_rows(random.integers(0, 50, size=(2000, 100)).tolist())
+    tokens = Tokens.of(rows, torch.device("cpu"))
+    vectors = random.standard_normal((50, 32)).astype(np.float32)
+    tower = MeanTower(vectors, np.ones(50, dtype=np.float32))
+    pull = torch.from_numpy(random.standard_normal((2000, 32)).astype(np.float32))
+    seen = set()
+    for _ in range(20):
+        tower.zero_grad()
+        (tower(tokens) * pull).sum().backward()
+        seen.add((tower.vectors.grad.numpy().tobytes(), tower.weights.grad.numpy().tobytes()))
+    assert len(seen) == 1
