@@ -4,9 +4,14 @@
 left out, not punished.
 """
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(queries, passages, masked) -> scalar."""
 
 
 def in_batch_softmax(
@@ -82,6 +87,24 @@ def _chosen_negatives(
     best_below = scores.masked_fill(~below, -torch.inf).amax(dim=1)
     worst = scores.masked_fill(~allowed, torch.inf).amin(dim=1)
     return torch.where(below.any(dim=1), best_below, worst)
+
+
+def matryoshka_loss(loss: Loss, dims: Sequence[int]) -> Loss:
+    """Return the mean of `loss` over the full vectors and their first `dims` numbers.
+
+    Truncated vectors are normalised again, so that each length is good on its own.
+    Kusupati et al., "Matryoshka Representation Learning", 2022, arXiv:2205.13147.
+    """
+
+    def total(queries: Tensor, passages: Tensor, masked: Tensor) -> Tensor:
+        losses = [loss(queries, passages, masked)]
+        for dim in dims:
+            short_queries = functional.normalize(queries[:, :dim], dim=1)
+            short_passages = functional.normalize(passages[:, :dim], dim=1)
+            losses.append(loss(short_queries, short_passages, masked))
+        return torch.stack(losses).mean()
+
+    return total if dims else loss
 
 
 def mean_pairwise_cosine(vectors: Tensor) -> float:

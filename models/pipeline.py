@@ -17,13 +17,20 @@ from models.data import Dataset
 from models.errors import TrainingError
 from models.evaluation import ranking_metrics
 from models.examples import Labelled, PairSampler, Split
-from models.losses import mean_pairwise_cosine
+from models.losses import matryoshka_loss, mean_pairwise_cosine
 from models.pretrain import SpanSampler
 from models.reduction import Reduction, fit_reduction
 from models.tokenizer import Tokenizer
 from models.towers import TwoTower, choose_device, encode_rows, token_idf
 from models.tracking import Tracker, WandbOptions
-from models.training import DevResult, Phase, TrainConfig, Trainer, labelled_loss, softmax_loss
+from models.training import (
+    DevResult,
+    Phase,
+    TrainConfig,
+    Trainer,
+    labelled_loss,
+    softmax_loss,
+)
 from models.word2vec import learn_vectors
 
 FloatArray = npt.NDArray[np.float32]
@@ -177,11 +184,12 @@ class _Run:
 
     def _phases(self, corpus: Corpus) -> list[Phase]:
         spans, pairs = self.config.pretrain, self.config.labelled
+        short = self.config.matryoshka_dims
         return [
             Phase(
                 "pretrain",
                 SpanSampler(corpus.passages, spans),
-                softmax_loss(temperature=spans.temperature),
+                matryoshka_loss(softmax_loss(temperature=spans.temperature), short),
                 spans.epochs,
                 spans.batch_size,
                 spans.learning_rate,
@@ -189,7 +197,7 @@ class _Run:
             Phase(
                 "labelled",
                 PairSampler(corpus.train_queries, corpus.passages, relevant=corpus.train.relevant),
-                labelled_loss(pairs),
+                matryoshka_loss(labelled_loss(pairs), short),
                 pairs.epochs,
                 pairs.batch_size,
                 pairs.learning_rate,

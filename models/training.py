@@ -12,7 +12,7 @@ from models.checkpoint import Arrays, Checkpoint, Progress, RunFolder, parts
 from models.console import progress as progress_bar
 from models.errors import ConfigError, TrainingError
 from models.examples import Batch, Sampler, batches_per_epoch, epoch_batches
-from models.losses import cosine_triplet, in_batch_softmax
+from models.losses import Loss, cosine_triplet, in_batch_softmax
 from models.pretrain import PretrainConfig
 from models.tokenizer import TokenizerConfig
 from models.towers import Tokens, TowerConfig, TwoTower
@@ -22,8 +22,6 @@ from models.word2vec import Word2VecConfig
 COLLAPSED_COSINE = 0.95
 WARMUP_SHARE = 0.05
 MAX_GRADIENT_NORM = 1.0
-
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -72,6 +70,7 @@ class TrainConfig:
         seed: of every random choice.
         dev_share: queries held out for early stopping where DATA has no dev split.
         pca_dims: widths of the reduced vectors.
+        matryoshka_dims: lengths at which a vector's beginning is trained to do on its own.
     """
 
     seed: int = 0
@@ -82,18 +81,30 @@ class TrainConfig:
     labelled: LabelledConfig = field(default_factory=LabelledConfig)
     dev_share: float = 0.1
     pca_dims: tuple[int, ...] = (64, 32)
+    matryoshka_dims: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise ConfigError(f"seed is {self.seed}, expected 0 or more")
         if not 0 < self.dev_share < 1:
             raise ConfigError(f"dev_share is {self.dev_share}, expected between 0 and 1")
-        if any(d < 1 for d in self.pca_dims):
-            raise ConfigError(f"pca_dims are {list(self.pca_dims)}, expected 1 or more each")
+        for name in ("pca_dims", "matryoshka_dims"):
+            dims = getattr(self, name)
+            if any(d < 1 for d in dims):
+                raise ConfigError(f"{name} are {list(dims)}, expected 1 or more each")
+        if max(self.matryoshka_dims, default=0) > self.tower.dim:
+            raise ConfigError(
+                f"matryoshka_dims are {list(self.matryoshka_dims)}, expected at most tower.dim "
+                f"({self.tower.dim})"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain nested values."""
-        return {**asdict(self), "pca_dims": list(self.pca_dims)}
+        return {
+            **asdict(self),
+            "pca_dims": list(self.pca_dims),
+            "matryoshka_dims": list(self.matryoshka_dims),
+        }
 
 
 class Phase(NamedTuple):

@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 import torch
 from scipy import sparse
+from torch.nn import functional
 
 from models.checkpoint import Checkpoint, Progress, RunFolder, parts
-from models.errors import TrainingError
+from models.errors import ConfigError, TrainingError
 from models.examples import PairSampler
+from models.losses import matryoshka_loss
 from models.tokenizer import token_rows
 from models.towers import TowerConfig, TwoTower
 from models.tracking import Tracker, WandbOptions, read_metrics
@@ -16,12 +18,14 @@ from models.training import (
     DevResult,
     LabelledConfig,
     Phase,
+    TrainConfig,
     Trainer,
     batch_loss,
     labelled_loss,
     optimizer_arrays,
     rate_factor,
     restore_optimizer,
+    softmax_loss,
 )
 from models.word2vec import random_vectors
 
@@ -61,6 +65,32 @@ def phase(sampler: PairSampler, config: LabelledConfig, patience: int | None = N
         patience,
         margin,
     )
+
+
+def test_matryoshka_is_the_mean_over_the_lengths() -> None:
+    random = torch.Generator().manual_seed(0)
+    queries, passages = (
+        functional.normalize(torch.randn(5, 8, generator=random), dim=1) for _ in range(2)
+    )
+    masked = torch.zeros(5, 5, dtype=torch.bool)
+    plain = softmax_loss(temperature=0.1)
+    expected = []
+    for dim in (8, 4, 2):
+        q, p = queries[:, :dim].double().numpy(), passages[:, :dim].double().numpy()
+        cosines = (q @ p.T) / np.outer(np.linalg.norm(q, axis=1), np.linalg.norm(p, axis=1)) / 0.1
+        rows = -np.log(np.exp(cosines.diagonal()) / np.exp(cosines).sum(axis=1))
+        columns = -np.log(np.exp(cosines.diagonal()) / np.exp(cosines).sum(axis=0))
+        expected.append((rows.mean() + columns.mean()) / 2)
+    loss = matryoshka_loss(plain, (4, 2))(queries, passages, masked)
+    assert loss.item() == pytest.approx(np.mean(expected), rel=1e-5)
+    assert matryoshka_loss(plain, ()) is plain
+
+
+def test_matryoshka_dims_fit_the_tower() -> None:
+    with pytest.raises(ConfigError, match=r"matryoshka_dims are \[300\].*tower.dim \(256\)"):
+        TrainConfig(matryoshka_dims=(300,))
+    with pytest.raises(ConfigError, match="1 or more"):
+        TrainConfig(matryoshka_dims=(0,))
 
 
 @pytest.mark.parametrize("config", [LabelledConfig(), LabelledConfig(loss="triplet")])
