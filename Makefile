@@ -4,17 +4,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 QDRANT := .cache/qdrant/qdrant
-DEMO := runs/demo
+DEMO := demo
+SEARCH = retriever search python-docs --bundle $(DEMO)/bundle -k 3
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: demo test check fix bench clean
 
 demo: $(DEMO)/bundle/card.json
-	ingest load $(DEMO)/data --bundle $(DEMO)/bundle --collection python-docs --path $(DEMO)/qdrant
-	retriever evaluate python-docs $(DEMO)/data --bundle $(DEMO)/bundle --path $(DEMO)/qdrant --split dev --out $(DEMO)/report
-	retriever search python-docs "split a string into words" -k 3 --bundle $(DEMO)/bundle --path $(DEMO)/qdrant
-	retriever search python-docs "how do I run a command and read its output" -k 3 --bundle $(DEMO)/bundle --path $(DEMO)/qdrant
-	retriever search python-docs "remove duplicate rows" -k 3 --explain --bundle $(DEMO)/bundle --path $(DEMO)/qdrant
+	ingest load $(DEMO)/data --bundle $(DEMO)/bundle --collection python-docs
+	retriever evaluate python-docs $(DEMO)/data --bundle $(DEMO)/bundle --split dev --out $(DEMO)/report
+	$(SEARCH) "split a string into words"
+	$(SEARCH) "how do I run a command and read its output"
+	$(SEARCH) "remove duplicate rows" --explain
+	@echo
+	@echo 'Now yours: . $(VENV)/bin/activate && retriever search python-docs "open a zip file" --bundle $(DEMO)/bundle'
 
 $(DEMO)/data/manifest.json: | $(INSTALLED)
 	ingest prepare python-docs --out $(DEMO)/data
@@ -38,7 +41,7 @@ bench: $(INSTALLED) $(QDRANT)
 	python tests/bench/spine.py
 
 clean:
-	rm -rf $(VENV) .cache $(DEMO)
+	rm -rf $(VENV) .cache .qdrant $(DEMO) $(DEMO).run
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

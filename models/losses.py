@@ -89,6 +89,13 @@ def _chosen_negatives(
     return torch.where(below.any(dim=1), best_below, worst)
 
 
+def softmax_loss(*, temperature: float, symmetric: bool = True) -> Loss:
+    """Return the in-batch softmax with its parameters set."""
+    return lambda queries, passages, masked: in_batch_softmax(
+        queries, passages, temperature=temperature, masked=masked, symmetric=symmetric
+    )
+
+
 def matryoshka_loss(loss: Loss, dims: Sequence[int]) -> Loss:
     """Return the mean of `loss` over the full vectors and their first `dims` numbers.
 

@@ -17,7 +17,7 @@ from models.data import Dataset
 from models.errors import TrainingError
 from models.evaluation import ranking_metrics
 from models.examples import Labelled, PairSampler, Split
-from models.losses import matryoshka_loss, mean_pairwise_cosine
+from models.losses import matryoshka_loss, mean_pairwise_cosine, softmax_loss
 from models.pretrain import SpanSampler
 from models.reduction import Reduction, fit_reduction
 from models.tokenizer import Tokenizer
@@ -29,7 +29,6 @@ from models.training import (
     TrainConfig,
     Trainer,
     labelled_loss,
-    softmax_loss,
 )
 from models.word2vec import learn_vectors
 

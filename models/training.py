@@ -12,7 +12,7 @@ from models.checkpoint import Arrays, Checkpoint, Progress, RunFolder, parts
 from models.console import progress as progress_bar
 from models.errors import ConfigError, TrainingError
 from models.examples import Batch, Sampler, batches_per_epoch, epoch_batches
-from models.losses import Loss, cosine_triplet, in_batch_softmax
+from models.losses import Loss, cosine_triplet, softmax_loss
 from models.pretrain import PretrainConfig
 from models.tokenizer import TokenizerConfig
 from models.towers import Tokens, TowerConfig, TwoTower
@@ -137,13 +137,6 @@ class DevResult(NamedTuple):
 
     metrics: dict[str, float]
     cosine: float
-
-
-def softmax_loss(*, temperature: float, symmetric: bool = True) -> Loss:
-    """Return the in-batch softmax with its parameters set."""
-    return lambda queries, passages, masked: in_batch_softmax(
-        queries, passages, temperature=temperature, masked=masked, symmetric=symmetric
-    )
 
 
 def labelled_loss(config: LabelledConfig) -> Loss:

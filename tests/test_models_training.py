@@ -10,7 +10,7 @@ from torch.nn import functional
 from models.checkpoint import Checkpoint, Progress, RunFolder, parts
 from models.errors import ConfigError, TrainingError
 from models.examples import PairSampler
-from models.losses import matryoshka_loss
+from models.losses import matryoshka_loss, softmax_loss
 from models.tokenizer import token_rows
 from models.towers import TowerConfig, TwoTower
 from models.tracking import Tracker, WandbOptions, read_metrics
@@ -25,7 +25,6 @@ from models.training import (
     optimizer_arrays,
     rate_factor,
     restore_optimizer,
-    softmax_loss,
 )
 from models.word2vec import random_vectors
 
