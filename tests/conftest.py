@@ -273,7 +273,9 @@ def make_bundle(path: Path, *, seed: int = 0) -> Path:
         "tokenizer": dataclasses.asdict(config),
         "pca_dims": [8, 4],
     }
-    bundle = ModelBundle.build(settings, tokenizer, towers, fit_reduction(vectors, (8, 4)), {})
+    bundle = ModelBundle.build(
+        settings, tokenizer, towers=towers, reduction=fit_reduction(vectors, (8, 4)), card={}
+    )
     bundle.save(path)
     return path
 

@@ -1,0 +1,218 @@
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from conftest import make_passages
+from typer.testing import CliRunner, Result
+
+from ingest import collections, loader
+from models.bundle import ModelBundle
+from models.data import Dataset, Passage
+from retriever.cli import app
+from retriever.engine import connect
+from retriever.records import Hit, SearchResult, Stage
+from retriever.snippets import Segment
+from retriever.terminal import Look, printable, score_bar, show_result, wrap
+
+PASSAGES = [
+    *make_passages(40),
+    Passage("evil", "storm \x1b[2Jwiped\x07 the <b>screen</b>", title="storm\x1b]0;x\x07"),
+]
+QUERY = "storm on the river bank"
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+class Place(NamedTuple):
+    """Where a loaded collection is."""
+
+    bundle: Path
+    engine: Path
+
+    @property
+    def options(self) -> list[str]:
+        return ["--bundle", str(self.bundle), "--path", str(self.engine)]
+
+
+@pytest.fixture
+def place(tmp_path: Path, tiny_bundle: Path, make_data: Callable[..., Dataset]) -> Place:
+    engine = connect(path=tmp_path / "edge")
+    bundle = ModelBundle.load(tiny_bundle)
+    report = loader.load(engine, make_data(PASSAGES), bundle, name="pages")
+    collections.promote(engine, "pages", report.collection)
+    engine.close()
+    return Place(tiny_bundle, tmp_path / "edge")
+
+
+def run(place: Place, *words: str, stdin: str = "") -> Result:
+    return CliRunner().invoke(app, ["search", "pages", *words, *place.options], input=stdin)
+
+
+def test_text_for_people(place: Place) -> None:
+    done = run(place, QUERY, "-k", "3")
+    assert done.exit_code == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == QUERY
+    assert [line[:4] for line in lines if re.match(r" +\d+\.", line)] == ["  1.", "  2.", "  3."]
+    assert done.stdout.count("http://example.org/") == 3
+    assert "█" in done.stdout
+    assert "\x1b" not in done.stdout
+
+
+def test_json_is_one_object_per_query(place: Place) -> None:
+    done = run(place, QUERY, "oven bread", "-k", "2", "--json")
+    first, second = map(json.loads, done.stdout.splitlines())
+    assert list(first) == ["query", "hits", "timings_ms", "stages_run", "skipped"]
+    assert (first["query"], second["query"]) == (QUERY, "oven bread")
+    assert list(first["hits"][0]) == [
+        *("rank", "passage_id", "score", "title", "text", "url", "stages")
+    ]
+    assert first["stages_run"] == ["dense", "bm25", "rerank"]
+
+
+def test_explain_is_a_table_of_stages(place: Place) -> None:
+    done = run(place, QUERY, "-k", "2", "--explain")
+    assert re.search(r"rank +score +dense +bm25 +rerank +title\n", done.stdout)
+    assert re.search(r"\n +1 .*#\d+.*Title", done.stdout)
+    assert "stages: dense, bm25, rerank" in done.stdout
+    assert re.search(r"\d\.\d ms: encode .*, candidates .*, fusion .*, payload ", done.stdout)
+
+
+def test_filters(place: Place) -> None:
+    words = ["--filter", "kind=note", "--filter", "year>=2010", "-k", "40", "--json"]
+    hits = json.loads(run(place, QUERY, *words).stdout)["hits"]
+    expected = {
+        p.passage_id
+        for p in PASSAGES
+        if p.fields.get("kind") == "note" and p.fields["year"] >= 2010
+    }
+    assert {hit["passage_id"] for hit in hits} == expected
+    done = run(place, QUERY, "--filter", "colour=red")
+    assert done.exit_code == 1
+    assert done.stderr.count("\n") == 1
+    assert "'colour': it has no payload index here" in done.stderr
+    assert run(place, QUERY, "--filter", "colour").exit_code == 1
+
+
+def test_lines_of_a_pipe_are_queries(place: Place) -> None:
+    done = run(place, "--json", "-k", "1", stdin="oven bread\n\n  river \n")
+    assert [json.loads(line)["query"] for line in done.stdout.splitlines()] == [
+        "oven bread",
+        "river",
+    ]
+    assert run(place, stdin="").stdout == ""
+    failed = run(place, "--json", "-k", "1", stdin="good\nbad\0\ngood\n")
+    assert failed.exit_code == 1
+    assert len(failed.stdout.splitlines()) == 1
+    assert "U+0000" in failed.stderr
+
+
+def test_a_budget_is_passed_on(place: Place) -> None:
+    done = run(place, QUERY, "-k", "1", "--budget-ms", "0.001", "--explain")
+    assert "skipped: rerank" in done.stdout
+    assert "stages: dense, bm25\n" in done.stdout
+
+
+def in_a_terminal(place: Place, *words: str, typed: str, **environment: str) -> str:
+    """What a terminal shows while `typed` is typed line by line, ended by Ctrl-D."""
+    ours, theirs = pty.openpty()
+    program = "import sys; from retriever.cli import app; app(sys.argv[1:])"
+    command = [sys.executable, "-c", program, "search", "pages", *words, *place.options]
+    variables = {"TERM": "xterm", "COLUMNS": "80"} | environment
+    process = subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, env=os.environ | variables
+    )
+    os.close(theirs)
+    shown = b""
+    for line in [*typed.splitlines(keepends=True), "\x04"]:
+        shown += read_until(ours, b"search> ")
+        os.write(ours, line.encode())
+    shown += read_until(ours, None)
+    os.close(ours)
+    assert process.wait(timeout=60) == 0
+    return shown.decode().replace("\r\n", "\n")
+
+
+def read_until(terminal: int, ending: bytes | None) -> bytes:
+    shown = b""
+    while ending is None or not shown.endswith(ending):
+        try:
+            piece = os.read(terminal, 4096)
+        except OSError:  # Linux says so when the other end is closed
+            break
+        if not piece:
+            break
+        shown += piece
+    return shown
+
+
+def test_a_session_in_a_terminal(place: Place) -> None:
+    shown = in_a_terminal(place, "-k", "2", typed=f"{QUERY}\n\nriver\n")
+    assert "One query per line; Ctrl-D ends." in shown
+    assert "\x1b[1;33mriver\x1b[0m" in shown
+    assert ANSI.sub("", shown).count("  1. ") == 2
+
+
+def test_no_color_is_honoured(place: Place) -> None:
+    shown = in_a_terminal(place, typed=f"{QUERY}\n", NO_COLOR="1")
+    assert "  1. " in shown
+    assert not ANSI.search(shown)
+
+
+def test_a_session_goes_on_after_an_error(place: Place) -> None:
+    shown = in_a_terminal(place, "-k", "999", typed="one\ntwo\n")
+    assert shown.count("\nError: k is 999") == 2
+    assert "Traceback" not in shown
+
+
+def hit(rank: int, score: float, **changes: object) -> Hit:
+    plain = Hit(rank, f"p{rank}", score, "Title", "some text", "", {"dense": Stage(0.5, 1)}, {})
+    return plain._replace(**changes)
+
+
+def test_a_passage_cannot_steer_the_terminal() -> None:
+    assert printable("a\x1b[2J\x07b\x9bc\n\td") == "a[2Jbc d"
+    evil = hit(1, 1.0, title="t\x1b[0m", text="x\x1b[2Jy", url="http://\x1b]0;z\x07")
+    shown = show_result(SearchResult("q\x1b", [evil], {}), Look(), explain=True)
+    assert "\x1b" not in shown
+    assert "\x07" not in shown
+
+
+@pytest.mark.parametrize(
+    ("score", "expected"),
+    [
+        (8.0, "██████████"),
+        (4.0, "█████     "),
+        (4.5, "█████▋    "),
+        (0.0, " " * 10),
+        (-3, " " * 10),
+    ],
+)
+def test_score_bars(score: float, expected: str) -> None:
+    assert score_bar(score, [8.0, score]) == expected
+
+
+def test_bars_where_nothing_scores() -> None:
+    assert score_bar(-1.0, [-1.0, -2.0]) == " " * 10
+
+
+def test_no_hit_and_one_without_title() -> None:
+    assert "No hit." in show_result(SearchResult("q", [], {}), Look(), explain=True)
+    assert "p1" in show_result(
+        SearchResult("q", [hit(1, 1.0, title="")], {}), Look(), explain=False
+    )
+
+
+def test_matches_keep_their_colour_across_lines() -> None:
+    segments = [Segment("one ", False), Segment("two three", True), Segment(" four", False)]
+    assert wrap(segments, Look(), width=9) == ["one two", "three", "four"]
+    coloured = wrap(segments, Look(colour=True), width=9)
+    assert [ANSI.sub("", line) for line in coloured] == ["one two", "three", "four"]
+    assert coloured[0] == "one \x1b[1;33mtwo\x1b[0m"
+    assert coloured[1] == "\x1b[1;33mthree\x1b[0m"
