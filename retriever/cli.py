@@ -1,13 +1,13 @@
 """The `retriever` command: search a collection, measure it."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from models.console import CommandGroup
-from retriever.options import Path_, Url
+from retriever.commands_serve import serve
+from retriever.options import Bundle, Name, Path_, Url
 
 if TYPE_CHECKING:
     from retriever.search import Retriever
@@ -20,16 +20,29 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Name = Annotated[str, typer.Argument(help="Collection: its alias or versioned name.")]
-Bundle = Annotated[Path, typer.Option(help="Folder that `models train` wrote.")]
-
 
 @app.command()
 def search(
     name: Name,
-    queries: Annotated[list[str], typer.Argument(help="One or more queries, each in quotes.")],
     bundle: Bundle,
-    k: Annotated[int, typer.Option("-k", help="Number of hits.")] = 10,
+    queries: Annotated[
+        list[str] | None,
+        typer.Argument(help="Queries, each in quotes; none: one per line of standard input."),
+    ] = None,
+    k: Annotated[
+        int | None, typer.Option("-k", help="Number of hits.", show_default="10, or all")
+    ] = None,
+    filters: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--filter",
+            help="field=value, field>=value (also > <= <), or field~words for full text; again "
+            "for more. The same field=… twice: either.",
+        ),
+    ] = None,
+    budget_ms: Annotated[
+        float | None, typer.Option(help="Skip optional stages that would end later than this.")
+    ] = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="Show each stage's score and rank.")
     ] = False,
@@ -39,16 +52,17 @@ def search(
     url: Url = None,
     path: Path_ = None,
 ) -> None:
-    """Search, best hits first."""
-    from retriever.terminal import show_result
+    """Search, best hits first; without a query, interactively."""
+    from retriever.filter_words import parse_filters
+    from retriever.session import Wishes, answer, answer_lines
 
     with _open(name, bundle, url, path) as retriever:
-        for query in queries:
-            result = retriever.explain(query, k=k)
-            if as_json:
-                typer.echo(json.dumps(result.to_dict(), ensure_ascii=False))
-            else:
-                typer.echo(show_result(result, explain=explain))
+        chosen = parse_filters(filters or [], retriever.fields)
+        wishes = Wishes(k, chosen, explain=explain, as_json=as_json, budget_ms=budget_ms)
+        if not queries:
+            answer_lines(retriever, wishes)
+        for query in queries or []:
+            answer(retriever, query, wishes)
 
 
 @app.command()
@@ -77,6 +91,9 @@ def evaluate(
     write_report(report, out)
     typer.echo(to_markdown(report))
     typer.echo(f"Wrote {out / 'report.json'} and {out / 'report.md'}", err=True)
+
+
+app.command()(serve)
 
 
 def _open(name: str, bundle: Path, url: str | None, path: Path | None) -> "Retriever":

@@ -12,9 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol, cast
 from urllib.parse import urlsplit
 
+import httpx
 from qdrant_client import QdrantClient
 from qdrant_client import models as qm
 from qdrant_client.conversions.common_types import AliasOperations
@@ -26,6 +28,15 @@ from retriever.errors import CollectionNotFound, ConfigError, EngineTooOld, Engi
 
 DEFAULT_PATH = ".qdrant"
 OLDEST_SERVER = (1, 16)
+# A server sends a compressed answer in pieces, and over a kept connection the second piece waits
+# 40 ms for an acknowledgement of the first; so no compression. Qdrant drops an idle connection
+# after 5 s; ours is given up before, lest a request meets the closing.
+QUICK_REST: Mapping[str, Any] = MappingProxyType(
+    {
+        "headers": {"Accept-Encoding": "identity"},
+        "limits": httpx.Limits(max_keepalive_connections=32, keepalive_expiry=2.0),
+    }
+)
 PayloadIndex = qm.PayloadSchemaType | qm.TextIndexParams
 Vectors = Mapping[str, qm.VectorParams]
 SparseVectors = Mapping[str, qm.SparseVectorParams]
@@ -200,8 +211,9 @@ def connect(
             grpc_port=grpc_port,
             timeout=timeout_s,
             check_compatibility=False,
+            **({} if prefer_grpc else QUICK_REST),
         )
-    engine = _guarded(client, str(address))
+    engine = _guarded(client, str(address), rest=not prefer_grpc)
     try:
         _check_server(engine, str(address))
     except BaseException:
@@ -223,8 +235,8 @@ def _check_server(engine: Engine, where: str) -> None:
     engine.get_aliases()  # the version is public; this call needs the key
 
 
-def _guarded(client: EdgeClient | QdrantClient, where: str) -> Engine:
-    return cast(Engine, _Guarded(client, where))
+def _guarded(client: EdgeClient | QdrantClient, where: str, *, rest: bool = False) -> Engine:
+    return cast(Engine, (_GuardedRest if rest else _Guarded)(client, where))
 
 
 class _Guarded:
@@ -264,3 +276,20 @@ class _Guarded:
             return False
         with engine_errors(self._where):
             return self._client.optimize(collection_name)
+
+
+class _GuardedRest(_Guarded):
+    """Leaves out that the client copies every vector of a batch in case it is text to be embedded.
+
+    The copies take as long as the search itself.
+    """
+
+    def query_batch_points(
+        self, collection_name: str, requests: Sequence[qm.QueryRequest]
+    ) -> list[QueryResponse]:
+        batch = qm.QueryRequestBatch(searches=list(requests))
+        with engine_errors(self._where):
+            answer = cast(QdrantClient, self._client).http.search_api.query_batch_points(
+                collection_name=collection_name, query_request_batch=batch
+            )
+        return answer.result or []

@@ -5,6 +5,11 @@ from typing import Annotated
 
 import typer
 
+Name = Annotated[str, typer.Argument(help="Collection: its alias or versioned name.")]
+Bundle = Annotated[
+    Path,
+    typer.Option(help="Folder that `models train` wrote.", envvar="TWO_TOWER_BUNDLE"),
+]
 Url = Annotated[
     str | None,
     typer.Option(

@@ -29,7 +29,8 @@ class Hit(NamedTuple):
     Attributes:
         rank: position in the result, from 1.
         passage_id: the source's id.
-        score: the last stage's score; comparable within one query only.
+        score: the last scoring stage's; comparable within one query only. With diversity the order
+            is not by score alone.
         title: may be empty.
         text: the passage.
         url: may be empty.
@@ -60,17 +61,21 @@ class Hit(NamedTuple):
 
 
 class SearchResult(NamedTuple):
-    """The hits of one query and where the time went.
+    """The hits of one query, what was done for them and where the time went.
 
     Attributes:
         query: as searched.
         hits: best first.
-        timings_ms: stage name -> milliseconds. Queries searched together share the cost evenly.
+        timings_ms: step -> milliseconds. Queries searched together share the cost evenly.
+        stages_run: the stages that took part, in their order: legs, rerank, groups, diversity.
+        skipped: stages that the settings ask for and `budget_ms` could not pay.
     """
 
     query: str
     hits: list[Hit]
     timings_ms: Mapping[str, float]
+    stages_run: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form that `retriever search --json` prints."""
@@ -78,4 +83,6 @@ class SearchResult(NamedTuple):
             "query": self.query,
             "hits": [hit.to_dict() for hit in self.hits],
             "timings_ms": {name: round(ms, 3) for name, ms in self.timings_ms.items()},
+            "stages_run": list(self.stages_run),
+            "skipped": list(self.skipped),
         }

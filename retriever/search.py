@@ -1,14 +1,10 @@
-"""`Retriever`: one query in, hits out.
-
-    text -> query tower and BM25 -> candidates of every leg, rescored by the query tower
-         -> fusion -> payload of the best k
-
-Candidates and rescoring are one engine request; the payloads of the k winners a second, small one.
-"""
+"""`Retriever`: one query in, hits out; `retriever.pipeline` says how."""
 
 import copy
-import time
-from collections.abc import Iterator, Mapping, Sequence
+import math
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,28 +12,38 @@ from qdrant_client import models as qm
 
 from retriever.engine import Engine, connect
 from retriever.errors import CollectionMismatch, ConfigError, QueryError
+from retriever.filters import FilterLike, both, field_types, to_filter
 from retriever.lexical import Bm25Config, Bm25Encoder
+from retriever.pipeline import Order, Pipeline
+from retriever.queries import MAX_QUERY_CHARS, QueryEncoder, Rewriter, check_query
 from retriever.records import Hit, Passage, SearchResult
-from retriever.schema import from_payload, read_metadata
-from retriever.stages import Candidates, QueryVectors, SearchSettings, Winner, choose, gather, plan
+from retriever.schema import DENSE, base_name, from_payload, point_id, read_metadata
+from retriever.stages import SearchSettings
 
 if TYPE_CHECKING:
     from models.bundle import ModelBundle
 
-MAX_QUERY_CHARS = 10_000
+__all__ = ["MAX_QUERY_CHARS", "QUERIES_PER_REQUEST", "Retriever", "check_query"]
+
+DEFAULT_K = 10
 QUERIES_PER_REQUEST = 16
+REQUESTS_IN_FLIGHT = 2  # one is searched for while the answer to the other is read
 SCROLL_PAGE = 1000
 
 
 class Retriever:
     """Searches one collection with the bundle it was loaded with.
 
+    Threads may share one. Every method that searches raises `QueryError` for what cannot be
+    searched and `EngineError` where the engine does not answer.
+
     Attributes:
         collection: the versioned collection that the name stood for when this was opened; a later
             `ingest promote` does not change what an open retriever searches.
         metadata: what `ingest load` recorded about it.
         size: number of passages in it when this was opened.
-        settings: how queries are answered.
+        fields: payload field -> type of its index; what a filter may name.
+        settings: how queries are answered where a call does not say.
     """
 
     def __init__(
@@ -49,16 +55,18 @@ class Retriever:
         self.collection = engine.resolve(name)
         self.metadata = read_metadata(engine, self.collection)
         self.size = engine.count(self.collection, exact=True).count
-        _require_match(self.metadata.bundle_fingerprint, bundle, name=name)
+        self.fields = field_types(engine.get_collection(self.collection))
+        self._require_match(bundle, name=name)
         _require_legs(settings, bundle)
-        self._bm25 = Bm25Encoder(Bm25Config(**self.metadata.bm25))
+        encoder = QueryEncoder(bundle, Bm25Encoder(Bm25Config(**self.metadata.bm25)))
+        self._pipeline = Pipeline(engine, self.collection, encoder)
 
     @classmethod
     def open(
         cls,
         name: str,
         *,
-        bundle: "str | Path | ModelBundle",
+        bundle: "str | Path | ModelBundle | None" = None,
         url: str | None = None,
         path: str | Path | None = None,
         api_key: str | None = None,
@@ -68,19 +76,19 @@ class Retriever:
 
         Args:
             name: alias or versioned name of a collection.
-            bundle: the folder that `models train` wrote, or a bundle already loaded.
-            url: a Qdrant server; without it the embedded engine at `path` is used.
-            path: folder of the embedded engine, `.qdrant` by default.
-            api_key: for the server.
+            bundle: the folder that `models train` wrote, or a bundle already loaded; the folder
+                that TWO_TOWER_BUNDLE names otherwise.
+            url: a Qdrant server; QDRANT_URL where neither this nor `path` is given.
+            path: folder of the embedded engine; `.qdrant` where nothing names an engine.
+            api_key: for the server; QDRANT_API_KEY otherwise.
             settings: how to search; the measured default otherwise.
 
         Raises:
             BundleError: no complete bundle there.
+            ConfigError: no bundle is named, or both `url` and `path`.
             EngineError: no engine, no such collection, or one loaded with another bundle.
         """
-        from models.bundle import ModelBundle
-
-        loaded = bundle if isinstance(bundle, ModelBundle) else ModelBundle.load(bundle)
+        loaded = _load_bundle(bundle)
         engine = connect(url=url, path=path, api_key=api_key, create=False)
         try:
             return cls(engine, name, loaded, settings=settings or SearchSettings())
@@ -88,32 +96,118 @@ class Retriever:
             engine.close()
             raise
 
-    def search(self, query: str, *, k: int = 10) -> list[Hit]:
+    def search(
+        self,
+        query: str,
+        *,
+        k: int | None = None,
+        filter: FilterLike | None = None,
+        settings: SearchSettings | None = None,
+        budget_ms: float | None = None,
+    ) -> list[Hit]:
         """Return the `k` best passages for `query`, best first.
 
+        Args:
+            query: what to look for.
+            k: number of hits, 10 (or all there are) where it is not given; fewer come back only
+                where filter, legs or groups leave fewer.
+            filter: which passages may be hits: `{"kind": "note", "year": {"gte": 2010}}`, with a
+                list for any of several values and `{"text": "words"}` on a full-text field; or a
+                ready `qm.Filter`.
+            settings: for this call alone; the retriever's own otherwise.
+            budget_ms: optional stages (diversity, rerank) that would probably end later than this
+                are skipped; `explain` says which. Legs and payload are never skipped.
+
         Raises:
-            QueryError: the query is empty, too long or not text, or `k` is out of range.
+            QueryError: the query is empty, too long or not text, `k` is out of range, or the
+                filter names a field without index.
+            ConfigError: the settings name an unknown leg.
             EngineError: the engine does not answer.
         """
-        return self.explain(query, k=k).hits
+        order = self._order(k, filter, settings, budget_ms)
+        return self._answer([query], order)[0].hits
 
-    def search_many(self, queries: Sequence[str], *, k: int = 10) -> list[list[Hit]]:
-        """Return the hits of each query, in order; faster than one call per query."""
-        return [
-            result.hits
-            for start in range(0, len(queries), QUERIES_PER_REQUEST)
-            for result in self._answer(queries[start : start + QUERIES_PER_REQUEST], k)
-        ]
+    def search_many(
+        self,
+        queries: Sequence[str],
+        *,
+        k: int | None = None,
+        filter: FilterLike | None = None,
+        settings: SearchSettings | None = None,
+        budget_ms: float | None = None,
+    ) -> list[list[Hit]]:
+        """Return the hits of each query, in order; faster than one call per query.
 
-    def explain(self, query: str, *, k: int = 10) -> SearchResult:
-        """Return what `search` returns, with the time that each step took."""
-        return self._answer([query], k)[0]
+        Arguments are those of `search`, `budget_ms` for each query.
+        """
+        order = self._order(k, filter, settings, budget_ms)
+        starts = range(0, len(queries), QUERIES_PER_REQUEST)
+        batches = [queries[start : start + QUERIES_PER_REQUEST] for start in starts]
+        if len(batches) <= 1:
+            answers = [self._answer(batch, order) for batch in batches]
+        else:
+            with ThreadPoolExecutor(REQUESTS_IN_FLIGHT) as pool:
+                answers = list(pool.map(lambda batch: self._answer(batch, order), batches))
+        return [result.hits for results in answers for result in results]
+
+    def explain(
+        self,
+        query: str,
+        *,
+        k: int | None = None,
+        filter: FilterLike | None = None,
+        settings: SearchSettings | None = None,
+        budget_ms: float | None = None,
+    ) -> SearchResult:
+        """Return what `search` returns, with the stages that ran and the time that each step took.
+
+        Arguments are those of `search`.
+        """
+        return self._answer([query], self._order(k, filter, settings, budget_ms))[0]
+
+    def similar(
+        self, passage_id: str, *, k: int | None = None, filter: FilterLike | None = None
+    ) -> list[Hit]:
+        """Return the passages nearest to one of the collection, by the full vectors.
+
+        Args:
+            passage_id: whose neighbours; it is not among them itself.
+            k: number of hits.
+            filter: as in `search`.
+
+        Raises:
+            QueryError: no such passage, or what `search` refuses.
+        """
+        k = self._hits(k)
+        wanted = to_filter(filter, self.fields)
+        own = _point_of(passage_id)
+        found = self._engine.retrieve(
+            self.collection, [own], with_payload=False, with_vectors=[DENSE]
+        )
+        if not found or not isinstance(vectors := found[0].vector, dict):
+            raise QueryError(f"no passage {passage_id[:100]!r} in {self.collection}")
+        others = qm.Filter(must_not=[qm.HasIdCondition(has_id=[own])])
+        nearest: Any = vectors[DENSE]
+        return self._pipeline.similar(nearest, k=k, query_filter=both(others, wanted) or others)
 
     def with_settings(self, settings: SearchSettings) -> "Retriever":
         """Return a retriever that shares this one's engine and answers by other settings."""
         _require_legs(settings, self._bundle)
         twin = copy.copy(self)
         twin.settings = settings
+        return twin
+
+    def with_rewriter(self, rewriter: Rewriter | None) -> "Retriever":
+        """Return a retriever that shares this one's engine and imagines answers to each query.
+
+        Args:
+            rewriter: query -> passages that could answer it, e.g. by a language model (HyDE). The
+                mean of their vectors and the query's is what the tower's stages search with; BM25
+                keeps to the query. Its answers are remembered for the latest queries. None ends it.
+        """
+        twin = copy.copy(self)
+        encoder = self._pipeline.encoder.with_rewriter(rewriter)
+        twin._pipeline = Pipeline(self._engine, self.collection, encoder)
         return twin
 
     def passages(self) -> Iterator[Passage]:
@@ -137,101 +231,66 @@ class Retriever:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def _answer(self, queries: Sequence[str], k: int) -> list[SearchResult]:
-        self._check(queries, k)
-        watch = _Stopwatch(len(queries))
-        encoded = self._encode(queries)
-        watch.lap("encode")
-        gathered = self._candidates(encoded, k)
-        watch.lap("candidates")
-        chosen = [choose(self.settings, candidates, k=k) for candidates in gathered]
-        watch.lap("fusion")
-        payloads = self._payloads({winner.point_id for winners in chosen for winner in winners})
-        watch.lap("payload")
-        return [
-            SearchResult(query, [_hit(winner, payloads) for winner in winners], watch.laps_ms)
-            for query, winners in zip(queries, chosen, strict=True)
-        ]
+    def _require_match(self, bundle: "ModelBundle", *, name: str) -> None:
+        loaded_with = self.metadata.bundle_fingerprint
+        if loaded_with == bundle.fingerprint:
+            return
+        own = f"{base_name(self.collection)}--{bundle.fingerprint[:8]}"
+        mend = f"ingest load DATA --bundle BUNDLE --collection {base_name(self.collection)}"
+        if self._engine.collection_exists(own):
+            mend = f"ingest promote {base_name(self.collection)} --to {own}, or search {own}"
+        raise CollectionMismatch(
+            f"collection {name!r} was loaded with bundle {loaded_with[:12]}, this is bundle "
+            f"{bundle.fingerprint[:12]}; run: {mend}"
+        )
 
-    def _check(self, queries: Sequence[str], k: int) -> None:
-        for query in queries:
-            check_query(query)
+    def _order(
+        self,
+        k: int | None,
+        wanted: FilterLike | None,
+        settings: SearchSettings | None,
+        budget_ms: float | None,
+    ) -> Order:
+        k = self._hits(k)
+        if settings is not None:
+            _require_legs(settings, self._bundle)
+        if budget_ms is not None and not (budget_ms > 0 and math.isfinite(budget_ms)):
+            raise QueryError(f"budget_ms is {budget_ms}; expected more than 0")
+        return Order(k, settings or self.settings, to_filter(wanted, self.fields), budget_ms)
+
+    def _hits(self, k: int | None) -> int:
+        """Return how many hits are wanted; a small collection has no ten to give."""
+        if k is None:
+            return min(DEFAULT_K, self.size) or 1
         if not 1 <= k <= self.size:
             raise QueryError(
                 f"k is {k}, but {self.collection} holds {self.size:,} passages; "
                 f"use a k from 1 to {self.size}"
             )
+        return k
 
-    def _encode(self, queries: Sequence[str]) -> list[QueryVectors]:
-        tower = self._bundle.encode_queries(list(queries))  # (n, dim)
-        reduced = self._bundle.reduce(tower)  # dim -> (n, dim)
-        encoded = []
-        for row, query in enumerate(queries):
-            by_name: dict[str, list[float] | qm.SparseVector] = {
-                f"pca_{dim}": matrix[row].tolist() for dim, matrix in reduced.items()
-            }
-            by_name["dense"] = tower[row].tolist()
-            terms = self._bm25.encode_query(query)
-            if terms.indices:
-                by_name["bm25"] = terms
-            encoded.append(QueryVectors(tower[row], by_name))
-        return encoded
-
-    def _candidates(self, encoded: Sequence[QueryVectors], k: int) -> list[Candidates]:
-        plans = [plan(self.settings, vectors, k=k) for vectors in encoded]
-        requests = [request for requests in plans for request in requests.values()]
-        responses = iter(
-            self._engine.query_batch_points(self.collection, requests) if requests else []
-        )
-        return [gather(requests, [next(responses) for _ in requests]) for requests in plans]
-
-    def _payloads(self, point_ids: set[str]) -> dict[str, Mapping[str, Any]]:
-        if not point_ids:
-            return {}
-        records = self._engine.retrieve(self.collection, sorted(point_ids), with_payload=True)
-        return {str(record.id): record.payload or {} for record in records}
+    def _answer(self, queries: Sequence[str], order: Order) -> list[SearchResult]:
+        for query in queries:
+            check_query(query)
+        return self._pipeline.run(queries, order)
 
 
-def check_query(query: str) -> None:
-    """Refuse what cannot be searched.
+def _load_bundle(bundle: "str | Path | ModelBundle | None") -> "ModelBundle":
+    from models.bundle import ModelBundle
 
-    Raises:
-        QueryError: empty, longer than `MAX_QUERY_CHARS`, or with characters that are not text.
-    """
-    if not query.strip():
-        raise QueryError("the query is empty; expected some words")
-    if len(query) > MAX_QUERY_CHARS:
-        raise QueryError(
-            f"the query has {len(query):,} characters; expected at most {MAX_QUERY_CHARS:,}"
-        )
-    for position, character in enumerate(query):
-        if character == "\0" or "\ud800" <= character <= "\udfff":
-            raise QueryError(
-                f"the query has U+{ord(character):04X} at position {position}, which is not text; "
-                "expected valid Unicode without NUL"
-            )
+    if isinstance(bundle, ModelBundle):
+        return bundle
+    folder = bundle or os.environ.get("TWO_TOWER_BUNDLE")
+    if not folder:
+        raise ConfigError("no bundle is named; give one or set TWO_TOWER_BUNDLE to its folder")
+    return ModelBundle.load(folder)
 
 
-def _hit(winner: Winner, payloads: Mapping[str, Mapping[str, Any]]) -> Hit:
-    payload = payloads.get(winner.point_id, {})
-    return Hit(
-        rank=winner.rank,
-        passage_id=payload.get("passage_id", winner.point_id),
-        score=winner.score,
-        title=payload.get("title", ""),
-        text=payload.get("text", ""),
-        url=payload.get("url", ""),
-        stages=winner.stages,
-        payload=payload,
-    )
-
-
-def _require_match(loaded_with: str, bundle: "ModelBundle", *, name: str) -> None:
-    if loaded_with != bundle.fingerprint:
-        raise CollectionMismatch(
-            f"collection {name!r} was loaded with bundle {loaded_with[:12]}, this is bundle "
-            f"{bundle.fingerprint[:12]}; run: ingest load DATA --bundle BUNDLE --collection {name}"
-        )
+def _point_of(passage_id: str) -> str:
+    try:
+        return point_id(passage_id)
+    except UnicodeEncodeError:
+        raise QueryError(f"passage id {ascii(passage_id)[:100]} is not text") from None
 
 
 def _require_legs(settings: SearchSettings, bundle: "ModelBundle") -> None:
@@ -239,17 +298,3 @@ def _require_legs(settings: SearchSettings, bundle: "ModelBundle") -> None:
     for leg in settings.legs:
         if leg not in known:
             raise ConfigError(f"unknown leg {leg!r}; this bundle has {', '.join(known)}")
-
-
-class _Stopwatch:
-    """Milliseconds per step, shared evenly by the queries that went through it together."""
-
-    def __init__(self, queries: int) -> None:
-        self._queries = queries
-        self._last = time.perf_counter()
-        self.laps_ms: dict[str, float] = {}
-
-    def lap(self, step: str) -> None:
-        now = time.perf_counter()
-        self.laps_ms[step] = (now - self._last) * 1000.0 / self._queries
-        self._last = now

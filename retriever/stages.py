@@ -1,5 +1,6 @@
 """The stages of one query as data: what to ask the engine, and what its answers add up to."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -16,6 +17,7 @@ from retriever.records import Stage
 from retriever.rerank import RERANK, query_tower_request
 from retriever.schema import DENSE
 
+FIELD = re.compile(r"[A-Za-z0-9_-]+")
 LEXICAL = frozenset({"bm25", "tfidf"})
 DEFAULT_LEGS: Mapping[str, int] = MappingProxyType({"dense": 100, "bm25": 100})
 
@@ -29,12 +31,20 @@ class SearchSettings:
         fusion: `weighted` is BM25 + tower_weight * cosine; `rrf` sums reciprocal ranks instead.
         tower_weight: how many points of BM25 a cosine of 1 is worth.
         rerank: whether the query tower scores every candidate over the full vectors.
+        diversity: 0 for the order of the scores; up to 1, the more so, hits unlike those before
+            them (maximal marginal relevance over the full vectors).
+        group_by: payload field of which each value gives at most `group_size` hits, e.g. a
+            document's id or `title`; a passage without it is in no group.
+        group_size: see there.
     """
 
     legs: Mapping[str, int] = field(default_factory=lambda: DEFAULT_LEGS)
     fusion: Literal["weighted", "rrf"] = "weighted"
     tower_weight: float = 15.0
     rerank: bool = True
+    diversity: float = 0.0
+    group_by: str | None = None
+    group_size: int = 1
 
     def __post_init__(self) -> None:
         if not self.legs:
@@ -46,6 +56,14 @@ class SearchSettings:
             raise ConfigError(f"fusion is {self.fusion!r}; expected weighted or rrf")
         if not self.tower_weight >= 0.0:
             raise ConfigError(f"tower_weight is {self.tower_weight}; expected 0 or more")
+        if not 0.0 <= self.diversity <= 1.0:
+            raise ConfigError(f"diversity is {self.diversity}; expected 0 to 1")
+        if self.group_by is not None and not FIELD.fullmatch(self.group_by):
+            raise ConfigError(
+                f"group_by is {self.group_by!r}; expected the name of a payload field"
+            )
+        if self.group_size < 1:
+            raise ConfigError(f"group_size is {self.group_size}; expected 1 or more")
 
 
 class QueryVectors(NamedTuple):
@@ -85,19 +103,29 @@ class Winner(NamedTuple):
     stages: Mapping[str, Stage]
 
 
-def plan(settings: SearchSettings, vectors: QueryVectors, *, k: int) -> dict[str, qm.QueryRequest]:
+def plan(
+    settings: SearchSettings,
+    vectors: QueryVectors,
+    *,
+    k: int,
+    query_filter: qm.Filter | None = None,
+) -> dict[str, qm.QueryRequest]:
     """Return the engine requests of one query by stage; they travel as one batch.
 
     A query of stop words alone has no BM25 term; that leg is then left out. The dense leg scores
     by the full vectors itself, so only what the other legs propose is left to rerank.
     """
     legs = {
-        name: qm.Prefetch(query=vectors.by_name[name], using=name, limit=max(limit, k))
+        name: qm.Prefetch(
+            query=vectors.by_name[name], using=name, filter=query_filter, limit=max(limit, k)
+        )
         for name, limit in settings.legs.items()
         if name in vectors.by_name
     }
     requests = {
-        name: qm.QueryRequest(query=leg.query, using=name, limit=leg.limit, with_payload=False)
+        name: qm.QueryRequest(
+            query=leg.query, using=name, filter=leg.filter, limit=leg.limit, with_payload=False
+        )
         for name, leg in legs.items()
     }
     others = [leg for name, leg in legs.items() if name != DENSE]
@@ -111,27 +139,32 @@ def gather(
 ) -> Candidates:
     """Line up the answers of one query's stages in one matrix."""
     found = {
-        stage: {str(point.id): point.score for point in response.points}
+        stage: ([str(p.id) for p in response.points], [p.score for p in response.points])
         for stage, response in zip(requests, responses, strict=True)
     }
-    if RERANK in found:
-        found[RERANK] = found.get(DENSE, {}) | found[RERANK]
-    point_ids = list(dict.fromkeys(point_id for scores in found.values() for point_id in scores))
-    matrix = np.array([[scores.get(i, np.nan) for scores in found.values()] for i in point_ids])
+    rows: dict[str, int] = {}  # point id -> its row, in the order of first sight
+    places = [[rows.setdefault(i, len(rows)) for i in ids] for ids, _ in found.values()]
+    scores = np.full((len(rows), len(found)), np.nan)
+    for column, (place, (_, values)) in enumerate(zip(places, found.values(), strict=True)):
+        scores[place, column] = values
+    stages = list(found)
+    if RERANK in found and DENSE in found:
+        rerank, dense = stages.index(RERANK), stages.index(DENSE)
+        unseen = np.isnan(scores[:, rerank])
+        scores[unseen, rerank] = scores[unseen, dense]
     floors = [
-        _floor(stage, list(scores.values()), requests[stage].limit or 0)
-        for stage, scores in found.items()
+        _floor(stage, scores[:, column], requests[stage].limit or 0)
+        for column, stage in enumerate(stages)
     ]
-    return Candidates(
-        point_ids, list(found), matrix.reshape(len(point_ids), len(found)), np.array(floors)
-    )
+    return Candidates(list(rows), stages, scores, np.array(floors))
 
 
-def _floor(stage: str, scores: list[float], limit: int) -> float:
+def _floor(stage: str, scores: fusion.Floats, limit: int) -> float:
     """A full list leaves out what scores less than its last; a short BM25 list what matches not."""
-    if stage in LEXICAL and len(scores) < limit:
+    found = scores[~np.isnan(scores)]
+    if stage in LEXICAL and len(found) < limit:
         return 0.0
-    return min(scores, default=0.0)
+    return float(found.min()) if len(found) else 0.0
 
 
 def choose(settings: SearchSettings, candidates: Candidates, *, k: int) -> list[Winner]:
@@ -139,15 +172,19 @@ def choose(settings: SearchSettings, candidates: Candidates, *, k: int) -> list[
     if not candidates.point_ids:
         return []
     final = final_scores(settings, candidates)
-    by_stage = fusion.ranks(candidates.scores)
+    best = np.argsort(-final, kind="stable")[:k]
+    by_stage = fusion.ranks(candidates.scores)[best].tolist()
+    scores, totals = candidates.scores[best].tolist(), final[best].tolist()
     winners = []
-    for rank, row in enumerate(np.argsort(-final, kind="stable")[:k], 1):
+    for place, row in enumerate(best.tolist()):
         stages = {
-            name: Stage(float(candidates.scores[row, column]), int(by_stage[row, column]))
-            for column, name in enumerate(candidates.stages)
-            if not np.isnan(candidates.scores[row, column])
+            name: Stage(score, rank)
+            for name, score, rank in zip(
+                candidates.stages, scores[place], by_stage[place], strict=True
+            )
+            if score == score  # not NaN
         }
-        winners.append(Winner(rank, candidates.point_ids[row], float(final[row]), stages))
+        winners.append(Winner(place + 1, candidates.point_ids[row], totals[place], stages))
     return winners
 
 

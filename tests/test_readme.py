@@ -58,7 +58,7 @@ def test_the_commands_run_in_their_order(demo: dict[str, str]) -> None:
     assert "recall@10=" in demo["models train"]
     assert re.search(r"^python-docs -> python-docs--[0-9a-f]{8}$", demo["ingest load"], re.M)
     assert re.search(r"^ +1\. \S+", demo["retriever search"], re.M)
-    assert re.search(r"^rank +score +dense +bm25 +rerank$", demo["retriever search"], re.M)
+    assert re.search(r"^rank +score +dense +bm25 +rerank +title$", demo["retriever search"], re.M)
 
 
 def test_hybrid_beats_its_legs_on_the_demo(demo: dict[str, str]) -> None:

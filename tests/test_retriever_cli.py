@@ -1,154 +1,218 @@
 import json
+import os
+import pty
+import re
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
-from conftest import make_bundle, make_passages, write_data
+from conftest import make_passages
 from typer.testing import CliRunner, Result
 
-from ingest.cli import app as ingest_app
-from ingest.dataset import DatasetWriter
-from models.data import Passage, Qrel, Query
+from ingest import collections, loader
+from models.bundle import ModelBundle
+from models.data import Dataset, Passage
 from retriever.cli import app
+from retriever.engine import connect
+from retriever.records import Hit, SearchResult, Stage
+from retriever.snippets import Segment
+from retriever.terminal import Look, printable, score_bar, show_result, wrap
 
-PASSAGES = make_passages(60)
-ASKED = PASSAGES[7]
-
-
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path) -> list[str]:
-    """An embedded collection `things`; returns the options that reach it."""
-    folder = tmp_path_factory.mktemp("cli")
-    write_data(folder / "data", PASSAGES)
-    where = ["--bundle", str(tiny_bundle), "--path", str(folder / "edge")]
-    words = ["load", str(folder / "data"), "--collection", "things", *where]
-    result = CliRunner().invoke(ingest_app, words)
-    assert result.exit_code == 0, result.stderr
-    return where
+PASSAGES = [
+    *make_passages(40),
+    Passage("evil", "storm \x1b[2Jwiped\x07 the <b>screen</b>", title="storm\x1b]0;x\x07"),
+]
+QUERY = "storm on the river bank"
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
-def run(*words: str | Path) -> Result:
-    return CliRunner().invoke(app, [str(word) for word in words])
+class Place(NamedTuple):
+    """Where a loaded collection is."""
+
+    bundle: Path
+    engine: Path
+
+    @property
+    def options(self) -> list[str]:
+        return ["--bundle", str(self.bundle), "--path", str(self.engine)]
 
 
-def test_search_prints_hits(loaded: list[str]) -> None:
-    result = run("search", "things", ASKED.content, "-k", "2", *loaded)
-    assert result.exit_code == 0, result.stderr
-    assert f"1. {ASKED.title}" in result.stdout
-    assert ASKED.url in result.stdout
-    assert "rerank" not in result.stdout
+@pytest.fixture
+def place(tmp_path: Path, tiny_bundle: Path, make_data: Callable[..., Dataset]) -> Place:
+    engine = connect(path=tmp_path / "edge")
+    bundle = ModelBundle.load(tiny_bundle)
+    report = loader.load(engine, make_data(PASSAGES), bundle, name="pages")
+    collections.promote(engine, "pages", report.collection)
+    engine.close()
+    return Place(tiny_bundle, tmp_path / "edge")
 
 
-def test_search_explains(loaded: list[str]) -> None:
-    result = run("search", "things", ASKED.content, "-k", "2", "--explain", *loaded)
-    lines = [line.split() for line in result.stdout.splitlines()]
-    assert ["rank", "score", "dense", "bm25", "rerank"] in lines
-    assert " ms: encode " in result.stdout
+def run(place: Place, *words: str, stdin: str = "") -> Result:
+    return CliRunner().invoke(app, ["search", "pages", *words, *place.options], input=stdin)
 
 
-def test_search_json_is_one_object_per_query(loaded: list[str]) -> None:
-    result = run("search", "things", ASKED.content, "bridge of steel", "-k", "3", "--json", *loaded)
-    first, second = map(json.loads, result.stdout.splitlines())
-    assert list(first)[:3] == ["query", "hits", "timings_ms"]
-    assert second["query"] == "bridge of steel"
-    hit = first["hits"][0]
-    assert list(hit) == ["rank", "passage_id", "score", "title", "text", "url", "stages"]
-    assert (hit["rank"], hit["passage_id"]) == (1, ASKED.passage_id)
-    assert hit["stages"]["dense"]["rank"] == 1
-    assert set(first["timings_ms"]) == {"encode", "candidates", "fusion", "payload"}
+def test_text_for_people(place: Place) -> None:
+    done = run(place, QUERY, "-k", "3")
+    assert done.exit_code == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == QUERY
+    assert [line[:4] for line in lines if re.match(r" +\d+\.", line)] == ["  1.", "  2.", "  3."]
+    assert done.stdout.count("http://example.org/") == 3
+    assert "█" in done.stdout
+    assert "\x1b" not in done.stdout
 
 
-def test_evaluate_writes_the_report(loaded: list[str], tmp_path: Path) -> None:
-    out = tmp_path / "report"
-    data = judged(tmp_path / "judged")
-    result = run("evaluate", "things", data, "--out", out, "--split", "test", *loaded)
-    assert result.exit_code == 0, result.stderr
-    report = json.loads((out / "report.json").read_text())
-    assert list(report) == [
-        *("collection", "passages", "data", "split", "bundle", "commit", "systems")
+def test_json_is_one_object_per_query(place: Place) -> None:
+    done = run(place, QUERY, "oven bread", "-k", "2", "--json")
+    first, second = map(json.loads, done.stdout.splitlines())
+    assert list(first) == ["query", "hits", "timings_ms", "stages_run", "skipped"]
+    assert (first["query"], second["query"]) == (QUERY, "oven bread")
+    assert list(first["hits"][0]) == [
+        *("rank", "passage_id", "score", "title", "text", "url", "stages")
     ]
-    systems = {row["system"]: row for row in report["systems"]}
-    assert list(systems) == ["tfidf", "bm25", "dense", "pca_8", "pca_4", "rrf", "hybrid", "rerank"]
-    for row in systems.values():
-        assert row["queries"] == 20
-        assert list(row["metrics"]) == [
-            *("recall@1", "recall@3", "recall@10", "recall@100", "mrr@10", "ndcg@10")
-        ]
-        assert row["metrics"]["recall@100"] == 1.0  # 60 passages, all of them ranked
-        assert 0 < row["p50_ms"] <= row["p95_ms"]
-        for measure, (low, high) in row["intervals"].items():
-            assert low <= row["metrics"][measure] <= high
-    # A passage's own words find it.
-    assert systems["bm25"]["metrics"]["recall@1"] == 1.0
-    assert (out / "report.md").read_text().count("\n| ") == 10
-    assert "| rerank |" in result.stdout
+    assert first["stages_run"] == ["dense", "bm25", "rerank"]
 
 
-def test_evaluate_takes_the_queries_of_another_data(loaded: list[str], tmp_path: Path) -> None:
-    """DATA has two passages only; ranked is what the collection holds."""
-    data = judged(tmp_path / "other", passages=PASSAGES[:2])
-    words = ["--out", tmp_path / "report", "--split", "test", "--systems", "rank_bm25,tfidf,rerank"]
-    result = run("evaluate", "things", data, *words, *loaded)
-    assert result.exit_code == 0, result.stderr
-    report = json.loads((tmp_path / "report" / "report.json").read_text())
-    assert [row["system"] for row in report["systems"]] == ["tfidf", "rank_bm25", "rerank"]
-    assert report["passages"] == 60
-    assert {row["metrics"]["recall@1"] for row in report["systems"]} == {1.0}
+def test_explain_is_a_table_of_stages(place: Place) -> None:
+    done = run(place, QUERY, "-k", "2", "--explain")
+    assert re.search(r"rank +score +dense +bm25 +rerank +title\n", done.stdout)
+    assert re.search(r"\n +1 .*#\d+.*Title", done.stdout)
+    assert "stages: dense, bm25, rerank" in done.stdout
+    assert re.search(r"\d\.\d ms: encode .*, candidates .*, fusion .*, payload ", done.stdout)
 
 
-def judged(path: Path, passages: list[Passage] = PASSAGES[:20]) -> Path:
-    """DATA whose queries are the texts of passages."""
-    with DatasetWriter(path, source="test") as writer:
-        for passage in passages:
-            writer.add_passage(passage)
-            writer.add_query(Query(f"q{passage.passage_id}", passage.text))
-            writer.add_qrel(Qrel(f"q{passage.passage_id}", passage.passage_id, 1, "test"))
-    return path
+def test_filters(place: Place) -> None:
+    words = ["--filter", "kind=note", "--filter", "year>=2010", "-k", "40", "--json"]
+    hits = json.loads(run(place, QUERY, *words).stdout)["hits"]
+    expected = {
+        p.passage_id
+        for p in PASSAGES
+        if p.fields.get("kind") == "note" and p.fields["year"] >= 2010
+    }
+    assert {hit["passage_id"] for hit in hits} == expected
+    done = run(place, QUERY, "--filter", "colour=red")
+    assert done.exit_code == 1
+    assert done.stderr.count("\n") == 1
+    assert "'colour': it has no payload index here" in done.stderr
+    assert run(place, QUERY, "--filter", "colour").exit_code == 1
+
+
+def test_lines_of_a_pipe_are_queries(place: Place) -> None:
+    done = run(place, "--json", "-k", "1", stdin="oven bread\n\n  river \n")
+    assert [json.loads(line)["query"] for line in done.stdout.splitlines()] == [
+        "oven bread",
+        "river",
+    ]
+    assert run(place, stdin="").stdout == ""
+    failed = run(place, "--json", "-k", "1", stdin="good\nbad\0\ngood\n")
+    assert failed.exit_code == 1
+    assert len(failed.stdout.splitlines()) == 1
+    assert "U+0000" in failed.stderr
+
+
+def test_a_budget_is_passed_on(place: Place) -> None:
+    done = run(place, QUERY, "-k", "1", "--budget-ms", "0.001", "--explain")
+    assert "skipped: rerank" in done.stdout
+    assert "stages: dense, bm25\n" in done.stdout
+
+
+def in_a_terminal(place: Place, *words: str, typed: str, **environment: str) -> str:
+    """What a terminal shows while `typed` is typed line by line, ended by Ctrl-D."""
+    ours, theirs = pty.openpty()
+    program = "import sys; from retriever.cli import app; app(sys.argv[1:])"
+    command = [sys.executable, "-c", program, "search", "pages", *words, *place.options]
+    variables = {"TERM": "xterm", "COLUMNS": "80"} | environment
+    process = subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, env=os.environ | variables
+    )
+    os.close(theirs)
+    shown = b""
+    for line in [*typed.splitlines(keepends=True), "\x04"]:
+        shown += read_until(ours, b"search> ")
+        os.write(ours, line.encode())
+    shown += read_until(ours, None)
+    os.close(ours)
+    assert process.wait(timeout=60) == 0
+    return shown.decode().replace("\r\n", "\n")
+
+
+def read_until(terminal: int, ending: bytes | None) -> bytes:
+    shown = b""
+    while ending is None or not shown.endswith(ending):
+        try:
+            piece = os.read(terminal, 4096)
+        except OSError:  # Linux says so when the other end is closed
+            break
+        if not piece:
+            break
+        shown += piece
+    return shown
+
+
+def test_a_session_in_a_terminal(place: Place) -> None:
+    shown = in_a_terminal(place, "-k", "2", typed=f"{QUERY}\n\nriver\n")
+    assert "One query per line; Ctrl-D ends." in shown
+    assert "\x1b[1;33mriver\x1b[0m" in shown
+    assert ANSI.sub("", shown).count("  1. ") == 2
+
+
+def test_no_color_is_honoured(place: Place) -> None:
+    shown = in_a_terminal(place, typed=f"{QUERY}\n", NO_COLOR="1")
+    assert "  1. " in shown
+    assert not ANSI.search(shown)
+
+
+def test_a_session_goes_on_after_an_error(place: Place) -> None:
+    shown = in_a_terminal(place, "-k", "999", typed="one\ntwo\n")
+    assert shown.count("\nError: k is 999") == 2
+    assert "Traceback" not in shown
+
+
+def hit(rank: int, score: float, **changes: object) -> Hit:
+    plain = Hit(rank, f"p{rank}", score, "Title", "some text", "", {"dense": Stage(0.5, 1)}, {})
+    return plain._replace(**changes)
+
+
+def test_a_passage_cannot_steer_the_terminal() -> None:
+    assert printable("a\x1b[2J\x07b\x9bc\n\td") == "a[2Jbc d"
+    evil = hit(1, 1.0, title="t\x1b[0m", text="x\x1b[2Jy", url="http://\x1b]0;z\x07")
+    shown = show_result(SearchResult("q\x1b", [evil], {}), Look(), explain=True)
+    assert "\x1b" not in shown
+    assert "\x07" not in shown
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("score", "expected"),
     [
-        (["search", "things", ""], "the query is empty"),
-        (["search", "things", "a" * 1_000_000], "1,000,000 characters; expected at most"),
-        (["search", "things", "a\udc80b"], "U+DC80 at position 1"),
-        (["search", "things", "\0"], "U+0000 at position 0"),
-        (["search", "things", "x", "-k", "0"], "k is 0"),
-        (["search", "things", "x", "-k", "61"], "holds 60 passages"),
-        (["search", "nothing", "x"], "no collection 'nothing'"),
+        (8.0, "██████████"),
+        (4.0, "█████     "),
+        (4.5, "█████▋    "),
+        (0.0, " " * 10),
+        (-3, " " * 10),
     ],
 )
-def test_bad_queries_end_in_one_line(loaded: list[str], words: list[str], message: str) -> None:
-    one_line(run(*words, *loaded), message)
+def test_score_bars(score: float, expected: str) -> None:
+    assert score_bar(score, [8.0, score]) == expected
 
 
-def test_bad_evaluations_end_in_one_line(loaded: list[str], tmp_path: Path) -> None:
-    data, out = judged(tmp_path / "data"), tmp_path / "report"
-    words = ["evaluate", "things", data, "--out", out, *loaded]
-    one_line(run(*words), "no labelled query in split 'dev'; its splits: test")
-    one_line(run(*words, "--split", "test", "--systems", "nope"), "unknown system 'nope'")
-    missing = ["evaluate", "things", tmp_path / "missing", "--out", out, *loaded]
-    one_line(run(*missing), "is not a DATA folder")
-    assert not out.exists()
+def test_bars_where_nothing_scores() -> None:
+    assert score_bar(-1.0, [-1.0, -2.0]) == " " * 10
 
 
-def test_another_bundle_is_refused_with_both_fingerprints(
-    loaded: list[str], tmp_path: Path
-) -> None:
-    other = make_bundle(tmp_path / "other", seed=1)
-    result = run("search", "things", "x", "--bundle", other, *loaded[2:])
-    one_line(result, "was loaded with bundle")
-    assert "run: ingest load DATA" in result.stderr
+def test_no_hit_and_one_without_title() -> None:
+    assert "No hit." in show_result(SearchResult("q", [], {}), Look(), explain=True)
+    assert "p1" in show_result(
+        SearchResult("q", [hit(1, 1.0, title="")], {}), Look(), explain=False
+    )
 
 
-def one_line(result: Result, message: str) -> None:
-    assert result.exit_code == 1
-    assert result.stdout == ""
-    assert result.stderr.startswith("Error: ")
-    assert result.stderr.count("\n") == 1
-    assert message in result.stderr
-
-
-def test_wrong_usage_is_exit_code_2(loaded: list[str]) -> None:
-    assert run("search", "things").exit_code == 2
-    assert run("search", "things", "x").exit_code == 2
-    assert run("search", "things", "x", "--nope", *loaded).exit_code == 2
+def test_matches_keep_their_colour_across_lines() -> None:
+    segments = [Segment("one ", False), Segment("two three", True), Segment(" four", False)]
+    assert wrap(segments, Look(), width=9) == ["one two", "three", "four"]
+    coloured = wrap(segments, Look(colour=True), width=9)
+    assert [ANSI.sub("", line) for line in coloured] == ["one two", "three", "four"]
+    assert coloured[0] == "one \x1b[1;33mtwo\x1b[0m"
+    assert coloured[1] == "\x1b[1;33mthree\x1b[0m"

@@ -1,0 +1,138 @@
+// Turns answers into elements. All text goes in as text nodes: nothing a passage holds is markup.
+
+const MODE_NAMES = { bm25: "BM25", hybrid: "Hybrid", reranked: "Reranked" };
+const STAGE_NAMES = { bm25: "BM25", dense: "Tower", rerank: "Rerank", cross: "Cross" };
+const STEP_NAMES = { encode: "encode", candidates: "candidates", fusion: "fusion", payload: "passages" };
+
+export function element(name, attributes = {}, ...children) {
+  const made = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) {
+    if (key.startsWith("on")) made.addEventListener(key.slice(2), value);
+    else if (value === true) made.setAttribute(key, "");
+    else if (value !== false && value !== null && value !== undefined) made.setAttribute(key, value);
+  }
+  made.append(...children.filter((child) => child !== null));
+  return made;
+}
+
+export const modeName = (mode) => MODE_NAMES[mode] ?? mode;
+export const milliseconds = (ms) => `${ms < 10 ? ms.toFixed(1) : Math.round(ms)} ms`;
+export const total = (timings) => Object.values(timings).reduce((sum, ms) => sum + ms, 0);
+
+// Only addresses that lead to a page become links; javascript: and the like stay text.
+export function safeLink(url) {
+  try {
+    const parsed = new URL(url);
+    return ["http:", "https:"].includes(parsed.protocol) ? parsed.href : null;
+  } catch {
+    return null;
+  }
+}
+
+// With `other`, each hit says whether the other list has it, and with `isSecond` how far it moved.
+export function column({ title, answer, other, isSecond, back, about, actions }) {
+  const best = bestScores(answer.hits);
+  const ranks = other && new Map(other.hits.map((hit) => [hit.passage_id, hit.rank]));
+  const hits = answer.hits.map((hit, at) =>
+    card({ hit, at, best, badge: moved(hit, ranks, isSecond), about, actions }));
+  const list = hits.length
+    ? element("ol", { class: "hits" }, ...hits)
+    : element("p", { class: "none" }, "No passage passes. Try other words or fewer filters.");
+  const found = element("small", {}, `${hits.length} ${hits.length === 1 ? "hit" : "hits"}`);
+  return element("section", { class: "column", "aria-label": title },
+    element("div", { class: "head" }, element("h2", {}, title, " ", found), timings(answer),
+      back ? element("button", { type: "button", class: "back", onclick: back }, "← Back") : null), list);
+}
+
+function timings(answer) {
+  if (!answer.timings_ms) return null;
+  const whole = total(answer.timings_ms) || 1;
+  const steps = Object.entries(answer.timings_ms);
+  const bar = element("span", { class: "steps", "aria-hidden": "true" });
+  for (const [step, ms] of steps) {
+    const part = element("i", { class: `step step-${step}` });
+    part.style.flexGrow = ms / whole;
+    bar.append(part);
+  }
+  const words = steps.map(([step, ms]) =>
+    element("span", { class: `step-name step-${step}` }, `${STEP_NAMES[step] ?? step} ${ms.toFixed(1)}`));
+  const skipped = answer.skipped?.length ? element("b", {}, `skipped: ${answer.skipped.join(", ")}`) : null;
+  return element("div", { class: "timings" }, element("strong", {}, milliseconds(total(answer.timings_ms))), bar,
+    element("span", { class: "step-names" }, ...words), skipped);
+}
+
+function bestScores(hits) {
+  const best = {};
+  for (const hit of hits)
+    for (const [stage, { score }] of Object.entries(hit.stages)) best[stage] = Math.max(best[stage] ?? 0, score);
+  return best;
+}
+
+function card({ hit, at, best, badge, about, actions }) {
+  const link = safeLink(hit.url);
+  const title = marked(hit.marked_title.length ? hit.marked_title : [{ text: hit.passage_id, is_match: false }]);
+  const heading = link ? element("a", { href: link, rel: "noreferrer" }, ...title) : element("span", {}, ...title);
+  return element("li", {},
+    element("article", { class: "hit", tabindex: at ? "-1" : "0", "data-passage": hit.passage_id },
+      element("div", { class: "body" },
+        element("h3", {}, element("span", { class: "rank" }, String(hit.rank)), heading, badge),
+        hit.url && hit.url !== hit.title ? element("p", { class: "url" }, hit.url) : null,
+        element("p", { class: "snippet" }, ...marked(hit.snippet)),
+        element("div", { class: "foot" }, ...fieldButtons(hit, about, actions),
+          element("button", { type: "button", class: "quiet", onclick: () => actions.similar(hit) }, "Similar"),
+          whole(hit, about))),
+      bars(hit, best)));
+}
+
+function marked(segments) {
+  return segments.map(({ text, is_match }) => (is_match ? element("mark", {}, text) : document.createTextNode(text)));
+}
+
+function moved(hit, ranks, isSecond) {
+  if (!ranks) return null;
+  const before = ranks.get(hit.passage_id);
+  if (before === undefined) return element("span", { class: "moved new" }, "only here");
+  if (before === hit.rank || !isSecond) return null;
+  const [kind, sign] = before > hit.rank ? ["up", "↑"] : ["down", "↓"];
+  const words = `${Math.abs(before - hit.rank)} places ${kind === "up" ? "higher" : "lower"} than in the other list`;
+  return element("span", { class: `moved ${kind}`, title: words },
+    element("span", { "aria-hidden": "true" }, `${sign}${Math.abs(before - hit.rank)}`),
+    element("span", { class: "hidden" }, words));
+}
+
+function fieldButtons(hit, about, actions) {
+  return Object.entries(hit.fields)
+    .filter(([name, value]) => about.fields[name] && about.fields[name] !== "text" && typeof value !== "object")
+    .map(([name, value]) =>
+      element("button", { type: "button", class: "field", title: `Filter by ${name}`,
+        onclick: () => actions.filter(name, value) }, element("span", {}, `${name} `), String(value)));
+}
+
+function whole(hit, about) {
+  const where = element("p", { class: "point" }, "point ", element("code", {}, hit.point_id));
+  if (about.dashboard) {
+    const link = safeLink(`${about.dashboard}#/collections/${encodeURIComponent(about.collection)}`);
+    if (link)
+      where.append(" ", element("a", { href: link, target: "_blank", rel: "noreferrer", class: "dashboard",
+        title: "Opens the collection; paste the point's id, which this copies, into its filter",
+        onclick: () => navigator.clipboard?.writeText(`id:${hit.point_id}`).catch(() => {}) },
+      "Qdrant dashboard ↗"));
+  }
+  return element("details", {}, element("summary", {}, "Whole passage"),
+    element("p", { class: "text" }, hit.text), where);
+}
+
+function bars(hit, best) {
+  const rows = Object.entries(hit.stages).map(([stage, { score, rank }]) => {
+    const fill = element("i", {});
+    fill.style.width = `${best[stage] > 0 ? Math.max(0, Math.min(100, (100 * score) / best[stage])) : 0}%`;
+    return element("div", { class: `stage stage-${stage.replace(/\W/g, "")}` },
+      element("dt", {}, STAGE_NAMES[stage] ?? stage),
+      element("dd", {}, element("span", { class: "bar", "aria-hidden": "true" }, fill),
+        element("span", { class: "score" }, score.toFixed(score < 1 ? 3 : 2)),
+        element("span", { class: "place", title: `rank ${rank} in this stage` }, `#${rank}`)));
+  });
+  const sum = element("div", { class: "stage sum" }, element("dt", {}, "Score"),
+    element("dd", {}, element("span", {}), element("span", { class: "score" }, hit.score.toFixed(2))));
+  return element("dl", { class: "stages", "aria-label": "Why this is here" }, ...rows, sum);
+}

@@ -1,0 +1,192 @@
+"""The searching side of the service: one retriever, a bounded pool of threads around it."""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
+
+from models.bundle import ModelBundle
+from retriever.engine import Engine, EngineAddress, connect
+from retriever.errors import CollectionMismatch, EngineError, EngineUnavailable
+from retriever.schema import read_metadata
+from retriever.search import Retriever
+from retriever.service_config import Limits, ServiceConfig
+from retriever.service_errors import OVERLOADED, TIMED_OUT, ServiceFailure
+from retriever.stages import SearchSettings
+
+T = TypeVar("T")
+EXAMPLES = 4
+LONGEST_EXAMPLE = 60
+MODES: Mapping[str, Mapping[str, Any]] = {
+    "bm25": {"legs": {"bm25": 100}, "rerank": False},
+    "hybrid": {"rerank": False},
+    "reranked": {},
+}
+"""Settings that the page compares; the last is the service's default."""
+
+log = logging.getLogger(__name__)
+
+
+class Opened(NamedTuple):
+    """A retriever and the engine it asks."""
+
+    engine: Engine
+    retriever: Retriever
+
+
+class Health(NamedTuple):
+    """What a service that is ready says about itself.
+
+    Attributes:
+        collection: the versioned collection that it searches.
+        fingerprint: of the bundle that both sides share.
+        passages: how many it searches.
+        is_current: False once the alias has moved to another collection; restart with its bundle.
+    """
+
+    collection: str
+    fingerprint: str
+    passages: int
+    is_current: bool
+
+
+class Backend:
+    """Answers jobs with the retriever, in threads, within the limits.
+
+    The engine need not be there when the service starts, nor stay: every job opens the retriever
+    if that has not worked yet, and the client's connections come back by themselves.
+    """
+
+    def __init__(self, config: ServiceConfig) -> None:
+        self.config = config
+        self._bundle = ModelBundle.load(config.bundle)
+        self._opened: Opened | None = None
+        self._examples: tuple[str, ...] = ()
+        self._lock = threading.Lock()
+        limits = config.limits
+        self._slots = threading.BoundedSemaphore(limits.threads + limits.waiting)
+        self._pool = ThreadPoolExecutor(limits.threads, thread_name_prefix="search")
+        self._checks = ThreadPoolExecutor(1, thread_name_prefix="health")
+
+    @property
+    def limits(self) -> Limits:
+        """The limits that this was made with."""
+        return self.config.limits
+
+    def open(self) -> Opened:
+        """Return the retriever; connect where that has not been done.
+
+        Raises:
+            EngineError: no engine, no such collection, or one loaded with another bundle.
+        """
+        with self._lock:
+            if self._opened is None:
+                self._opened = self._connect()
+                log.info("searching %s", self._opened.retriever.collection)
+            return self._opened
+
+    def _connect(self) -> Opened:
+        engine = connect(url=self.config.url, path=self.config.path)
+        try:
+            settings = SearchSettings()
+            retriever = Retriever(engine, self.config.name, self._bundle, settings=settings)
+        except BaseException:
+            engine.close()
+            raise
+        return Opened(engine, retriever)
+
+    async def search(self, job: Callable[[Retriever], T]) -> T:
+        """Run `job` in a thread.
+
+        Raises:
+            ServiceFailure: all threads and waiting places are taken, or it takes too long.
+            TwoTowerError: what the job raises.
+        """
+        if not self._slots.acquire(blocking=False):
+            raise ServiceFailure(OVERLOADED)
+        future = self._pool.submit(lambda: job(self.open().retriever))
+        # A job that timed out keeps its thread, so it keeps its place until it really ends.
+        future.add_done_callback(lambda _: self._slots.release())
+        return await self._within_time(future)
+
+    async def health(self) -> Health:
+        """Ask the engine whether this service can search.
+
+        That happens beside the pool, so that load never makes a working service look dead.
+
+        Raises:
+            EngineError: it cannot.
+        """
+        try:
+            return await self._within_time(self._checks.submit(self._check))
+        except ServiceFailure:
+            raise EngineUnavailable("the engine did not answer the health check in time") from None
+
+    def _check(self) -> Health:
+        engine, retriever = self.open()
+        metadata = read_metadata(engine, retriever.collection)
+        if metadata.bundle_fingerprint != self._bundle.fingerprint:
+            raise CollectionMismatch(
+                f"collection {retriever.collection!r} has bundle {metadata.bundle_fingerprint[:12]}"
+                f", this service {self._bundle.fingerprint[:12]}; restart it with that bundle"
+            )
+        return Health(
+            collection=retriever.collection,
+            fingerprint=self._bundle.fingerprint,
+            passages=retriever.size,
+            is_current=self._is_current(engine, retriever.collection),
+        )
+
+    def _is_current(self, engine: Engine, collection: str) -> bool:
+        try:
+            return engine.resolve(self.config.name) == collection
+        except EngineError:
+            return False
+
+    async def _within_time(self, future: "Future[T]") -> T:
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(future), self.limits.timeout_s)
+        except TimeoutError:
+            raise ServiceFailure(TIMED_OUT) from None
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a `CollectionAnswer` says; asks the engine for example titles once."""
+        engine, retriever = self.open()
+        if not self._examples:
+            self._examples = self.config.examples or _titles(engine, retriever.collection)
+        return {
+            "name": self.config.name,
+            "collection": retriever.collection,
+            "passages": retriever.size,
+            "fields": {name: kind.value for name, kind in retriever.fields.items()},
+            "most_hits": self.limits.k,
+            "modes": {name: dict(settings) for name, settings in MODES.items()},
+            "examples": list(self._examples),
+            "dashboard": _dashboard(self.config),
+        }
+
+    def close(self) -> None:
+        """Let running searches end and release the engine."""
+        for pool in (self._pool, self._checks):
+            pool.shutdown(wait=True, cancel_futures=True)
+        if self._opened is not None:
+            self._opened.engine.close()
+
+
+def _titles(engine: Engine, collection: str) -> tuple[str, ...]:
+    """Return a few short titles, or beginnings where there are none, in the order of point ids."""
+    records, _ = engine.scroll(collection, limit=50, with_payload=["title", "text"])
+    payloads = [record.payload or {} for record in records]
+    shown = (p.get("title") or " ".join(p.get("text", "").split()[:6]) for p in payloads)
+    short = (text for text in shown if 0 < len(text) <= LONGEST_EXAMPLE)
+    return tuple(dict.fromkeys(short))[:EXAMPLES]
+
+
+def _dashboard(config: ServiceConfig) -> str | None:
+    """Return the dashboard's address without credentials; the embedded engine has none."""
+    if config.dashboard:
+        return config.dashboard.rstrip("/")
+    address = EngineAddress.find(url=config.url, path=config.path)
+    return f"{str(address).rstrip('/')}/dashboard" if address.url else None

@@ -1,0 +1,146 @@
+"""Put the HTTP service under load: real clients, a real service process, a real Qdrant.
+
+    python tests/bench/service.py DATA BUNDLE [SECONDS]
+
+DATA and BUNDLE are what `make demo` leaves in runs/demo. Prints the latencies of one client and of
+eight, what happens past the limit, and what happens when Qdrant is killed under load.
+"""
+
+import http.client
+import json
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+import numpy as np
+
+ROOT = Path(__file__).parent.parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+from services import NAME, Qdrant, Service, running_qdrant, running_service  # noqa: E402
+
+from ingest import collections, loader  # noqa: E402
+from models.bundle import ModelBundle  # noqa: E402
+from models.data import Dataset  # noqa: E402
+from retriever.engine import connect  # noqa: E402
+
+CLIENTS = 8
+
+
+class Load(NamedTuple):
+    """What clients saw: `(status, milliseconds)` of each request; status 0 is a lost connection."""
+
+    answers: list[tuple[int, float]]
+
+
+def client(url: str, queries: Sequence[str], seconds: float, number: int) -> Load:
+    """Search one query after the other over one connection; open another where it breaks."""
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
+    answers = []
+    end, at = time.monotonic() + seconds, number * 37
+    while time.monotonic() < end:
+        at += 1
+        body = json.dumps({"query": queries[at % len(queries)]})
+        start = time.perf_counter()
+        try:
+            connection.request("POST", "/search", body, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            response.read()
+            status = response.status
+        except (OSError, http.client.HTTPException):
+            connection.close()
+            status = 0
+        answers.append((status, (time.perf_counter() - start) * 1000.0))
+    connection.close()
+    return Load(answers)
+
+
+def run_clients(count: int, service: Service, queries: Sequence[str], seconds: float) -> Load:
+    with ProcessPoolExecutor(count, get_context("spawn")) as pool:
+        futures = [
+            pool.submit(client, service.url, queries, seconds, number) for number in range(count)
+        ]
+        return Load([answer for future in futures for answer in future.result().answers])
+
+
+def show(label: str, load: Load, seconds: float) -> float:
+    """Print one line; return the 95th percentile of what was answered 200, in ms."""
+    statuses = dict(sorted(Counter(status for status, _ in load.answers).items()))
+    times = [ms for status, ms in load.answers if status == 200]
+    p50, p95, p99 = np.percentile(times, [50, 95, 99])
+    print(
+        f"{label:28} {len(load.answers) / seconds:7.0f}/s  p50 {p50:6.1f}  p95 {p95:6.1f}  "
+        f"p99 {p99:6.1f} ms  statuses {statuses}",
+        flush=True,
+    )
+    return float(p95)
+
+
+def measure_load(service: Service, queries: Sequence[str], seconds: float) -> None:
+    run_clients(1, service, queries, 3)
+    single = show("1 client", run_clients(1, service, queries, seconds / 3), seconds / 3)
+    eight = run_clients(CLIENTS, service, queries, seconds)
+    p95 = show(f"{CLIENTS} clients", eight, seconds)
+    print(f"p95 of {CLIENTS} clients / p95 of one: {p95 / single:.2f} (goal: at most 5)")
+    if {status for status, _ in eight.answers} != {200}:
+        sys.exit("not every answer was 200")
+
+
+def measure_limit(
+    folder: Path, bundle: Path, qdrant: Qdrant, queries: Sequence[str], seconds: float
+) -> None:
+    flags = ("--url", qdrant.url, "--threads", "2", "--waiting", "2")
+    with running_service(folder, bundle, *flags) as service:
+        load = run_clients(16, service, queries, seconds)
+        show("16 clients, 4 places", load, seconds)
+        show("then 1 client", run_clients(1, service, queries, 3), 3)
+    if {status for status, _ in load.answers} != {200, 429}:
+        sys.exit("expected answers 200 and 429")
+
+
+def measure_kill(service: Service, qdrant: Qdrant, queries: Sequence[str], seconds: float) -> None:
+    def kill_and_restart() -> None:
+        time.sleep(seconds / 3)
+        qdrant.kill()
+        time.sleep(seconds / 3)
+        qdrant.start()
+
+    accident = threading.Thread(target=kill_and_restart)
+    accident.start()
+    load = run_clients(CLIENTS, service, queries, seconds)
+    accident.join()
+    show("Qdrant killed, restarted", load, seconds)
+    if {200, 503} != {status for status, _ in load.answers}:
+        sys.exit("expected answers 200 and 503")
+    show("then 1 client", run_clients(1, service, queries, 3), 3)
+
+
+def main() -> None:
+    data, bundle = Dataset.open(Path(sys.argv[1])), Path(sys.argv[2])
+    seconds = float(sys.argv[3]) if len(sys.argv) > 3 else 60.0
+    queries = [query.text for query in data.queries("dev")][:1000]
+    print(f"{data.manifest['counts']['passages']:,} passages, {os.cpu_count()} cores")
+    with tempfile.TemporaryDirectory() as name, running_qdrant(Path(name, "qdrant")) as qdrant:
+        engine = connect(url=qdrant.url)
+        report = loader.load(engine, data, ModelBundle.load(bundle), name=NAME)
+        collections.promote(engine, NAME, report.collection)
+        engine.close()
+        with running_service(Path(name), bundle, "--url", qdrant.url) as service:
+            measure_load(service, queries, seconds)
+            measure_limit(Path(name), bundle, qdrant, queries, seconds / 4)
+            measure_kill(service, qdrant, queries, seconds / 3)
+            if "Traceback" in service.log.read_text():
+                sys.exit(f"the service logged a traceback:\n{service.log.read_text()[-3000:]}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import make_passages
+
+from ingest import collections, loader
+from models.bundle import ModelBundle
+from models.data import Dataset
+from retriever import Retriever
+from retriever.engine import connect
+
+os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"
+PASSAGES = make_passages(60)
+QUERY = "storm on the river bank"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny_bundle: Path, make_data: Callable[..., Dataset]) -> Path:
+    engine = connect(path=tmp_path / "edge")
+    bundle = ModelBundle.load(tiny_bundle)
+    report = loader.load(engine, make_data(PASSAGES), bundle, name="pages")
+    collections.promote(engine, "pages", report.collection)
+    engine.close()
+    return tmp_path / "edge"
+
+
+@pytest.fixture
+def retriever(folder: Path, tiny_bundle: Path) -> Iterator[Retriever]:
+    with Retriever.open("pages", bundle=tiny_bundle, path=folder) as opened:
+        yield opened
+
+
+def test_langchain_gives_the_hits_as_documents(retriever: Retriever) -> None:
+    from langchain_core.retrievers import BaseRetriever
+
+    from retriever.langchain import TwoTowerRetriever
+
+    adapter = TwoTowerRetriever(retriever=retriever, k=4, filter={"kind": "note"})
+    assert isinstance(adapter, BaseRetriever)
+    documents = adapter.invoke(QUERY)
+    hits = retriever.search(QUERY, k=4, filter={"kind": "note"})
+    assert [d.id for d in documents] == [h.passage_id for h in hits]
+    assert [d.page_content for d in documents] == [h.text for h in hits]
+    assert [d.metadata["score"] for d in documents] == pytest.approx([h.score for h in hits])
+    assert {d.metadata["kind"] for d in documents} == {"note"}
+    assert documents[0].metadata["title"] == hits[0].title
+    assert "text" not in documents[0].metadata
+
+
+def test_langchain_composes_and_batches(retriever: Retriever) -> None:
+    from langchain_core.runnables import RunnableLambda
+
+    from retriever.langchain import TwoTowerRetriever
+
+    chain = TwoTowerRetriever(retriever=retriever, k=2) | RunnableLambda(lambda found: found[0].id)
+    queries = [p.content for p in PASSAGES[:8]]
+    assert chain.batch(queries) == [p.passage_id for p in PASSAGES[:8]]
+
+
+def test_haystack_runs_in_a_pipeline_that_was_written_and_read(
+    folder: Path, tiny_bundle: Path
+) -> None:
+    from haystack import Pipeline
+
+    from retriever.haystack import TwoTowerRetriever
+
+    pipeline = Pipeline()
+    component = TwoTowerRetriever("pages", bundle=str(tiny_bundle), path=str(folder), top_k=3)
+    pipeline.add_component("retriever", component)
+    again = Pipeline.loads(pipeline.dumps(), allowed_modules=["retriever.haystack"])
+    inputs = {"query": QUERY, "filters": {"year": {"gte": 2010}}}
+    documents = again.run({"retriever": inputs})["retriever"]["documents"]
+    again.get_component("retriever").close()
+    with Retriever.open("pages", bundle=tiny_bundle, path=folder) as retriever:
+        hits = retriever.search(QUERY, k=3, filter={"year": {"gte": 2010}})
+    assert [d.id for d in documents] == [h.passage_id for h in hits]
+    assert [d.content for d in documents] == [h.text for h in hits]
+    assert [d.score for d in documents] == pytest.approx([h.score for h in hits])
+    assert all(d.meta["year"] >= 2010 and d.meta["title"] for d in documents)
+
+
+def test_haystack_opens_when_first_run_and_closes(folder: Path, tiny_bundle: Path) -> None:
+    from retriever.haystack import TwoTowerRetriever
+
+    component = TwoTowerRetriever("pages", bundle=str(tiny_bundle), path=str(folder))
+    component.close()
+    assert len(component.run(QUERY)["documents"]) == 10
+    assert len(component.run(QUERY, top_k=2)["documents"]) == 2
+    component.close()
+    connect(path=folder).close()
+
+
+@pytest.mark.parametrize(
+    ("library", "module"), [("langchain_core", "langchain"), ("haystack", "haystack")]
+)
+def test_without_the_library_the_error_names_the_extra(library: str, module: str) -> None:
+    program = f"import sys; sys.modules['{library}'] = None; import retriever.{module}"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert f"pip install 'two-tower-search[{module}]'" in done.stderr.strip().splitlines()[-1]
