@@ -1,5 +1,6 @@
 """The configuration of a training run and the one loop that all its phases go through."""
 
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -179,11 +180,14 @@ class Trainer:
         optimizer = torch.optim.Adam(self.towers.parameters(), lr=phase.learning_rate, fused=True)
         state, best = self._begin(number, phase, optimizer=optimizer, resumed=resumed)
         while state.epoch < phase.epochs and not _is_stale(state, phase):
+            started = time.perf_counter()
             loss = self._run_epoch(number, phase, epoch=state.epoch, optimizer=optimizer)
+            seconds = round(time.perf_counter() - started, 3)
             result = self.evaluate()
             _check_collapse(phase, loss=loss, cosine=result.cosine)
             record = {"phase": phase.name, "epoch": state.epoch + 1, "loss": round(loss, 6)}
-            self.tracker.log({**record, **result.metrics, "cosine": result.cosine})
+            measured = {**result.metrics, "cosine": result.cosine, "seconds": seconds}
+            self.tracker.log({**record, **measured})
             state = state._replace(epoch=state.epoch + 1, records=self.tracker.count)
             self.say(
                 f"{phase.name} {state.epoch}/{phase.epochs}: loss {loss:.3f}, "
