@@ -17,9 +17,9 @@ from qdrant_client import models as qm
 from ingest.points import PassageEncoder, PointMaker, chunks, pack
 from models.console import progress
 from models.data import Dataset, Passage
+from models.lexical import Bm25Config, Bm25Encoder, average_length
 from retriever.engine import Engine
 from retriever.errors import CollectionMismatch, DataError
-from retriever.lexical import Bm25Config, Bm25Encoder, average_length
 from retriever.schema import (
     CONTENT_HASH,
     CollectionMetadata,

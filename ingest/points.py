@@ -10,8 +10,8 @@ import numpy.typing as npt
 from qdrant_client import models as qm
 
 from models.data import Passage
+from models.lexical import Bm25Encoder
 from retriever.errors import BundleError, DataError
-from retriever.lexical import Bm25Encoder
 from retriever.schema import BM25, DENSE, pca_name, point_id, to_payload
 
 Floats = npt.NDArray[np.float32]

@@ -12,9 +12,9 @@ from ingest.loader import describe, stored_hashes
 from ingest.points import PassageEncoder, PointMaker
 from models.console import progress
 from models.data import Dataset, Passage
+from models.lexical import Bm25Config, Bm25Encoder
 from retriever.engine import Engine
 from retriever.errors import CollectionMismatch, VerificationFailed
-from retriever.lexical import Bm25Config, Bm25Encoder
 from retriever.schema import CollectionMetadata, content_hash, point_id, read_metadata
 
 SAMPLE = 64

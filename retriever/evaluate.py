@@ -12,9 +12,10 @@ from ir_measures import RR, R, nDCG
 
 from models.console import progress
 from models.data import Dataset, Qrel, Query
+from models.lexical import Bm25Config
 from models.provenance import commit
 from retriever.errors import ConfigError, DataError
-from retriever.lexical import Bm25Config, RankBm25Index, TfidfIndex
+from retriever.lexical import RankBm25Index, TfidfIndex
 from retriever.records import Run
 from retriever.search import Retriever
 from retriever.stages import SearchSettings

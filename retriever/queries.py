@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from models.lexical import Bm25Encoder
 from retriever.errors import QueryError
-from retriever.lexical import Bm25Encoder
 from retriever.schema import BM25, DENSE, pca_name
 from retriever.stages import QueryVectors
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from qdrant_client import models as qm
 
+from models.lexical import Bm25Config, Bm25Encoder
 from retriever.engine import Engine, connect
 from retriever.errors import CollectionMismatch, ConfigError, QueryError
 from retriever.filters import FilterLike, both, field_types, to_filter
-from retriever.lexical import Bm25Config, Bm25Encoder
 from retriever.pipeline import Order, Pipeline
 from retriever.queries import MAX_QUERY_CHARS, QueryEncoder, Rewriter, check_query
 from retriever.records import Hit, Passage, SearchResult

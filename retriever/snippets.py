@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from retriever.lexical import Analyzer
+from models.lexical import Analyzer
 
 WORD = re.compile(r"\w+")
 WIDTH = 180

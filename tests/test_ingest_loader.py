@@ -11,6 +11,7 @@ from ingest import loader
 from ingest.collections import drop, promote, versions
 from ingest.verifier import verify, verify_counts
 from models.data import Dataset, Passage
+from models.lexical import Bm25Config, Bm25Encoder, average_length
 from retriever.engine import Engine
 from retriever.errors import (
     BundleError,
@@ -20,7 +21,6 @@ from retriever.errors import (
     EngineError,
     VerificationFailed,
 )
-from retriever.lexical import Bm25Config, Bm25Encoder, average_length
 from retriever.schema import collection_name, point_id, read_metadata
 
 MakeData = Callable[..., Dataset]

@@ -7,8 +7,8 @@ from conftest import HashEncoder, make_passages
 
 from ingest.points import PointMaker, chunks, pack
 from models.data import Passage
+from models.lexical import Bm25Config, Bm25Encoder
 from retriever.errors import DataError
-from retriever.lexical import Bm25Config, Bm25Encoder
 
 PASSAGES = make_passages(300)
 

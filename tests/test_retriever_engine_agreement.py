@@ -8,8 +8,8 @@ from qdrant_client import models as qm
 
 from ingest import loader
 from models.data import Dataset
+from models.lexical import Bm25Config, Bm25Encoder
 from retriever.engine import Engine
-from retriever.lexical import Bm25Config, Bm25Encoder
 
 ENCODER = HashEncoder()
 

@@ -12,8 +12,8 @@ from qdrant_client import models as qm
 from rank_bm25 import BM25Okapi
 
 from ingest import loader
+from models.lexical import Bm25Config, Bm25Encoder, average_length
 from retriever.engine import Engine, connect
-from retriever.lexical import Bm25Config, Bm25Encoder, average_length
 from retriever.schema import point_id
 
 PASSAGES = make_passages(120, seed=3)

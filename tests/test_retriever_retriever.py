@@ -14,10 +14,10 @@ from conftest import HashEncoder, Server, make_passages, server_engine
 from ingest import collections, loader
 from models.bundle import ModelBundle
 from models.data import Dataset, Passage
+from models.lexical import Bm25Config, Bm25Encoder
 from retriever import Retriever, SearchSettings
 from retriever.engine import Engine, connect
 from retriever.errors import BundleError, ConfigError, QueryError
-from retriever.lexical import Bm25Config, Bm25Encoder
 from retriever.queries import QueryEncoder, RecentVectors, average
 from retriever.stages import QueryVectors
 

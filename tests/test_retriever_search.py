@@ -7,10 +7,10 @@ from conftest import HashEncoder, make_passages
 
 from ingest import collections, loader
 from models.data import Dataset, Passage
+from models.lexical import Bm25Config, Bm25Encoder
 from retriever import Retriever, SearchSettings
 from retriever.engine import Engine
 from retriever.errors import CollectionMismatch, CollectionNotFound, ConfigError, QueryError
-from retriever.lexical import Bm25Config, Bm25Encoder
 from retriever.search import MAX_QUERY_CHARS, check_query
 
 PASSAGES = make_passages(120)
