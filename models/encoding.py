@@ -1,12 +1,76 @@
-"""The mean tower without torch: what encodes once training is over."""
+"""What encodes once training is over: the seam for all kinds, and the mean tower without torch."""
+
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from models.tokenizer import TokenRows
+from models.tokenizer import Tokenizer, TokenRows
 
 FloatArray = npt.NDArray[np.float32]
+
+
+class Encoder(Protocol):
+    """Texts in, vectors out; at least one text, prefixes already in place."""
+
+    @property
+    def dim(self) -> int:
+        """Width of the vectors."""
+        ...
+
+    def encode_passages(self, texts: Sequence[str], *, threads: int) -> FloatArray:
+        """Return (n, dim) float32, L2-normalised, on at most `threads` cores (0: all)."""
+        ...
+
+    def encode_queries(self, texts: Sequence[str], *, threads: int) -> FloatArray:
+        """Return (n, dim) float32, L2-normalised, on at most `threads` cores (0: all)."""
+        ...
+
+
+class RowEncoder(Protocol):
+    """SentencePiece tokens in, vectors out."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens that have a vector."""
+        ...
+
+    @property
+    def dim(self) -> int:
+        """Width of the vectors."""
+        ...
+
+    def encode(self, rows: TokenRows) -> FloatArray:
+        """Return (n, dim) float32, L2-normalised, one per row of tokens."""
+        ...
+
+
+class TokenEncoder:
+    """The `Encoder` of towers that read SentencePiece tokens.
+
+    Attributes:
+        tokenizer: what makes the tokens.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, query: RowEncoder, passage: RowEncoder) -> None:
+        self.tokenizer = tokenizer
+        self._query = query
+        self._passage = passage
+
+    @property
+    def dim(self) -> int:
+        """Width of the vectors."""
+        return self._query.dim
+
+    def encode_passages(self, texts: Sequence[str], *, threads: int) -> FloatArray:
+        """Tokenise on `threads` cores (0: all) and read with the passage tower."""
+        return self._passage.encode(self.tokenizer.encode_passages(texts, threads=threads))
+
+    def encode_queries(self, texts: Sequence[str], *, threads: int) -> FloatArray:
+        """Tokenise on `threads` cores (0: all) and read with the query tower."""
+        return self._query.encode(self.tokenizer.encode_queries(texts, threads=threads))
 
 
 class MeanEncoder:

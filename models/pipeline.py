@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from models.bundle import FORMAT, ModelBundle, check_target
+from models.bundle import ModelBundle
+from models.bundle_files import FORMAT, check_target
 from models.card import make_card
 from models.checkpoint import Checkpoint, Progress, RunFolder, parts
 from models.corpus import Corpus, Say, read_split, tokenise, vocabulary_texts

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import shutil
 import subprocess
@@ -9,7 +10,17 @@ import numpy as np
 import pytest
 from topics import QUICK, write_topics
 
-from models.bundle import CARD, CONFIG, DECIDING_FILES, PCA, TOKENIZER, TOWERS, ModelBundle
+from models.bundle import ModelBundle
+from models.bundle_files import (
+    CARD,
+    CONFIG,
+    CROSS_SCORER,
+    DECIDING_FILES,
+    FUSION,
+    PCA,
+    TOKENIZER,
+    TOWERS,
+)
 from models.config import from_mapping
 from models.errors import BundleError
 from models.pipeline import train_bundle
@@ -188,6 +199,63 @@ def test_saving_replaces_nothing_that_it_should_not(saved: Path, tmp_path: Path)
     with pytest.raises(BundleError, match="is a file"):
         bundle.save(other / "notes.txt", force=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other"]
+
+
+def test_the_fingerprint_is_the_hash_of_the_four_files_by_hand(saved: Path) -> None:
+    total = hashlib.sha256()
+    for name in ("config.json", "pca.safetensors", "tokenizer.model", "towers.safetensors"):
+        digest = hashlib.sha256((saved / name).read_bytes()).hexdigest()
+        total.update(f"{name} {digest}\n".encode())
+    assert ModelBundle.load(saved).fingerprint == total.hexdigest()
+
+
+def test_prefixes_come_before_the_texts_of_their_side(saved: Path) -> None:
+    files = {name: (saved / name).read_bytes() for name in DECIDING_FILES}
+    plain = ModelBundle(files, {})
+    change = replaced_config(prefixes={"query": "river: ", "passage": "bank: "})
+    bundle = ModelBundle(change(files), {})
+    assert np.array_equal(
+        bundle.encode_queries(["a", "b"]), plain.encode_queries(["river: a", "river: b"])
+    )
+    assert np.array_equal(bundle.encode_passages(["a"]), plain.encode_passages(["bank: a"]))
+    assert bundle.fingerprint != plain.fingerprint
+    with pytest.raises(BundleError, match="prefixes"):
+        ModelBundle(replaced_config(prefixes={"query": 1})(files), {})
+
+
+EXTRAS = {CROSS_SCORER: b"scorer", FUSION: b"{}"}
+
+
+def test_extra_files_are_kept_beside_the_same_vectors(saved: Path, tmp_path: Path) -> None:
+    plain = ModelBundle.load(saved)
+    bundle = plain.with_extras(EXTRAS)
+    bundle.save(tmp_path / "more")
+    loaded = ModelBundle.load(tmp_path / "more")
+    assert loaded.extras == EXTRAS
+    assert loaded.fingerprint == plain.fingerprint
+    assert loaded.card["extras"] == {
+        name: hashlib.sha256(content).hexdigest() for name, content in EXTRAS.items()
+    }
+    loaded.with_extras({}).save(tmp_path / "more", force=True)
+    again = ModelBundle.load(tmp_path / "more")
+    assert (again.extras, again.card) == ({}, plain.card)
+
+
+@pytest.mark.parametrize("name", EXTRAS)
+def test_a_changed_added_or_missing_extra_file_is_refused(
+    copied: Path, tmp_path: Path, name: str
+) -> None:
+    (copied / name).write_bytes(b"slipped in")
+    with pytest.raises(BundleError, match=f"{name} has hash .* says None: the file was changed"):
+        ModelBundle.load(copied)
+    (copied / name).unlink()
+    ModelBundle.load(copied).with_extras(EXTRAS).save(tmp_path / "more")
+    (tmp_path / "more" / name).write_bytes(b"other")
+    with pytest.raises(BundleError, match="the file was changed"):
+        ModelBundle.load(tmp_path / "more")
+    (tmp_path / "more" / name).unlink()
+    with pytest.raises(BundleError, match=name):
+        ModelBundle.load(tmp_path / "more")
 
 
 def test_reducing_vectors_of_another_width_is_a_callers_bug(saved: Path) -> None:
