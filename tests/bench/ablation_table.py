@@ -1,0 +1,92 @@
+"""What ablation.json holds, as Markdown tables."""
+
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
+
+ZERO_SHOT = ("nfcorpus", "npl_vaswani", "scifact", "wikiqa")
+
+Measured = Mapping[str, Any]
+
+
+class Column(NamedTuple):
+    """A column: its head, and its number in one seed's sets (set -> measure -> value)."""
+
+    head: str
+    value: Callable[[Mapping[str, Mapping[str, float]]], float]
+
+
+def _of(name: str, measure: str) -> Callable[[Mapping[str, Mapping[str, float]]], float]:
+    return lambda sets: sets[name][measure]
+
+
+def _zero_shot(sets: Mapping[str, Mapping[str, float]]) -> float:
+    return fmean(sets[name]["ndcg@10"] for name in ZERO_SHOT)
+
+
+COLUMNS = (
+    *(
+        Column(f"dev {name}", _of("dev", name))
+        for name in ("recall@1", "recall@3", "recall@10", "recall@100", "mrr@10")
+    ),
+    Column("dl19 ndcg@10", _of("dl19", "ndcg@10")),
+    *(Column(f"{name} ndcg@10", _of(name, "ndcg@10")) for name in ZERO_SHOT),
+    Column("zero-shot mean", _zero_shot),
+)
+COSTS = ("seeds", "seconds", "M parameters", "bundle MB")
+
+
+def to_markdown(report: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Return one table for the tower alone and one for its sum with BM25.
+
+    Args:
+        report: the content of ablation.json.
+        names: the rows to show, in order; those without a measurement are left out.
+    """
+    shown = {name: list(report["rows"][name].values()) for name in names if name in report["rows"]}
+    parts = []
+    for system, caption in (("tower", "The tower alone"), ("hybrid", "BM25 + 15 x cosine")):
+        table = [_head(), *(_row(name, seeds, system) for name, seeds in shown.items())]
+        if "bm25" in report:
+            table.append(_bm25_row(report["bm25"]))
+        parts.append("\n".join([caption, "", *_aligned(table)]))
+    return "\n\n".join(parts)
+
+
+def spread(values: Sequence[float]) -> str:
+    """Return the mean and, of two numbers or more, ± the sample standard deviation."""
+    mean = f"{fmean(values):.3f}"
+    return f"{mean} ±{stdev(values):.3f}" if len(values) > 1 else mean
+
+
+def _head() -> list[str]:
+    return ["row", *(column.head for column in COLUMNS), *COSTS]
+
+
+def _row(name: str, seeds: Sequence[Measured], system: str) -> list[str]:
+    sets = [{key: found[system] for key, found in one["sets"].items()} for one in seeds]
+    seconds = fmean(one["seconds"] + one["start_seconds"] for one in seeds)
+    costs = [
+        str(len(seeds)),
+        f"{seconds:.0f}",
+        f"{seeds[0]['parameters'] / 1e6:.2f}",
+        f"{seeds[0]['bundle_mb']:.1f}",
+    ]
+    return [name, *(spread([column.value(one) for one in sets]) for column in COLUMNS), *costs]
+
+
+def _bm25_row(sets: Mapping[str, Mapping[str, float]]) -> list[str]:
+    values = [spread([column.value(sets)]) for column in COLUMNS]
+    return ["BM25 alone", *values, *[""] * len(COSTS)]
+
+
+def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    rows = [table[0], rule, *table[1:]]
+    return ["| " + " | ".join(_pad(row, widths)) + " |" for row in rows]
+
+
+def _pad(row: Sequence[str], widths: Sequence[int]) -> list[str]:
+    first, *rest = row
+    return [first.ljust(widths[0]), *(c.rjust(w) for c, w in zip(rest, widths[1:], strict=True))]
