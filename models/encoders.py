@@ -25,6 +25,12 @@ def open_encoder(config: Mapping[str, Any], files: Mapping[str, bytes]) -> Encod
     """
     if config["tower"]["kind"] == "mean":
         return _token_encoder(config, files)
+    if config["tower"]["kind"] == "transformer":
+        from models.transformer_encoding import open_transformer_encoder
+
+        return open_transformer_encoder(
+            files["tokenizer.json"], files["transformer.onnx"], files["transformer.json"]
+        )
     raise BundleError(f"there is no encoder for towers of kind {config['tower']['kind']}")
 
 
