@@ -1,15 +1,11 @@
 """The card of a bundle: where it came from, for people."""
 
-import importlib.metadata
-import platform
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from models.data import Dataset
-from models.provenance import commit
-
-PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "gensim", "sentencepiece", "safetensors")
+from models.provenance import commit, versions
 
 
 def make_card(
@@ -29,10 +25,7 @@ def make_card(
         "data": {key: data.manifest.get(key) for key in ("source", "content_hash", "counts")},
         **results,
         "config": dict(config),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in PACKAGES},
-        },
+        "versions": versions(),
     }
 
 

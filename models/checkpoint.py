@@ -1,6 +1,7 @@
 """The run folder: what a killed training needs to go on, in files that are always whole.
 
 RUN/run.json                configuration and data of the run, for refusing another's
+RUN/environment.json        where it runs: commit, platform, cores, device, versions
 RUN/tokenizer.model         once the vocabulary is learnt
 RUN/checkpoint.safetensors  towers, best towers, optimizer and progress, after each epoch
 RUN/metrics.jsonl           one record per epoch
@@ -68,6 +69,12 @@ class Checkpoint(NamedTuple):
 def parts(**named: Arrays) -> Arrays:
     """Join groups of arrays under their names, the inverse of `Checkpoint.part`."""
     return {f"{name}.{key}": array for name, group in named.items() for key, array in group.items()}
+
+
+def run_path(out: str | Path) -> Path:
+    """Return the run folder that belongs to a bundle: its sibling `<name>.run`."""
+    out = Path(out).resolve()
+    return out.with_name(f"{out.name}.run")
 
 
 class RunFolder:
@@ -144,8 +151,12 @@ class RunFolder:
         write_json(self._identity, wanted)
         return False
 
+    def describe(self, environment: Mapping[str, Any]) -> None:
+        """Record where the run was last started; nothing of it decides whether one may go on."""
+        write_json(self.path / "environment.json", environment)
+
     def end(self, outcome: str) -> None:
-        """Keep the record (run.json, as `<outcome>.json`, and metrics.jsonl), drop the rest.
+        """Keep the record and drop the rest; run.json becomes `<outcome>.json`.
 
         Args:
             outcome: `finished`, or `failed` where going on would only fail again.

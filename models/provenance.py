@@ -1,8 +1,14 @@
 """Where a number came from."""
 
+import importlib.metadata
+import os
+import platform
 import subprocess
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "gensim", "sentencepiece", "safetensors")
 
 
 @cache
@@ -17,6 +23,33 @@ def commit() -> str:
         return f"{head}+" if _git("status", "--porcelain", "-uno", cwd=here) else head
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that can change a number."""
+    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), **found}
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Return what a number may depend on beside configuration and data, as plain JSON values.
+
+    Args:
+        device: what is trained on, as torch names it.
+    """
+    import torch
+
+    cuda = torch.cuda.get_device_name(device) if device.startswith("cuda") else None
+    return {
+        "commit": commit(),
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": device,
+        "device_name": cuda,
+        "versions": versions(),
+    }
 
 
 def _git(*words: str, cwd: Path) -> str:

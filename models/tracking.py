@@ -1,7 +1,12 @@
-"""Where the numbers of a run go: always `metrics.jsonl`, and W&B on request."""
+"""Where the numbers of a run go: always `metrics.jsonl`, and W&B on request.
 
+W&B is told, never asked: once it has started, its failures cost a line of news and no training.
+"""
+
+import contextlib
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Protocol, Self, get_args
@@ -14,10 +19,19 @@ Mode = Literal["disabled", "offline", "online"]
 
 
 class WandbOptions(NamedTuple):
-    """Whether and where W&B listens."""
+    """Whether and where W&B listens.
+
+    Attributes:
+        mode: `offline` keeps everything in the run folder, for `wandb sync`.
+        project: where W&B puts the run.
+        group: what the run is part of, such as a sweep; empty for nothing.
+        name: of the run; empty lets W&B invent one.
+    """
 
     mode: Mode = "disabled"
     project: str = "two-tower-search"
+    group: str = ""
+    name: str = ""
 
 
 def wandb_options(mode: str) -> WandbOptions:
@@ -37,6 +51,8 @@ class _Run(Protocol):
 
     def log(self, data: dict[str, Any]) -> None: ...
 
+    def log_artifact(self, artifact_or_path: Any) -> Any: ...
+
     def finish(self, exit_code: int | None = None) -> None: ...
 
 
@@ -48,7 +64,13 @@ class Tracker:
     """
 
     def __init__(
-        self, folder: Path, *, config: Mapping[str, Any], wandb: WandbOptions, resumed: int = 0
+        self,
+        folder: Path,
+        *,
+        config: Mapping[str, Any],
+        wandb: WandbOptions,
+        resumed: int = 0,
+        say: Callable[[str], None] = lambda line: None,
     ) -> None:
         """Open the record of a run.
 
@@ -57,24 +79,39 @@ class Tracker:
             config: what W&B shows as the run's configuration.
             wandb: whether W&B listens.
             resumed: number of records to keep; later ones belong to work that is done again.
+            say: gets a line when W&B fails later on.
 
         Raises:
             TrainingError: W&B cannot start.
         """
-        self._path = folder / METRICS
-        kept = self._path.read_text(encoding="utf-8").splitlines()[:resumed] if resumed else []
+        self._folder, self._wandb, self._say = folder, wandb, say
+        path = folder / METRICS
+        kept = path.read_text(encoding="utf-8").splitlines()[:resumed] if resumed else []
         self.count = len(kept)
-        self._file = self._path.open("w", encoding="utf-8")
+        self._file = path.open("w", encoding="utf-8")
         self._file.writelines(f"{line}\n" for line in kept)
         self._run = _start_wandb(folder, config, wandb)
+        for line in kept:  # every W&B run shows the whole training, also after a kill
+            self._send(json.loads(line))
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Write one record."""
         self._file.write(json.dumps(dict(record)) + "\n")
         self._file.flush()
         self.count += 1
-        if self._run is not None:
-            self._run.log(dict(record))
+        self._send(dict(record))
+
+    def keep_bundle(self, path: Path, *, about: Mapping[str, Any]) -> None:
+        """Give W&B the finished bundle as an artifact.
+
+        Args:
+            path: the bundle folder.
+            about: what the artifact says of itself.
+        """
+        with self._telling():
+            if self._run is not None:
+                artifact = _artifact(path, about, folder=self._folder, wandb=self._wandb)
+                self._run.log_artifact(artifact)
 
     def __enter__(self) -> Self:
         return self
@@ -84,8 +121,23 @@ class Tracker:
     ) -> None:
         """Finish the file and the W&B run, as failed if the block raised."""
         self._file.close()
-        if self._run is not None:
-            self._run.finish(exit_code=int(error is not None))
+        with self._telling():
+            if self._run is not None:
+                self._run.finish(exit_code=int(error is not None))
+
+    def _send(self, record: dict[str, Any]) -> None:
+        with self._telling():
+            if self._run is not None:
+                self._run.log(record)
+
+    @contextlib.contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Talk to W&B; after a failure, say so and leave it alone."""
+        try:
+            yield
+        except Exception as error:
+            self._run = None
+            self._say(f"W&B failed and is left out from here ({_reason(error)})")
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -108,10 +160,43 @@ def _start_wandb(folder: Path, config: Mapping[str, Any], wandb: WandbOptions) -
             mode=wandb.mode,
             config=dict(config),
             settings=settings,
+            group=wandb.group or None,
+            name=wandb.name or None,
         )
     except Exception as error:
-        reason = " ".join(str(error).split())
         raise TrainingError(
-            f"W&B could not start ({reason}); run `wandb login`, or use --wandb offline"
+            f"W&B could not start ({_reason(error)}); run `wandb login`, or use --wandb offline"
         ) from None
     return run
+
+
+def _artifact(path: Path, about: Mapping[str, Any], *, folder: Path, wandb: WandbOptions) -> Any:
+    """Return the folder `path` as a W&B artifact of type model."""
+    import wandb as client
+
+    name = "".join(c if c.isalnum() or c in "-_." else "-" for c in path.name) or "bundle"
+    artifact = client.Artifact(name=name, type="model", metadata=dict(about))
+    # Offline, the files wait for `wandb sync` in the run folder, where nobody replaces them.
+    policy: Literal["mutable", "immutable"] = "mutable" if wandb.mode == "offline" else "immutable"
+    with _environment("WANDB_DATA_DIR", str(folder / "wandb")):
+        for file in sorted(path.rglob("*")):
+            if file.is_file():
+                inside = file.relative_to(path).as_posix()
+                artifact.add_file(str(file), name=inside, skip_cache=True, policy=policy)
+    return artifact
+
+
+@contextlib.contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    """Set an environment variable during the block, where it is not set."""
+    found = name in os.environ
+    os.environ.setdefault(name, value)
+    try:
+        yield
+    finally:
+        if not found:
+            os.environ.pop(name, None)
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

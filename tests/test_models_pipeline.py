@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from topics import QUICK, write_aliases, write_topics
 
@@ -24,6 +25,9 @@ from models.training import TrainConfig
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return write_topics(tmp_path_factory.mktemp("topics") / "DATA")
+
+
+RECORD = {"environment.json", "metrics.jsonl"}
 
 
 def quick(**dotted: object) -> TrainConfig:
@@ -79,10 +83,22 @@ def test_a_finished_run_leaves_its_record_and_nothing_else(data: Dataset, tmp_pa
     train_bundle(data, tmp_path / "bundle", config=quick())
     assert {p.name for p in tmp_path.iterdir()} == {"bundle", "bundle.run"}
     run = tmp_path / "bundle.run"
-    assert {p.name for p in run.iterdir()} == {"finished.json", "metrics.jsonl"}
+    assert {p.name for p in run.iterdir()} == RECORD | {"finished.json"}
     phases = [record["phase"] for record in read_metrics(run)]
     assert phases[:2] == ["pretrain"] * 2
     assert set(phases[2:]) == {"labelled"}
+
+
+def test_the_run_folder_says_where_a_run_was_done(data: Dataset, tmp_path: Path) -> None:
+    said: list[str] = []
+    options = RunOptions(device="cpu")
+    out = tmp_path / "bundle"
+    train_bundle(data, out, config=quick(), options=options, say=said.append)
+    found = json.loads((run_path(out) / "environment.json").read_text())
+    assert (found["device"], found["cores"]) == ("cpu", os.cpu_count())
+    assert found["versions"]["torch"] == torch.__version__
+    assert all(record["seconds"] >= 0 for record in read_metrics(run_path(out)))
+    assert said[0].startswith("only 40 labelled pairs to learn from")
 
 
 def test_phases_can_be_left_out(data: Dataset, tmp_path: Path) -> None:
@@ -146,7 +162,7 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bundle(data: Dataset, tmp_pat
     assert "going on with an unfinished run" in done.stderr
     assert ModelBundle.load(out).fingerprint == unbroken.fingerprint
     assert untimed_metrics(run) == untimed_metrics(run_path(tmp_path / "unbroken"))
-    assert {p.name for p in run.iterdir()} == {"finished.json", "metrics.jsonl"}
+    assert {p.name for p in run.iterdir()} == RECORD | {"finished.json"}
 
 
 FORCE = RunOptions(force=True)
@@ -212,7 +228,7 @@ def test_a_failed_run_keeps_its_record_and_is_not_gone_on_with(
     with pytest.raises(TrainingError, match="learning_rate"):
         train_bundle(data, out, config=quick(labelled__learning_rate=1e30))
     run = run_path(out)
-    assert {p.name for p in run.iterdir()} == {"failed.json", "metrics.jsonl"}
+    assert {p.name for p in run.iterdir()} == RECORD | {"failed.json"}
     assert len(read_metrics(run)) >= 2
     train_bundle(data, out, config=quick())  # other settings, no --force needed
 
