@@ -12,14 +12,15 @@ import torch
 from models.bundle import ModelBundle
 from models.bundle_files import FORMAT, check_target
 from models.card import make_card
-from models.checkpoint import Checkpoint, Progress, RunFolder, parts
-from models.corpus import Corpus, Say, read_split, tokenise, vocabulary_texts
+from models.checkpoint import Checkpoint, Progress, RunFolder, parts, run_path
+from models.corpus import Corpus, Say, read_split, tokenise, vocabulary_texts, warn_of_few_pairs
 from models.data import Dataset
 from models.errors import TrainingError
 from models.evaluation import ranking_metrics
 from models.examples import Labelled, PairSampler, Split
 from models.losses import matryoshka_loss, mean_pairwise_cosine, softmax_loss
 from models.pretrain import SpanSampler
+from models.provenance import environment
 from models.reduction import Reduction, fit_reduction
 from models.tokenizer import Tokenizer
 from models.towers import TwoTower, choose_device, encode_rows, token_idf
@@ -67,12 +68,6 @@ class RunOptions(NamedTuple):
 DEFAULT_OPTIONS = RunOptions()
 
 
-def run_path(out: str | Path) -> Path:
-    """Return the run folder that belongs to a bundle: its sibling `<name>.run`."""
-    out = Path(out).resolve()
-    return out.with_name(f"{out.name}.run")
-
-
 def train_bundle(
     data: Dataset,
     out: str | Path,
@@ -99,6 +94,8 @@ def train_bundle(
     check_target(Path(out), force=options.force)
     device = choose_device(options.device)
     split = read_split(data, dev_share=config.dev_share, seed=config.seed, say=say)
+    if config.labelled.epochs:
+        warn_of_few_pairs(split.train, say)
     folder = RunFolder(run_path(out))
     with folder.held():
         identity = {"config": config.to_dict(), "data": data.content_hash}
@@ -106,8 +103,9 @@ def train_bundle(
         records = resumed.progress.records if resumed else 0
         if resumed:
             say(f"going on with an unfinished run, {records} epochs of which are done")
+        folder.describe(environment(str(device)))
         with Tracker(
-            folder.path, config=config.to_dict(), wandb=options.wandb, resumed=records
+            folder.path, config=config.to_dict(), wandb=options.wandb, resumed=records, say=say
         ) as tracker:
             try:
                 bundle = _Run(data, config, folder, tracker, device, say).execute(split, resumed)
@@ -115,7 +113,8 @@ def train_bundle(
                 folder.end("failed")
                 raise
             bundle.save(out, force=options.force)
-        folder.end("finished")
+            folder.end("finished")
+            tracker.keep_bundle(Path(out), about=bundle.card)
     return bundle
 
 
