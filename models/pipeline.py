@@ -1,6 +1,7 @@
 """From a DATA folder to a bundle: vocabulary, token vectors, phases, PCA, card."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,33 +9,44 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors.numpy import save as save_arrays
 
 from models.bundle import ModelBundle
-from models.bundle_files import FORMAT, check_target
+from models.bundle_files import FORMAT, TOKENIZER, TOWERS, check_target
 from models.card import make_card
 from models.checkpoint import Checkpoint, Progress, RunFolder, parts, run_path
-from models.corpus import Corpus, Say, read_split, tokenise, vocabulary_texts, warn_of_few_pairs
+from models.corpus import (
+    Corpus,
+    Say,
+    dev_corpus,
+    read_split,
+    tokenise,
+    vocabulary_texts,
+    warn_of_few_pairs,
+)
 from models.data import Dataset
 from models.errors import TrainingError
 from models.evaluation import ranking_metrics
-from models.examples import Labelled, PairSampler, Split
-from models.losses import matryoshka_loss, mean_pairwise_cosine, softmax_loss
-from models.pretrain import SpanSampler
+from models.examples import HardNegatives, Labelled, Split
+from models.losses import mean_pairwise_cosine
+from models.mining import Vectors, find_negatives, mined_once
+from models.negatives import Mined
+from models.negatives_file import file_hash, read_negatives
+from models.phases import make_phases
 from models.provenance import environment
 from models.reduction import Reduction, fit_reduction
-from models.tokenizer import Tokenizer
+from models.tokenizer import Tokenizer, TokenizerConfig
 from models.towers import TwoTower, choose_device, encode_rows, token_idf
 from models.tracking import Tracker, WandbOptions
-from models.training import (
-    DevResult,
-    Phase,
-    TrainConfig,
-    Trainer,
-    labelled_loss,
-)
+from models.training import DevResult, TrainConfig, Trainer
+from models.transformer import Transformer, open_transformer, transformer_files
+from models.transformer_encoding import GRAPH, OnnxRows, TransformerTokenizer
 from models.word2vec import learn_vectors
 
+MINED = "negatives.safetensors"
+
 FloatArray = npt.NDArray[np.float32]
+AnyTokenizer = Tokenizer | TransformerTokenizer
 
 
 class Clock:
@@ -68,12 +80,30 @@ class RunOptions(NamedTuple):
 DEFAULT_OPTIONS = RunOptions()
 
 
+class Inputs(NamedTuple):
+    """What a run begins with beside DATA; part of its identity.
+
+    Attributes:
+        negatives: file of mined negatives for the labelled phase, from `models mine`.
+    """
+
+    negatives: Path | None = None
+
+    def identity(self) -> dict[str, str]:
+        """Return a hash for each input that there is."""
+        return {"negatives": file_hash(self.negatives)} if self.negatives else {}
+
+
+NO_INPUTS = Inputs()
+
+
 def train_bundle(
     data: Dataset,
     out: str | Path,
     *,
     config: TrainConfig,
     options: RunOptions = DEFAULT_OPTIONS,
+    inputs: Inputs = NO_INPUTS,
     say: Say = lambda line: None,
 ) -> ModelBundle:
     """Train a bundle and write it to `out`; run again after a kill, it goes on where it was.
@@ -83,6 +113,7 @@ def train_bundle(
         out: the bundle folder to make; checkpoints and metrics go to its sibling `<name>.run`.
         config: everything that decides the bundle.
         options: what does not decide the bundle: device, W&B, force.
+        inputs: what decides it beside DATA and configuration.
         say: gets a line of news now and then.
 
     Raises:
@@ -96,9 +127,14 @@ def train_bundle(
     split = read_split(data, dev_share=config.dev_share, seed=config.seed, say=say)
     if config.labelled.epochs:
         warn_of_few_pairs(split.train, say)
+    given = read_negatives(inputs.negatives, data, split.train) if inputs.negatives else None
     folder = RunFolder(run_path(out))
     with folder.held():
-        identity = {"config": config.to_dict(), "data": data.content_hash}
+        identity = {
+            "config": config.to_dict(),
+            "data": data.content_hash,
+            **inputs.identity(),
+        }
         resumed = folder.load() if folder.claim(identity, force=options.force) else None
         records = resumed.progress.records if resumed else 0
         if resumed:
@@ -108,7 +144,8 @@ def train_bundle(
             folder.path, config=config.to_dict(), wandb=options.wandb, resumed=records, say=say
         ) as tracker:
             try:
-                bundle = _Run(data, config, folder, tracker, device, say).execute(split, resumed)
+                run = _Run(data, config, folder, tracker, device, say)
+                bundle = run.execute(split, resumed, given)
             except TrainingError:
                 folder.end("failed")
                 raise
@@ -129,26 +166,40 @@ class _Run:
     device: torch.device
     say: Say
 
-    def execute(self, split: Split, resumed: Checkpoint | None) -> ModelBundle:
+    def execute(
+        self, split: Split, resumed: Checkpoint | None, given: HardNegatives | None
+    ) -> ModelBundle:
         """Run all stages; those that a checkpoint holds are not done again."""
         clock, config = Clock(), self.config
-        tokenizer = self._tokenizer(split.train)
+        transformer = self._transformer()
+        tokenizer = transformer.tokenizer if transformer else self._tokenizer(split.train)
         clock.lap("vocabulary")
-        corpus = tokenise(self.data, tokenizer, split=split)
+        corpus = tokenise(self.data, tokenizer, split=split, prefixes=config.prefixes)
+        ranked = dev_corpus(corpus, size=config.dev_passages, seed=config.seed)
         clock.lap("tokenising")
-        towers = self._towers(corpus, tokenizer.vocab_size, resumed=resumed).to(self.device)
+        if transformer:
+            towers = self._transformer_towers(transformer, resumed=resumed).to(self.device)
+        else:
+            towers = self._towers(corpus, tokenizer.vocab_size, resumed=resumed).to(self.device)
         clock.lap("token vectors")
         trainer = Trainer(
             towers,
-            lambda: self._evaluate(towers, corpus),
+            lambda: self._evaluate(towers, ranked),
             self.folder,
             self.tracker,
             config.seed,
             self.say,
         )
-        trainer.run(self._phases(corpus), resumed)
+        phases = make_phases(config, corpus, given=given, mine=lambda: self._mine(towers, corpus))
+        trainer.run(phases, resumed)
+        (self.folder.path / MINED).unlink(missing_ok=True)
         clock.lap("phases")
-        return self._bundle(towers, tokenizer, corpus=corpus, clock=clock)
+        return self._bundle(towers, tokenizer, corpus=ranked, clock=clock)
+
+    def _transformer(self) -> Transformer | None:
+        if self.config.tower.kind != "transformer":
+            return None
+        return open_transformer(self.config.transformer.model, self.config.tokenizer)
 
     def _tokenizer(self, train: Labelled) -> Tokenizer:
         config = self.config.tokenizer
@@ -181,29 +232,26 @@ class _Run:
         self.folder.save(Checkpoint(Progress(), parts(towers=towers.arrays())))
         return towers
 
-    def _phases(self, corpus: Corpus) -> list[Phase]:
-        spans, pairs = self.config.pretrain, self.config.labelled
-        short = self.config.matryoshka_dims
-        return [
-            Phase(
-                "pretrain",
-                SpanSampler(corpus.passages, spans),
-                matryoshka_loss(softmax_loss(temperature=spans.temperature), short),
-                spans.epochs,
-                spans.batch_size,
-                spans.learning_rate,
-            ),
-            Phase(
-                "labelled",
-                PairSampler(corpus.train_queries, corpus.passages, relevant=corpus.train.relevant),
-                matryoshka_loss(labelled_loss(pairs), short),
-                pairs.epochs,
-                pairs.batch_size,
-                pairs.learning_rate,
-                pairs.patience,
-                pairs.margin if pairs.loss == "triplet" else None,
-            ),
-        ]
+    def _transformer_towers(
+        self, transformer: Transformer, *, resumed: Checkpoint | None
+    ) -> TwoTower:
+        towers = TwoTower(transformer.tower, transformer.tower)
+        if resumed is not None:
+            towers.load_arrays(resumed.part("towers"))
+        return towers
+
+    def _mine(self, towers: TwoTower, corpus: Corpus) -> HardNegatives:
+        def vectors() -> Vectors:
+            queries = encode_rows(towers.query, corpus.train_queries)
+            passages = encode_rows(towers.passage, corpus.passages)
+            return Vectors(queries.cpu().numpy(), passages.cpu().numpy())
+
+        def find() -> Mined:
+            self.say("mining hard negatives")
+            texts = [passage.content for passage in self.data.passages()]
+            return find_negatives(corpus.train, texts, self.config.hard.mining, encode=vectors)
+
+        return mined_once(self.folder.path / MINED, find)
 
     def _evaluate(self, towers: TwoTower, corpus: Corpus) -> DevResult:
         queries = encode_rows(towers.query, corpus.dev_queries)
@@ -212,10 +260,10 @@ class _Run:
         return DevResult(metrics, mean_pairwise_cosine(passages))
 
     def _bundle(
-        self, towers: TwoTower, tokenizer: Tokenizer, *, corpus: Corpus, clock: Clock
+        self, towers: TwoTower, tokenizer: AnyTokenizer, *, corpus: Corpus, clock: Clock
     ) -> ModelBundle:
-        queries = encode_rows(towers.query, corpus.dev_queries).cpu().numpy()
-        passages = encode_rows(towers.passage, corpus.passages).cpu().numpy()
+        files = self._tower_files(towers, tokenizer)
+        queries, passages = _final_vectors(towers, files, corpus=corpus)
         wanted = self.config.pca_dims
         reduction = fit_reduction(passages, wanted, seed=self.config.seed)
         for dim in sorted(set(wanted) - set(reduction.dims), reverse=True):
@@ -226,27 +274,43 @@ class _Run:
             "queries": {"train": len(corpus.train.texts), "dev": len(corpus.dev.texts)},
             "vocabulary": tokenizer.vocab_size,
             "dev": metrics,
+            "dev_passages": len(passages),
             "seconds": clock.seconds,
             "device": str(self.device),
         }
         card = make_card(self.data, self.config.to_dict(), results=results)
-        config = _deciding_config(self.config, reduction)
-        return ModelBundle.build(
-            config, tokenizer, towers=towers.arrays(), reduction=reduction, card=card
-        )
+        config = _deciding_config(self.config, tokenizer.config, reduction=reduction)
+        return ModelBundle.of_files(config, files, reduction=reduction, card=card)
+
+    def _tower_files(self, towers: TwoTower, tokenizer: AnyTokenizer) -> dict[str, bytes]:
+        if isinstance(tokenizer, TransformerTokenizer):
+            return transformer_files(towers.query, tokenizer, int8=self.config.transformer.int8)
+        return {TOKENIZER: tokenizer.model, TOWERS: save_arrays(towers.arrays())}
 
 
-def _deciding_config(config: TrainConfig, reduction: Reduction) -> dict[str, Any]:
-    tokenizer = config.tokenizer
+def _deciding_config(
+    config: TrainConfig, tokenizer: TokenizerConfig, *, reduction: Reduction
+) -> dict[str, Any]:
     return {
         "format": FORMAT,
-        "tower": asdict(config.tower),
+        "tower": {**asdict(config.tower), "dim": len(reduction.mean)},
+        "prefixes": asdict(config.prefixes),
         "tokenizer": {
             "max_passage_tokens": tokenizer.max_passage_tokens,
             "max_query_tokens": tokenizer.max_query_tokens,
         },
         "pca_dims": list(reduction.dims),
     }
+
+
+def _final_vectors(towers: TwoTower, files: Mapping[str, bytes], *, corpus: Corpus) -> Vectors:
+    """Return the vectors of dev queries and passages as the bundle will give them."""
+    if GRAPH in files:
+        rows = OnnxRows(files[GRAPH])
+        return Vectors(rows.encode(corpus.dev_queries), rows.encode(corpus.passages))
+    queries = encode_rows(towers.query, corpus.dev_queries)
+    passages = encode_rows(towers.passage, corpus.passages)
+    return Vectors(queries.cpu().numpy(), passages.cpu().numpy())
 
 
 def _dev_metrics(

@@ -3,64 +3,29 @@
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from models.checkpoint import Arrays, Checkpoint, Progress, RunFolder, parts
 from models.console import progress as progress_bar
+from models.corpus import PrefixConfig
 from models.errors import ConfigError, TrainingError
-from models.examples import Batch, Sampler, batches_per_epoch, epoch_batches
-from models.losses import Loss, cosine_triplet, softmax_loss
+from models.examples import Sampler, batches_per_epoch, epoch_batches
+from models.gradients import backward
+from models.labelled import HardConfig, LabelledConfig
+from models.losses import Loss
 from models.pretrain import PretrainConfig
 from models.tokenizer import TokenizerConfig
-from models.towers import Tokens, TowerConfig, TwoTower
+from models.towers import TowerConfig, TwoTower
 from models.tracking import Tracker
+from models.transformer import TransformerConfig
 from models.word2vec import Word2VecConfig
 
 COLLAPSED_COSINE = 0.95
 WARMUP_SHARE = 0.05
 MAX_GRADIENT_NORM = 1.0
-
-
-@dataclass(frozen=True)
-class LabelledConfig:
-    """The phase that learns from labelled pairs.
-
-    Attributes:
-        loss: `in_batch` (softmax over the batch) or `triplet` (cosine, with a margin).
-        epochs: passes over the pairs at most.
-        patience: stop after so many epochs without a better recall@10 on dev.
-        batch_size: pairs per step, each the others' negative.
-        learning_rate: Adam's peak rate.
-        temperature: of the in-batch softmax.
-        symmetric: also let passages find their queries (in-batch softmax).
-        margin: of the triplet loss.
-        hardest: triplet against the hardest in-batch negative instead of a semi-hard one.
-    """
-
-    loss: Literal["in_batch", "triplet"] = "in_batch"
-    epochs: int = 12
-    patience: int = 3
-    batch_size: int = 2048
-    learning_rate: float = 3e-3
-    temperature: float = 0.05
-    symmetric: bool = True
-    margin: float = 0.2
-    hardest: bool = False
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 2:
-            raise ConfigError(f"labelled.batch_size is {self.batch_size}, expected 2 or more")
-        if self.epochs < 0:
-            raise ConfigError(f"labelled.epochs is {self.epochs}, expected 0 or more")
-        if self.patience < 1:
-            raise ConfigError(f"labelled.patience is {self.patience}, expected 1 or more")
-        for name in ("learning_rate", "temperature", "margin"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"labelled.{name} is {getattr(self, name)}, expected above 0")
 
 
 @dataclass(frozen=True)
@@ -70,6 +35,8 @@ class TrainConfig:
     Attributes:
         seed: of every random choice.
         dev_share: queries held out for early stopping where DATA has no dev split.
+        dev_passages: rank so many passages for dev (its answers, and others drawn with the seed)
+            and fit the PCA to them; 0 for the whole corpus.
         pca_dims: widths of the reduced vectors.
         matryoshka_dims: lengths at which a vector's beginning is trained to do on its own.
     """
@@ -80,7 +47,11 @@ class TrainConfig:
     tower: TowerConfig = field(default_factory=TowerConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     labelled: LabelledConfig = field(default_factory=LabelledConfig)
+    hard: HardConfig = field(default_factory=HardConfig)
+    transformer: TransformerConfig = field(default_factory=TransformerConfig)
+    prefixes: PrefixConfig = field(default_factory=PrefixConfig)
     dev_share: float = 0.1
+    dev_passages: int = 0
     pca_dims: tuple[int, ...] = (64, 32)
     matryoshka_dims: tuple[int, ...] = ()
 
@@ -89,6 +60,13 @@ class TrainConfig:
             raise ConfigError(f"seed is {self.seed}, expected 0 or more")
         if not 0 < self.dev_share < 1:
             raise ConfigError(f"dev_share is {self.dev_share}, expected between 0 and 1")
+        if self.dev_passages < 0:
+            raise ConfigError(f"dev_passages is {self.dev_passages}, expected 0 or more")
+        if self.tower.kind == "transformer" and self.pretrain.epochs:
+            raise ConfigError(
+                f"pretrain.epochs is {self.pretrain.epochs}, expected 0 for a transformer: its "
+                "tokens cannot be cut into spans"
+            )
         for name in ("pca_dims", "matryoshka_dims"):
             dims = getattr(self, name)
             if any(d < 1 for d in dims):
@@ -114,13 +92,14 @@ class Phase(NamedTuple):
     Attributes:
         name: for logs.
         sampler: where batches come from.
-        loss: (queries, passages, masked) -> scalar.
+        loss: of a batch in vectors.
         epochs: at most.
         batch_size: at most.
         learning_rate: the peak.
         patience: epochs without a better recall@10 before stopping and going back to the best;
             None never stops and keeps the last.
         margin: of a triplet loss, for the collapse check.
+        chunk_size: texts in a tower at a time; 0 for the whole batch.
     """
 
     name: str
@@ -131,6 +110,7 @@ class Phase(NamedTuple):
     learning_rate: float
     patience: int | None = None
     margin: float | None = None
+    chunk_size: int = 0
 
 
 class DevResult(NamedTuple):
@@ -138,15 +118,6 @@ class DevResult(NamedTuple):
 
     metrics: dict[str, float]
     cosine: float
-
-
-def labelled_loss(config: LabelledConfig) -> Loss:
-    """Return the loss that the configuration names, its parameters set."""
-    if config.loss == "in_batch":
-        return softmax_loss(temperature=config.temperature, symmetric=config.symmetric)
-    return lambda queries, passages, masked: cosine_triplet(
-        queries, passages, margin=config.margin, masked=masked, hardest=config.hardest
-    )
 
 
 @dataclass
@@ -227,12 +198,10 @@ class Trainer:
             rate = rate_factor(step, per_epoch * phase.epochs) * phase.learning_rate
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            loss = batch_loss(self.towers, batch, loss=phase.loss)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            total += backward(self.towers, batch, loss=phase.loss, chunk_size=phase.chunk_size)
             torch.nn.utils.clip_grad_norm_(self.towers.parameters(), MAX_GRADIENT_NORM)
             optimizer.step()
-            total += loss.item()
         return total / per_epoch
 
     def _save(self, state: Progress, *, optimizer: torch.optim.Adam | None, best: Arrays) -> None:
@@ -246,18 +215,6 @@ class _Begun(NamedTuple):
 
     state: Progress
     best: Arrays
-
-
-def batch_loss(towers: TwoTower, batch: Batch, *, loss: Loss) -> Tensor:
-    """Encode a batch with both towers and return its scalar loss."""
-    device = next(towers.parameters()).device
-    queries = towers.query(Tokens.of(batch.queries, device))
-    passages = towers.passage(Tokens.of(batch.passages, device))
-    masked = torch.zeros(len(queries), len(passages), dtype=torch.bool, device=device)
-    if len(batch.masked):
-        rows, columns = torch.from_numpy(batch.masked.T).to(device)
-        masked[rows, columns] = True
-    return loss(queries, passages, masked)
 
 
 def rate_factor(step: int, steps: int) -> float:

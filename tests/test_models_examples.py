@@ -9,8 +9,10 @@ from topics import write_topics
 from models.data import Qrel
 from models.errors import DataError, TrainingError
 from models.examples import (
+    HardNegatives,
     Labelled,
     PairSampler,
+    draw_places,
     epoch_batches,
     hold_out,
     known_answers,
@@ -46,6 +48,54 @@ def test_a_batch_holds_its_pairs_and_masks_other_answers() -> None:
     assert batch.masked.tolist() == [[0, 1]]
 
 
+def hard_sampler(negatives: HardNegatives, per_query: int = 2) -> PairSampler:
+    return PairSampler(
+        QUERIES, PASSAGES, relevant=RELEVANT, negatives=negatives, per_query=per_query
+    )
+
+
+def test_hard_negatives_follow_the_positives_and_answers_among_them_are_masked() -> None:
+    # Query 0 (answers 1 and 2) gets 3 and 0; query 1 (answer 2) gets 1 and 0; query 2 none.
+    negatives = HardNegatives(np.array([[3, 0], [1, 0], [-1, -1]]))
+    batch = hard_sampler(negatives).batch(np.array([0, 2, 3]), np.random.default_rng(0))
+    rows = [int(ids[0]) - 20 for ids in np.split(batch.passages.ids, batch.passages.offsets[1:-1])]
+    assert rows[:3] == [1, 2, 0]
+    assert [sorted(rows[3:5]), sorted(rows[5:7])] == [[0, 3], [0, 1]]
+    assert all(0 <= row < 4 for row in rows[7:])  # nothing mined: any passage
+    answers = [{1, 2}, {2}, {0}]
+    naive = {(i, j) for i in range(3) for j in range(9) if i != j and rows[j] in answers[i]}
+    assert {tuple(cell) for cell in batch.masked.tolist()} == naive
+    assert {(0, 1)} < naive
+    assert batch.margins is None
+
+
+def test_margins_are_the_teachers_and_unknown_ones_are_not_numbers() -> None:
+    negatives = HardNegatives(
+        np.array([[3, 0], [0, -1], [-1, -1]]),
+        np.array([[1.0, np.nan], [4.0, np.nan], [np.nan, np.nan]], np.float32),
+        np.array([10.0, 20.0, np.nan, 0.0], np.float32),  # of (0, 1), (0, 2), (1, 2), (2, 0)
+    )
+    sampler = hard_sampler(negatives, per_query=3)
+    batch = sampler.batch(np.array([1, 2, 3]), np.random.default_rng(0))
+    assert batch.margins is not None
+    assert batch.margins.shape == (3, 3)
+    assert batch.margins[0][np.isfinite(batch.margins[0])].tolist() == [19.0]
+    assert np.isnan(batch.margins[1:]).all()
+    place = int(np.flatnonzero(np.isfinite(batch.margins[0]))[0])
+    assert batch.passages.ids[batch.passages.offsets[3 + place]] == 23
+
+
+def test_places_are_drawn_without_repetition_and_evenly() -> None:
+    rows = np.array([[5, 6, 7, 8], [5, -1, 7, -1], [-1, -1, -1, -1]])
+    rng = np.random.default_rng(0)
+    draws = np.stack([draw_places(rows, 3, rng=rng) for _ in range(400)])
+    assert all(len(set(draw[0])) == 3 for draw in draws)
+    assert all(sorted(draw[1]) == [-1, 0, 2] for draw in draws)
+    assert (draws[:, 2] == -1).all()
+    # Each of four places is drawn with probability 3/4: 300 of 400, standard deviation 8.7.
+    assert all(265 < (draws[:, 0] == place).sum() < 335 for place in range(4))
+
+
 def test_an_epoch_gives_each_pair_once_in_even_batches() -> None:
     relevant = sparse.csr_matrix(np.eye(10, dtype=bool))
     rows = token_rows([[i] for i in range(10)])
@@ -73,6 +123,7 @@ def test_reading_keeps_queries_with_an_answer(tmp_path: Path) -> None:
         expected = {(q.query_id, q.passage_id) for q in qrels}
         texts = {q.query_id: q.text for q in data.queries()}
         rows, columns = labelled.relevant.nonzero()
+        assert {texts[query_id] for query_id in labelled.query_ids} == set(labelled.texts)
         found = {
             (labelled.texts[r], passages[c].passage_id) for r, c in zip(rows, columns, strict=True)
         }
@@ -91,7 +142,9 @@ def test_unusable_judgements_are_errors(tmp_path: Path) -> None:
 
 
 def labelled(count: int) -> Labelled:
-    return Labelled([str(i) for i in range(count)], sparse.csr_matrix(np.eye(count, dtype=bool)))
+    names = [str(i) for i in range(count)]
+    relevant = sparse.csr_matrix(np.eye(count, dtype=bool))
+    return Labelled(names, relevant, [f"q{name}" for name in names])
 
 
 def test_holding_out_splits_queries_without_overlap() -> None:
@@ -100,6 +153,7 @@ def test_holding_out_splits_queries_without_overlap() -> None:
     assert sorted(split.train.texts + split.dev.texts) == sorted(labelled(20).texts)
     columns = split.dev.relevant.nonzero()[1]
     assert [str(c) for c in columns] == split.dev.texts
+    assert split.dev.query_ids == [f"q{c}" for c in columns]
     assert hold_out(labelled(20), share=0.25, seed=0).dev.texts == split.dev.texts
     assert hold_out(labelled(20), share=0.25, seed=1).dev.texts != split.dev.texts
 

@@ -5,23 +5,23 @@ import numpy as np
 import pytest
 import torch
 from scipy import sparse
+from torch import Tensor, nn
 from torch.nn import functional
 
 from models.checkpoint import Checkpoint, Progress, RunFolder, parts
 from models.errors import ConfigError, TrainingError
 from models.examples import PairSampler
-from models.losses import matryoshka_loss, softmax_loss
+from models.gradients import backward, batch_loss
+from models.labelled import HardConfig, LabelledConfig, labelled_loss
+from models.losses import Encoded, in_batch_softmax, matryoshka_loss
 from models.tokenizer import token_rows
-from models.towers import TowerConfig, TwoTower
+from models.towers import Tokens, TowerConfig, TwoTower
 from models.tracking import Tracker, WandbOptions, read_metrics
 from models.training import (
     DevResult,
-    LabelledConfig,
     Phase,
     TrainConfig,
     Trainer,
-    batch_loss,
-    labelled_loss,
     optimizer_arrays,
     rate_factor,
     restore_optimizer,
@@ -72,7 +72,10 @@ def test_matryoshka_is_the_mean_over_the_lengths() -> None:
         functional.normalize(torch.randn(5, 8, generator=random), dim=1) for _ in range(2)
     )
     masked = torch.zeros(5, 5, dtype=torch.bool)
-    plain = softmax_loss(temperature=0.1)
+
+    def plain(batch: Encoded) -> Tensor:
+        return in_batch_softmax(batch, temperature=0.1)
+
     expected = []
     for dim in (8, 4, 2):
         q, p = queries[:, :dim].double().numpy(), passages[:, :dim].double().numpy()
@@ -80,7 +83,7 @@ def test_matryoshka_is_the_mean_over_the_lengths() -> None:
         rows = -np.log(np.exp(cosines.diagonal()) / np.exp(cosines).sum(axis=1))
         columns = -np.log(np.exp(cosines.diagonal()) / np.exp(cosines).sum(axis=0))
         expected.append((rows.mean() + columns.mean()) / 2)
-    loss = matryoshka_loss(plain, (4, 2))(queries, passages, masked)
+    loss = matryoshka_loss(plain, (4, 2))(Encoded(queries, passages, masked))
     assert loss.item() == pytest.approx(np.mean(expected), rel=1e-5)
     assert matryoshka_loss(plain, ()) is plain
 
@@ -188,7 +191,7 @@ def test_a_loss_that_is_no_number_stops_the_run(
     sampler: PairSampler, tmp_path: Path, tracker: Tracker
 ) -> None:
     broken = phase(sampler, LabelledConfig(epochs=1))._replace(
-        loss=lambda queries, passages, masked: queries.sum() * float("nan")
+        loss=lambda batch: batch.queries.sum() * float("nan")
     )
     with pytest.raises(TrainingError, match=r"the loss is nan; lower labelled\.learning_rate"):
         run(tmp_path, tracker, [broken], [0.5])
@@ -240,3 +243,67 @@ def test_checkpoints_round_trip_and_broken_ones_are_errors(tmp_path: Path) -> No
         path.write_bytes(content)
         with pytest.raises(TrainingError, match=r"is broken .*; start over with --force"):
             folder.load()
+
+
+class DroppingTower(nn.Module):
+    """A tower with dropout: encoding twice gives the same only with the same random state."""
+
+    def __init__(self, tower: nn.Module) -> None:
+        super().__init__()
+        self.tower = tower
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        return functional.dropout(self.tower(tokens), 0.5)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 5, 16, 100])
+def test_chunked_gradients_are_those_of_the_whole_batch(
+    sampler: PairSampler, chunk_size: int
+) -> None:
+    batch = sampler.batch(np.arange(COUNT), np.random.default_rng(0))
+    loss = labelled_loss(LabelledConfig())
+    towers = new_towers()
+    results = []
+    for size in (0, chunk_size):
+        towers.zero_grad()
+        value = backward(towers, batch, loss=loss, chunk_size=size)
+        results.append((value, [p.grad.clone() for p in towers.parameters() if p.grad is not None]))
+    (whole, expected), (value, found) = results
+    assert value == pytest.approx(whole, rel=1e-6)
+    assert len(found) == len(expected) == 2
+    for one, other in zip(found, expected, strict=True):
+        assert one.abs().max() > 1e-4
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+
+
+def test_chunks_see_the_same_dropout_in_both_passes(sampler: PairSampler) -> None:
+    towers = new_towers()
+    towers.query = towers.passage = DroppingTower(towers.query)  # type: ignore[assignment]
+    batch = sampler.batch(np.arange(COUNT), np.random.default_rng(0))
+    loss = labelled_loss(LabelledConfig())
+    torch.manual_seed(3)
+    backward(towers, batch, loss=loss, chunk_size=COUNT)
+    chunked = [p.grad.clone() for p in towers.parameters() if p.grad is not None]
+    towers.zero_grad()
+    torch.manual_seed(3)
+    backward(towers, batch, loss=loss)  # one chunk draws the same masks as the whole batch
+    for one, parameter in zip(chunked, towers.parameters(), strict=True):
+        torch.testing.assert_close(one, parameter.grad, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("config", "values"),
+    [
+        (LabelledConfig, {"hard_negatives": -1}),
+        (LabelledConfig, {"distil_weight": -0.1}),
+        (LabelledConfig, {"chunk_size": -1}),
+        (LabelledConfig, {"distil_temperature": 0.0}),
+        (HardConfig, {"negatives": 0}),
+        (HardConfig, {"epochs": -1}),
+        (HardConfig, {"learning_rate": 0.0}),
+    ],
+)
+def test_impossible_phases_are_refused(config: type, values: dict[str, float]) -> None:
+    section = "labelled" if config is LabelledConfig else "hard"
+    with pytest.raises(ConfigError, match=f"{section}.{next(iter(values))} is"):
+        config(**values)

@@ -1,0 +1,115 @@
+"""What a training run consists of: the list of its phases."""
+
+from collections.abc import Callable
+from functools import cached_property
+
+import numpy as np
+
+from models.corpus import Corpus
+from models.examples import Batch, HardNegatives, PairSampler, Sampler
+from models.labelled import LabelledConfig, labelled_loss
+from models.losses import in_batch_softmax, matryoshka_loss
+from models.pretrain import SpanSampler
+from models.tokenizer import IntArray
+from models.training import Phase, TrainConfig
+
+
+def make_phases(
+    config: TrainConfig,
+    corpus: Corpus,
+    *,
+    given: HardNegatives | None,
+    mine: Callable[[], HardNegatives],
+) -> list[Phase]:
+    """Return the phases of a run in order.
+
+    Args:
+        config: of the run.
+        corpus: what to learn from.
+        given: hard negatives for the labelled phase, of `corpus.train`.
+        mine: finds hard negatives for the hard phase, called when that phase begins.
+    """
+    phases = [pretrain_phase(config, corpus), labelled_phase(config, corpus, given)]
+    return [*phases, hard_phase(config, corpus, mine)] if config.hard.epochs else phases
+
+
+def pretrain_phase(config: TrainConfig, corpus: Corpus) -> Phase:
+    """Return the phase that needs no labels."""
+    spans = config.pretrain
+    return Phase(
+        "pretrain",
+        SpanSampler(corpus.passages, spans),
+        matryoshka_loss(
+            lambda encoded: in_batch_softmax(encoded, temperature=spans.temperature),
+            config.matryoshka_dims,
+        ),
+        spans.epochs,
+        spans.batch_size,
+        spans.learning_rate,
+    )
+
+
+def labelled_phase(config: TrainConfig, corpus: Corpus, given: HardNegatives | None) -> Phase:
+    """Return the phase over the labelled pairs, with hard negatives where some are given."""
+    pairs = config.labelled
+    return Phase(
+        "labelled",
+        _pair_sampler(corpus, given, pairs.hard_negatives),
+        matryoshka_loss(labelled_loss(pairs), config.matryoshka_dims),
+        pairs.epochs,
+        pairs.batch_size,
+        pairs.learning_rate,
+        pairs.patience,
+        _collapse_margin(pairs),
+        pairs.chunk_size,
+    )
+
+
+def hard_phase(config: TrainConfig, corpus: Corpus, mine: Callable[[], HardNegatives]) -> Phase:
+    """Return the phase whose negatives are mined when it begins."""
+    pairs, hard = config.labelled, config.hard
+    return Phase(
+        "hard",
+        _LaterSampler(lambda: _pair_sampler(corpus, mine(), hard.negatives)),
+        matryoshka_loss(labelled_loss(pairs), config.matryoshka_dims),
+        hard.epochs,
+        hard.batch_size,
+        hard.learning_rate,
+        hard.patience,
+        _collapse_margin(pairs),
+        pairs.chunk_size,
+    )
+
+
+def _pair_sampler(corpus: Corpus, negatives: HardNegatives | None, per_query: int) -> PairSampler:
+    return PairSampler(
+        corpus.train_queries,
+        corpus.passages,
+        relevant=corpus.train.relevant,
+        negatives=negatives,
+        per_query=per_query,
+    )
+
+
+def _collapse_margin(config: LabelledConfig) -> float | None:
+    return config.margin if config.loss == "triplet" else None
+
+
+class _LaterSampler:
+    """A sampler that is made when it is first used: it depends on the towers of that moment."""
+
+    def __init__(self, make: Callable[[], Sampler]) -> None:
+        self._make = make
+
+    @cached_property
+    def _sampler(self) -> Sampler:
+        return self._make()
+
+    @property
+    def size(self) -> int:
+        """Number of examples in an epoch."""
+        return self._sampler.size
+
+    def batch(self, index: IntArray, rng: np.random.Generator) -> Batch:
+        """Collate the examples at `index`."""
+        return self._sampler.batch(index, rng)
