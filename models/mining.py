@@ -1,6 +1,7 @@
 """Mining of hard negatives over a whole corpus, for the command and inside a training run."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +10,9 @@ import numpy.typing as npt
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
-from models.examples import HardNegatives, Labelled
+from models.bundle import ModelBundle
+from models.data import Dataset
+from models.examples import HardNegatives, Labelled, read_labelled
 from models.files import write_bytes
 from models.negatives import (
     Candidates,
@@ -20,6 +23,7 @@ from models.negatives import (
     mine,
     text_groups,
 )
+from models.negatives_file import Teacher, mined_rows, score_rows, write_rows
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -59,6 +63,59 @@ def find_negatives(
         )
         candidates.append(found)
     return mine(labelled, candidates, config, same_text=text_groups(texts))
+
+
+def mine_file(
+    data: Dataset,
+    out: Path,
+    *,
+    split: str,
+    config: MiningConfig,
+    bundle: ModelBundle | None = None,
+    teacher: Teacher | None = None,
+) -> dict[str, dict[str, int]]:
+    """Mine negatives for the queries of a split and write them to a file.
+
+    Args:
+        data: the corpus and its judgements.
+        out: Parquet file to write; `models.negatives_file` describes it.
+        split: which judgements name the known answers.
+        config: sources, ranks and guards.
+        bundle: the towers that rank, where they are a source.
+        teacher: adds its scores of answers and negatives.
+
+    Returns:
+        Source -> what became of its candidates -> how many.
+
+    Raises:
+        DataError: DATA is broken or the file cannot be written.
+        TrainingError: no query of the split has an answer.
+        ValueError: the towers are a source and there is no bundle.
+    """
+    content = {passage.passage_id: passage.content for passage in data.passages()}
+    ids, texts = list(content), list(content.values())
+    labelled = read_labelled(data, split, row_of={name: row for row, name in enumerate(ids)})
+
+    def encode() -> Vectors:
+        if bundle is None:
+            raise ValueError(f"source {config.source} needs a bundle")
+        return Vectors(bundle.encode_queries(labelled.texts), bundle.encode_passages(texts))
+
+    mined = find_negatives(labelled, texts, config, encode=encode)
+    rows = list(mined_rows(mined, labelled, passage_ids=ids, sources=config.sources))
+    if teacher:
+        queries = dict(zip(labelled.query_ids, labelled.texts, strict=True))
+        rows = score_rows(rows, teacher, queries=queries, texts=content)
+    about = {
+        "data": data.content_hash,
+        "split": split,
+        "mining": asdict(config),
+        "bundle": bundle.fingerprint if bundle and "dense" in config.sources else None,
+        "teacher": teacher.name if teacher else None,
+        "counts": mined.counts,
+    }
+    write_rows(out, rows, about=about)
+    return mined.counts
 
 
 def mined_once(path: Path, find: Callable[[], Mined]) -> HardNegatives:

@@ -147,7 +147,7 @@ def dense_candidates(
         scores[part, :depth] = np.take_along_axis(found, order, axis=1)
     answers = _answer_rows(relevant)
     cosines = (passages[np.maximum(answers, 0)] * queries[:, None]).sum(axis=2)
-    best = np.where(answers >= 0, cosines, -1.0).max(axis=1).astype(np.float32)
+    best = np.where(answers >= 0, cosines, -np.inf).max(axis=1).astype(np.float32)
     return Candidates("dense", rows, scores, best)
 
 

@@ -39,8 +39,17 @@ SCHEMA = pa.schema(
 
 FloatArray = npt.NDArray[np.float32]
 
-Teacher = Callable[[list[str], list[str]], FloatArray]
-"""(queries, passages), row by row -> (n,) float32 scores."""
+
+class Teacher(NamedTuple):
+    """A model that reads query and passage together.
+
+    Attributes:
+        name: for the record.
+        score: (queries, passages), row by row -> (n,) float32.
+    """
+
+    name: str
+    score: Callable[[list[str], list[str]], FloatArray]
 
 
 class Row(NamedTuple):
@@ -161,17 +170,19 @@ def file_hash(path: Path) -> str:
 
 
 def score_rows(
-    rows: Sequence[Row], teacher: Teacher, *, queries: Mapping[str, str], passages: Sequence[str]
+    rows: Sequence[Row], teacher: Teacher, *, queries: Mapping[str, str], texts: Mapping[str, str]
 ) -> list[Row]:
     """Return the rows with the teacher's scores.
 
     Args:
         rows: answers and hard negatives.
-        teacher: scores texts.
+        teacher: what scores them.
         queries: query id -> text.
-        passages: the text of each row's passage.
+        texts: passage id -> text.
     """
-    scores = teacher([queries[row.query_id] for row in rows], list(passages))
+    scores = teacher.score(
+        [queries[row.query_id] for row in rows], [texts[row.passage_id] for row in rows]
+    )
     return [
         row._replace(teacher_score=float(score)) for row, score in zip(rows, scores, strict=True)
     ]
