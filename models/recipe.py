@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from models.config import from_mapping, read_yaml, with_values
 from models.errors import ConfigError
-from models.training import TrainConfig
+
+if TYPE_CHECKING:
+    from models.training import TrainConfig
 
 FOLDER = Path(__file__).parent / "recipes"
 
@@ -16,7 +18,7 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
-def read_config(config: str | None, flags: Mapping[str, Any]) -> TrainConfig:
+def read_config(config: str | None, flags: Mapping[str, Any]) -> "TrainConfig":
     """Return a configuration from a file or recipe name, and dotted flags that win over it.
 
     Args:
@@ -26,6 +28,8 @@ def read_config(config: str | None, flags: Mapping[str, Any]) -> TrainConfig:
     Raises:
         ConfigError: there is no such file or recipe, a key is unknown or a value impossible.
     """
+    from models.training import TrainConfig  # with torch, which the list of recipes can do without
+
     return from_mapping(TrainConfig, with_values(_read(config), flags))
 
 

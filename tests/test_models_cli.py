@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ from typer.testing import CliRunner, Result
 
 from models.bundle import ModelBundle
 from models.cli import app
+from models.recipe import recipe_names
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +55,8 @@ def test_flags_win_over_the_configuration(workplace: Path, tmp_path: Path) -> No
     done = train(workplace, tmp_path / "bundle", *flags.split(), "--device", "cpu")
     assert done.exit_code == 0, done.stderr
     config = ModelBundle.load(tmp_path / "bundle").card["config"]
-    assert config["tower"] == {"kind": "mean", "dim": 64, "shared": False}
+    tower = {"kind": "mean", "dim": 64, "shared": False}
+    assert config["tower"].items() >= tower.items()
     assert config["word2vec"]["cbow"] is True
     assert (config["labelled"]["loss"], config["labelled"]["epochs"]) == ("triplet", 1)
     assert (config["pretrain"]["epochs"], config["seed"]) == (1, 4)
@@ -102,8 +106,22 @@ def test_missing_data_and_bundles_say_what_to_run(tmp_path: Path) -> None:
 
 def test_every_command_has_help() -> None:
     assert invoke("--help").exit_code == 0
-    for command in ("train", "show"):
+    for command in ("train", "sweep", "show"):
         done = invoke(command, "--help")
         assert done.exit_code == 0
         assert "Usage" in done.stdout
     assert invoke("train").exit_code == 2
+
+
+def test_the_help_names_the_recipes_and_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    text = invoke("train", "--help").stdout
+    assert ", ".join(recipe_names()) in text
+    assert text.count("[default: (the recipe's)]") >= 7
+    assert "[default: auto]" in text
+
+
+def test_the_command_line_needs_no_torch_before_it_trains() -> None:
+    program = "import sys, models.cli; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip() == "False", done.stderr

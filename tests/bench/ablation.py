@@ -121,7 +121,7 @@ def run_command(module: str, *words: str) -> float:
         ConfigError: it failed; the message is the command's last line.
     """
     started = time.perf_counter()
-    command = [sys.executable, "-m", module, *words]
+    command = [sys.executable, "-c", f"from {module} import app; app()", *words]
     done = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     if done.returncode:
         raise ConfigError(f"{shlex.join(words)}: {done.stderr.strip().splitlines()[-1]}")
