@@ -5,7 +5,11 @@ from typing import Annotated, Any
 
 import typer
 
+from models.commands_sweep import sweep
 from models.console import CommandGroup
+from models.recipe import recipe_names
+
+RECIPES = "the recipe's"
 
 app = typer.Typer(
     cls=CommandGroup,
@@ -24,20 +28,36 @@ def main() -> None:
 Data = Annotated[Path, typer.Argument(help="DATA folder, as ingest prepare makes it.")]
 Out = Annotated[Path, typer.Option(help="Bundle folder to make.")]
 Config = Annotated[
-    str | None, typer.Option(help="YAML file, or the name of a shipped recipe (fast, triplet).")
+    str | None,
+    typer.Option(
+        help=f"YAML file, or the name of a shipped recipe ({', '.join(recipe_names())}).",
+        show_default="fast",
+    ),
 ]
-Tower = Annotated[str | None, typer.Option(help="Kind of tower: mean.")]
-Loss = Annotated[str | None, typer.Option(help="Loss: in_batch or triplet.")]
+Tower = Annotated[str | None, typer.Option(help="Kind of tower: mean.", show_default=RECIPES)]
+Loss = Annotated[str | None, typer.Option(help="Loss: in_batch or triplet.", show_default=RECIPES)]
 Shared = Annotated[
     bool | None,
-    typer.Option("--shared-towers/--separate-towers", help="One tower for both sides, or two."),
+    typer.Option(
+        "--shared-towers/--separate-towers",
+        help="One tower for both sides, or two.",
+        show_default=RECIPES,
+    ),
 ]
-Cbow = Annotated[bool | None, typer.Option("--cbow/--skip-gram", help="How Word2Vec learns.")]
-Epochs = Annotated[int | None, typer.Option(help="Epochs over the labelled pairs.")]
+Cbow = Annotated[
+    bool | None,
+    typer.Option("--cbow/--skip-gram", help="How Word2Vec learns.", show_default=RECIPES),
+]
+Epochs = Annotated[
+    int | None, typer.Option(help="Epochs over the labelled pairs.", show_default=RECIPES)
+]
 PretrainEpochs = Annotated[
-    int | None, typer.Option(help="Epochs of inverse cloze over the corpus; 0 for none.")
+    int | None,
+    typer.Option(help="Epochs of inverse cloze over the corpus; 0 for none.", show_default=RECIPES),
 ]
-Seed = Annotated[int | None, typer.Option(help="Seed of every random choice.")]
+Seed = Annotated[
+    int | None, typer.Option(help="Seed of every random choice.", show_default=RECIPES)
+]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Wandb = Annotated[str, typer.Option(help="disabled, offline or online.")]
 Force = Annotated[
@@ -64,8 +84,8 @@ def train(
 ) -> None:
     """Train a bundle from DATA. Run the same command again after a kill, and it goes on.
 
-    Flags win over the configuration. Checkpoints and metrics.jsonl are kept in <out>.run beside
-    the bundle.
+    Flags win over the configuration. Checkpoints, metrics.jsonl and environment.json are kept in
+    <out>.run beside the bundle.
     """
     flags: dict[str, Any] = {
         "tower.kind": tower,
@@ -93,10 +113,16 @@ def train(
     typer.echo(" ".join(f"{name}={value:.4f}" for name, value in dev.items()))
 
 
+app.command()(sweep)
+
+
 @app.command()
 def show(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole card.")] = False,
+    curves: Annotated[
+        Path | None, typer.Option(help="Draw loss and dev metrics per epoch into this .png.")
+    ] = None,
 ) -> None:
     """Print what a bundle is, where it came from and how good it was on dev."""
     import json
@@ -109,6 +135,11 @@ def show(
         typer.echo(json.dumps(loaded.card, ensure_ascii=False))
     else:
         typer.echo(describe(loaded.card, loaded.config))
+    if curves is not None:
+        from models.curves import save_curves
+
+        save_curves(bundle, curves)
+        typer.echo(f"curves of the run: {curves}", err=True)
 
 
 if __name__ == "__main__":
