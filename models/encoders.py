@@ -23,7 +23,7 @@ def open_encoder(config: Mapping[str, Any], files: Mapping[str, bytes]) -> Encod
     Raises:
         BundleError: a file is broken, or they do not fit each other.
     """
-    if config["tower"]["kind"] == "mean":
+    if config["tower"]["kind"] in ("mean", "gru", "lstm"):
         return _token_encoder(config, files)
     if config["tower"]["kind"] == "transformer":
         from models.transformer_encoding import open_transformer_encoder
@@ -60,7 +60,11 @@ def _tokenizer_config(config: Mapping[str, Any]) -> TokenizerConfig:
 def _row_encoder(
     config: Mapping[str, Any], arrays: Mapping[str, FloatArray], *, tower: str
 ) -> RowEncoder:
-    return _mean_encoder(arrays, tower)
+    if config["tower"]["kind"] == "mean":
+        return _mean_encoder(arrays, tower)
+    from models.recurrent_encoding import open_rnn_encoder
+
+    return open_rnn_encoder(config, arrays, tower=tower)
 
 
 def _mean_encoder(arrays: Mapping[str, FloatArray], tower: str) -> MeanEncoder:

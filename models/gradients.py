@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from models.examples import Batch
 from models.losses import Encoded, Loss
 from models.tokenizer import TokenRows
-from models.towers import Tokens, TwoTower
+from models.tokens import Tokens
+from models.towers import TwoTower
 
 
 def batch_loss(towers: TwoTower, batch: Batch, *, loss: Loss) -> Tensor:

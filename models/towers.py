@@ -3,8 +3,9 @@
 A tower reads ragged rows (no padding), so padding cannot change a vector.
 """
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.errors import ConfigError
+from models.errors import ConfigError, TrainingError
+from models.recurrent import RnnConfig, RnnTower, TokenVectors
 from models.tokenizer import TokenRows
+from models.tokens import Tokens
 
-ENCODE_BATCH = 8192
+ENCODE_BATCH = 1024
+TOKEN_PARAMETERS = ("vectors", "weights")
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -28,30 +32,34 @@ class TowerConfig:
         kind: how tokens become one vector.
         dim: width of that vector.
         shared: whether queries and passages are read by the same tower.
+        rnn: the network of kind `gru` or `lstm`.
     """
 
-    kind: Literal["mean"] = "mean"
+    kind: Literal["mean", "gru", "lstm", "transformer"] = "mean"
     dim: int = 256
     shared: bool = True
+    rnn: RnnConfig = field(default_factory=RnnConfig)
 
     def __post_init__(self) -> None:
-        if self.kind != "mean":
-            raise ConfigError(f"tower.kind is {self.kind!r}, expected mean")
         if self.dim < 1:
             raise ConfigError(f"tower.dim is {self.dim}, expected 1 or more")
+        if self.kind == "transformer" and not self.shared:
+            raise ConfigError("tower.shared is off, but a transformer reads both sides")
+        if self.is_rnn and not self.rnn.projection and self.rnn.width != self.dim:
+            raise ConfigError(
+                f"tower.dim is {self.dim}, expected {self.rnn.width} (the width of the states) "
+                "without tower.rnn.projection"
+            )
 
+    @property
+    def is_rnn(self) -> bool:
+        """Whether the towers are recurrent."""
+        return self.kind in ("gru", "lstm")
 
-class Tokens(NamedTuple):
-    """Token rows as tensors on a device: ids (total,) and the start of each row (n,), int64."""
-
-    ids: Tensor
-    starts: Tensor
-
-    @classmethod
-    def of(cls, rows: TokenRows, device: torch.device) -> "Tokens":
-        """Copy token rows to a device."""
-        ids, starts = torch.from_numpy(rows.ids), torch.from_numpy(rows.offsets[:-1])
-        return cls(ids.to(device), starts.to(device))
+    def deciding(self) -> dict[str, Any]:
+        """Return plain values of what matters for this kind."""
+        values = asdict(self)
+        return values if self.is_rnn else {k: v for k, v in values.items() if k != "rnn"}
 
 
 class MeanTower(nn.Module):
@@ -69,31 +77,50 @@ class MeanTower(nn.Module):
 
     def forward(self, tokens: Tokens) -> Tensor:
         """Return (n, dim) float32, L2-normalised, one per row of `tokens`."""
-        summed = functional.embedding_bag(
-            tokens.ids,
-            self.vectors,
-            tokens.starts,
-            mode="sum",  # normalising makes sum and mean the same
-            # Indexing with [] would do the same, but its gradient adds up in any order on a CPU,
-            # and equal seeds must give equal bundles.
-            per_sample_weights=self.weights.index_select(0, tokens.ids),
-        )
-        return functional.normalize(summed, dim=1)
+        # Normalising makes sum and mean the same.
+        return functional.normalize(tokens.weighted_sums(self.vectors, self.weights), dim=1)
+
+
+def make_tower(
+    config: TowerConfig, *, vectors: FloatArray, weights: FloatArray, seed: int = 0
+) -> MeanTower | RnnTower:
+    """Make an untrained tower that reads tokens.
+
+    Args:
+        config: what it is.
+        vectors: (vocab, dim) float32, where the token vectors start.
+        weights: (vocab,) float32, where the token weights start.
+        seed: of the network's random start.
+    """
+    if config.kind == "gru" or config.kind == "lstm":
+        tokens = TokenVectors(vectors, weights)
+        return RnnTower(config.kind, config.rnn, tokens=tokens, seed=seed)
+    return MeanTower(vectors, weights)
 
 
 class TwoTower(nn.Module):
     """A query tower and a passage tower; the same module twice where they are shared."""
 
-    def __init__(self, query: MeanTower, passage: MeanTower) -> None:
+    def __init__(self, query: nn.Module, passage: nn.Module) -> None:
         super().__init__()
         self.query = query
         self.passage = passage
 
     @classmethod
-    def start(cls, config: TowerConfig, *, vectors: FloatArray, weights: FloatArray) -> "TwoTower":
-        """Make untrained towers from token vectors (vocab, dim) and token weights (vocab,)."""
-        query = MeanTower(vectors, weights)
-        return cls(query, query if config.shared else MeanTower(vectors, weights))
+    def start(
+        cls, config: TowerConfig, *, vectors: FloatArray, weights: FloatArray, seed: int = 0
+    ) -> "TwoTower":
+        """Make untrained towers, as `make_tower` does; both sides start alike."""
+        query, passage = (
+            make_tower(config, vectors=vectors, weights=weights, seed=seed) for _ in range(2)
+        )
+        return cls(query, query if config.shared else passage)
+
+    def skip_only(self, on: bool) -> None:
+        """Let recurrent towers be their skip path alone, or whole again."""
+        for tower in (self.query, self.passage):
+            if isinstance(tower, RnnTower):
+                tower.skip_only = on
 
     def arrays(self) -> dict[str, FloatArray]:
         """Return copies of all parameters by name; shared ones once, under `query.`."""
@@ -108,17 +135,50 @@ class TwoTower(nn.Module):
             for name, parameter in self.named_parameters():
                 parameter.copy_(torch.from_numpy(arrays[name]))
 
+    def load_start(self, arrays: Mapping[str, FloatArray]) -> None:
+        """Begin where other towers ended: all parameters where they fit, else the tokens' only.
 
-def encode_rows(tower: MeanTower, rows: TokenRows) -> Tensor:
+        Args:
+            arrays: what `arrays` of those towers returned. Where they are shared and these are
+                not, both sides begin as the shared one.
+
+        Raises:
+            TrainingError: token vectors or weights are of another shape.
+        """
+        begun = {name: _start_of(name, arrays) for name, _ in self.named_parameters()}
+        fits = all(
+            array is not None and array.shape == tuple(parameter.shape)
+            for (_, parameter), array in zip(self.named_parameters(), begun.values(), strict=True)
+        )
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                array = begun[name]
+                if not fits and name.split(".", 1)[1] not in TOKEN_PARAMETERS:
+                    continue
+                if array is None or array.shape != tuple(parameter.shape):
+                    found = None if array is None else array.shape
+                    raise TrainingError(
+                        f"the bundle to start from has {name} of {found}, expected "
+                        f"{tuple(parameter.shape)}; set tower.dim to its width"
+                    )
+                parameter.copy_(torch.from_numpy(array))
+
+
+def _start_of(name: str, arrays: Mapping[str, FloatArray]) -> FloatArray | None:
+    side, part = name.split(".", 1)
+    return arrays.get(name, arrays.get(f"query.{part}") if side == "passage" else None)
+
+
+def encode_rows(tower: nn.Module, rows: TokenRows) -> Tensor:
     """Return (n, dim) float32, L2-normalised, on the tower's device, without gradients."""
     device = next(tower.parameters()).device
-    count = len(rows.offsets) - 1
+    order = np.argsort(rows.lengths, kind="stable")
     with torch.no_grad():
         encoded = [
-            tower(Tokens.of(rows.take(np.arange(i, min(i + ENCODE_BATCH, count))), device))
-            for i in range(0, count, ENCODE_BATCH)
+            tower(Tokens.of(rows.take(order[i : i + ENCODE_BATCH]), device))
+            for i in range(0, len(order), ENCODE_BATCH)
         ]
-    return torch.cat(encoded)
+        return torch.cat(encoded)[torch.from_numpy(np.argsort(order)).to(device)]
 
 
 def choose_device(name: str) -> torch.device:

@@ -64,8 +64,8 @@ class TrainConfig:
             raise ConfigError(f"dev_passages is {self.dev_passages}, expected 0 or more")
         if self.tower.kind == "transformer" and self.pretrain.epochs:
             raise ConfigError(
-                f"pretrain.epochs is {self.pretrain.epochs}, expected 0 for a transformer: its "
-                "tokens cannot be cut into spans"
+                f"pretrain.epochs is {self.pretrain.epochs}, expected 0 for a transformer, whose "
+                "tokens cannot be cut into spans; use --config transformer"
             )
         for name in ("pca_dims", "matryoshka_dims"):
             dims = getattr(self, name)
@@ -100,6 +100,7 @@ class Phase(NamedTuple):
             None never stops and keeps the last.
         margin: of a triplet loss, for the collapse check.
         chunk_size: texts in a tower at a time; 0 for the whole batch.
+        skip_only: recurrent towers learn their skip path alone.
     """
 
     name: str
@@ -111,6 +112,7 @@ class Phase(NamedTuple):
     patience: int | None = None
     margin: float | None = None
     chunk_size: int = 0
+    skip_only: bool = False
 
 
 class DevResult(NamedTuple):
@@ -148,6 +150,7 @@ class Trainer:
             self._run_phase(number, phases[number], resumed=checkpoint)
 
     def _run_phase(self, number: int, phase: Phase, *, resumed: Checkpoint | None) -> None:
+        self.towers.skip_only(phase.skip_only)
         optimizer = torch.optim.Adam(self.towers.parameters(), lr=phase.learning_rate, fused=True)
         state, best = self._begin(number, phase, optimizer=optimizer, resumed=resumed)
         while state.epoch < phase.epochs and not _is_stale(state, phase):
@@ -235,6 +238,8 @@ def optimizer_arrays(optimizer: torch.optim.Adam, towers: TwoTower) -> Arrays:
 def restore_optimizer(optimizer: torch.optim.Adam, towers: TwoTower, *, arrays: Arrays) -> None:
     """Set Adam's state to what `optimizer_arrays` returned."""
     for name, parameter in towers.named_parameters():
+        if f"{name}.step" not in arrays:
+            continue  # it took no part in the phase so far
         for key in ("step", "exp_avg", "exp_avg_sq"):
             value = torch.from_numpy(np.array(arrays[f"{name}.{key}"]))
             optimizer.state[parameter][key] = value.to(parameter.device)

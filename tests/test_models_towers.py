@@ -5,12 +5,13 @@ import pytest
 import torch
 from torch import nn
 
+from models.config import from_mapping
 from models.encoding import MeanEncoder, normalized
 from models.errors import ConfigError
 from models.tokenizer import token_rows
+from models.tokens import Tokens
 from models.towers import (
     MeanTower,
-    Tokens,
     TowerConfig,
     TwoTower,
     choose_device,
@@ -134,8 +135,8 @@ def test_devices() -> None:
 
 
 def test_impossible_values_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"tower\.kind is 'gpt', expected mean"):
-        TowerConfig(kind="gpt")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"tower\.kind is 'gpt', expected 'mean' or"):
+        from_mapping(TowerConfig, {"kind": "gpt"}, where="tower.")
     with pytest.raises(ConfigError, match=r"tower\.dim"):
         TowerConfig(dim=0)
 

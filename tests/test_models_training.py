@@ -15,7 +15,8 @@ from models.gradients import backward, batch_loss
 from models.labelled import HardConfig, LabelledConfig, labelled_loss
 from models.losses import Encoded, in_batch_softmax, matryoshka_loss
 from models.tokenizer import token_rows
-from models.towers import Tokens, TowerConfig, TwoTower
+from models.tokens import Tokens
+from models.towers import TowerConfig, TwoTower
 from models.tracking import Tracker, WandbOptions, read_metrics
 from models.training import (
     DevResult,
