@@ -1,11 +1,13 @@
 """What a training run consists of: the list of its phases."""
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 
 from models.corpus import Corpus
+from models.denoising import NoisySampler, denoising_loss
+from models.errors import ConfigError
 from models.examples import Batch, HardNegatives, PairSampler, Sampler
 from models.labelled import LabelledConfig, labelled_loss
 from models.losses import in_batch_softmax, matryoshka_loss
@@ -33,19 +35,46 @@ def make_phases(
     return [*phases, hard_phase(config, corpus, mine)] if config.hard.epochs else phases
 
 
+def check_negatives(config: TrainConfig, given: HardNegatives | None) -> None:
+    """Refuse a loss that lacks its teacher, and negatives that would not be used.
+
+    Raises:
+        ConfigError: so it is.
+    """
+    pairs = config.labelled
+    if given is not None and not pairs.hard_negatives:
+        raise ConfigError("labelled.hard_negatives is 0, expected 1 or more with --negatives FILE")
+    if not pairs.needs_teacher:
+        return
+    if given is None or given.scores is None:
+        raise ConfigError(
+            f"labelled.loss {pairs.loss} with distil_weight {pairs.distil_weight} needs a "
+            "teacher's scores: models mine DATA --teacher MODEL --out FILE, then --negatives FILE"
+        )
+    if config.hard.epochs:
+        raise ConfigError(
+            f"hard.epochs is {config.hard.epochs}, expected 0 with a teacher: it has not scored "
+            "what the run itself mines"
+        )
+
+
 def pretrain_phase(config: TrainConfig, corpus: Corpus) -> Phase:
     """Return the phase that needs no labels."""
-    spans = config.pretrain
+    pretrain = config.pretrain
+    if pretrain.method == "denoising":
+        sampler: Sampler = NoisySampler(corpus.passages, delete_rate=pretrain.delete_rate)
+        loss = partial(denoising_loss, temperature=pretrain.temperature)
+    else:
+        sampler = SpanSampler(corpus.passages, pretrain)
+        loss = partial(in_batch_softmax, temperature=pretrain.temperature)
     return Phase(
         "pretrain",
-        SpanSampler(corpus.passages, spans),
-        matryoshka_loss(
-            lambda encoded: in_batch_softmax(encoded, temperature=spans.temperature),
-            config.matryoshka_dims,
-        ),
-        spans.epochs,
-        spans.batch_size,
-        spans.learning_rate,
+        sampler,
+        matryoshka_loss(loss, config.matryoshka_dims),
+        pretrain.epochs,
+        pretrain.batch_size,
+        pretrain.learning_rate,
+        skip_only=config.tower.is_rnn and not config.tower.rnn.pretrain,
     )
 
 

@@ -12,7 +12,7 @@ from models.bundle import ModelBundle
 from models.cli import app
 from models.config import from_mapping, with_values
 from models.data import Dataset
-from models.errors import ConfigError, DataError
+from models.errors import ConfigError, DataError, TrainingError
 from models.examples import Labelled, read_labelled
 from models.mining import mine_file, mined_once
 from models.negatives import (
@@ -281,6 +281,39 @@ def test_margins_of_a_teacher_can_be_learnt(data: Dataset, tmp_path: Path) -> No
     train_bundle(data, tmp_path / "b", config=settings, inputs=Inputs(out))
     losses = [r["loss"] for r in read_metrics(tmp_path / "b.run") if r["phase"] == "labelled"]
     assert losses[1] < losses[0]
+
+
+def test_a_loss_without_its_teacher_and_unused_negatives_are_refused(
+    data: Dataset, tmp_path: Path
+) -> None:
+    plain, scored = tmp_path / "plain.parquet", tmp_path / "scored.parquet"
+    config = MiningConfig(source="bm25")
+    mine_file(data, plain, split="train", config=config)
+    mine_file(data, scored, split="train", config=config, teacher=Teacher("length", length))
+    for settings, path, message in (
+        ({"labelled__loss": "margin_mse"}, None, "loss margin_mse .* needs a teacher's scores"),
+        ({"labelled__distil_weight": 0.5}, plain, "distil_weight 0.5 needs a teacher's scores"),
+        ({"labelled__hard_negatives": 0}, plain, "hard_negatives is 0, expected 1 or more"),
+        ({"labelled__distil_weight": 0.5, "hard__epochs": 1}, scored, "hard.epochs is 1"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            train_bundle(data, tmp_path / "b", config=quick(**settings), inputs=Inputs(path))
+    assert not (tmp_path / "b.run").exists()
+
+
+def test_going_on_with_other_negatives_is_refused(data: Dataset, tmp_path: Path) -> None:
+    out = tmp_path / "mined.parquet"
+
+    def stop(line: str) -> None:
+        if line.startswith("labelled 1/"):
+            raise KeyboardInterrupt
+
+    mine_file(data, out, split="train", config=MiningConfig(source="bm25"))
+    with pytest.raises(KeyboardInterrupt):
+        train_bundle(data, tmp_path / "b", config=quick(), inputs=Inputs(out), say=stop)
+    mine_file(data, out, split="train", config=MiningConfig(source="bm25", per_query=1))
+    with pytest.raises(TrainingError, match="unfinished run with negatives = "):
+        train_bundle(data, tmp_path / "b", config=quick(), inputs=Inputs(out))
 
 
 HARD = {
