@@ -1,6 +1,6 @@
 """Train and measure the rows of the ablation table, each once per seed.
 
-    python tests/bench/ablation.py [--rows 'fast,word2vec only'] [--seeds 0,1,2] [--check | --table]
+    python tests/bench/ablation.py [--rows 'fast/word2vec only'] [--seeds 0,1,2] [--check | --table]
 
 tests/bench/ablation.yaml declares the rows. DATA and bundles are kept in runs/ablation. What is
 measured is kept in tests/bench/results/ablation.json, so that a row whose declaration has not
@@ -12,6 +12,7 @@ of this machine and of what else it did. Prints Markdown, mean ± standard devia
 import argparse
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -49,7 +50,8 @@ class Row(NamedTuple):
         recipe: the shipped recipe it changes; empty for the defaults.
         set: dotted configuration keys and their values.
         start: the row whose bundle of the same seed it begins from; empty for none.
-        before: commands to run first, with {data}, {start}, {out} and {seed} in them.
+        before: commands to run first, with {data}, {start}, {out} and {seed} in them, and
+            {teacher}: the environment variable TEACHER.
         flags: more words for `models train`, the same.
     """
 
@@ -146,7 +148,12 @@ class Bench:
     def done(self, row: Row, seed: int) -> bool:
         """Return whether the row as it is declared now has been measured with this seed."""
         found = self.read()["rows"].get(row.name, {}).get(str(seed), {})
-        return bool(found.get("settings") == row.settings())
+        return bool(found.get("settings") == self.settings(row))
+
+    def settings(self, row: Row) -> dict[str, Any]:
+        """Return what decides the row, the row that it starts from included."""
+        found = row.settings()
+        return {**found, "start": self.settings(self.rows[row.start]) if row.start else ""}
 
     def run(self, row: Row, seed: int) -> None:
         """Train, measure and record a row; the row that it starts from is trained before it."""
@@ -164,7 +171,7 @@ class Bench:
 
     def out(self, row: Row, seed: int) -> Path:
         """Return where the row's bundle lies."""
-        return WORK / row.name.replace(" ", "-").replace("/", "-") / f"seed-{seed}"
+        return WORK / re.sub(r"\W+", "-", row.name) / f"seed-{seed}"
 
     def train(self, row: Row, seed: int) -> dict[str, Any]:
         """Train the row's bundle if it is not there; return what it cost."""
@@ -172,14 +179,14 @@ class Bench:
         note = out.with_name(f"{out.name}.trained.json")
         if (out / "card.json").is_file() and note.is_file():
             found = dict(json.loads(note.read_text(encoding="utf-8")))
-            if found["settings"] == row.settings():
+            if found["settings"] == self.settings(row):
                 return found
         started = self.train(self.rows[row.start], seed) if row.start else {}
         seconds = sum(run_command(*words) for words in self._before(row, seed))
         words = self._train_words(row, seed)
         seconds += run_command("models.cli", *words, "--force")
         trained = {
-            "settings": row.settings(),
+            "settings": self.settings(row),
             "command": shlex.join(["models", *map(_relative, words)]),
             "commit": commit(),
             "seconds": round(seconds, 1),
@@ -207,7 +214,8 @@ class Bench:
 
     def _filled(self, row: Row, seed: int, text: str) -> str:
         start = self.out(self.rows[row.start], seed) if row.start else ""
-        return text.format(data=self._data, start=start, out=self.out(row, seed), seed=seed)
+        places = {"data": self._data, "start": start, "out": self.out(row, seed), "seed": seed}
+        return text.format(**places, teacher=os.environ.get("TEACHER", "TEACHER"))
 
     def collections(self) -> dict[str, Collection]:
         """Return what rows are measured on, read once."""
@@ -233,10 +241,12 @@ class Bench:
 
 
 def size(bundle: Path) -> dict[str, float]:
-    """Return the number of parameters and the megabytes of a bundle."""
-    with safe_open(str(bundle / "towers.safetensors"), framework="numpy") as file:
-        parameters = sum(file.get_tensor(key).size for key in list(file.keys()))
+    """Return the number of parameters (0: not known) and the megabytes of a bundle."""
     total = sum(path.stat().st_size for path in bundle.iterdir())
+    parameters, towers = 0, bundle / "towers.safetensors"
+    if towers.is_file():
+        with safe_open(str(towers), framework="numpy") as file:
+            parameters = sum(file.get_tensor(key).size for key in list(file.keys()))
     return {"parameters": parameters, "bundle_mb": round(total / 1e6, 1)}
 
 
@@ -247,7 +257,7 @@ def _relative(word: str) -> str:
 def main() -> None:
     """Run what the flags name."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rows", default="", help="names with commas between; default: all")
+    parser.add_argument("--rows", default="", help="names with / between; default: all")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--check", action="store_true", help="only say which rows can be trained")
     parser.add_argument("--table", action="store_true", help="only print what is known")
@@ -257,7 +267,7 @@ def main() -> None:
         if flags.check:
             sys.exit(check(rows))
         bench = Bench(rows, RESULTS)
-        names = [name.strip() for name in flags.rows.split(",")] if flags.rows else list(rows)
+        names = [name.strip() for name in flags.rows.split("/")] if flags.rows else list(rows)
         if unknown := sorted(set(names) - set(rows)):
             sys.exit(f"no row is named {unknown[0]!r}; {ROWS.name} has: {', '.join(rows)}")
         for seed in [] if flags.table else map(int, flags.seeds.split(",")):

@@ -86,7 +86,7 @@ def bm25_metrics(collection: Collection) -> dict[str, Metrics]:
 
 
 def best_by_cosine(queries: FloatArray, passages: FloatArray, *, k: int) -> Ranked:
-    """Return the k nearest passages (m, dim) of each query (n, dim); ties by row."""
+    """Return the k nearest passages (m, dim) of each query (n, dim), best first."""
     rows = np.empty((len(queries), k), dtype=np.int64)
     scores = np.empty((len(queries), k), dtype=np.float32)
     for start in range(0, len(queries), BLOCK):
