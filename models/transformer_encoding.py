@@ -20,6 +20,7 @@ from models.tokenizer import CHARS_PER_TOKEN, TokenizerConfig, TokenRows, clean,
 
 FloatArray = npt.NDArray[np.float32]
 
+TEXT, SETTINGS, GRAPH = "tokenizer.json", "transformer.json", "transformer.onnx"
 INPUT = "input_ids"
 MISSING = "the transformer tower needs {name}; pip install 'two-tower-search[transformer]'"
 
