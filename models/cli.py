@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from models.commands_mine import mine
 from models.commands_sweep import sweep
 from models.console import CommandGroup
 from models.recipe import recipe_names
@@ -34,8 +35,13 @@ Config = Annotated[
         show_default="fast",
     ),
 ]
-Tower = Annotated[str | None, typer.Option(help="Kind of tower: mean.", show_default=RECIPES)]
-Loss = Annotated[str | None, typer.Option(help="Loss: in_batch or triplet.", show_default=RECIPES)]
+Tower = Annotated[
+    str | None,
+    typer.Option(help="Kind of tower: mean, gru, lstm or transformer.", show_default=RECIPES),
+]
+Loss = Annotated[
+    str | None, typer.Option(help="Loss: in_batch, triplet or margin_mse.", show_default=RECIPES)
+]
 Shared = Annotated[
     bool | None,
     typer.Option(
@@ -54,6 +60,13 @@ Epochs = Annotated[
 PretrainEpochs = Annotated[
     int | None,
     typer.Option(help="Epochs of inverse cloze over the corpus; 0 for none.", show_default=RECIPES),
+]
+Negatives = Annotated[
+    Path | None, typer.Option(help="Hard negatives to learn from, as models mine makes them.")
+]
+Start = Annotated[
+    Path | None,
+    typer.Option(help="Bundle to begin from: its tokenizer, and its towers as far as they fit."),
 ]
 Seed = Annotated[
     int | None, typer.Option(help="Seed of every random choice.", show_default=RECIPES)
@@ -77,6 +90,8 @@ def train(
     cbow: Cbow = None,
     epochs: Epochs = None,
     pretrain_epochs: PretrainEpochs = None,
+    negatives: Negatives = None,
+    start: Start = None,
     seed: Seed = None,
     device: Device = "auto",
     wandb: Wandb = "disabled",
@@ -96,8 +111,9 @@ def train(
         "word2vec.cbow": cbow,
         "seed": seed,
     }
+    from models.bundle import ModelBundle
     from models.data import Dataset
-    from models.pipeline import RunOptions, train_bundle
+    from models.pipeline import Inputs, RunOptions, train_bundle
     from models.recipe import read_config
     from models.tracking import wandb_options
 
@@ -106,11 +122,15 @@ def train(
         out,
         config=read_config(config, flags),
         options=RunOptions(device, wandb_options(wandb), force),
+        inputs=Inputs(negatives, ModelBundle.load(start) if start else None),
         say=lambda line: typer.echo(line, err=True),
     )
     dev = bundle.card["dev"]["dense"]
     typer.echo(f"{out} {bundle.fingerprint}")
     typer.echo(" ".join(f"{name}={value:.4f}" for name, value in dev.items()))
+
+
+app.command()(mine)
 
 
 app.command()(sweep)

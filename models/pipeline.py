@@ -1,10 +1,9 @@
 """From a DATA folder to a bundle: vocabulary, token vectors, phases, PCA, card."""
 
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +11,7 @@ import torch
 from safetensors.numpy import save as save_arrays
 
 from models.bundle import ModelBundle
-from models.bundle_files import FORMAT, TOKENIZER, TOWERS, check_target
+from models.bundle_files import TOKENIZER, TOWERS, check_target
 from models.card import make_card
 from models.checkpoint import Checkpoint, Progress, RunFolder, parts, run_path
 from models.corpus import (
@@ -28,19 +27,20 @@ from models.data import Dataset
 from models.errors import TrainingError
 from models.evaluation import ranking_metrics
 from models.examples import HardNegatives, Labelled, Split
+from models.finishing import deciding_config, dev_metrics, final_vectors
 from models.losses import mean_pairwise_cosine
 from models.mining import Vectors, find_negatives, mined_once
 from models.negatives import Mined
 from models.negatives_file import file_hash, read_negatives
-from models.phases import make_phases
+from models.phases import check_negatives, make_phases
 from models.provenance import environment
-from models.reduction import Reduction, fit_reduction
-from models.tokenizer import Tokenizer, TokenizerConfig
+from models.reduction import fit_reduction
+from models.tokenizer import Tokenizer
 from models.towers import TwoTower, choose_device, encode_rows, token_idf
 from models.tracking import Tracker, WandbOptions
 from models.training import DevResult, TrainConfig, Trainer
 from models.transformer import Transformer, open_transformer, transformer_files
-from models.transformer_encoding import GRAPH, OnnxRows, TransformerTokenizer
+from models.transformer_encoding import TransformerTokenizer
 from models.word2vec import learn_vectors
 
 MINED = "negatives.safetensors"
@@ -85,13 +85,16 @@ class Inputs(NamedTuple):
 
     Attributes:
         negatives: file of mined negatives for the labelled phase, from `models mine`.
+        start: a trained bundle, whose tokenizer and towers are where the run begins.
     """
 
     negatives: Path | None = None
+    start: ModelBundle | None = None
 
     def identity(self) -> dict[str, str]:
         """Return a hash for each input that there is."""
-        return {"negatives": file_hash(self.negatives)} if self.negatives else {}
+        negatives = {"negatives": file_hash(self.negatives)} if self.negatives else {}
+        return negatives | ({"start": self.start.fingerprint} if self.start else {})
 
 
 NO_INPUTS = Inputs()
@@ -118,7 +121,7 @@ def train_bundle(
 
     Raises:
         BundleError: `out` holds something that must not be replaced.
-        ConfigError: there is no such device.
+        ConfigError: there is no such device, or the loss and the negatives do not fit.
         DataError: DATA is broken or has no labelled query.
         TrainingError: there is nothing to learn from, an unfinished run differs, or a collapse.
     """
@@ -128,13 +131,10 @@ def train_bundle(
     if config.labelled.epochs:
         warn_of_few_pairs(split.train, say)
     given = read_negatives(inputs.negatives, data, split.train) if inputs.negatives else None
+    check_negatives(config, given)
     folder = RunFolder(run_path(out))
     with folder.held():
-        identity = {
-            "config": config.to_dict(),
-            "data": data.content_hash,
-            **inputs.identity(),
-        }
+        identity = {"config": config.to_dict(), "data": data.content_hash, **inputs.identity()}
         resumed = folder.load() if folder.claim(identity, force=options.force) else None
         records = resumed.progress.records if resumed else 0
         if resumed:
@@ -144,7 +144,7 @@ def train_bundle(
             folder.path, config=config.to_dict(), wandb=options.wandb, resumed=records, say=say
         ) as tracker:
             try:
-                run = _Run(data, config, folder, tracker, device, say)
+                run = _Run(data, config, folder, tracker, device, say, inputs.start)
                 bundle = run.execute(split, resumed, given)
             except TrainingError:
                 folder.end("failed")
@@ -165,6 +165,7 @@ class _Run:
     tracker: Tracker
     device: torch.device
     say: Say
+    start: ModelBundle | None = None
 
     def execute(
         self, split: Split, resumed: Checkpoint | None, given: HardNegatives | None
@@ -204,6 +205,8 @@ class _Run:
     def _tokenizer(self, train: Labelled) -> Tokenizer:
         config = self.config.tokenizer
         model = self.folder.read_tokenizer()
+        if model is None and self.start is not None:
+            model = self.start.tokenizer.model
         if model is not None:
             return Tokenizer(model, config)
         self.say("learning the vocabulary")
@@ -214,11 +217,17 @@ class _Run:
 
     def _towers(self, corpus: Corpus, vocab_size: int, *, resumed: Checkpoint | None) -> TwoTower:
         config = self.config.tower
-        idf = token_idf(corpus.passages, vocab_size=vocab_size)
-        if resumed is not None:
+        weights = np.ones(vocab_size, dtype=np.float32)
+        if config.idf:
+            weights = token_idf(corpus.passages, vocab_size=vocab_size)
+        seed = self.config.seed
+        if resumed is not None or self.start is not None:
             blank = np.zeros((vocab_size, config.dim), dtype=np.float32)
-            towers = TwoTower.start(config, vectors=blank, weights=idf)
-            towers.load_arrays(resumed.part("towers"))
+            towers = TwoTower.start(config, vectors=blank, weights=weights, seed=seed)
+            if resumed is not None:
+                towers.load_arrays(resumed.part("towers"))
+            elif self.start is not None:
+                towers.load_start(self.start.towers())
             return towers
         self.say("learning token vectors")
         vectors = learn_vectors(
@@ -226,9 +235,9 @@ class _Run:
             self.config.word2vec,
             vocab_size=vocab_size,
             dim=config.dim,
-            seed=self.config.seed,
+            seed=seed,
         )
-        towers = TwoTower.start(config, vectors=vectors, weights=idf)
+        towers = TwoTower.start(config, vectors=vectors, weights=weights, seed=seed)
         self.folder.save(Checkpoint(Progress(), parts(towers=towers.arrays())))
         return towers
 
@@ -263,12 +272,12 @@ class _Run:
         self, towers: TwoTower, tokenizer: AnyTokenizer, *, corpus: Corpus, clock: Clock
     ) -> ModelBundle:
         files = self._tower_files(towers, tokenizer)
-        queries, passages = _final_vectors(towers, files, corpus=corpus)
+        queries, passages = final_vectors(towers, files, corpus=corpus)
         wanted = self.config.pca_dims
         reduction = fit_reduction(passages, wanted, seed=self.config.seed)
         for dim in sorted(set(wanted) - set(reduction.dims), reverse=True):
             self.say(f"pca_{dim} is left out: it needs more than {dim} passages and dims")
-        metrics = _dev_metrics(queries, passages, reduction=reduction, dev=corpus.dev)
+        metrics = dev_metrics(queries, passages, reduction=reduction, dev=corpus.dev)
         clock.lap("reduction")
         results = {
             "queries": {"train": len(corpus.train.texts), "dev": len(corpus.dev.texts)},
@@ -278,50 +287,13 @@ class _Run:
             "seconds": clock.seconds,
             "device": str(self.device),
         }
+        if self.start is not None:
+            results["start"] = self.start.fingerprint
         card = make_card(self.data, self.config.to_dict(), results=results)
-        config = _deciding_config(self.config, tokenizer.config, reduction=reduction)
+        config = deciding_config(self.config, tokenizer.config, reduction=reduction)
         return ModelBundle.of_files(config, files, reduction=reduction, card=card)
 
     def _tower_files(self, towers: TwoTower, tokenizer: AnyTokenizer) -> dict[str, bytes]:
         if isinstance(tokenizer, TransformerTokenizer):
             return transformer_files(towers.query, tokenizer, int8=self.config.transformer.int8)
         return {TOKENIZER: tokenizer.model, TOWERS: save_arrays(towers.arrays())}
-
-
-def _deciding_config(
-    config: TrainConfig, tokenizer: TokenizerConfig, *, reduction: Reduction
-) -> dict[str, Any]:
-    return {
-        "format": FORMAT,
-        "tower": {**asdict(config.tower), "dim": len(reduction.mean)},
-        "prefixes": asdict(config.prefixes),
-        "tokenizer": {
-            "max_passage_tokens": tokenizer.max_passage_tokens,
-            "max_query_tokens": tokenizer.max_query_tokens,
-        },
-        "pca_dims": list(reduction.dims),
-    }
-
-
-def _final_vectors(towers: TwoTower, files: Mapping[str, bytes], *, corpus: Corpus) -> Vectors:
-    """Return the vectors of dev queries and passages as the bundle will give them."""
-    if GRAPH in files:
-        rows = OnnxRows(files[GRAPH])
-        return Vectors(rows.encode(corpus.dev_queries), rows.encode(corpus.passages))
-    queries = encode_rows(towers.query, corpus.dev_queries)
-    passages = encode_rows(towers.passage, corpus.passages)
-    return Vectors(queries.cpu().numpy(), passages.cpu().numpy())
-
-
-def _dev_metrics(
-    queries: FloatArray, passages: FloatArray, *, reduction: Reduction, dev: Labelled
-) -> dict[str, dict[str, float]]:
-    """Return the dev metrics of the full and of each reduced vector, by name."""
-    small_queries, small_passages = reduction.apply(queries), reduction.apply(passages)
-    pairs = {"dense": (queries, passages)} | {
-        f"pca_{d}": (small_queries[d], small_passages[d]) for d in reduction.dims
-    }
-    return {
-        name: ranking_metrics(torch.from_numpy(q), torch.from_numpy(p), relevant=dev.relevant)
-        for name, (q, p) in pairs.items()
-    }

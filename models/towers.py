@@ -33,12 +33,14 @@ class TowerConfig:
         dim: width of that vector.
         shared: whether queries and passages are read by the same tower.
         rnn: the network of kind `gru` or `lstm`.
+        idf: whether token weights start as their IDF, or all as 1.
     """
 
     kind: Literal["mean", "gru", "lstm", "transformer"] = "mean"
     dim: int = 256
     shared: bool = True
     rnn: RnnConfig = field(default_factory=RnnConfig)
+    idf: bool = True
 
     def __post_init__(self) -> None:
         if self.dim < 1:
@@ -58,8 +60,8 @@ class TowerConfig:
 
     def deciding(self) -> dict[str, Any]:
         """Return plain values of what matters for this kind."""
-        values = asdict(self)
-        return values if self.is_rnn else {k: v for k, v in values.items() if k != "rnn"}
+        left_out = {"idf"} if self.is_rnn else {"idf", "rnn"}
+        return {key: value for key, value in asdict(self).items() if key not in left_out}
 
 
 class MeanTower(nn.Module):

@@ -234,6 +234,24 @@ def test_a_trained_bundle_encodes_what_training_saw(
         assert np.linalg.norm(vectors, axis=1) == pytest.approx(1)
 
 
+class Stop(Exception):  # noqa: N818
+    """Ends a training from outside."""
+
+
+def test_a_stopped_run_goes_on_and_ends_in_the_same_bundle(data: Dataset, tmp_path: Path) -> None:
+    unbroken = train_bundle(data, tmp_path / "unbroken", config=quick())
+    for line in ("pretrain 2/2", "labelled 3/3"):
+
+        def stop(said: str, line: str = line) -> None:
+            if said.startswith(line):
+                raise Stop
+
+        with pytest.raises(Stop):
+            train_bundle(data, tmp_path / "stopped", config=quick(), say=stop)
+    again = train_bundle(data, tmp_path / "stopped", config=quick())
+    assert again.fingerprint == unbroken.fingerprint
+
+
 def test_a_network_learns_without_the_skip_path(tmp_path: Path) -> None:
     data = write_aliases(tmp_path / "DATA")
     config = quick(
