@@ -106,15 +106,12 @@ def mine_file(
     if teacher:
         queries = dict(zip(labelled.query_ids, labelled.texts, strict=True))
         rows = score_rows(rows, teacher, queries=queries, texts=content)
-    about = {
-        "data": data.content_hash,
-        "split": split,
-        "mining": asdict(config),
+    made_with = {
         "bundle": bundle.fingerprint if bundle and "dense" in config.sources else None,
         "teacher": teacher.name if teacher else None,
-        "counts": mined.counts,
     }
-    write_rows(out, rows, about=about)
+    asked = {"data": data.content_hash, "split": split, "mining": asdict(config)}
+    write_rows(out, rows, about={**asked, **made_with, "counts": mined.counts})
     return mined.counts
 
 
