@@ -124,7 +124,7 @@ def run_command(module: str, *words: str) -> float:
     """
     started = time.perf_counter()
     command = [sys.executable, "-c", f"from {module} import app; app()", *words]
-    done = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(command, cwd=ROOT, stdout=sys.stderr, stderr=subprocess.PIPE, text=True)
     if done.returncode:
         raise ConfigError(f"{shlex.join(words)}: {done.stderr.strip().splitlines()[-1]}")
     return round(time.perf_counter() - started, 1)
