@@ -30,7 +30,7 @@ Margin = Annotated[
 ]
 MaxScore = Annotated[float | None, typer.Option(help="Leave out what scores above this.")]
 TeacherName = Annotated[
-    str | None, typer.Option(help="Cross-encoder whose scores to add, by name or folder.")
+    str | None, typer.Option(help="Model whose scores to add, by name or folder.")
 ]
 
 

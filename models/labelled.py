@@ -32,7 +32,8 @@ class LabelledConfig:
         hard_negatives: mined negatives per pair, drawn afresh each epoch; 0 for none. They come
             from `models train --negatives FILE`, and without a file there are none.
         distil_weight: of margin-MSE beside the loss; 0 for none.
-        distil_temperature: divides cosines to bring them to the size of the teacher's scores.
+        distil_temperature: divides cosines to bring them to the size of the teacher's scores: 1 for
+            a teacher whose scores are cosines, about .05 for a cross-encoder's logits.
         chunk_size: texts encoded at a time, to fit a large batch into memory; 0 for all at once.
     """
 
@@ -47,7 +48,7 @@ class LabelledConfig:
     hardest: bool = False
     hard_negatives: int = 1
     distil_weight: float = 0.0
-    distil_temperature: float = 0.05
+    distil_temperature: float = 1.0
     chunk_size: int = 0
 
     def __post_init__(self) -> None:
