@@ -88,11 +88,13 @@ def test_a_number_in_scientific_notation_is_a_number(tmp_path: Path) -> None:
 
 
 def test_recipes_are_complete_configurations() -> None:
-    assert recipe_names() == ["fast", "triplet"]
+    assert recipe_names() == ["fast", "rnn", "transformer", "triplet"]
     assert read_config("fast", {}) == TrainConfig() == read_config(None, {})
     assert read_config("triplet", {}).labelled.loss == "triplet"
     assert read_config("triplet", {"labelled.epochs": 2}).labelled.epochs == 2
-    with pytest.raises(ConfigError, match=r"no recipe is named 'fats'; .* one of: fast, triplet"):
+    assert read_config("rnn", {}).tower.kind == "gru"
+    assert read_config("rnn", {}).pretrain == TrainConfig().pretrain
+    with pytest.raises(ConfigError, match=r"no recipe is named 'fats'; .* one of: fast, rnn, "):
         read_config("fats", {})
 
 
