@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.numpy import load_file
 from topics import QUICK, write_aliases, write_topics
 
 from models.bundle import ModelBundle
@@ -105,6 +106,16 @@ def test_phases_can_be_left_out(data: Dataset, tmp_path: Path) -> None:
     none = quick(pretrain__epochs=0, labelled__epochs=0, word2vec__epochs=0)
     train_bundle(data, tmp_path / "bundle", config=none)
     assert read_metrics(tmp_path / "bundle.run") == []
+
+
+@pytest.mark.parametrize("idf", [True, False])
+def test_token_weights_start_as_their_idf_or_all_alike(
+    data: Dataset, tmp_path: Path, idf: bool
+) -> None:
+    untrained = quick(pretrain__epochs=0, labelled__epochs=0, tower__idf=idf)
+    train_bundle(data, tmp_path / "bundle", config=untrained)
+    weights = load_file(tmp_path / "bundle" / "towers.safetensors")["query.weights"]
+    assert bool((weights == 1).all()) is not idf
 
 
 def test_without_a_dev_split_some_train_queries_are_held_out(tmp_path: Path) -> None:
