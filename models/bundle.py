@@ -13,8 +13,9 @@ files that decide a vector: all but the card and the extras.
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors.numpy import save as save_arrays
@@ -22,7 +23,9 @@ from safetensors.numpy import save as save_arrays
 from models.bundle_files import (
     CARD,
     CONFIG,
+    CROSS_SCORER,
     FORMAT,
+    FUSION,
     PCA,
     TOKENIZER,
     TOWERS,
@@ -39,8 +42,12 @@ from models.encoders import open_encoder
 from models.encoding import TokenEncoder
 from models.errors import BundleError
 from models.files import new_folder, write_bytes, write_json
+from models.fusion import Fusion
 from models.reduction import Reduction
 from models.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from models.ranker import CrossRanker
 
 
 class ModelBundle:
@@ -54,6 +61,7 @@ class ModelBundle:
         card: the content of card.json.
         fingerprint: 64 hex digits; equal fingerprints mean equal vectors.
         extras: name -> content of the files that decide no vector.
+        fusion: how the scores of the stages are put together, None where that was not learnt.
     """
 
     def __init__(
@@ -83,6 +91,7 @@ class ModelBundle:
         self.card = {**card, "fingerprint": self.fingerprint}
         if self.extras:
             self.card["extras"] = digests(self.extras)
+        self.fusion = Fusion.of_bytes(self.extras[FUSION]) if FUSION in self.extras else None
         self._encoder = open_encoder(self.config, self._files)
         self._prefixes = {"query": "", "passage": "", **self.config.get("prefixes", {})}
         self._reduction = Reduction.of_arrays(
@@ -213,6 +222,49 @@ class ModelBundle:
             return np.zeros((0, self.dim), dtype=np.float32)
         ready = prefixed(texts, self._prefixes["query"])
         return self._encoder.encode_queries(ready, threads=self._threads)
+
+    @property
+    def has_cross_scorer(self) -> bool:
+        """Whether candidates can be read together with their query."""
+        return CROSS_SCORER in self.extras and self.fusion is not None
+
+    @cached_property
+    def _ranker(self) -> "CrossRanker":
+        from models.ranker import CrossRanker  # needs torch
+
+        if self.fusion is None or CROSS_SCORER not in self.extras:
+            raise BundleError(
+                f"this bundle has no {CROSS_SCORER}; train one with cross.epochs above 0"
+            )
+        return CrossRanker(self.extras[CROSS_SCORER], self.fusion)
+
+    def cross_scores(
+        self, query: str, passages: Sequence[str], *, bm25: FloatArray, cosine: FloatArray
+    ) -> FloatArray:
+        """Return (n,) float32: the cross-scorer's logits, comparable within one query.
+
+        The first call loads torch.
+
+        Args:
+            query: what was asked.
+            passages: `Passage.content` of n candidates.
+            bm25: (n,) float32, their BM25 scores, 0 where no term matches.
+            cosine: (n,) float32, their cosines by the towers.
+
+        Raises:
+            BundleError: the bundle has no cross-scorer, or a broken one.
+        """
+        if not passages:
+            return np.zeros(0, dtype=np.float32)
+        tokenizer, threads = self._encoder.tokenizer, self._threads
+        asked = prefixed([query], self._prefixes["query"])
+        texts = prefixed(passages, self._prefixes["passage"])
+        return self._ranker.score(
+            tokenizer.encode_queries(asked, threads=threads),
+            tokenizer.encode_passages(texts, threads=threads),
+            bm25=bm25,
+            cosine=cosine,
+        )
 
     def reduce(self, vectors: FloatArray) -> dict[int, FloatArray]:
         """Project (n, dim) vectors to {d: (n, d) float32, L2-normalised} for d in `pca_dims`.

@@ -12,8 +12,30 @@ from models.tokenizer import Tokenizer, TokenRows
 FloatArray = npt.NDArray[np.float32]
 
 
+class RowTokenizer(Protocol):
+    """Texts in, token rows out; each side has its own limit."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens."""
+        ...
+
+    def encode_passages(self, texts: Sequence[str], *, threads: int = 0) -> TokenRows:
+        """Tokenise passages on `threads` cores (0: all)."""
+        ...
+
+    def encode_queries(self, texts: Sequence[str], *, threads: int = 0) -> TokenRows:
+        """Tokenise queries on `threads` cores (0: all)."""
+        ...
+
+
 class Encoder(Protocol):
     """Texts in, vectors out; at least one text, prefixes already in place."""
+
+    @property
+    def tokenizer(self) -> RowTokenizer:
+        """What makes the tokens."""
+        ...
 
     @property
     def dim(self) -> int:
@@ -48,16 +70,17 @@ class RowEncoder(Protocol):
 
 
 class TokenEncoder:
-    """The `Encoder` of towers that read SentencePiece tokens.
-
-    Attributes:
-        tokenizer: what makes the tokens.
-    """
+    """The `Encoder` of towers that read SentencePiece tokens."""
 
     def __init__(self, tokenizer: Tokenizer, query: RowEncoder, passage: RowEncoder) -> None:
-        self.tokenizer = tokenizer
+        self._tokenizer = tokenizer
         self._query = query
         self._passage = passage
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The SentencePiece tokenizer."""
+        return self._tokenizer
 
     @property
     def dim(self) -> int:
