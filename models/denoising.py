@@ -1,12 +1,47 @@
 """Denoising: restore a text from the vector of what is left of it when most tokens are deleted."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from models.errors import ConfigError
 from models.examples import Batch
 from models.losses import Encoded
 from models.tokenizer import IntArray, TokenRows
+
+
+@dataclass(frozen=True)
+class DenoisingConfig:
+    """Denoising, where `pretrain.method` asks for it: how long, how fast, how much noise.
+
+    Attributes:
+        epochs: passes over the corpus.
+        batch_size: passages per step; their distinct tokens are what is told apart.
+        learning_rate: Adam's peak rate.
+        temperature: of the softmax.
+        delete_rate: how likely a token is deleted.
+    """
+
+    epochs: int = 2
+    batch_size: int = 512
+    learning_rate: float = 2e-3
+    temperature: float = 0.05
+    delete_rate: float = 0.6
+
+    def __post_init__(self) -> None:
+        if self.epochs < 0:
+            raise ConfigError(f"denoising.epochs is {self.epochs}, expected 0 or more")
+        if self.batch_size < 2:
+            raise ConfigError(f"denoising.batch_size is {self.batch_size}, expected 2 or more")
+        if not 0 < self.delete_rate < 1:
+            raise ConfigError(
+                f"denoising.delete_rate is {self.delete_rate}, expected between 0 and 1"
+            )
+        for name in ("learning_rate", "temperature"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"denoising.{name} is {getattr(self, name)}, expected above 0")
 
 
 class NoisySampler:

@@ -45,18 +45,20 @@ class MiningConfig:
     Attributes:
         source: who ranks: BM25, the towers, or both in turn.
         per_query: negatives kept for each query at most, best-ranked first.
-        first_rank: ranks before this one are left out, from 1.
+        first_rank: ranks before this one are left out, from 1: the very top is full of answers
+            that nobody has labelled.
         last_rank: the deepest rank to look at.
-        max_share: leave out what scores above this share of the query's best answer.
+        max_share: leave out what scores above this share of the query's best answer; a large
+            number lets everything through.
         margin: leave out what scores less than this below the query's best answer.
         max_score: leave out what scores above this.
     """
 
     source: Literal["bm25", "dense", "both"] = "both"
     per_query: int = 8
-    first_rank: int = 1
+    first_rank: int = 10
     last_rank: int = 100
-    max_share: float | None = None
+    max_share: float | None = 0.95
     margin: float | None = None
     max_score: float | None = None
 

@@ -31,7 +31,11 @@ def make_phases(
         given: hard negatives for the labelled phase, of `corpus.train`.
         mine: finds hard negatives for the hard phase, called when that phase begins.
     """
-    phases = [pretrain_phase(config, corpus), labelled_phase(config, corpus, given)]
+    method = config.pretrain.method
+    phases = [] if method == "denoising" else [pretrain_phase(config, corpus)]
+    if method != "inverse_cloze":
+        phases.append(denoising_phase(config, corpus))
+    phases.append(labelled_phase(config, corpus, given))
     return [*phases, hard_phase(config, corpus, mine)] if config.hard.epochs else phases
 
 
@@ -59,21 +63,31 @@ def check_negatives(config: TrainConfig, given: HardNegatives | None) -> None:
 
 
 def pretrain_phase(config: TrainConfig, corpus: Corpus) -> Phase:
-    """Return the phase that needs no labels."""
-    pretrain = config.pretrain
-    if pretrain.method == "denoising":
-        sampler: Sampler = NoisySampler(corpus.passages, delete_rate=pretrain.delete_rate)
-        loss = partial(denoising_loss, temperature=pretrain.temperature)
-    else:
-        sampler = SpanSampler(corpus.passages, pretrain)
-        loss = partial(in_batch_softmax, temperature=pretrain.temperature)
+    """Return the phase that finds passages by spans of them."""
+    spans = config.pretrain
+    loss = partial(in_batch_softmax, temperature=spans.temperature)
     return Phase(
         "pretrain",
-        sampler,
+        SpanSampler(corpus.passages, spans),
         matryoshka_loss(loss, config.matryoshka_dims),
-        pretrain.epochs,
-        pretrain.batch_size,
-        pretrain.learning_rate,
+        spans.epochs,
+        spans.batch_size,
+        spans.learning_rate,
+        skip_only=config.tower.is_rnn and not config.tower.rnn.pretrain,
+    )
+
+
+def denoising_phase(config: TrainConfig, corpus: Corpus) -> Phase:
+    """Return the phase that restores noisy passages."""
+    noise = config.denoising
+    loss = partial(denoising_loss, temperature=noise.temperature)
+    return Phase(
+        "denoising",
+        NoisySampler(corpus.passages, delete_rate=noise.delete_rate),
+        matryoshka_loss(loss, config.matryoshka_dims),
+        noise.epochs,
+        noise.batch_size,
+        noise.learning_rate,
         skip_only=config.tower.is_rnn and not config.tower.rnn.pretrain,
     )
 

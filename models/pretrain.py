@@ -14,23 +14,21 @@ NOTHING_MASKED = np.zeros((0, 2), dtype=np.int64)
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """The phase without labels: which objective, how long, how fast.
+    """Learning without labels; but for `method`, all of it is about inverse cloze.
 
     Attributes:
-        method: `inverse_cloze` (find the passage that a span was cut from) or `denoising`
-            (restore a passage from the vector of what is left of it).
+        method: `inverse_cloze` (find the passage that a span was cut from), `denoising` (restore
+            a passage from the vector of what is left of it) or `both`, in this order.
         epochs: passes over the corpus; 0 leaves this phase out.
         batch_size: passages per step, each the others' negative.
         learning_rate: Adam's peak rate.
-        temperature: of the softmax.
-        min_span: inverse cloze: shortest span in tokens.
-        max_span: inverse cloze: longest span in tokens; never more than half of a passage.
-        keep_rate: inverse cloze: how often the span stays in its passage, so that exact matches
-            count too.
-        delete_rate: denoising: how likely a token is deleted.
+        temperature: of the in-batch softmax.
+        min_span: shortest span in tokens.
+        max_span: longest span in tokens; never more than half of a passage.
+        keep_rate: how often the span stays in its passage, so that exact matches count too.
     """
 
-    method: Literal["inverse_cloze", "denoising"] = "inverse_cloze"
+    method: Literal["inverse_cloze", "denoising", "both"] = "inverse_cloze"
     epochs: int = 10
     batch_size: int = 2048
     learning_rate: float = 0.01
@@ -38,7 +36,6 @@ class PretrainConfig:
     min_span: int = 3
     max_span: int = 12
     keep_rate: float = 0.1
-    delete_rate: float = 0.6
 
     def __post_init__(self) -> None:
         if self.epochs < 0:
@@ -52,10 +49,6 @@ class PretrainConfig:
             )
         if not 0 <= self.keep_rate <= 1:
             raise ConfigError(f"pretrain.keep_rate is {self.keep_rate}, expected 0 to 1")
-        if not 0 < self.delete_rate < 1:
-            raise ConfigError(
-                f"pretrain.delete_rate is {self.delete_rate}, expected between 0 and 1"
-            )
         for name in ("learning_rate", "temperature"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"pretrain.{name} is {getattr(self, name)}, expected above 0")

@@ -11,6 +11,7 @@ import torch
 from models.checkpoint import Arrays, Checkpoint, Progress, RunFolder, parts
 from models.console import progress as progress_bar
 from models.corpus import PrefixConfig
+from models.denoising import DenoisingConfig
 from models.errors import ConfigError, TrainingError
 from models.examples import Sampler, batches_per_epoch, epoch_batches
 from models.gradients import backward
@@ -46,6 +47,7 @@ class TrainConfig:
     word2vec: Word2VecConfig = field(default_factory=Word2VecConfig)
     tower: TowerConfig = field(default_factory=TowerConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    denoising: DenoisingConfig = field(default_factory=DenoisingConfig)
     labelled: LabelledConfig = field(default_factory=LabelledConfig)
     hard: HardConfig = field(default_factory=HardConfig)
     transformer: TransformerConfig = field(default_factory=TransformerConfig)

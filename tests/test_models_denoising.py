@@ -8,11 +8,10 @@ from topics import QUICK, write_topics
 from torch.nn import functional
 
 from models.config import from_mapping, with_values
-from models.denoising import NoisySampler, denoising_loss
+from models.denoising import DenoisingConfig, NoisySampler, denoising_loss
 from models.errors import ConfigError
 from models.losses import Encoded
 from models.pipeline import train_bundle
-from models.pretrain import PretrainConfig
 from models.tokenizer import TokenRows, token_rows
 from models.tracking import read_metrics
 from models.training import TrainConfig
@@ -82,20 +81,35 @@ def test_the_loss_agrees_with_a_naive_loop() -> None:
 def test_a_run_can_pretrain_by_denoising(tmp_path: Path) -> None:
     data = write_topics(tmp_path / "DATA")
     values = {
-        "pretrain.method": "denoising",
-        "pretrain.epochs": 5,
-        "pretrain.learning_rate": 0.05,
+        "pretrain.method": "both",
+        "pretrain.epochs": 1,
+        "denoising.epochs": 5,
+        "denoising.batch_size": 32,
+        "denoising.learning_rate": 0.05,
         "labelled.epochs": 0,
     }
     config = from_mapping(TrainConfig, with_values(QUICK, values))
     first = train_bundle(data, tmp_path / "a", config=config)
     assert train_bundle(data, tmp_path / "b", config=config).fingerprint == first.fingerprint
-    losses = [record["loss"] for record in read_metrics(tmp_path / "a.run")]
+    records = read_metrics(tmp_path / "a.run")
+    assert [record["phase"] for record in records] == ["pretrain"] + ["denoising"] * 5
+    losses = [record["loss"] for record in records[1:]]
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < 0.8 * losses[0]
 
 
-@pytest.mark.parametrize("rate", [0.0, 1.0])
-def test_impossible_rates_are_refused(rate: float) -> None:
-    with pytest.raises(ConfigError, match=r"pretrain\.delete_rate is"):
-        PretrainConfig(delete_rate=rate)
+def test_denoising_can_take_the_place_of_inverse_cloze(tmp_path: Path) -> None:
+    values = {"pretrain.method": "denoising", "denoising.epochs": 1, "labelled.epochs": 1}
+    config = from_mapping(TrainConfig, with_values(QUICK, values))
+    train_bundle(write_topics(tmp_path / "DATA"), tmp_path / "a", config=config)
+    phases = [record["phase"] for record in read_metrics(tmp_path / "a.run")]
+    assert phases == ["denoising", "labelled"]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"epochs": -1}, {"batch_size": 1}, {"delete_rate": 1.0}, {"temperature": 0.0}],
+)
+def test_impossible_values_are_refused(values: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=f"denoising.{next(iter(values))} is"):
+        DenoisingConfig(**values)  # type: ignore[arg-type]

@@ -43,6 +43,10 @@ def candidates(
     return Candidates("bm25", np.array(rows), np.array(scores, np.float32), np.array(answers))
 
 
+def unguarded(**values: object) -> MiningConfig:
+    return from_mapping(MiningConfig, {"first_rank": 1, "max_share": None, **values})
+
+
 def kept(mined: Mined) -> list[list[int]]:
     return [[row for row in rows if row >= 0] for rows in mined.rows.tolist()]
 
@@ -70,7 +74,7 @@ FOUND = candidates(
     ],
 )
 def test_each_guard_by_hand(guards: dict[str, float], expected: list[list[int]]) -> None:
-    config = from_mapping(MiningConfig, {"source": "bm25", **guards})
+    config = unguarded(source="bm25", **guards)
     mined = mine(TWO, [FOUND], config, same_text=DISTINCT)
     assert kept(mined) == expected
     considered = sum(
@@ -81,7 +85,7 @@ def test_each_guard_by_hand(guards: dict[str, float], expected: list[list[int]])
 
 
 def test_ranks_and_scores_are_the_sources() -> None:
-    mined = mine(TWO, [FOUND], MiningConfig(source="bm25", per_query=2), same_text=DISTINCT)
+    mined = mine(TWO, [FOUND], unguarded(source="bm25", per_query=2), same_text=DISTINCT)
     assert mined.rows.tolist() == [[3, 4], [5, 4]]
     assert mined.ranks.tolist() == [[1, 3], [2, 4]]
     assert mined.scores.tolist() == [[9, 7], [5, 1]]
@@ -89,12 +93,12 @@ def test_ranks_and_scores_are_the_sources() -> None:
 
 def test_copies_of_an_answer_and_answers_of_the_same_question_are_no_negatives() -> None:
     texts = ["An  Answer", "b", "c", "an answer", "e", "f"]
-    mined = mine(TWO, [FOUND], MiningConfig(), same_text=text_groups(texts))
+    mined = mine(TWO, [FOUND], unguarded(), same_text=text_groups(texts))
     assert 3 not in mined.rows[0]
     assert mined.counts["bm25"][OUTCOMES[3]] == 1
     # Passages 1 and 2 answer query 1, which reads like query 0.
     again = labelled([[1, 0, 0, 0, 0, 0], [0, 1, 1, 0, 0, 0]], ["What is x", "what is  X"])
-    mined = mine(again, [FOUND], MiningConfig(), same_text=DISTINCT)
+    mined = mine(again, [FOUND], unguarded(), same_text=DISTINCT)
     assert kept(mined) == [
         [3, 4, 5],
         [5, 4],
@@ -108,12 +112,12 @@ def test_two_sources_take_turns_and_share_their_doubts() -> None:
         scores=np.array([[0.9, 0.5, 0.4, 0.3, 0.2], [0.5, 0.4, 0.3, 0.2, 0.1]], np.float32),
         answers=np.array([0.3, 0.2], np.float32),
     )
-    mined = mine(TWO, [FOUND, dense], MiningConfig(per_query=3), same_text=DISTINCT)
+    mined = mine(TWO, [FOUND, dense], unguarded(per_query=3), same_text=DISTINCT)
     assert mined.rows.tolist() == [[3, 5, 4], [4, 5, 3]]
     assert mined.sources.tolist() == [[0, 1, 0], [1, 0, 1]]
     assert mined.ranks.tolist() == [[1, 1, 3], [1, 2, 2]]
     # To the towers passages 5 and 3 (query 0) and 4 (query 1) look like answers.
-    config = MiningConfig(per_query=9, max_score=0.45)
+    config = unguarded(per_query=9, max_score=0.45)
     bm25 = FOUND._replace(scores=FOUND.scores / 100)
     doubted = mine(TWO, [bm25, dense], config, same_text=DISTINCT)
     assert kept(doubted) == [
@@ -145,8 +149,16 @@ def test_bm25_candidates_name_the_best_answers_score() -> None:
     assert found.answers.tolist() == [found.scores[0, 0], found.scores[1, 0]]
 
 
+def test_by_default_the_top_and_what_scores_like_the_answer_are_left_out() -> None:
+    rows = [[*range(1, 21)]]
+    scores = [[float(score) for score in range(30, 10, -1)]]  # rank 10 scores 21
+    found = candidates(rows, scores, [20.0])
+    mined = mine(labelled([[1] + [0] * 20]), [found], MiningConfig(), same_text=np.arange(21))
+    assert mined.ranks[0].tolist() == list(range(12, 20))  # at most 19 = .95 * 20
+
+
 @pytest.mark.parametrize(
-    "values", [{"per_query": 0}, {"first_rank": 0}, {"last_rank": 0}, {"max_share": 0.0}]
+    "values", [{"per_query": 0}, {"first_rank": 0}, {"last_rank": 9}, {"max_share": 0.0}]
 )
 def test_impossible_mining_is_refused(values: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="mining"):
@@ -180,7 +192,7 @@ def test_the_file_holds_answers_and_negatives(data: Dataset, tmp_path: Path) -> 
         data,
         out,
         split="train",
-        config=MiningConfig(source="bm25", per_query=1),
+        config=unguarded(source="bm25", per_query=1),
         teacher=Teacher("length", length),
     )
     rows = pq.read_table(out).to_pylist()
@@ -197,13 +209,13 @@ def test_the_file_holds_answers_and_negatives(data: Dataset, tmp_path: Path) -> 
     assert all(row["teacher_score"] == len(texts[row["passage_id"]]) for row in rows)
     about = read_about(out)
     assert about["data"] == data.content_hash
-    assert about["mining"] == dataclasses.asdict(MiningConfig(source="bm25", per_query=1))
+    assert about["mining"] == dataclasses.asdict(unguarded(source="bm25", per_query=1))
     assert (about["teacher"], about["bundle"], about["counts"]) == ("length", None, counts)
 
 
 def test_reading_gives_rows_and_scores_back(data: Dataset, tmp_path: Path) -> None:
     out = tmp_path / "mined.parquet"
-    config = MiningConfig(source="bm25")
+    config = unguarded(source="bm25")
     mine_file(data, out, split="train", config=config, teacher=Teacher("length", length))
     passages = list(data.passages())
     row_of = {passage.passage_id: row for row, passage in enumerate(passages)}
@@ -225,7 +237,7 @@ def test_reading_gives_rows_and_scores_back(data: Dataset, tmp_path: Path) -> No
 
 def test_files_that_do_not_fit_are_refused_in_one_line(data: Dataset, tmp_path: Path) -> None:
     out = tmp_path / "mined.parquet"
-    mine_file(data, out, split="train", config=MiningConfig(source="bm25"))
+    mine_file(data, out, split="train", config=unguarded(source="bm25"))
     other = write_topics(tmp_path / "OTHER", seed=1)
     with pytest.raises(DataError, match=f"mined from DATA {data.content_hash[:8]}, .* mine again"):
         train_bundle(other, tmp_path / "b", config=quick(), inputs=Inputs(out))
@@ -235,7 +247,7 @@ def test_files_that_do_not_fit_are_refused_in_one_line(data: Dataset, tmp_path: 
         train_bundle(
             data, tmp_path / "b", config=quick(), inputs=Inputs(data.path / "queries.parquet")
         )
-    mine_file(data, out, split="train", config=MiningConfig(source="bm25", max_score=1e-9))
+    mine_file(data, out, split="train", config=unguarded(source="bm25", max_score=1e-9))
     with pytest.raises(DataError, match="no hard negative for the train queries"):
         train_bundle(data, tmp_path / "b", config=quick(), inputs=Inputs(out))
     assert not (tmp_path / "b").exists()
@@ -275,7 +287,7 @@ def test_wrong_usage_of_the_command(data: Dataset, tmp_path: Path) -> None:
 
 def test_margins_of_a_teacher_can_be_learnt(data: Dataset, tmp_path: Path) -> None:
     out = tmp_path / "mined.parquet"
-    config = MiningConfig(source="bm25")
+    config = unguarded(source="bm25")
     mine_file(data, out, split="train", config=config, teacher=Teacher("length", length))
     settings = quick(labelled__loss="margin_mse", labelled__epochs=2)
     train_bundle(data, tmp_path / "b", config=settings, inputs=Inputs(out))
@@ -287,7 +299,7 @@ def test_a_loss_without_its_teacher_and_unused_negatives_are_refused(
     data: Dataset, tmp_path: Path
 ) -> None:
     plain, scored = tmp_path / "plain.parquet", tmp_path / "scored.parquet"
-    config = MiningConfig(source="bm25")
+    config = unguarded(source="bm25")
     mine_file(data, plain, split="train", config=config)
     mine_file(data, scored, split="train", config=config, teacher=Teacher("length", length))
     for settings, path, message in (
@@ -308,10 +320,10 @@ def test_going_on_with_other_negatives_is_refused(data: Dataset, tmp_path: Path)
         if line.startswith("labelled 1/"):
             raise KeyboardInterrupt
 
-    mine_file(data, out, split="train", config=MiningConfig(source="bm25"))
+    mine_file(data, out, split="train", config=unguarded(source="bm25"))
     with pytest.raises(KeyboardInterrupt):
         train_bundle(data, tmp_path / "b", config=quick(), inputs=Inputs(out), say=stop)
-    mine_file(data, out, split="train", config=MiningConfig(source="bm25", per_query=1))
+    mine_file(data, out, split="train", config=unguarded(source="bm25", per_query=1))
     with pytest.raises(TrainingError, match="unfinished run with negatives = "):
         train_bundle(data, tmp_path / "b", config=quick(), inputs=Inputs(out))
 
@@ -323,6 +335,7 @@ HARD = {
     "hard__patience": 3,
     "hard__negatives": 2,
     "hard__mining__source": "both",
+    "hard__mining__first_rank": 1,
 }
 
 
@@ -346,7 +359,7 @@ def test_the_hard_phase_mines_and_resumes_exactly(data: Dataset, tmp_path: Path)
 
 
 def test_mined_lists_are_made_once(tmp_path: Path) -> None:
-    mined = mine(TWO, [FOUND], MiningConfig(), same_text=DISTINCT)
+    mined = mine(TWO, [FOUND], unguarded(), same_text=DISTINCT)
     first = mined_once(tmp_path / "n.safetensors", lambda: mined)
     again = mined_once(tmp_path / "n.safetensors", lambda: pytest.fail("mined again"))
     assert np.array_equal(first.rows, again.rows)
