@@ -26,6 +26,7 @@ from models.errors import TrainingError
 from models.files import write_bytes, write_json
 
 CHECKPOINT = "checkpoint.safetensors"
+TEACHER = "teacher"  # what a teacher said of the texts: dear, and right for any settings
 RECORDS = (CHECKPOINT, "finished.json", "failed.json")
 
 FloatArray = npt.NDArray[np.float32]
@@ -202,6 +203,8 @@ class RunFolder:
 
     def _clear(self) -> None:
         for entry in self.path.iterdir():
+            if entry.name == TEACHER:
+                continue
             if entry.is_dir():
                 shutil.rmtree(entry)
             else:

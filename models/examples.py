@@ -25,12 +25,14 @@ class Batch(NamedTuple):
             as well.
         margins: (n, m) float32, a teacher's score of the positive minus that of hard negative j,
             NaN where unknown; None where there is no teacher.
+        similarities: (n, n * (1 + m)) float32, a teacher's cosine of each query and passage.
     """
 
     queries: TokenRows
     passages: TokenRows
     masked: IntArray
     margins: FloatArray | None = None
+    similarities: FloatArray | None = None
 
 
 class Sampler(Protocol):

@@ -35,8 +35,11 @@ def encoded_batch(batch: Batch, queries: Tensor, passages: Tensor) -> Encoded:
     if len(batch.masked):
         rows, columns = torch.from_numpy(batch.masked.T).to(device)
         masked[rows, columns] = True
-    margins = None if batch.margins is None else torch.from_numpy(batch.margins).to(device)
-    return Encoded(queries, passages, masked, margins)
+    margins, similarities = (
+        None if array is None else torch.from_numpy(array).to(device)
+        for array in (batch.margins, batch.similarities)
+    )
+    return Encoded(queries, passages, masked, margins, similarities)
 
 
 def backward(towers: TwoTower, batch: Batch, *, loss: Loss, chunk_size: int = 0) -> float:

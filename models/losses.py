@@ -24,12 +24,14 @@ class Encoded(NamedTuple):
             passage answers the query as well: they are left out, not punished.
         margins: (n, m) float32, a teacher's score of the positive minus that of hard negative j,
             NaN where unknown; None where there is no teacher.
+        similarities: (n, n * (1 + m)) float32, a teacher's cosine of each query and passage.
     """
 
     queries: Tensor
     passages: Tensor
     masked: Tensor
     margins: Tensor | None = None
+    similarities: Tensor | None = None
 
 
 Loss = Callable[[Encoded], Tensor]

@@ -7,6 +7,7 @@ import numpy as np
 
 from models.corpus import Corpus
 from models.denoising import NoisySampler, denoising_loss
+from models.distillation import Lesson, LessonSampler, similarity_loss
 from models.errors import ConfigError
 from models.examples import Batch, HardNegatives, PairSampler, Sampler
 from models.labelled import LabelledConfig, labelled_loss
@@ -22,6 +23,7 @@ def make_phases(
     *,
     given: HardNegatives | None,
     mine: Callable[[], HardNegatives],
+    teach: Callable[[], Lesson],
 ) -> list[Phase]:
     """Return the phases of a run in order.
 
@@ -30,11 +32,14 @@ def make_phases(
         corpus: what to learn from.
         given: hard negatives for the labelled phase, of `corpus.train`.
         mine: finds hard negatives for the hard phase, called when that phase begins.
+        teach: lets the teacher read for the taught phase, called when that phase begins.
     """
     method = config.pretrain.method
     phases = [] if method == "denoising" else [pretrain_phase(config, corpus)]
     if method != "inverse_cloze":
         phases.append(denoising_phase(config, corpus))
+    if config.teacher.model and config.teacher.epochs:
+        phases.append(taught_phase(config, teach))
     phases.append(labelled_phase(config, corpus, given))
     return [*phases, hard_phase(config, corpus, mine)] if config.hard.epochs else phases
 
@@ -105,6 +110,22 @@ def labelled_phase(config: TrainConfig, corpus: Corpus, given: HardNegatives | N
         pairs.patience,
         _collapse_margin(pairs),
         pairs.chunk_size,
+    )
+
+
+def taught_phase(config: TrainConfig, teach: Callable[[], Lesson]) -> Phase:
+    """Return the phase that follows a teacher."""
+    teacher = config.teacher
+    return Phase(
+        "taught",
+        _LaterSampler(lambda: LessonSampler(teach())),
+        matryoshka_loss(
+            lambda encoded: similarity_loss(encoded, temperature=teacher.temperature),
+            config.matryoshka_dims,
+        ),
+        teacher.epochs,
+        teacher.batch_size,
+        teacher.learning_rate,
     )
 
 

@@ -1,7 +1,7 @@
 """From a DATA folder to a bundle: vocabulary, token vectors, phases, PCA, card."""
 
-import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +13,8 @@ from safetensors.numpy import save as save_arrays
 from models.bundle import ModelBundle
 from models.bundle_files import TOKENIZER, TOWERS, check_target
 from models.card import make_card
-from models.checkpoint import Checkpoint, Progress, RunFolder, parts, run_path
+from models.checkpoint import TEACHER, Checkpoint, Progress, RunFolder, parts, run_path
+from models.clock import Clock
 from models.corpus import (
     Corpus,
     Say,
@@ -24,6 +25,7 @@ from models.corpus import (
     warn_of_few_pairs,
 )
 from models.data import Dataset
+from models.distillation import Lessons
 from models.errors import TrainingError
 from models.evaluation import ranking_metrics
 from models.examples import HardNegatives, Labelled, Split
@@ -47,20 +49,6 @@ MINED = "negatives.safetensors"
 
 FloatArray = npt.NDArray[np.float32]
 AnyTokenizer = Tokenizer | TransformerTokenizer
-
-
-class Clock:
-    """Seconds spent on each named part of a run."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        """Book the time since the last lap under `name`."""
-        now = time.perf_counter()
-        self.seconds[name] = round(now - self._last, 1)
-        self._last = now
 
 
 class RunOptions(NamedTuple):
@@ -144,7 +132,7 @@ def train_bundle(
             folder.path, config=config.to_dict(), wandb=options.wandb, resumed=records, say=say
         ) as tracker:
             try:
-                run = _Run(data, config, folder, tracker, device, say, inputs.start)
+                run = _Run(data, config, folder, tracker, device, say, inputs)
                 bundle = run.execute(split, resumed, given)
             except TrainingError:
                 folder.end("failed")
@@ -165,7 +153,7 @@ class _Run:
     tracker: Tracker
     device: torch.device
     say: Say
-    start: ModelBundle | None = None
+    inputs: Inputs
 
     def execute(
         self, split: Split, resumed: Checkpoint | None, given: HardNegatives | None
@@ -178,10 +166,10 @@ class _Run:
         corpus = tokenise(self.data, tokenizer, split=split, prefixes=config.prefixes)
         ranked = dev_corpus(corpus, size=config.dev_passages, seed=config.seed)
         clock.lap("tokenising")
-        if transformer:
+        if transformer is not None:
             towers = self._transformer_towers(transformer, resumed=resumed).to(self.device)
         else:
-            towers = self._towers(corpus, tokenizer.vocab_size, resumed=resumed).to(self.device)
+            towers = self._towers(corpus, tokenizer, resumed=resumed).to(self.device)
         clock.lap("token vectors")
         trainer = Trainer(
             towers,
@@ -191,7 +179,13 @@ class _Run:
             config.seed,
             self.say,
         )
-        phases = make_phases(config, corpus, given=given, mine=lambda: self._mine(towers, corpus))
+        phases = make_phases(
+            config,
+            corpus,
+            given=given,
+            mine=lambda: self._mine(towers, corpus),
+            teach=lambda: self._lessons.of(corpus, tokenizer, say=self.say),
+        )
         trainer.run(phases, resumed)
         (self.folder.path / MINED).unlink(missing_ok=True)
         clock.lap("phases")
@@ -205,8 +199,8 @@ class _Run:
     def _tokenizer(self, train: Labelled) -> Tokenizer:
         config = self.config.tokenizer
         model = self.folder.read_tokenizer()
-        if model is None and self.start is not None:
-            model = self.start.tokenizer.model
+        if model is None and self.inputs.start is not None:
+            model = self.inputs.start.tokenizer.model
         if model is not None:
             return Tokenizer(model, config)
         self.say("learning the vocabulary")
@@ -215,31 +209,39 @@ class _Run:
         self.folder.write_tokenizer(tokenizer.model)
         return tokenizer
 
-    def _towers(self, corpus: Corpus, vocab_size: int, *, resumed: Checkpoint | None) -> TwoTower:
-        config = self.config.tower
+    def _towers(
+        self, corpus: Corpus, tokenizer: AnyTokenizer, *, resumed: Checkpoint | None
+    ) -> TwoTower:
+        config, vocab_size = self.config.tower, tokenizer.vocab_size
         weights = np.ones(vocab_size, dtype=np.float32)
         if config.idf:
             weights = token_idf(corpus.passages, vocab_size=vocab_size)
         seed = self.config.seed
-        if resumed is not None or self.start is not None:
+        if resumed is not None or self.inputs.start is not None:
             blank = np.zeros((vocab_size, config.dim), dtype=np.float32)
             towers = TwoTower.start(config, vectors=blank, weights=weights, seed=seed)
             if resumed is not None:
                 towers.load_arrays(resumed.part("towers"))
-            elif self.start is not None:
-                towers.load_start(self.start.towers())
+            elif self.inputs.start is not None:
+                towers.load_start(self.inputs.start.towers())
             return towers
-        self.say("learning token vectors")
-        vectors = learn_vectors(
-            corpus.passages,
-            self.config.word2vec,
-            vocab_size=vocab_size,
-            dim=config.dim,
-            seed=seed,
-        )
+        vectors = self._token_vectors(corpus, tokenizer)
         towers = TwoTower.start(config, vectors=vectors, weights=weights, seed=seed)
         self.folder.save(Checkpoint(Progress(), parts(towers=towers.arrays())))
         return towers
+
+    def _token_vectors(self, corpus: Corpus, tokenizer: AnyTokenizer) -> FloatArray:
+        config, dim, seed = self.config, self.config.tower.dim, self.config.seed
+        if config.teacher.model and config.teacher.token_vectors:
+            return self._lessons.token_vectors(tokenizer, dim=dim, say=self.say)
+        self.say("learning token vectors")
+        size = tokenizer.vocab_size
+        return learn_vectors(corpus.passages, config.word2vec, vocab_size=size, dim=dim, seed=seed)
+
+    @cached_property
+    def _lessons(self) -> Lessons:
+        kept = self.folder.path / TEACHER
+        return Lessons(self.data, self.config.teacher, seed=self.config.seed, folder=kept)
 
     def _transformer_towers(
         self, transformer: Transformer, *, resumed: Checkpoint | None
@@ -286,9 +288,8 @@ class _Run:
             "dev_passages": len(passages),
             "seconds": clock.seconds,
             "device": str(self.device),
+            **self.inputs.identity(),
         }
-        if self.start is not None:
-            results["start"] = self.start.fingerprint
         card = make_card(self.data, self.config.to_dict(), results=results)
         config = deciding_config(self.config, tokenizer.config, reduction=reduction)
         return ModelBundle.of_files(config, files, reduction=reduction, card=card)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
 from models.checkpoint import Arrays, Checkpoint, Progress, RunFolder, parts
 from models.console import progress as progress_bar
@@ -18,6 +19,7 @@ from models.gradients import backward
 from models.labelled import HardConfig, LabelledConfig
 from models.losses import Loss
 from models.pretrain import PretrainConfig
+from models.teacher import TeacherConfig
 from models.tokenizer import TokenizerConfig
 from models.towers import TowerConfig, TwoTower
 from models.tracking import Tracker
@@ -50,6 +52,7 @@ class TrainConfig:
     denoising: DenoisingConfig = field(default_factory=DenoisingConfig)
     labelled: LabelledConfig = field(default_factory=LabelledConfig)
     hard: HardConfig = field(default_factory=HardConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     prefixes: PrefixConfig = field(default_factory=PrefixConfig)
     dev_share: float = 0.1
@@ -149,7 +152,8 @@ class Trainer:
         start = resumed.progress if resumed else Progress()
         for number in range(start.phase, len(phases)):
             checkpoint = resumed if number == start.phase else None
-            self._run_phase(number, phases[number], resumed=checkpoint)
+            if phases[number].epochs:  # ranking dev can take minutes
+                self._run_phase(number, phases[number], resumed=checkpoint)
 
     def _run_phase(self, number: int, phase: Phase, *, resumed: Checkpoint | None) -> None:
         self.towers.skip_only(phase.skip_only)
@@ -228,18 +232,20 @@ def rate_factor(step: int, steps: int) -> float:
     return min((step + 1) / warmup, (steps - step) / max(1, steps - warmup + 1))
 
 
-def optimizer_arrays(optimizer: torch.optim.Adam, towers: TwoTower) -> Arrays:
+def optimizer_arrays(optimizer: torch.optim.Optimizer, module: nn.Module) -> Arrays:
     """Return Adam's state as plain arrays."""
     return {
         f"{name}.{key}": value.detach().cpu().numpy().copy()
-        for name, parameter in towers.named_parameters()
+        for name, parameter in module.named_parameters()
         for key, value in optimizer.state[parameter].items()
     }
 
 
-def restore_optimizer(optimizer: torch.optim.Adam, towers: TwoTower, *, arrays: Arrays) -> None:
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, module: nn.Module, *, arrays: Arrays
+) -> None:
     """Set Adam's state to what `optimizer_arrays` returned."""
-    for name, parameter in towers.named_parameters():
+    for name, parameter in module.named_parameters():
         if f"{name}.step" not in arrays:
             continue  # it took no part in the phase so far
         for key in ("step", "exp_avg", "exp_avg_sq"):

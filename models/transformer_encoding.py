@@ -44,6 +44,10 @@ class TransformerTokenizer:
         """Number of tokens."""
         return int(self._passages.get_vocab_size())
 
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Return the readable form of tokens."""
+        return [str(self._passages.id_to_token(int(i))) for i in ids]
+
     def encode_passages(self, texts: Sequence[str], *, threads: int = 0) -> TokenRows:
         """Tokenise passages, cut to `max_passage_tokens`; the package chooses its threads."""
         return _encode(self._passages, texts, limit=self.config.max_passage_tokens)
@@ -92,15 +96,16 @@ class OnnxRows:
 
 
 class TransformerEncoder:
-    """The `Encoder` of the transformer tower, which is one for both sides.
-
-    Attributes:
-        tokenizer: what makes its tokens.
-    """
+    """The `Encoder` of the transformer tower, which is one for both sides."""
 
     def __init__(self, tokenizer: TransformerTokenizer, rows: OnnxRows) -> None:
-        self.tokenizer = tokenizer
+        self._tokenizer = tokenizer
         self._rows = rows
+
+    @property
+    def tokenizer(self) -> TransformerTokenizer:
+        """What makes its tokens."""
+        return self._tokenizer
 
     @property
     def dim(self) -> int:

@@ -1,0 +1,160 @@
+"""Distillation: the cheap towers learn to find near what their teacher finds near."""
+
+import hashlib
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from models.corpus import Corpus, RowTokenizer, Say
+from models.data import Dataset
+from models.errors import TrainingError
+from models.examples import Batch
+from models.losses import Encoded
+from models.pretrain import NOTHING_MASKED
+from models.teacher import (
+    PieceTokenizer,
+    Teacher,
+    TeacherConfig,
+    kept_vectors,
+    open_teacher,
+    random_spans,
+    token_vectors,
+)
+from models.tokenizer import IntArray, TokenRows, concat_rows
+
+FloatArray = npt.NDArray[np.float32]
+
+
+class Lesson(NamedTuple):
+    """Pairs of a query and a passage, as tokens and as the teacher sees them.
+
+    Attributes:
+        queries: token rows of q queries.
+        passages: token rows of the corpus.
+        query_vectors: (q, teacher's dim) float32, L2-normalised.
+        passage_vectors: (passages, teacher's dim) float32, L2-normalised.
+        pairs: (n, 2) int64, rows of a query and of a passage.
+    """
+
+    queries: TokenRows
+    passages: TokenRows
+    query_vectors: FloatArray
+    passage_vectors: FloatArray
+    pairs: IntArray
+
+
+class Lessons:
+    """What a teacher can do for a run; it is opened when it is first needed."""
+
+    def __init__(self, data: Dataset, config: TeacherConfig, *, seed: int, folder: Path) -> None:
+        """Keep what to read.
+
+        Args:
+            data: where the texts are.
+            config: which teacher, and which spans.
+            seed: of spans and random directions.
+            folder: where the teacher's vectors are kept.
+        """
+        self._data = data
+        self._config = config
+        self._seed = seed
+        self._folder = folder
+
+    @cached_property
+    def _teacher(self) -> Teacher:
+        return open_teacher(str(self._config.model))
+
+    def token_vectors(self, tokenizer: PieceTokenizer, *, dim: int, say: Say) -> FloatArray:
+        """Return (vocab, dim) float32 token vectors to begin with."""
+        say(f"{self._config.model} reads the vocabulary")
+        return token_vectors(self._teacher, tokenizer, dim=dim, seed=self._seed)
+
+    def of(self, corpus: Corpus, tokenizer: RowTokenizer, *, say: Say) -> Lesson:
+        """Let the teacher read the corpus, a span of each passage and the train queries.
+
+        Args:
+            corpus: DATA in tokens.
+            tokenizer: for the spans.
+            say: gets a line of news.
+        """
+        say(f"{self._config.model} reads the corpus; its vectors are kept in {self._folder}")
+        texts = [passage.content for passage in self._data.passages()]
+        spans = random_spans(texts, self._config, seed=self._seed)
+        rows, answers = corpus.train.relevant.nonzero()
+        own = np.arange(len(texts))
+        return Lesson(
+            concat_rows([tokenizer.encode_queries(spans), corpus.train_queries]),
+            corpus.passages,
+            self._kept([*spans, *corpus.train.texts], as_queries=True),
+            self._kept(texts, as_queries=False),
+            np.concatenate(
+                [np.stack([own, own], axis=1), np.stack([rows + len(texts), answers], axis=1)]
+            ).astype(np.int64),
+        )
+
+    def _kept(self, texts: list[str], *, as_queries: bool) -> FloatArray:
+        content = hashlib.sha256("\0".join(texts).encode(errors="replace")).hexdigest()
+        side = "queries" if as_queries else "passages"
+        folder = self._folder / f"{self._teacher.fingerprint[:16]}-{side}-{content[:16]}"
+        encode = self._teacher.encode_queries if as_queries else self._teacher.encode_passages
+        return kept_vectors(encode, texts, folder=folder)
+
+
+class LessonSampler:
+    """Batches of pairs with the teacher's similarities of all queries and passages in them."""
+
+    def __init__(self, lesson: Lesson) -> None:
+        self._lesson = lesson
+
+    @property
+    def size(self) -> int:
+        """Number of pairs."""
+        return len(self._lesson.pairs)
+
+    def batch(self, index: IntArray, rng: np.random.Generator) -> Batch:
+        """Collate the pairs at `index`; nothing here is random."""
+        lesson = self._lesson
+        queries, passages = lesson.pairs[index].T
+        return Batch(
+            lesson.queries.take(queries),
+            lesson.passages.take(passages),
+            NOTHING_MASKED,
+            similarities=lesson.query_vectors[queries] @ lesson.passage_vectors[passages].T,
+        )
+
+
+def similarity_loss(encoded: Encoded, *, temperature: float) -> Tensor:
+    """Divergence of the towers' similarity distributions from the teacher's, both ways.
+
+    L = (mean_i KL(t_i || s_i) + mean_j KL(t^j || s^j)) / 2 with s_i the softmax over the batch's
+    passages of q_i.p / T, t_i the same of the teacher, and s^j, t^j over the batch's queries.
+    Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, arXiv:1503.02531, over
+    the batch's similarities; as the softmax loss, with the teacher's shares for labels.
+
+    Args:
+        encoded: a batch with the teacher's similarities.
+        temperature: T above.
+
+    Raises:
+        TrainingError: there are no similarities.
+    """
+    if encoded.similarities is None:
+        raise TrainingError("the batch has no similarities of a teacher, expected (n, n)")
+    ours = encoded.queries @ encoded.passages.T / temperature
+    theirs = encoded.similarities / temperature
+    return (_divergence(theirs, ours) + _divergence(theirs.T, ours.T)) / 2
+
+
+def _divergence(theirs: Tensor, ours: Tensor) -> Tensor:
+    return functional.kl_div(
+        torch.log_softmax(ours, dim=1),
+        torch.log_softmax(theirs, dim=1),
+        reduction="batchmean",
+        log_target=True,
+    )
