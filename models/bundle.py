@@ -178,6 +178,11 @@ class ModelBundle:
         return self._encoder.dim
 
     @property
+    def vocab_size(self) -> int:
+        """Number of tokens."""
+        return self._encoder.tokenizer.vocab_size
+
+    @property
     def pca_dims(self) -> tuple[int, ...]:
         """Widths of the reduced vectors, largest first."""
         return self._reduction.dims

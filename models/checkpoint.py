@@ -4,6 +4,7 @@ RUN/run.json                configuration and data of the run, for refusing anot
 RUN/environment.json        where it runs: commit, platform, cores, device, versions
 RUN/tokenizer.model         once the vocabulary is learnt
 RUN/checkpoint.safetensors  towers, best towers, optimizer and progress, after each epoch
+RUN/before_labels.safetensors  towers at the beginning of the labelled phase
 RUN/metrics.jsonl           one record per epoch
 """
 
@@ -26,6 +27,7 @@ from models.errors import TrainingError
 from models.files import write_bytes, write_json
 
 CHECKPOINT = "checkpoint.safetensors"
+BEFORE_LABELS = "before_labels.safetensors"
 TEACHER = "teacher"  # what a teacher said of the texts: dear, and right for any settings
 RECORDS = (CHECKPOINT, "finished.json", "failed.json")
 
@@ -164,6 +166,7 @@ class RunFolder:
         """
         self._identity.rename(self.path / f"{outcome}.json")
         self._checkpoint.unlink(missing_ok=True)
+        (self.path / BEFORE_LABELS).unlink(missing_ok=True)
         self._tokenizer.unlink(missing_ok=True)
 
     def read_tokenizer(self) -> bytes | None:

@@ -111,9 +111,10 @@ def train(
         "word2vec.cbow": cbow,
         "seed": seed,
     }
+    from models.beginning import Inputs
     from models.bundle import ModelBundle
     from models.data import Dataset
-    from models.pipeline import Inputs, RunOptions, train_bundle
+    from models.pipeline import RunOptions, train_bundle
     from models.recipe import read_config
     from models.tracking import wandb_options
 

@@ -191,7 +191,9 @@ class CrossScorer(nn.Module):
 
     def _weights(self, queries: Padded) -> Tensor:
         """Return (n, width): the share of each token in its query."""
-        correction = self.corrections[queries.ids]
+        # index_select and not []: its gradient adds up in one order, see models.tokens.
+        chosen = self.corrections.index_select(0, queries.ids.ravel())
+        correction = chosen.view(queries.ids.shape)
         factor = torch.exp(correction.clamp(-LARGEST_CORRECTION, LARGEST_CORRECTION))
         weights = self.idf[queries.ids] * factor * queries.inside
         return weights / weights.sum(dim=1, keepdim=True).clamp_min(1e-6)

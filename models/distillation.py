@@ -98,6 +98,19 @@ class Lessons:
             ).astype(np.int64),
         )
 
+    def scores(self, passages: list[str], queries: list[str], rows: IntArray) -> FloatArray:
+        """Return (n, k) float32: what the teacher makes of each query's passages `rows` (n, k).
+
+        Args:
+            passages: all texts of the corpus.
+            queries: n texts.
+            rows: (n, k) int64.
+        """
+        read = self._kept(passages, as_queries=False)
+        asked = self._kept(queries, as_queries=True)
+        scored = [read[own] @ query for own, query in zip(rows, asked, strict=True)]
+        return np.stack(scored)
+
     def _kept(self, texts: list[str], *, as_queries: bool) -> FloatArray:
         content = hashlib.sha256("\0".join(texts).encode(errors="replace")).hexdigest()
         side = "queries" if as_queries else "passages"

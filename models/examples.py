@@ -131,6 +131,15 @@ class HardNegatives(NamedTuple):
     scores: FloatArray | None = None
     positives: FloatArray | None = None
 
+    def of(self, labelled: Labelled, index: IntArray) -> "HardNegatives":
+        """Return those of the queries at `index` of `labelled`, whose negatives these are."""
+        scores = None if self.scores is None else self.scores[index]
+        if self.positives is None:
+            return HardNegatives(self.rows[index], scores)
+        first = np.concatenate([[0], np.cumsum(np.diff(labelled.relevant.indptr))])
+        pairs = [np.arange(first[query], first[query + 1]) for query in index]
+        return HardNegatives(self.rows[index], scores, self.positives[np.concatenate(pairs)])
+
 
 class PairSampler:
     """Batches of labelled (query, passage) pairs, each with hard negatives where there are any."""

@@ -1,17 +1,13 @@
 """Learnt fusion: how much the scores of the stages are worth beside each other, as plain numbers.
 
-Two steps. The hybrid score puts BM25 and the towers' cosine together. How far the tower can be
-trusted depends on how much BM25 has to say, so that both weights may move with its best score:
+    hybrid = bm25 + tower * cosine
+    final  = a * (hybrid + cross * logit) + b     where a cross-scorer read the candidate
 
-    hybrid = a bm25 + b cosine,   a = a0 + a1 s,  b = b0 + b1 s,  s = ln(1 + best bm25 of the query)
-
-Where a cross-scorer read a candidate, the final score adds its logit:
-
-    final = c hybrid + d cross + e
-
-Weights come from pairs: logistic regression on the difference between an answer and another
-candidate of the same query (a linear RankNet: Burges et al., ICML 2005). The last step is
-calibrated, so that 1 / (1 + exp(-final)) estimates the chance that the passage answers.
+`tower` and `cross` are chosen on labelled train queries by the reciprocal rank of the answer, not
+at the very best but as small as they can be without being worse than that by more than one standard
+error (the rule of Breiman et al., "Classification and Regression Trees", 1984): curves are flat at
+their top, and what leans less on what was learnt here holds better on other texts. `a` and `b`
+calibrate: 1 / (1 + exp(-final)) estimates the chance that the passage answers (Platt, 1999).
 """
 
 import json
@@ -22,38 +18,47 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from models.errors import BundleError
+from models.errors import BundleError, ConfigError
 
 FloatArray = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.floating[Any]]
 
 FEWEST_QUERIES = 30
 """Fewer labelled queries than this say nothing about weights."""
-PAIRS_PER_QUERY = 6
+TOWER_GRID = np.geomspace(1.0, 100.0, 41)
+CROSS_GRID = np.geomspace(0.1, 30.0, 41)
+
+
+@dataclass(frozen=True)
+class FusionConfig:
+    """How the fusion is learnt.
+
+    Attributes:
+        folds: parts of the train queries, each scored by towers that learn without it; 0 leaves
+            the learnt fusion, and with it the cross-scorer, out.
+    """
+
+    folds: int = 2
+
+    def __post_init__(self) -> None:
+        if self.folds < 0 or self.folds == 1:
+            raise ConfigError(f"fusion.folds is {self.folds}, expected 0, or 2 or more")
 
 
 @dataclass(frozen=True)
 class HybridWeights:
-    """hybrid = max(0, bm25 + bm25_slope s) BM25 + max(0, cosine + cosine_slope s) cosine."""
+    """hybrid = BM25 + `tower` * cosine."""
 
-    bm25: float
-    bm25_slope: float
-    cosine: float
-    cosine_slope: float
+    tower: float
 
     def scores(self, bm25: Floats, cosine: Floats) -> Floats:
-        """Return (n,) for the candidates of one query, or (queries, n) for many.
+        """Return the hybrid scores, of the same shape as both.
 
         Args:
             bm25: of every candidate, 0 where no term matches.
             cosine: of every candidate.
         """
-        if not bm25.size:
-            return np.zeros_like(bm25)
-        s = strength(bm25)
-        lexical = np.maximum(0.0, self.bm25 + self.bm25_slope * s)
-        tower = np.maximum(0.0, self.cosine + self.cosine_slope * s)
-        result: Floats = lexical * bm25 + tower * cosine
+        result: Floats = bm25 + self.tower * cosine
         return result
 
 
@@ -115,68 +120,75 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
     return numbers
 
 
-def strength(bm25: Floats) -> Floats:
-    """Return ln(1 + best score) over the last axis, which stays as one column."""
-    best: Floats = np.log1p(np.maximum(bm25.max(axis=-1, keepdims=True), 0.0))
-    return best
-
-
 def fit_hybrid(
-    bm25: FloatArray, cosine: FloatArray, relevant: npt.NDArray[np.bool_], *, seed: int
+    bm25: FloatArray, cosine: FloatArray, relevant: npt.NDArray[np.bool_]
 ) -> HybridWeights | None:
-    """Learn the hybrid's weights from the candidates of labelled queries.
+    """Learn what a cosine is worth from the candidates of labelled queries.
 
     Args:
         bm25: (queries, n) scores.
         cosine: (queries, n), of towers that did not learn from these queries.
         relevant: (queries, n), which candidates are known answers.
-        seed: of the draw of pairs.
 
     Returns:
         None where too few queries have an answer among their candidates.
     """
-    s = strength(bm25)
-    features = np.stack([bm25, bm25 * s, cosine, cosine * s], axis=-1)
-    weights = _pairwise(features, relevant, seed=seed)
-    return None if weights is None else HybridWeights(*map(float, weights))
+    weight = cautious_weight(bm25, cosine, relevant, grid=TOWER_GRID)
+    return None if weight is None else HybridWeights(weight)
 
 
 def fit_final(
-    hybrid: FloatArray, cross: FloatArray, relevant: npt.NDArray[np.bool_], *, seed: int
+    hybrid: FloatArray, cross: FloatArray, relevant: npt.NDArray[np.bool_]
 ) -> FinalWeights | None:
     """Learn the final weights from queries that the cross-scorer did not learn from.
 
     Arguments are those of `fit_hybrid`, with the hybrid's scores and the cross-scorer's logits.
     """
-    weights = _pairwise(np.stack([hybrid, cross], axis=-1), relevant, seed=seed)
-    if weights is None:
+    weight = cautious_weight(hybrid, cross, relevant, grid=CROSS_GRID)
+    if weight is None:
         return None
     from sklearn.linear_model import LogisticRegression
 
-    combined = (weights[0] * hybrid + weights[1] * cross).reshape(-1, 1)
-    scaled = LogisticRegression(C=1e6).fit(combined, relevant.ravel())  # Platt, 1999
+    combined = (hybrid + weight * cross).reshape(-1, 1)
+    scaled = LogisticRegression(C=1e6).fit(combined, relevant.ravel())
     slope, offset = float(scaled.coef_[0, 0]), float(scaled.intercept_[0])
-    return FinalWeights(float(weights[0]) * slope, float(weights[1]) * slope, offset)
+    return FinalWeights(slope, slope * weight, offset)
 
 
-def _pairwise(
-    features: Floats, relevant: npt.NDArray[np.bool_], *, seed: int
-) -> npt.NDArray[np.float64] | None:
-    """Return one weight per feature (queries, n, features), or None with too little to learn."""
-    rng = np.random.default_rng(seed)
-    differences = []
-    for values, answers in zip(features, relevant, strict=True):
-        positive, negative = np.flatnonzero(answers), np.flatnonzero(~answers)
-        if len(positive) and len(negative):
-            drawn = rng.choice(negative, min(PAIRS_PER_QUERY, len(negative)), replace=False)
-            differences.append(values[rng.choice(positive)] - values[drawn])
-    if len(differences) < FEWEST_QUERIES:
+def cautious_weight(
+    known: FloatArray,
+    added: FloatArray,
+    relevant: npt.NDArray[np.bool_],
+    *,
+    grid: npt.NDArray[np.float64],
+) -> float | None:
+    """Return the smallest w of `grid` whose known + w * added is about as good as the best's.
+
+    Good is the mean reciprocal rank of the first answer; about as good is not below the best by
+    more than one standard error of the difference, query by query.
+
+    Args:
+        known: (queries, n) scores.
+        added: (queries, n) scores to be weighed.
+        relevant: (queries, n), which candidates are known answers.
+        grid: weights from small to large.
+
+    Returns:
+        None where too few queries have an answer and another candidate.
+    """
+    useful = relevant.any(axis=1) & ~relevant.all(axis=1)
+    if useful.sum() < FEWEST_QUERIES:
         return None
-    from sklearn.linear_model import LogisticRegression
+    found = [reciprocal_ranks(known[useful] + w * added[useful], relevant[useful]) for w in grid]
+    ranks = np.stack(found)  # (weights, queries)
+    behind = ranks[ranks.mean(axis=1).argmax()] - ranks
+    error = behind.std(axis=1) / np.sqrt(ranks.shape[1])
+    return float(grid[np.flatnonzero(behind.mean(axis=1) <= error)[0]])
 
-    rows = np.concatenate(differences)
-    signs = np.where(rng.random(len(rows)) < 0.5, 1, -1)  # both classes, or there is no fit
-    spread = np.maximum(rows.std(axis=0), 1e-9)
-    model = LogisticRegression(fit_intercept=False).fit(rows / spread * signs[:, None], signs)
-    weights: npt.NDArray[np.float64] = model.coef_[0] / spread
-    return weights
+
+def reciprocal_ranks(scores: Floats, relevant: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+    """Return (queries,): 1 / rank of the first answer; ties count against it."""
+    best = np.where(relevant, scores, -np.inf).max(axis=1, keepdims=True)
+    ahead = (~relevant & (scores >= best)).sum(axis=1)
+    result: npt.NDArray[np.float64] = 1.0 / (1 + ahead)
+    return result

@@ -16,6 +16,8 @@ from models.pretrain import SpanSampler
 from models.tokenizer import IntArray
 from models.training import Phase, TrainConfig
 
+LABELLED, HARD = "labelled", "hard"
+
 
 def make_phases(
     config: TrainConfig,
@@ -101,7 +103,7 @@ def labelled_phase(config: TrainConfig, corpus: Corpus, given: HardNegatives | N
     """Return the phase over the labelled pairs, with hard negatives where some are given."""
     pairs = config.labelled
     return Phase(
-        "labelled",
+        LABELLED,
         _pair_sampler(corpus, given, pairs.hard_negatives),
         matryoshka_loss(labelled_loss(pairs), config.matryoshka_dims),
         pairs.epochs,
@@ -133,7 +135,7 @@ def hard_phase(config: TrainConfig, corpus: Corpus, mine: Callable[[], HardNegat
     """Return the phase whose negatives are mined when it begins."""
     pairs, hard = config.labelled, config.hard
     return Phase(
-        "hard",
+        HARD,
         _LaterSampler(lambda: _pair_sampler(corpus, mine(), hard.negatives)),
         matryoshka_loss(labelled_loss(pairs), config.matryoshka_dims),
         hard.epochs,

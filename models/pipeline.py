@@ -8,12 +8,14 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
+from models.beginning import AnyTokenizer, Beginning, Inputs
 from models.bundle import ModelBundle
 from models.bundle_files import TOKENIZER, TOWERS, check_target
 from models.card import make_card
-from models.checkpoint import TEACHER, Checkpoint, Progress, RunFolder, parts, run_path
+from models.checkpoint import BEFORE_LABELS, TEACHER, Checkpoint, Progress, RunFolder, run_path
 from models.clock import Clock
 from models.corpus import (
     Corpus,
@@ -21,34 +23,32 @@ from models.corpus import (
     dev_corpus,
     read_split,
     tokenise,
-    vocabulary_texts,
     warn_of_few_pairs,
 )
 from models.data import Dataset
-from models.distillation import Lessons
+from models.distillation import Lesson, Lessons
 from models.errors import TrainingError
 from models.evaluation import ranking_metrics
-from models.examples import HardNegatives, Labelled, Split
+from models.examples import HardNegatives, Split
+from models.files import write_bytes
 from models.finishing import deciding_config, dev_metrics, final_vectors
 from models.losses import mean_pairwise_cosine
 from models.mining import Vectors, find_negatives, mined_once
 from models.negatives import Mined
-from models.negatives_file import file_hash, read_negatives
-from models.phases import check_negatives, make_phases
+from models.negatives_file import read_negatives
+from models.phases import HARD, LABELLED, check_negatives, make_phases
 from models.provenance import environment
 from models.reduction import fit_reduction
-from models.tokenizer import Tokenizer
-from models.towers import TwoTower, choose_device, encode_rows, token_idf
+from models.stacking import Done, RankingPart
+from models.towers import TwoTower, choose_device, encode_rows
 from models.tracking import Tracker, WandbOptions
-from models.training import DevResult, TrainConfig, Trainer
-from models.transformer import Transformer, open_transformer, transformer_files
+from models.training import DevResult, Phase, TrainConfig, Trainer
+from models.transformer import transformer_files
 from models.transformer_encoding import TransformerTokenizer
-from models.word2vec import learn_vectors
 
 MINED = "negatives.safetensors"
 
 FloatArray = npt.NDArray[np.float32]
-AnyTokenizer = Tokenizer | TransformerTokenizer
 
 
 class RunOptions(NamedTuple):
@@ -66,23 +66,6 @@ class RunOptions(NamedTuple):
 
 
 DEFAULT_OPTIONS = RunOptions()
-
-
-class Inputs(NamedTuple):
-    """What a run begins with beside DATA; part of its identity.
-
-    Attributes:
-        negatives: file of mined negatives for the labelled phase, from `models mine`.
-        start: a trained bundle, whose tokenizer and towers are where the run begins.
-    """
-
-    negatives: Path | None = None
-    start: ModelBundle | None = None
-
-    def identity(self) -> dict[str, str]:
-        """Return a hash for each input that there is."""
-        negatives = {"negatives": file_hash(self.negatives)} if self.negatives else {}
-        return negatives | ({"start": self.start.fingerprint} if self.start else {})
 
 
 NO_INPUTS = Inputs()
@@ -160,16 +143,13 @@ class _Run:
     ) -> ModelBundle:
         """Run all stages; those that a checkpoint holds are not done again."""
         clock, config = Clock(), self.config
-        transformer = self._transformer()
-        tokenizer = transformer.tokenizer if transformer else self._tokenizer(split.train)
+        beginning = Beginning(self.data, config, self.folder, self._lessons, self.inputs, self.say)
+        tokenizer = beginning.tokenizer(split.train)
         clock.lap("vocabulary")
         corpus = tokenise(self.data, tokenizer, split=split, prefixes=config.prefixes)
         ranked = dev_corpus(corpus, size=config.dev_passages, seed=config.seed)
         clock.lap("tokenising")
-        if transformer is not None:
-            towers = self._transformer_towers(transformer, resumed=resumed).to(self.device)
-        else:
-            towers = self._towers(corpus, tokenizer, resumed=resumed).to(self.device)
+        towers = beginning.towers(corpus, tokenizer, resumed=resumed).to(self.device)
         clock.lap("token vectors")
         trainer = Trainer(
             towers,
@@ -184,72 +164,45 @@ class _Run:
             corpus,
             given=given,
             mine=lambda: self._mine(towers, corpus),
-            teach=lambda: self._lessons.of(corpus, tokenizer, say=self.say),
+            teach=lambda: self._lesson(corpus, tokenizer),
         )
-        trainer.run(phases, resumed)
+        before = self._train(trainer, phases, resumed)
         (self.folder.path / MINED).unlink(missing_ok=True)
         clock.lap("phases")
-        return self._bundle(towers, tokenizer, corpus=ranked, clock=clock)
+        bundle = self._bundle(towers, tokenizer, corpus=ranked, clock=clock)
+        if not config.fusion.folds:
+            return bundle
+        last = RankingPart(self.data, config, corpus, self.folder, self.tracker, self.say)
+        done = Done(Progress(phase=len(phases), records=self.tracker.count), towers, resumed)
+        extras = last.learn(before, bundle, done, given=given, lessons=self._lessons)
+        clock.lap("ranking")
+        return bundle.with_extras(extras)
 
-    def _transformer(self) -> Transformer | None:
-        if self.config.tower.kind != "transformer":
-            return None
-        return open_transformer(self.config.transformer.model, self.config.tokenizer)
-
-    def _tokenizer(self, train: Labelled) -> Tokenizer:
-        config = self.config.tokenizer
-        model = self.folder.read_tokenizer()
-        if model is None and self.inputs.start is not None:
-            model = self.inputs.start.tokenizer.model
-        if model is not None:
-            return Tokenizer(model, config)
-        self.say("learning the vocabulary")
-        texts = vocabulary_texts(self.data, train)
-        tokenizer = Tokenizer.train(texts, config, seed=self.config.seed)
-        self.folder.write_tokenizer(tokenizer.model)
-        return tokenizer
-
-    def _towers(
-        self, corpus: Corpus, tokenizer: AnyTokenizer, *, resumed: Checkpoint | None
-    ) -> TwoTower:
-        config, vocab_size = self.config.tower, tokenizer.vocab_size
-        weights = np.ones(vocab_size, dtype=np.float32)
-        if config.idf:
-            weights = token_idf(corpus.passages, vocab_size=vocab_size)
-        seed = self.config.seed
-        if resumed is not None or self.inputs.start is not None:
-            blank = np.zeros((vocab_size, config.dim), dtype=np.float32)
-            towers = TwoTower.start(config, vectors=blank, weights=weights, seed=seed)
-            if resumed is not None:
-                towers.load_arrays(resumed.part("towers"))
-            elif self.inputs.start is not None:
-                towers.load_start(self.inputs.start.towers())
-            return towers
-        vectors = self._token_vectors(corpus, tokenizer)
-        towers = TwoTower.start(config, vectors=vectors, weights=weights, seed=seed)
-        self.folder.save(Checkpoint(Progress(), parts(towers=towers.arrays())))
-        return towers
-
-    def _token_vectors(self, corpus: Corpus, tokenizer: AnyTokenizer) -> FloatArray:
-        config, dim, seed = self.config, self.config.tower.dim, self.config.seed
-        if config.teacher.model and config.teacher.token_vectors:
-            return self._lessons.token_vectors(tokenizer, dim=dim, say=self.say)
-        self.say("learning token vectors")
-        size = tokenizer.vocab_size
-        return learn_vectors(corpus.passages, config.word2vec, vocab_size=size, dim=dim, seed=seed)
+    def _train(
+        self, trainer: Trainer, phases: list[Phase], resumed: Checkpoint | None
+    ) -> dict[str, FloatArray]:
+        """Go through all phases; return the towers' parameters as they were before any label."""
+        kept = self.folder.path / BEFORE_LABELS
+        free = [phase for phase in phases if phase.name not in (LABELLED, HARD)]
+        progress = resumed.progress if resumed else Progress()
+        if (progress.phase, progress.epoch) <= (len(free), 0):
+            trainer.run(free, resumed)
+            write_bytes(kept, save_arrays(trainer.towers.arrays()))
+            resumed = Checkpoint(Progress(phase=len(free), records=self.tracker.count), {})
+        trainer.run(phases, resumed)
+        return load_arrays(kept.read_bytes())
 
     @cached_property
-    def _lessons(self) -> Lessons:
+    def _lessons(self) -> Lessons | None:
+        if self.config.teacher.model is None:
+            return None
         kept = self.folder.path / TEACHER
         return Lessons(self.data, self.config.teacher, seed=self.config.seed, folder=kept)
 
-    def _transformer_towers(
-        self, transformer: Transformer, *, resumed: Checkpoint | None
-    ) -> TwoTower:
-        towers = TwoTower(transformer.tower, transformer.tower)
-        if resumed is not None:
-            towers.load_arrays(resumed.part("towers"))
-        return towers
+    def _lesson(self, corpus: Corpus, tokenizer: AnyTokenizer) -> Lesson:
+        if self._lessons is None:
+            raise ValueError("there is no teacher")
+        return self._lessons.of(corpus, tokenizer, say=self.say)
 
     def _mine(self, towers: TwoTower, corpus: Corpus) -> HardNegatives:
         def vectors() -> Vectors:

@@ -52,4 +52,3 @@ class CrossRanker:
             logits = self._scorer(read, candidates, stage_features(bm25, cosine))
         scores: FloatArray = logits[0].numpy()
         return scores
-

@@ -1,10 +1,4 @@
-"""The last part of a training run: how stages are put together, and the cross-scorer.
-
-The towers have seen the labelled queries, so their cosines for them are too good, and weights
-learnt from those would trust the towers too much. So the queries are dealt into folds; for each,
-towers that go through the labelled phase without that fold say what the engine would have found
-(stacked generalisation: Wolpert, 1992).
-"""
+"""Learning how the stages are put together, and the cross-scorer, from candidate lists."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -44,8 +38,14 @@ class TokenTable(NamedTuple):
     idf: FloatArray
 
 
-class Done(NamedTuple):
-    """Where a run is whose towers are finished."""
+class Stand(NamedTuple):
+    """Where a run is whose towers are finished.
+
+    Attributes:
+        progress: what a checkpoint says then.
+        towers: their parameters; they stay in every checkpoint.
+        resumed: the checkpoint that this process began with.
+    """
 
     progress: Progress
     towers: Arrays
@@ -78,16 +78,16 @@ class RankingRun:
     seed: int
     say: Say
 
-    def learn(self, tokens: TokenTable, config: CrossConfig, *, done: Done) -> dict[str, bytes]:
+    def learn(self, tokens: TokenTable, config: CrossConfig, *, stand: Stand) -> dict[str, bytes]:
         """Return the extra files of the bundle; none where too few queries have an answer."""
         lists = self.lists()
-        hybrid = fit_hybrid(lists.bm25, lists.cosine, lists.relevant, seed=self.seed)
+        hybrid = fit_hybrid(lists.bm25, lists.cosine, lists.relevant)
         if hybrid is None:
             self.say("too few labelled queries to learn a fusion from; the fixed one is kept")
             return {}
         if not config.epochs:
             return {FUSION: Fusion(hybrid).to_bytes()}
-        return self._cross(lists, tokens, config, hybrid=hybrid, done=done)
+        return self._cross(lists, tokens, config, hybrid=hybrid, stand=stand)
 
     def lists(self) -> CandidateLists:
         """Return the candidates of all train queries, by towers that did not see them."""
@@ -107,7 +107,7 @@ class RankingRun:
         config: CrossConfig,
         *,
         hybrid: HybridWeights,
-        done: Done,
+        stand: Stand,
     ) -> dict[str, bytes]:
         fitting = replace(config, negatives=min(config.negatives, lists.rows.shape[1] - 1))
         reading = Reading(self.corpus.train_queries, self.corpus.passages, lists)
@@ -119,11 +119,11 @@ class RankingRun:
         scorer = self._scorer(tokens, fitting)
         if learning.lists.relevant.any():
             trainer = CrossTrainer(scorer, fitting, self.folder, self.tracker, self.seed, self.say)
-            trainer.run(learning, done.progress, towers=done.towers, resumed=done.resumed)
+            trainer.run(learning, stand.progress, towers=stand.towers, resumed=stand.resumed)
         rest = reading.take(np.sort(held))
         mixed = hybrid.scores(rest.lists.bm25, rest.lists.cosine)
         cross = score_lists(scorer, fitting, rest)
-        final = fit_final(mixed, cross, rest.lists.relevant, seed=self.seed)
+        final = fit_final(mixed, cross, rest.lists.relevant)
         if final is None:
             self.say("too few labelled queries to weigh a cross-scorer; it is left out")
             return {FUSION: Fusion(hybrid).to_bytes()}

@@ -12,9 +12,11 @@ from torch import nn
 from models.checkpoint import Arrays, Checkpoint, Progress, RunFolder, parts
 from models.console import progress as progress_bar
 from models.corpus import PrefixConfig
+from models.cross_scorer import CrossConfig
 from models.denoising import DenoisingConfig
 from models.errors import ConfigError, TrainingError
 from models.examples import Sampler, batches_per_epoch, epoch_batches
+from models.fusion import FusionConfig
 from models.gradients import backward
 from models.labelled import HardConfig, LabelledConfig
 from models.losses import Loss
@@ -53,6 +55,8 @@ class TrainConfig:
     labelled: LabelledConfig = field(default_factory=LabelledConfig)
     hard: HardConfig = field(default_factory=HardConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    fusion: FusionConfig = field(default_factory=FusionConfig)
+    cross: CrossConfig = field(default_factory=CrossConfig)
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     prefixes: PrefixConfig = field(default_factory=PrefixConfig)
     dev_share: float = 0.1
@@ -161,7 +165,8 @@ class Trainer:
         state, best = self._begin(number, phase, optimizer=optimizer, resumed=resumed)
         while state.epoch < phase.epochs and not _is_stale(state, phase):
             started = time.perf_counter()
-            loss = self._run_epoch(number, phase, epoch=state.epoch, optimizer=optimizer)
+            rng = np.random.default_rng([self.seed, number, state.epoch])
+            loss = run_epoch(self.towers, phase, optimizer, epoch=state.epoch, rng=rng)
             seconds = round(time.perf_counter() - started, 3)
             result = self.evaluate()
             _check_collapse(phase, loss=loss, cosine=result.cosine)
@@ -194,25 +199,6 @@ class Trainer:
         restore_optimizer(optimizer, self.towers, arrays=resumed.part("adam"))
         return _Begun(resumed.progress, resumed.part("best") or self.towers.arrays())
 
-    def _run_epoch(
-        self, number: int, phase: Phase, *, epoch: int, optimizer: torch.optim.Adam
-    ) -> float:
-        rng = np.random.default_rng([self.seed, number, epoch])
-        per_epoch = batches_per_epoch(phase.sampler.size, phase.batch_size)
-        batches = epoch_batches(phase.sampler, batch_size=phase.batch_size, rng=rng)
-        label = f"{phase.name} {epoch + 1}/{phase.epochs}"
-        total = 0.0
-        for i, batch in enumerate(progress_bar(batches, label=label, total=per_epoch)):
-            step = epoch * per_epoch + i
-            rate = rate_factor(step, per_epoch * phase.epochs) * phase.learning_rate
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            optimizer.zero_grad()
-            total += backward(self.towers, batch, loss=phase.loss, chunk_size=phase.chunk_size)
-            torch.nn.utils.clip_grad_norm_(self.towers.parameters(), MAX_GRADIENT_NORM)
-            optimizer.step()
-        return total / per_epoch
-
     def _save(self, state: Progress, *, optimizer: torch.optim.Adam | None, best: Arrays) -> None:
         adam = optimizer_arrays(optimizer, self.towers) if optimizer else {}
         arrays = parts(towers=self.towers.arrays(), best=best, adam=adam)
@@ -224,6 +210,48 @@ class _Begun(NamedTuple):
 
     state: Progress
     best: Arrays
+
+
+def run_epoch(
+    towers: TwoTower,
+    phase: Phase,
+    optimizer: torch.optim.Optimizer,
+    *,
+    epoch: int,
+    rng: np.random.Generator,
+) -> float:
+    """Take the towers once through a phase's examples and return the mean loss.
+
+    Args:
+        towers: what is trained, in place.
+        phase: the objective.
+        optimizer: of the towers' parameters.
+        epoch: which of the phase's epochs this is, from 0; it decides the rate.
+        rng: of the order and of what the sampler draws.
+    """
+    per_epoch = batches_per_epoch(phase.sampler.size, phase.batch_size)
+    batches = epoch_batches(phase.sampler, batch_size=phase.batch_size, rng=rng)
+    label = f"{phase.name} {epoch + 1}/{phase.epochs}"
+    total = 0.0
+    for i, batch in enumerate(progress_bar(batches, label=label, total=per_epoch)):
+        step = epoch * per_epoch + i
+        rate = rate_factor(step, per_epoch * phase.epochs) * phase.learning_rate
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.zero_grad()
+        total += backward(towers, batch, loss=phase.loss, chunk_size=phase.chunk_size)
+        torch.nn.utils.clip_grad_norm_(towers.parameters(), MAX_GRADIENT_NORM)
+        optimizer.step()
+    return total / per_epoch
+
+
+def train_quietly(towers: TwoTower, phase: Phase, *, seed: int) -> None:
+    """Take the towers through all epochs of a phase, without evaluation or checkpoints."""
+    towers.skip_only(phase.skip_only)
+    optimizer = torch.optim.Adam(towers.parameters(), lr=phase.learning_rate, fused=True)
+    for epoch in range(phase.epochs):
+        rng = np.random.default_rng([seed, epoch])
+        run_epoch(towers, phase, optimizer, epoch=epoch, rng=rng)
 
 
 def rate_factor(step: int, steps: int) -> float:

@@ -8,6 +8,7 @@ from scipy import sparse
 from topics import QUICK, write_topics
 from typer.testing import CliRunner
 
+from models.beginning import Inputs
 from models.bundle import ModelBundle
 from models.cli import app
 from models.config import from_mapping, with_values
@@ -26,7 +27,7 @@ from models.negatives import (
     text_groups,
 )
 from models.negatives_file import Teacher, read_about, read_negatives
-from models.pipeline import Inputs, train_bundle
+from models.pipeline import train_bundle
 from models.tracking import read_metrics
 from models.training import TrainConfig
 

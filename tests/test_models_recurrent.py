@@ -9,6 +9,7 @@ from topics import QUICK, write_aliases, write_topics
 from torch import nn
 from typer.testing import CliRunner
 
+from models.beginning import Inputs
 from models.bundle import ModelBundle
 from models.bundle_files import CONFIG, DECIDING_FILES
 from models.cli import app
@@ -16,7 +17,7 @@ from models.config import from_mapping, with_values
 from models.data import Dataset
 from models.errors import BundleError, ConfigError, TrainingError
 from models.losses import Encoded, in_batch_softmax
-from models.pipeline import Inputs, train_bundle
+from models.pipeline import train_bundle
 from models.recurrent import BUCKET, RnnConfig, RnnTower, TokenVectors
 from models.tokenizer import TokenRows, token_rows
 from models.tokens import Tokens

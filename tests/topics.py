@@ -17,6 +17,7 @@ QUICK = {
     "tower": {"dim": 64},
     "pretrain": {"epochs": 2, "batch_size": 32},
     "labelled": {"epochs": 3, "batch_size": 32},
+    "fusion": {"folds": 0},
     "pca_dims": [8, 4],
 }
 

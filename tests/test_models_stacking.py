@@ -1,0 +1,112 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from topics import QUICK, write_topics
+
+from models.bundle import ModelBundle
+from models.bundle_files import CROSS_SCORER, FUSION
+from models.checkpoint import run_path
+from models.config import from_mapping, with_values
+from models.data import Dataset
+from models.errors import ConfigError
+from models.pipeline import train_bundle
+from models.tracking import read_metrics
+from models.training import TrainConfig
+
+CROSS = {"epochs": 2, "negatives": 4, "pool": 10, "batch_size": 32, "dim": 16, "hidden": 8}
+
+
+def quick(**sections: object) -> TrainConfig:
+    learnt = {"fusion": {"folds": 2}, "cross": CROSS, "labelled": {"epochs": 1}}
+    return from_mapping(TrainConfig, with_values({**QUICK, **learnt, **sections}, {}))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return write_topics(tmp_path_factory.mktemp("many") / "DATA", topics=240)
+
+
+@pytest.fixture(scope="module")
+def trained(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("trained") / "bundle"
+    train_bundle(data, out, config=quick())
+    return out
+
+
+def test_a_run_learns_fusion_and_cross_scorer_and_leaves_the_vectors_alone(
+    data: Dataset, trained: Path, tmp_path: Path
+) -> None:
+    bundle = ModelBundle.load(trained)
+    plain = train_bundle(data, tmp_path / "plain", config=quick(fusion={"folds": 0}))
+    assert bundle.fingerprint == plain.fingerprint
+    assert plain.fusion is None
+    assert not plain.has_cross_scorer
+    assert set(bundle.extras) == {CROSS_SCORER, FUSION}
+    assert bundle.fusion is not None
+    assert bundle.fusion.hybrid.tower > 0
+    assert bundle.has_cross_scorer
+    phases = [record["phase"] for record in read_metrics(run_path(trained))]
+    assert phases[-2:] == ["cross", "cross"]
+
+
+def test_the_bundles_cross_scores_put_the_answer_first(data: Dataset, trained: Path) -> None:
+    bundle = ModelBundle.load(trained)
+    content = {passage.passage_id: passage.content for passage in data.passages()}
+    queries = {query.query_id: query.text for query in data.queries("dev")}
+    random, first = np.random.default_rng(0), []
+    for qrel in list(data.qrels("dev"))[:40]:
+        others = random.choice([i for i in content if i != qrel.passage_id], 9, replace=False)
+        texts = [content[i] for i in [qrel.passage_id, *others]]
+        nothing = np.zeros(10, dtype=np.float32)
+        scores = bundle.cross_scores(queries[qrel.query_id], texts, bm25=nothing, cosine=nothing)
+        assert scores.shape == (10,)
+        first.append(scores.argmax() == 0)
+    assert np.mean(first) > 0.6  # by chance .1
+
+
+def test_without_epochs_the_fusion_alone_is_learnt(data: Dataset, tmp_path: Path) -> None:
+    bundle = train_bundle(data, tmp_path / "bundle", config=quick(cross={"epochs": 0}))
+    assert set(bundle.extras) == {FUSION}
+    assert bundle.fusion is not None
+    assert bundle.fusion.final is None
+
+
+def test_too_few_queries_leave_the_fixed_fusion(tmp_path: Path) -> None:
+    few = write_topics(tmp_path / "few", topics=15)
+    said: list[str] = []
+    bundle = train_bundle(few, tmp_path / "bundle", config=quick(), say=said.append)
+    assert bundle.extras == {}
+    assert any(line.startswith("too few labelled queries") for line in said)
+
+
+@pytest.mark.parametrize(
+    "moment", ["labelled 1/", "training towers without", "cross 1/", "cross 2/"]
+)
+def test_a_run_stopped_anywhere_ends_in_the_same_files(
+    data: Dataset, trained: Path, tmp_path: Path, moment: str
+) -> None:
+    class StoppedError(Exception):
+        pass
+
+    def stop(line: str) -> None:
+        if line.startswith(moment):
+            raise StoppedError
+
+    out = tmp_path / "bundle"
+    with pytest.raises(StoppedError):
+        train_bundle(data, out, config=quick(), say=stop)
+    again = train_bundle(data, out, config=quick())
+    whole = ModelBundle.load(trained)
+    assert again.fingerprint == whole.fingerprint
+    assert again.extras == whole.extras
+    assert {p.name for p in run_path(out).iterdir()} == {
+        "environment.json",
+        "finished.json",
+        "metrics.jsonl",
+    }
+
+
+def test_one_fold_is_refused() -> None:
+    with pytest.raises(ConfigError, match="folds is 1, expected 0, or 2 or more"):
+        quick(fusion={"folds": 1})
