@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Sequence
 
 WEIGHT_OF_LATEST = 0.2
 DECAY = 0.9
@@ -59,17 +60,21 @@ class Stopwatch:
         self._last = now
         self._costs.record(cost_of or step, ms)
 
-    def affords(self, stage: str) -> bool:
+    def affords(self, stage: str, *, before: Sequence[str] = (), after: str | None = None) -> bool:
         """Say whether an optional stage, and the step after it, probably end within the budget.
 
         If not, the stage counts as skipped.
+
+        Args:
+            stage: its name.
+            before: stages that have to fit as well.
+            after: a stage without which this one is not worth its time.
         """
         if self._budget_ms is None:
             return True
         spent = (time.perf_counter() - self._start) * 1000.0 / self._queries
-        if spent + self._costs.expect_ms(stage) + self._costs.expect_ms(LAST_STEP) <= (
-            self._budget_ms
-        ):
+        expected = sum(self._costs.expect_ms(step) for step in (stage, *before, LAST_STEP))
+        if spent + expected <= self._budget_ms and after not in self.skipped:
             return True
         self._costs.forgive(stage)
         self.skipped.append(stage)

@@ -14,6 +14,7 @@ from models.console import progress
 from models.data import Dataset, Qrel, Query
 from models.lexical import Bm25Config
 from models.provenance import commit
+from retriever.cross import CROSS
 from retriever.errors import ConfigError, DataError
 from retriever.lexical import RankBm25Index, TfidfIndex
 from retriever.records import Run
@@ -76,9 +77,16 @@ class Report:
 
 
 def system_names(retriever: Retriever) -> list[str]:
-    """Return the names of all systems in the order of the table; the default engine comes last."""
+    """Return the names of all systems in the order of the table; the default engine comes last.
+
+    `hybrid` and `rerank` fuse by what the bundle learnt; where it did, `weighted` is `rerank` with
+    the fixed weight. `cross` is there where the bundle has a cross-scorer.
+    """
     reduced = [f"pca_{dim}" for dim in retriever.metadata.pca_dims]
-    return ["tfidf", "rank_bm25", "bm25", "dense", *reduced, "rrf", "hybrid", "rerank"]
+    fixed = ["weighted"] if retriever.bundle.fusion else []
+    last = [CROSS] if retriever.bundle.has_cross_scorer else []
+    baselines = ["tfidf", "rank_bm25", "bm25", "dense", *reduced, "rrf"]
+    return [*baselines, *fixed, "hybrid", "rerank", *last]
 
 
 def default_systems(retriever: Retriever) -> list[str]:
@@ -149,12 +157,16 @@ def build_ranker(system: str, retriever: Retriever) -> Ranker:
 
 def system_settings(system: str, default: SearchSettings) -> SearchSettings:
     """Return the settings that make the engine behave as `system`."""
+    if system == CROSS:
+        return replace(default, rerank=True, cross=True)
+    uncrossed = replace(default, cross=False)
     hybrids = {
-        "rrf": replace(default, fusion="rrf", rerank=False),
-        "hybrid": replace(default, rerank=False),
-        "rerank": replace(default, rerank=True),
+        "rrf": replace(uncrossed, fusion="rrf", rerank=False),
+        "weighted": replace(uncrossed, fusion="weighted", rerank=True),
+        "hybrid": replace(uncrossed, rerank=False),
+        "rerank": replace(uncrossed, rerank=True),
     }
-    return hybrids.get(system) or replace(default, legs={system: DEPTH}, rerank=False)
+    return hybrids.get(system) or replace(uncrossed, legs={system: DEPTH}, rerank=False)
 
 
 def measure_system(

@@ -1,9 +1,10 @@
 """The way of a batch of queries through the stages.
 
     encode -> candidates of every leg, rescored by the query tower -> fusion
-           -> (groups) -> (diversity) -> payload of the best k
+           -> (cross) -> (groups) -> (diversity) -> payload of the best k
 
-Candidates and rescoring are one engine request; the payloads of the k winners a second, small one.
+Candidates and rescoring are one engine request; the payloads of the k winners a second, small one,
+or before it those of all that the cross-scorer reads.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,16 +15,19 @@ import numpy as np
 from qdrant_client import models as qm
 
 from retriever.budget import LAST_STEP, Costs, Stopwatch
+from retriever.cross import CROSS, CrossReader, readable, window_ids
 from retriever.diversity import at_most_per_group, mmr
 from retriever.engine import Engine
 from retriever.queries import QueryEncoder
 from retriever.records import Hit, SearchResult
 from retriever.rerank import RERANK
 from retriever.schema import DENSE
-from retriever.stages import Candidates, SearchSettings, Winner, choose, gather, plan
+from retriever.stages import Candidates, Ranking, SearchSettings, Winner, choose, fuse, gather, plan
 
 DIVERSITY, GROUPS, REWRITE = "diversity", "groups", "rewrite"
 POOL_PER_HIT, SMALLEST_POOL = 4, 50
+Payloads = dict[str, Mapping[str, Any]]
+"""point id -> everything that the collection holds about it."""
 
 
 class Order(NamedTuple):
@@ -49,6 +53,8 @@ class Pipeline:
         self._engine = engine
         self._collection = collection
         self.encoder = encoder
+        self._fusion = encoder.bundle.fusion
+        self._reader = CrossReader.of(encoder.bundle)
         self._costs = Costs()
 
     def run(self, queries: Sequence[str], order: Order) -> list[SearchResult]:
@@ -60,11 +66,18 @@ class Pipeline:
         plans = [plan(settings, v, k=order.k, query_filter=order.filter) for v in encoded]
         gathered = self._candidates(plans)
         watch.lap("candidates", cost_of=RERANK if settings.rerank else None)
-        wide = settings.group_by is not None or settings.diversity > 0
-        ranked = [choose(settings, c, k=len(c.point_ids) if wide else order.k) for c in gathered]
+        learnt = self._fusion.hybrid if self._fusion else None
+        rankings = [fuse(settings, candidates, learnt=learnt) for candidates in gathered]
         watch.lap("fusion")
+        payloads: Payloads = {}
+        rankings = self._crossed(
+            queries, rankings, payloads=payloads, settings=settings, watch=watch
+        )
+        wide = settings.group_by is not None or settings.diversity > 0
+        ranked = [choose(r, k=len(r.order) if wide else order.k) for r in rankings]
         ran = self._thin_out(ranked, order.k, settings, watch) if wide else ()
-        payloads = self._payloads(winner.point_id for winners in ranked for winner in winners)
+        chosen = {winner.point_id for winners in ranked for winner in winners}
+        payloads |= self._payloads(chosen - payloads.keys())
         watch.lap(LAST_STEP)
         rewritten = (REWRITE,) if self.encoder.rewriter else ()
         return [
@@ -72,10 +85,10 @@ class Pipeline:
                 query,
                 [_hit(winner, payloads) for winner in winners],
                 watch.laps_ms,
-                (*rewritten, *requests, *ran),
+                (*rewritten, *ranking.candidates.stages, *ran),
                 tuple(watch.skipped),
             )
-            for query, winners, requests in zip(queries, ranked, plans, strict=True)
+            for query, winners, ranking in zip(queries, ranked, rankings, strict=True)
         ]
 
     def similar(self, vector: list[float], *, k: int, query_filter: qm.Filter) -> list[Hit]:
@@ -84,7 +97,8 @@ class Pipeline:
             self._collection, vector, using=DENSE, query_filter=query_filter, limit=k
         )
         plans = {DENSE: qm.QueryRequest(limit=k)}
-        winners = choose(SearchSettings(legs={DENSE: k}), gather(plans, [found]), k=k)
+        ranking = fuse(SearchSettings(legs={DENSE: k}), gather(plans, [found]))
+        winners = choose(ranking, k=k)
         return [_hit(w, {str(p.id): p.payload or {} for p in found.points}) for w in winners]
 
     @staticmethod
@@ -100,6 +114,38 @@ class Pipeline:
             self._engine.query_batch_points(self._collection, requests) if requests else []
         )
         return [gather(requests, [next(responses) for _ in requests]) for requests in plans]
+
+    def _crossed(
+        self,
+        queries: Sequence[str],
+        rankings: list[Ranking],
+        *,
+        payloads: Payloads,
+        settings: SearchSettings,
+        watch: Stopwatch,
+    ) -> list[Ranking]:
+        """Let the cross-scorer put the best of each ranking in order, where it is to and can.
+
+        `payloads` receives those of all that it reads: most hits will be among them, and a whole
+        payload is fetched as fast as its text alone.
+        """
+        can_read = [readable(ranking, settings) for ranking in rankings]
+        reader, size = self._reader, settings.cross_candidates
+        if reader is None or not any(can_read):
+            return rankings
+        later = {GROUPS: settings.group_by is not None, DIVERSITY: settings.diversity > 0}
+        if not watch.affords(CROSS, before=[s for s, runs in later.items() if runs], after=RERANK):
+            return rankings
+        pairs = zip(rankings, can_read, strict=True)
+        payloads |= self._payloads(
+            i for ranking, is_read in pairs if is_read for i in window_ids(ranking, size)
+        )
+        result = [
+            reader.read(query, ranking, payloads, size=size) if is_read else ranking
+            for query, ranking, is_read in zip(queries, rankings, can_read, strict=True)
+        ]
+        watch.lap(CROSS)
+        return result
 
     def _thin_out(
         self, ranked: list[list[Winner]], k: int, settings: SearchSettings, watch: Stopwatch
@@ -148,9 +194,7 @@ class Pipeline:
         )
         return {str(r.id): r.vector[DENSE] for r in records if isinstance(r.vector, dict)}
 
-    def _payloads(
-        self, point_ids: Iterable[str], *, fields: list[str] | None = None
-    ) -> dict[str, Mapping[str, Any]]:
+    def _payloads(self, point_ids: Iterable[str], *, fields: list[str] | None = None) -> Payloads:
         wanted = sorted(set(point_ids))
         if not wanted:
             return {}

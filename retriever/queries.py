@@ -24,19 +24,24 @@ Key = tuple[str, tuple[str, ...]]
 
 
 class QueryEncoder:
-    """Encodes queries; remembers the latest ones. Safe to share between threads."""
+    """Encodes queries; remembers the latest ones. Safe to share between threads.
+
+    Attributes:
+        bundle: what encodes them.
+        rewriter: what imagines answers to them, if anything.
+    """
 
     def __init__(
         self, bundle: "ModelBundle", bm25: Bm25Encoder, *, rewriter: Rewriter | None = None
     ) -> None:
-        self._bundle = bundle
+        self.bundle = bundle
         self._bm25 = bm25
         self.rewriter = rewriter
         self._remembered = RecentVectors(REMEMBERED)
 
     def with_rewriter(self, rewriter: Rewriter | None) -> "QueryEncoder":
         """Return an encoder that rewrites otherwise; what was remembered is not shared."""
-        return QueryEncoder(self._bundle, self._bm25, rewriter=rewriter)
+        return QueryEncoder(self.bundle, self._bm25, rewriter=rewriter)
 
     def encode(self, queries: Sequence[str], legs: Iterable[str]) -> list[QueryVectors]:
         """Return the vectors that `legs` and the query-tower stage need.
@@ -61,7 +66,7 @@ class QueryEncoder:
         tower = self._tower(queries)  # (n, dim)
         dense = {DENSE: tower}
         if any(name not in (DENSE, BM25) for name in names):
-            dense |= {pca_name(dim): part for dim, part in self._bundle.reduce(tower).items()}
+            dense |= {pca_name(dim): part for dim, part in self.bundle.reduce(tower).items()}
         encoded = [
             QueryVectors(row, {name: dense[name][at].tolist() for name in names if name in dense})
             for at, row in enumerate(tower)
@@ -77,11 +82,11 @@ class QueryEncoder:
         )
 
     def _tower(self, queries: list[str]) -> npt.NDArray[np.float32]:
-        vectors: npt.NDArray[np.float32] = self._bundle.encode_queries(queries)
+        vectors: npt.NDArray[np.float32] = self.bundle.encode_queries(queries)
         if self.rewriter is None:
             return vectors
         imagined = [_passages(self.rewriter, query) for query in queries]
-        flat = self._bundle.encode_passages([text for texts in imagined for text in texts])
+        flat = self.bundle.encode_passages([text for texts in imagined for text in texts])
         ends = np.cumsum([len(texts) for texts in imagined])
         parts = np.split(flat, ends[:-1])
         return np.stack([average(*pair) for pair in zip(vectors, parts, strict=True)])

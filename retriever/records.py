@@ -15,7 +15,7 @@ class Stage(NamedTuple):
     """What one stage thought of one candidate.
 
     Attributes:
-        score: in the stage's own unit (cosine, BM25, ...).
+        score: in the stage's own unit (cosine, BM25, the cross-scorer's logit).
         rank: among that query's candidates, from 1.
     """
 
@@ -29,8 +29,9 @@ class Hit(NamedTuple):
     Attributes:
         rank: position in the result, from 1.
         passage_id: the source's id.
-        score: the last scoring stage's; comparable within one query only. With diversity the order
-            is not by score alone.
+        score: the last scoring stage's; comparable within one query only. Where the cross-scorer
+            ran it is a calibrated log-odds: `1 / (1 + exp(-score))` estimates the chance that the
+            passage answers. With diversity the order is not by score alone.
         title: may be empty.
         text: the passage.
         url: may be empty.
@@ -67,7 +68,8 @@ class SearchResult(NamedTuple):
         query: as searched.
         hits: best first.
         timings_ms: step -> milliseconds. Queries searched together share the cost evenly.
-        stages_run: the stages that took part, in their order: legs, rerank, groups, diversity.
+        stages_run: the stages that took part, in their order: legs, rerank, cross, groups,
+            diversity.
         skipped: stages that the settings ask for and `budget_ms` could not pay.
     """
 

@@ -38,6 +38,7 @@ class Retriever:
     searched and `EngineError` where the engine does not answer.
 
     Attributes:
+        bundle: what encodes queries, and may bring a learnt fusion and a cross-scorer.
         collection: the versioned collection that the name stood for when this was opened; a later
             `ingest promote` does not change what an open retriever searches.
         metadata: what `ingest load` recorded about it.
@@ -50,7 +51,7 @@ class Retriever:
         self, engine: Engine, name: str, bundle: "ModelBundle", *, settings: SearchSettings
     ) -> None:
         self._engine = engine
-        self._bundle = bundle
+        self.bundle = bundle
         self.settings = settings
         self.collection = engine.resolve(name)
         self.metadata = read_metadata(engine, self.collection)
@@ -109,13 +110,12 @@ class Retriever:
 
         Args:
             query: what to look for.
-            k: number of hits, 10 (or all there are) where it is not given; fewer come back only
-                where filter, legs or groups leave fewer.
+            k: number of hits, 10 or all there are by default; filter, legs, groups may leave less.
             filter: which passages may be hits: `{"kind": "note", "year": {"gte": 2010}}`, with a
                 list for any of several values and `{"text": "words"}` on a full-text field; or a
                 ready `qm.Filter`.
             settings: for this call alone; the retriever's own otherwise.
-            budget_ms: optional stages (diversity, rerank) that would probably end later than this
+            budget_ms: optional stages (cross, diversity, rerank) that would probably end later
                 are skipped; `explain` says which. Legs and payload are never skipped.
 
         Raises:
@@ -192,7 +192,7 @@ class Retriever:
 
     def with_settings(self, settings: SearchSettings) -> "Retriever":
         """Return a retriever that shares this one's engine and answers by other settings."""
-        _require_legs(settings, self._bundle)
+        _require_legs(settings, self.bundle)
         twin = copy.copy(self)
         twin.settings = settings
         return twin
@@ -253,7 +253,7 @@ class Retriever:
     ) -> Order:
         k = self._hits(k)
         if settings is not None:
-            _require_legs(settings, self._bundle)
+            _require_legs(settings, self.bundle)
         if budget_ms is not None and not (budget_ms > 0 and math.isfinite(budget_ms)):
             raise QueryError(f"budget_ms is {budget_ms}; expected more than 0")
         return Order(k, settings or self.settings, to_filter(wanted, self.fields), budget_ms)

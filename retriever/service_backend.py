@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
 from models.bundle import ModelBundle
+from retriever.cross import CROSS
 from retriever.engine import Engine, EngineAddress, connect
 from retriever.errors import CollectionMismatch, EngineError, EngineUnavailable
 from retriever.schema import read_metadata
@@ -24,9 +25,15 @@ MODES: Mapping[str, Mapping[str, Any]] = {
     "hybrid": {"rerank": False},
     "reranked": {},
 }
-"""Settings that the page compares; the last is the service's default."""
 
 log = logging.getLogger(__name__)
+
+
+def modes(bundle: ModelBundle) -> dict[str, dict[str, Any]]:
+    """Return the settings that the page compares; the last are the service's default."""
+    if not bundle.has_cross_scorer:
+        return {name: dict(settings) for name, settings in MODES.items()}
+    return {name: {**settings, "cross": False} for name, settings in MODES.items()} | {CROSS: {}}
 
 
 class Opened(NamedTuple):
@@ -162,7 +169,7 @@ class Backend:
             "passages": retriever.size,
             "fields": {name: kind.value for name, kind in retriever.fields.items()},
             "most_hits": self.limits.k,
-            "modes": {name: dict(settings) for name, settings in MODES.items()},
+            "modes": modes(self._bundle),
             "examples": list(self._examples),
             "dashboard": _dashboard(self.config),
         }

@@ -9,7 +9,7 @@ from retriever.records import Hit, SearchResult
 from retriever.schema import RESERVED, point_id
 from retriever.service_errors import Failure, ServiceFailure
 from retriever.snippets import Segment, highlight, snippet
-from retriever.stages import SearchSettings
+from retriever.stages import MOST_CROSS_CANDIDATES, SearchSettings
 
 LONGEST_QUERY = 10_000
 MOST_PER_GROUP = 1_000
@@ -42,9 +42,11 @@ class SettingsBody(Body):
     legs: dict[str, Annotated[int, Field(ge=1)]] | None = Field(
         None, description="Vector name -> candidates.", examples=[{"dense": 100, "bm25": 100}]
     )
-    fusion: Literal["weighted", "rrf"] | None = None
+    fusion: Literal["learnt", "weighted", "rrf"] | None = None
     tower_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     rerank: bool | None = None
+    cross: bool | None = None
+    cross_candidates: Annotated[int, Field(ge=1, le=MOST_CROSS_CANDIDATES)] | None = None
     diversity: Annotated[float, Field(ge=0, le=1)] | None = None
     group_by: Annotated[str, Field(pattern=PLAIN_NAME, max_length=100)] | None = None
     group_size: Annotated[int, Field(ge=1, le=MOST_PER_GROUP)] | None = None

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +15,16 @@ from retriever import fusion
 from retriever.errors import ConfigError
 from retriever.records import Stage
 from retriever.rerank import RERANK, query_tower_request
-from retriever.schema import DENSE
+from retriever.schema import BM25, DENSE
+
+if TYPE_CHECKING:
+    from models.fusion import HybridWeights
 
 FIELD = re.compile(r"[A-Za-z0-9_-]+")
 LEXICAL = frozenset({"bm25", "tfidf"})
 DEFAULT_LEGS: Mapping[str, int] = MappingProxyType({"dense": 100, "bm25": 100})
+TOWER_WEIGHT = 15.0
+MOST_CROSS_CANDIDATES = 200
 
 
 @dataclass(frozen=True)
@@ -28,9 +33,15 @@ class SearchSettings:
 
     Attributes:
         legs: which vectors propose candidates, and how many each.
-        fusion: `weighted` is BM25 + tower_weight * cosine; `rrf` sums reciprocal ranks instead.
-        tower_weight: how many points of BM25 a cosine of 1 is worth.
+        fusion: `learnt` takes the weights that the bundle brings for a query with both BM25 and
+            tower scores, and is `weighted` where it brings none; `weighted` is BM25 +
+            tower_weight * cosine; `rrf` sums reciprocal ranks instead.
+        tower_weight: how many points of BM25 a cosine of 1 is worth, 15 where it is not given;
+            where it is, nothing learnt takes its place.
         rerank: whether the query tower scores every candidate over the full vectors.
+        cross: whether the bundle's cross-scorer, if it brings one, reads the best candidates. It
+            was weighed against the learnt fusion, and so runs only where that did.
+        cross_candidates: how many it reads, 1 to 200; the others stay behind those.
         diversity: 0 for the order of the scores; up to 1, the more so, hits unlike those before
             them (maximal marginal relevance over the full vectors).
         group_by: payload field of which each value gives at most `group_size` hits, e.g. a
@@ -39,9 +50,11 @@ class SearchSettings:
     """
 
     legs: Mapping[str, int] = field(default_factory=lambda: DEFAULT_LEGS)
-    fusion: Literal["weighted", "rrf"] = "weighted"
-    tower_weight: float = 15.0
+    fusion: Literal["learnt", "weighted", "rrf"] = "learnt"
+    tower_weight: float | None = None
     rerank: bool = True
+    cross: bool = True
+    cross_candidates: int = 50
     diversity: float = 0.0
     group_by: str | None = None
     group_size: int = 1
@@ -52,10 +65,15 @@ class SearchSettings:
         for name, limit in self.legs.items():
             if limit < 1:
                 raise ConfigError(f"leg {name!r} asks for {limit} candidates; expected 1 or more")
-        if self.fusion not in ("weighted", "rrf"):
-            raise ConfigError(f"fusion is {self.fusion!r}; expected weighted or rrf")
-        if not self.tower_weight >= 0.0:
+        if self.fusion not in ("learnt", "weighted", "rrf"):
+            raise ConfigError(f"fusion is {self.fusion!r}; expected learnt, weighted or rrf")
+        if self.tower_weight is not None and not self.tower_weight >= 0.0:
             raise ConfigError(f"tower_weight is {self.tower_weight}; expected 0 or more")
+        if not 1 <= self.cross_candidates <= MOST_CROSS_CANDIDATES:
+            raise ConfigError(
+                f"cross_candidates is {self.cross_candidates}; "
+                f"expected 1 to {MOST_CROSS_CANDIDATES}"
+            )
         if not 0.0 <= self.diversity <= 1.0:
             raise ConfigError(f"diversity is {self.diversity}; expected 0 to 1")
         if self.group_by is not None and not FIELD.fullmatch(self.group_by):
@@ -92,6 +110,29 @@ class Candidates(NamedTuple):
     stages: list[str]
     scores: fusion.Floats
     floors: fusion.Floats
+
+
+class Ranking(NamedTuple):
+    """The candidates of one query in an order.
+
+    Attributes:
+        candidates: `n` of them.
+        order: `(n,)` rows of the candidates, best first.
+        scores: `(n,)`, what each row is ranked by.
+        is_learnt: whether the scores are those of a learnt fusion.
+    """
+
+    candidates: Candidates
+    order: npt.NDArray[np.int64]
+    scores: fusion.Floats
+    is_learnt: bool = False
+
+
+class HybridScores(NamedTuple):
+    """Both scores of every candidate, `(n,)` each, without gaps."""
+
+    bm25: fusion.Floats
+    cosine: fusion.Floats
 
 
 class Winner(NamedTuple):
@@ -167,14 +208,55 @@ def _floor(stage: str, scores: fusion.Floats, limit: int) -> float:
     return float(found.min()) if len(found) else 0.0
 
 
-def choose(settings: SearchSettings, candidates: Candidates, *, k: int) -> list[Winner]:
-    """Fuse the stages and return the best `k`, with what each stage thought of them."""
-    if not candidates.point_ids:
+def fuse(
+    settings: SearchSettings, candidates: Candidates, *, learnt: "HybridWeights | None" = None
+) -> Ranking:
+    """Put what the stages say together.
+
+    Args:
+        settings: how.
+        candidates: of one query.
+        learnt: the weights that the bundle brings.
+    """
+    wants_learnt = settings.fusion == "learnt" and settings.tower_weight is None
+    both = hybrid_scores(candidates) if learnt and wants_learnt else None
+    if learnt is None or both is None:
+        scores = plain_scores(settings, candidates)
+    else:
+        scores = learnt.scores(both.bm25, both.cosine).astype(np.float64)
+    order = np.argsort(-scores, kind="stable")
+    return Ranking(candidates, order, scores, is_learnt=both is not None)
+
+
+def hybrid_scores(candidates: Candidates) -> HybridScores | None:
+    """Return what a learnt fusion is fed with, None where a query has not both scores."""
+    tower = next((name for name in (RERANK, DENSE) if name in candidates.stages), None)
+    if tower is None or BM25 not in candidates.stages:
+        return None
+    scores = fusion.fill_missing(candidates.scores, candidates.floors)
+    bm25, cosine = (scores[:, candidates.stages.index(name)] for name in (BM25, tower))
+    return HybridScores(bm25, cosine)
+
+
+def plain_scores(settings: SearchSettings, candidates: Candidates) -> fusion.Floats:
+    """Return `(n,)`: one stage's own score where only one counts, else the fused one."""
+    weights = stage_weights(settings, candidates.stages)
+    scores = fusion.fill_missing(candidates.scores, candidates.floors)
+    if np.count_nonzero(weights) == 1:
+        only: fusion.Floats = scores[:, int(np.argmax(weights))]
+        return only
+    if settings.fusion == "rrf":
+        return fusion.reciprocal_rank_fusion(candidates.scores, (weights > 0).astype(float))
+    return fusion.weighted_sum(scores, weights)
+
+
+def choose(ranking: Ranking, *, k: int) -> list[Winner]:
+    """Return the best `k`, with what each stage thought of them."""
+    candidates, best = ranking.candidates, ranking.order[:k]
+    if not len(best):
         return []
-    final = final_scores(settings, candidates)
-    best = np.argsort(-final, kind="stable")[:k]
     by_stage = fusion.ranks(candidates.scores)[best].tolist()
-    scores, totals = candidates.scores[best].tolist(), final[best].tolist()
+    scores, totals = candidates.scores[best].tolist(), ranking.scores[best].tolist()
     winners = []
     for place, row in enumerate(best.tolist()):
         stages = {
@@ -188,18 +270,6 @@ def choose(settings: SearchSettings, candidates: Candidates, *, k: int) -> list[
     return winners
 
 
-def final_scores(settings: SearchSettings, candidates: Candidates) -> fusion.Floats:
-    """Return `(n,)`: one stage's own score where only one counts, else the fused one."""
-    weights = stage_weights(settings, candidates.stages)
-    scores = fusion.fill_missing(candidates.scores, candidates.floors)
-    if np.count_nonzero(weights) == 1:
-        only: fusion.Floats = scores[:, int(np.argmax(weights))]
-        return only
-    if settings.fusion == "rrf":
-        return fusion.reciprocal_rank_fusion(candidates.scores, (weights > 0).astype(float))
-    return fusion.weighted_sum(scores, weights)
-
-
 def stage_weights(settings: SearchSettings, stages: Sequence[str]) -> fusion.Floats:
     """Return `(m,)`: 1 for a lexical stage, `tower_weight` for the tower's.
 
@@ -209,5 +279,6 @@ def stage_weights(settings: SearchSettings, stages: Sequence[str]) -> fusion.Flo
     tower = ~lexical
     if RERANK in stages:
         tower = np.array([name == RERANK for name in stages])
-    weights: fusion.Floats = lexical + settings.tower_weight * tower / max(1, tower.sum())
+    worth = TOWER_WEIGHT if settings.tower_weight is None else settings.tower_weight
+    weights: fusion.Floats = lexical + worth * tower / max(1, tower.sum())
     return weights

@@ -1,5 +1,6 @@
 """Hits as text for a terminal."""
 
+import math
 import os
 import shutil
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from retriever.cross import CROSS
 from retriever.records import Hit, SearchResult
 from retriever.snippets import Segment, snippet
 
@@ -78,8 +80,16 @@ def score_bar(score: float, scores: Sequence[float]) -> str:
     return cells.ljust(BAR_CELLS)
 
 
+def result_bar(hit: Hit, result: SearchResult) -> str:
+    """Return the bar of a hit; where the cross-scorer ran, it shows the chance of an answer."""
+    if CROSS in result.stages_run:
+        chance = 0.5 + 0.5 * math.tanh(hit.score / 2)  # the logistic function; cannot overflow
+        return score_bar(chance, [1.0])
+    return score_bar(hit.score, [h.score for h in result.hits])
+
+
 def _show_hit(hit: Hit, result: SearchResult, look: Look) -> str:
-    bar = look.paint(score_bar(hit.score, [h.score for h in result.hits]), DIM)
+    bar = look.paint(result_bar(hit, result), DIM)
     title = look.paint(printable(hit.title or hit.passage_id), BOLD)
     lines = [f"{hit.rank:>3}. {title}", f"{INDENT}{bar} {hit.score:.3f}"]
     room = look.width - len(INDENT)

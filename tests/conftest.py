@@ -192,6 +192,9 @@ class HashEncoder:
     do not depend on what else is in a batch.
     """
 
+    fusion = None
+    has_cross_scorer = False
+
     def __init__(self, *, dim: int = 16, pca_dims: tuple[int, ...] = (8, 4), seed: int = 0) -> None:
         self.dim = dim
         self.pca_dims = pca_dims

@@ -8,6 +8,7 @@ from retriever.stages import (
     QueryVectors,
     SearchSettings,
     choose,
+    fuse,
     gather,
     plan,
     stage_weights,
@@ -73,7 +74,7 @@ def test_choose_fuses_and_reports_every_stage() -> None:
     settings = SearchSettings(legs={"dense": 3, "bm25": 3}, tower_weight=10.0)
     requests = plan(settings, VECTORS, k=1)
     answers = [response(a=0.9, b=0.5), response(b=8.0, c=6.0), response(b=0.5, c=0.4)]
-    winners = choose(settings, gather(requests, answers), k=3)
+    winners = choose(fuse(settings, gather(requests, answers)), k=3)
     assert [(w.rank, w.point_id) for w in winners] == [(1, "b"), (2, "c"), (3, "a")]
     assert [w.score for w in winners] == pytest.approx([5 + 8, 4 + 6, 9 + 0])
     assert winners[0].stages == {"dense": (0.5, 2), "bm25": (8.0, 1), "rerank": (0.5, 2)}
@@ -84,14 +85,14 @@ def test_choose_fuses_and_reports_every_stage() -> None:
 def test_without_rerank_a_missing_cosine_is_the_least_of_the_leg() -> None:
     settings = SearchSettings(legs={"dense": 2, "bm25": 3}, tower_weight=10.0, rerank=False)
     answers = [response(a=0.9, b=0.5), response(b=8.0, c=6.0)]
-    winners = choose(settings, gather(plan(settings, VECTORS, k=1), answers), k=3)
+    winners = choose(fuse(settings, gather(plan(settings, VECTORS, k=1), answers)), k=3)
     assert {w.point_id: w.score for w in winners} == pytest.approx({"b": 13, "c": 11, "a": 9})
 
 
 def test_reciprocal_ranks_on_request() -> None:
     settings = SearchSettings(fusion="rrf", rerank=False)
     answers = [response(a=0.9, b=0.5), response(b=8.0, c=6.0)]
-    winners = choose(settings, gather(plan(settings, VECTORS, k=1), answers), k=3)
+    winners = choose(fuse(settings, gather(plan(settings, VECTORS, k=1), answers)), k=3)
     expected = {"b": 1 / 62 + 1 / 61, "a": 1 / 61, "c": 1 / 62}
     assert {w.point_id: w.score for w in winners} == pytest.approx(expected)
 
@@ -99,14 +100,15 @@ def test_reciprocal_ranks_on_request() -> None:
 def test_one_stage_keeps_its_own_scores() -> None:
     settings = SearchSettings(legs={"bm25": 3}, rerank=False)
     found = gather(plan(settings, VECTORS, k=1), [response(a=2.0, b=5.0)])
-    assert [(w.point_id, w.score) for w in choose(settings, found, k=2)] == [("b", 5.0), ("a", 2.0)]
+    winners = choose(fuse(settings, found), k=2)
+    assert [(w.point_id, w.score) for w in winners] == [("b", 5.0), ("a", 2.0)]
 
 
 def test_nothing_found_is_an_empty_result() -> None:
     settings = SearchSettings()
-    assert choose(settings, gather({}, []), k=5) == []
+    assert choose(fuse(settings, gather({}, [])), k=5) == []
     requests = plan(settings, VECTORS, k=5)
-    assert choose(settings, gather(requests, [response()] * 3), k=5) == []
+    assert choose(fuse(settings, gather(requests, [response()] * 3)), k=5) == []
 
 
 @pytest.mark.parametrize(
@@ -131,7 +133,7 @@ def test_weights(stages: list[str], expected: list[float]) -> None:
         ({"legs": {"dense": 0}}, "'dense' asks for 0"),
         ({"tower_weight": -1.5}, r"tower_weight is -1\.5"),
         ({"tower_weight": float("nan")}, "tower_weight is nan"),
-        ({"fusion": "dbsf"}, "fusion is 'dbsf'; expected weighted or rrf"),
+        ({"fusion": "dbsf"}, "fusion is 'dbsf'; expected learnt, weighted or rrf"),
     ],
 )
 def test_impossible_settings(settings: dict, message: str) -> None:

@@ -1,8 +1,8 @@
 // Turns answers into elements. All text goes in as text nodes: nothing a passage holds is markup.
 
-const MODE_NAMES = { bm25: "BM25", hybrid: "Hybrid", reranked: "Reranked" };
+const MODE_NAMES = { bm25: "BM25", hybrid: "Hybrid", reranked: "Reranked", cross: "Cross-scored" };
 const STAGE_NAMES = { bm25: "BM25", dense: "Tower", rerank: "Rerank", cross: "Cross" };
-const STEP_NAMES = { encode: "encode", candidates: "candidates", fusion: "fusion", payload: "passages" };
+const STEP_NAMES = { encode: "encode", candidates: "candidates", fusion: "fusion", cross: "cross", payload: "passages" };
 
 export function element(name, attributes = {}, ...children) {
   const made = document.createElement(name);
@@ -31,10 +31,10 @@ export function safeLink(url) {
 
 // With `other`, each hit says whether the other list has it, and with `isSecond` how far it moved.
 export function column({ title, answer, other, isSecond, back, about, actions }) {
-  const best = bestScores(answer.hits);
+  const spans = scoreSpans(answer.hits);
   const ranks = other && new Map(other.hits.map((hit) => [hit.passage_id, hit.rank]));
   const hits = answer.hits.map((hit, at) =>
-    card({ hit, at, best, badge: moved(hit, ranks, isSecond), about, actions }));
+    card({ hit, at, spans, badge: moved(hit, ranks, isSecond), about, actions }));
   const list = hits.length
     ? element("ol", { class: "hits" }, ...hits)
     : element("p", { class: "none" }, "No passage passes. Try other words or fewer filters.");
@@ -61,14 +61,18 @@ function timings(answer) {
     element("span", { class: "step-names" }, ...words), skipped);
 }
 
-function bestScores(hits) {
-  const best = {};
+// Bars begin at 0, or at the lowest score where that is below: a cross-scorer's logits may all be.
+function scoreSpans(hits) {
+  const spans = {};
   for (const hit of hits)
-    for (const [stage, { score }] of Object.entries(hit.stages)) best[stage] = Math.max(best[stage] ?? 0, score);
-  return best;
+    for (const [stage, { score }] of Object.entries(hit.stages)) {
+      const { low, high } = spans[stage] ?? { low: 0, high: -Infinity };
+      spans[stage] = { low: Math.min(low, score), high: Math.max(high, score) };
+    }
+  return spans;
 }
 
-function card({ hit, at, best, badge, about, actions }) {
+function card({ hit, at, spans, badge, about, actions }) {
   const link = safeLink(hit.url);
   const title = marked(hit.marked_title.length ? hit.marked_title : [{ text: hit.passage_id, is_match: false }]);
   const heading = link ? element("a", { href: link, rel: "noreferrer" }, ...title) : element("span", {}, ...title);
@@ -81,7 +85,7 @@ function card({ hit, at, best, badge, about, actions }) {
         element("div", { class: "foot" }, ...fieldButtons(hit, about, actions),
           element("button", { type: "button", class: "quiet", onclick: () => actions.similar(hit) }, "Similar"),
           whole(hit, about))),
-      bars(hit, best)));
+      bars(hit, spans)));
 }
 
 function marked(segments) {
@@ -122,17 +126,25 @@ function whole(hit, about) {
     element("p", { class: "text" }, hit.text), where);
 }
 
-function bars(hit, best) {
+// What the cross-scorer read has a calibrated score: its log-odds of being an answer.
+function chance(hit) {
+  if (!hit.stages.cross) return element("span", {});
+  const percent = Math.round(100 / (1 + Math.exp(-hit.score)));
+  return element("span", { class: "chance", title: "estimated chance that this answers" }, `${percent}%`);
+}
+
+function bars(hit, spans) {
   const rows = Object.entries(hit.stages).map(([stage, { score, rank }]) => {
     const fill = element("i", {});
-    fill.style.width = `${best[stage] > 0 ? Math.max(0, Math.min(100, (100 * score) / best[stage])) : 0}%`;
+    const { low, high } = spans[stage];
+    fill.style.width = `${high > low ? (100 * (score - low)) / (high - low) : 0}%`;
     return element("div", { class: `stage stage-${stage.replace(/\W/g, "")}` },
       element("dt", {}, STAGE_NAMES[stage] ?? stage),
       element("dd", {}, element("span", { class: "bar", "aria-hidden": "true" }, fill),
-        element("span", { class: "score" }, score.toFixed(score < 1 ? 3 : 2)),
+        element("span", { class: "score" }, score.toFixed(Math.abs(score) < 1 ? 3 : 2)),
         element("span", { class: "place", title: `rank ${rank} in this stage` }, `#${rank}`)));
   });
   const sum = element("div", { class: "stage sum" }, element("dt", {}, "Score"),
-    element("dd", {}, element("span", {}), element("span", { class: "score" }, hit.score.toFixed(2))));
+    element("dd", {}, chance(hit), element("span", { class: "score" }, hit.score.toFixed(2))));
   return element("dl", { class: "stages", "aria-label": "Why this is here" }, ...rows, sum);
 }

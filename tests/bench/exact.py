@@ -11,7 +11,7 @@ from models.bundle import ModelBundle
 from models.data import Dataset, Qrel, Query
 from models.lexical import Bm25Index, Ranked
 from retriever.evaluate import answerable, per_query
-from retriever.stages import SearchSettings
+from retriever.stages import TOWER_WEIGHT
 
 DEPTH = 100
 BLOCK = 256
@@ -107,7 +107,6 @@ def fuse(
     As `Retriever.search` does it: every candidate's cosine is exact, and what BM25 left out has
     the last BM25 score, or 0 where BM25 had no more to give.
     """
-    weight = SearchSettings().tower_weight
     fused = []
     for i, vector in enumerate(queries):
         found = bm25.rows[i] >= 0
@@ -115,7 +114,7 @@ def fuse(
         candidates = np.union1d(tower[i], bm25.rows[i][found])
         lexical = np.full(len(candidates), floor)
         lexical[np.searchsorted(candidates, bm25.rows[i][found])] = bm25.scores[i][found]
-        scores = lexical + weight * (passages[candidates] @ vector)
+        scores = lexical + TOWER_WEIGHT * (passages[candidates] @ vector)
         fused.append(candidates[np.argsort(-scores, kind="stable")[:DEPTH]])
     return fused
 

@@ -1,0 +1,40 @@
+"""A bundle with a learnt fusion and a cross-scorer, made by hand: its numbers mean nothing."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.numpy import save
+
+from models.bundle import ModelBundle
+from models.bundle_files import CROSS_SCORER, FUSION
+from models.cross_scorer import CrossConfig, CrossScorer, scorer_arrays
+from models.fusion import FinalWeights, Fusion, HybridWeights
+
+HYBRID = HybridWeights(tower=6.0)
+FINAL = FinalWeights(hybrid=0.8, cross=1.5, offset=-4.0)
+CONFIG = CrossConfig(dim=12, hidden=4)
+
+
+def crossed(bundle: ModelBundle) -> ModelBundle:
+    """The bundle with a scorer of random weights."""
+    torch.manual_seed(3)
+    count = bundle.tokenizer.vocab_size
+    scorer = CrossScorer(torch.randn(count, CONFIG.dim), torch.rand(count) + 0.5, config=CONFIG)
+    arrays = scorer_arrays(scorer.eval())
+    fusion = Fusion(HYBRID, FINAL, asdict(CONFIG))
+    return bundle.with_extras({FUSION: fusion.to_bytes(), CROSS_SCORER: save(arrays)})
+
+
+def fused(bundle: ModelBundle) -> ModelBundle:
+    """The bundle with a learnt fusion alone."""
+    return bundle.with_extras({FUSION: Fusion(HYBRID).to_bytes()})
+
+
+@pytest.fixture(scope="module")
+def cross_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of `tiny_bundle` with both; a collection loaded with either fits the other."""
+    path = tmp_path_factory.mktemp("cross") / "bundle"
+    crossed(ModelBundle.load(tiny_bundle)).save(path)
+    return path
