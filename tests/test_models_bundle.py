@@ -23,6 +23,7 @@ from models.bundle_files import (
 )
 from models.config import from_mapping
 from models.errors import BundleError
+from models.fusion import Fusion, HybridWeights
 from models.pipeline import train_bundle
 from models.training import TrainConfig
 
@@ -223,7 +224,7 @@ def test_prefixes_come_before_the_texts_of_their_side(saved: Path) -> None:
         ModelBundle(replaced_config(prefixes={"query": 1})(files), {})
 
 
-EXTRAS = {CROSS_SCORER: b"scorer", FUSION: b"{}"}
+EXTRAS = {CROSS_SCORER: b"scorer", FUSION: Fusion(HybridWeights(8.0)).to_bytes()}
 
 
 def test_extra_files_are_kept_beside_the_same_vectors(saved: Path, tmp_path: Path) -> None:
