@@ -85,6 +85,22 @@ def test_a_stage_is_paid_for_only_where_it_fits_with_what_must_follow() -> None:
     assert tries > 0  # it is tried again after a while
 
 
+def test_a_stage_can_wait_for_others_to_fit_and_to_have_run() -> None:
+    costs = Costs()
+    for stage in ("rerank", "cross", "diversity"):
+        costs.record(stage, 400.0)
+    watch = Stopwatch(costs, queries=1, budget_ms=700)
+    assert watch.affords("cross", after="rerank")
+    assert not watch.affords("cross", before=["diversity"], after="rerank")
+    assert watch.affords("diversity")
+    assert watch.skipped == ["cross"]
+    hurried = Stopwatch(costs, queries=1, budget_ms=300)
+    costs.record("cross", 0.0)
+    assert not hurried.affords("rerank")
+    assert not hurried.affords("cross", after="rerank")
+    assert hurried.skipped == ["rerank", "cross"]
+
+
 def test_queries_searched_together_share_the_time() -> None:
     watch = Stopwatch(Costs(), queries=4, budget_ms=None)
     time.sleep(0.02)

@@ -50,9 +50,11 @@ options = st.fixed_dictionaries(
     {},
     optional={
         "legs": legs | anything,
-        "fusion": st.sampled_from(["weighted", "rrf"]) | anything,
+        "fusion": st.sampled_from(["learnt", "weighted", "rrf"]) | anything,
         "tower_weight": scalars,
         "rerank": scalars,
+        "cross": scalars,
+        "cross_candidates": st.integers(-1, 210) | scalars,
         "diversity": st.floats(0, 1) | scalars,
         "group_by": st.sampled_from(FIELDS) | scalars,
         "group_size": st.integers(0, 5) | scalars,

@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from qdrant_client import models as qm
 from qdrant_client.http.models import QueryResponse
 
+from models.fusion import HybridWeights
 from retriever.errors import ConfigError
 from retriever.stages import (
     QueryVectors,
@@ -97,6 +100,30 @@ def test_reciprocal_ranks_on_request() -> None:
     assert {w.point_id: w.score for w in winners} == pytest.approx(expected)
 
 
+def test_learnt_weights_take_the_place_of_the_fixed_one() -> None:
+    settings = SearchSettings(legs={"dense": 2, "bm25": 3}, rerank=False)
+    answers = [response(a=0.9, b=0.5), response(b=8.0, c=6.0)]
+    found = gather(plan(settings, VECTORS, k=1), answers)
+    ranking = fuse(settings, found, learnt=HybridWeights(20.0))
+    assert ranking.is_learnt
+    winners = choose(ranking, k=3)
+    # a: 20 * 0.9, b: 8 + 20 * 0.5, c: 6 + 20 * 0.5, the least of the dense leg
+    assert [(w.point_id, w.score) for w in winners] == [("a", 18.0), ("b", 18.0), ("c", 16.0)]
+    for fixed in (replace(settings, fusion="weighted"), replace(settings, tower_weight=15.0)):
+        ranking = fuse(fixed, found, learnt=HybridWeights(20.0))
+        assert not ranking.is_learnt
+        expected = [15 * 0.9, 8 + 15 * 0.5, 6 + 15 * 0.5]
+        assert ranking.scores.tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("leg", ["dense", "bm25", "pca_1"])
+def test_nothing_is_learnt_for_one_leg_alone(leg: str) -> None:
+    settings = SearchSettings(legs={leg: 3}, rerank=False)
+    found = gather(plan(settings, VECTORS, k=1), [response(a=0.9, b=0.5)])
+    ranking = fuse(settings, found, learnt=HybridWeights(20.0))
+    assert (ranking.is_learnt, ranking.scores.tolist()) == (False, [0.9, 0.5])
+
+
 def test_one_stage_keeps_its_own_scores() -> None:
     settings = SearchSettings(legs={"bm25": 3}, rerank=False)
     found = gather(plan(settings, VECTORS, k=1), [response(a=2.0, b=5.0)])
@@ -131,6 +158,8 @@ def test_weights(stages: list[str], expected: list[float]) -> None:
     [
         ({"legs": {}}, "no leg"),
         ({"legs": {"dense": 0}}, "'dense' asks for 0"),
+        ({"cross_candidates": 0}, "cross_candidates is 0; expected 1 to 200"),
+        ({"cross_candidates": 201}, "cross_candidates is 201; expected 1 to 200"),
         ({"tower_weight": -1.5}, r"tower_weight is -1\.5"),
         ({"tower_weight": float("nan")}, "tower_weight is nan"),
         ({"fusion": "dbsf"}, "fusion is 'dbsf'; expected learnt, weighted or rrf"),

@@ -1,0 +1,124 @@
+# ruff: noqa: F401, F811 (fixtures are imported, and named again by the tests that use them)
+"""The cross-scorer where people meet it: the service, its page, the terminal."""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from browser import running_browser
+from conftest import Server, make_passages
+from crossing import cross_bundle
+from services import NAME, Service, load, running_service
+from typer.testing import CliRunner
+
+from models.bundle import ModelBundle
+from retriever import Retriever, SearchSettings
+from retriever.cli import app
+from retriever.records import Hit, SearchResult
+from retriever.service_backend import modes
+from retriever.terminal import result_bar
+
+QUERY = "storm on the river bank"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cross_service")
+
+
+@pytest.fixture(scope="module")
+def where(folder: Path, cross_bundle: Path, server: Server) -> Iterator[dict[str, str]]:
+    """What reaches the collection from the environment."""
+    loaded = load(folder, cross_bundle, make_passages(60), url=server.url, api_key=server.api_key)
+    key = {"QDRANT_API_KEY": server.api_key} if server.api_key else {}
+    yield {"QDRANT_URL": server.url, **key}
+    engine = server.connect()
+    engine.delete_collection(loaded)
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def service(folder: Path, cross_bundle: Path, where: dict[str, str]) -> Iterator[Service]:
+    with running_service(folder, cross_bundle, **where) as running:
+        yield running
+
+
+def test_the_service_has_a_mode_for_it_and_it_is_the_default(
+    service: Service, cross_bundle: Path, server: Server
+) -> None:
+    found = service.get("/collection").json["modes"]
+    assert list(found) == ["bm25", "hybrid", "reranked", "cross"]
+    with Retriever.open(
+        NAME, bundle=cross_bundle, url=server.url, api_key=server.api_key
+    ) as retriever:
+        for mode, crosses in {"reranked": False, "cross": True}.items():
+            answer = service.post("/search", {"query": QUERY, "settings": found[mode]}).json
+            settings = SearchSettings(cross=crosses)
+            expected = retriever.search(QUERY, settings=settings)
+            assert [hit["passage_id"] for hit in answer["hits"]] == [h.passage_id for h in expected]
+            assert ("cross" in answer["stages_run"]) == crosses
+        assert service.post("/search", {"query": QUERY}).json["hits"] == answer["hits"]
+        few = service.post("/search", {"query": QUERY, "settings": {"cross_candidates": 3}}).json
+        expected = retriever.search(QUERY, settings=SearchSettings(cross_candidates=3))
+        assert [hit["passage_id"] for hit in few["hits"]] == [hit.passage_id for hit in expected]
+    assert ["cross" in hit["stages"] for hit in few["hits"]] == [True] * 3 + [False] * 7
+
+
+@pytest.mark.parametrize("wrong", [{"cross_candidates": 0}, {"cross_candidates": 201}])
+def test_the_service_bounds_it(service: Service, wrong: dict[str, int]) -> None:
+    assert service.post("/search", {"query": QUERY, "settings": wrong}).status == 422
+
+
+def test_modes_without_one(tiny_bundle: Path) -> None:
+    assert list(modes(ModelBundle.load(tiny_bundle))) == ["bm25", "hybrid", "reranked"]
+
+
+def test_the_page_shows_its_bar_and_the_chance(service: Service) -> None:
+    best = service.post("/search", {"query": QUERY}).json["hits"][0]
+    with running_browser() as browser:
+        page = browser.new_page(base_url=service.url)
+        page.goto(f"/?q={QUERY}")
+        first = page.locator(f'[data-passage="{best["passage_id"]}"]')
+        first.wait_for()
+        names = first.locator(".stages dt").all_inner_texts()
+        assert names[-2:] == ["Cross", "Score"]
+        chance = round(100 / (1 + math.exp(-best["score"])))
+        assert first.locator(".chance").inner_text() == f"{chance}%"
+        page.wait_for_selector(".step-name.step-cross")
+        widths = [
+            bar.bounding_box()["width"]  # type: ignore[index]
+            for bar in page.locator(".stage-cross .bar i").all()
+        ]
+        assert max(widths) > 20
+        page.goto(f"/?q={QUERY}&mode=bm25&compare=cross")
+        page.wait_for_selector(".column:nth-child(2) .hit")
+        assert page.locator(".column h2").nth(1).inner_text().startswith("Cross-scored")
+        page.close()
+
+
+def test_the_terminal_explains_it(
+    where: dict[str, str], cross_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in where.items():
+        monkeypatch.setenv(name, value)
+    words = ["search", NAME, QUERY, "-k", "3", "--bundle", str(cross_bundle)]
+    shown = CliRunner().invoke(app, [*words, "--explain"])
+    assert shown.exit_code == 0, shown.stderr
+    table = next(line.split() for line in shown.stdout.splitlines() if " rerank " in line)
+    assert table == ["rank", "score", "dense", "bm25", "rerank", "cross", "title"]
+    assert "stages: dense, bm25, rerank, cross" in shown.stdout
+    told = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
+    assert told["stages_run"][-1] == "cross"
+    assert set(told["hits"][0]["stages"]["cross"]) == {"score", "rank"}
+    assert told["timings_ms"]["cross"] > 0
+
+
+@pytest.mark.parametrize(
+    ("log_odds", "cells"), [(0.0, "█████     "), (-800.0, " " * 10), (50.0, "█" * 10)]
+)
+def test_the_bar_is_the_chance_where_it_is_known(log_odds: float, cells: str) -> None:
+    hit = Hit(1, "p1", log_odds, "Title", "text", "", {}, {})
+    result = SearchResult("q", [hit], {}, stages_run=("dense", "bm25", "cross"))
+    assert result_bar(hit, result) == cells
