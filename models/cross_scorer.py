@@ -60,8 +60,8 @@ class CrossConfig:
     epochs: int = 0
     negatives: int = 7
     pool: int = 30
-    batch_size: int = 64
-    learning_rate: float = 5e-3
+    batch_size: int = 32
+    learning_rate: float = 3e-3
     recurrent: bool = True
     dim: int = 128
     hidden: int = 32

@@ -1,6 +1,7 @@
 """Distillation: the cheap towers learn to find near what their teacher finds near."""
 
 import hashlib
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from models.data import Dataset
 from models.errors import TrainingError
 from models.examples import Batch
 from models.losses import Encoded
+from models.mining import Vectors
 from models.pretrain import NOTHING_MASKED
 from models.teacher import (
     PieceTokenizer,
@@ -29,6 +31,7 @@ from models.teacher import (
 from models.tokenizer import IntArray, TokenRows, concat_rows
 
 FloatArray = npt.NDArray[np.float32]
+Encode = Callable[[Sequence[str]], FloatArray]
 
 
 class Lesson(NamedTuple):
@@ -91,8 +94,7 @@ class Lessons:
         return Lesson(
             concat_rows([tokenizer.encode_queries(spans), corpus.train_queries]),
             corpus.passages,
-            self._kept([*spans, *corpus.train.texts], as_queries=True),
-            self._kept(texts, as_queries=False),
+            *read_once(self._teacher, [*spans, *corpus.train.texts], texts, folder=self._folder),
             np.concatenate(
                 [np.stack([own, own], axis=1), np.stack([rows + len(texts), answers], axis=1)]
             ).astype(np.int64),
@@ -106,17 +108,30 @@ class Lessons:
             queries: n texts.
             rows: (n, k) int64.
         """
-        read = self._kept(passages, as_queries=False)
-        asked = self._kept(queries, as_queries=True)
+        asked, read = read_once(self._teacher, queries, passages, folder=self._folder)
         scored = [read[own] @ query for own, query in zip(rows, asked, strict=True)]
         return np.stack(scored)
 
-    def _kept(self, texts: list[str], *, as_queries: bool) -> FloatArray:
+
+def read_once(reader: Teacher, queries: list[str], passages: list[str], *, folder: Path) -> Vectors:
+    """Return the vectors of n queries and m passages by a slow reader, kept for later runs.
+
+    Args:
+        reader: a teacher, or a bundle.
+        queries: n texts.
+        passages: m texts.
+        folder: keeps what was read, by reader and texts.
+    """
+
+    def kept(side: str, texts: list[str], encode: Encode) -> FloatArray:
         content = hashlib.sha256("\0".join(texts).encode(errors="replace")).hexdigest()
-        side = "queries" if as_queries else "passages"
-        folder = self._folder / f"{self._teacher.fingerprint[:16]}-{side}-{content[:16]}"
-        encode = self._teacher.encode_queries if as_queries else self._teacher.encode_passages
-        return kept_vectors(encode, texts, folder=folder)
+        name = f"{reader.fingerprint[:16]}-{side}-{content[:16]}"
+        return kept_vectors(encode, texts, folder=folder / name)
+
+    return Vectors(
+        kept("queries", queries, reader.encode_queries),
+        kept("passages", passages, reader.encode_passages),
+    )
 
 
 class LessonSampler:

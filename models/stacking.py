@@ -16,10 +16,10 @@ import numpy.typing as npt
 
 from models.bundle import ModelBundle
 from models.candidates import CandidateLists
-from models.checkpoint import Checkpoint, Progress, RunFolder
+from models.checkpoint import TEACHER, Checkpoint, Progress, RunFolder
 from models.corpus import Corpus, Say
 from models.data import Dataset
-from models.distillation import Lessons
+from models.distillation import Lessons, read_once
 from models.errors import BundleError
 from models.examples import HardNegatives
 from models.lexical import Bm25Index
@@ -136,8 +136,8 @@ class RankingPart:
     def _bundle_vectors(self, bundle: ModelBundle) -> FoldVectors:
         def vectors(left_out: IntArray) -> Vectors:
             self.say(f"encoding {len(self._texts)} passages")
-            queries = bundle.encode_queries([self.corpus.train.texts[i] for i in left_out])
-            return Vectors(queries, bundle.encode_passages(self._texts))
+            queries = [self.corpus.train.texts[i] for i in left_out]
+            return read_once(bundle, queries, self._texts, folder=self.folder.path / TEACHER)
 
         return vectors
 
