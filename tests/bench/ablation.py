@@ -69,8 +69,8 @@ class Row(NamedTuple):
         return dict(json.loads(json.dumps(declared)))
 
     def config(self) -> dict[str, Any]:
-        """Return the configuration file's content."""
-        return with_values(self.settings()["recipe"], dict(self.set))
+        """Return the configuration file's content; a tower alone needs no fusion."""
+        return with_values(self.settings()["recipe"], {"fusion.folds": 0, **self.set})
 
 
 def read_rows(path: Path) -> dict[str, Row]:
