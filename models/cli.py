@@ -32,7 +32,7 @@ Config = Annotated[
     str | None,
     typer.Option(
         help=f"YAML file, or the name of a shipped recipe ({', '.join(recipe_names())}).",
-        show_default="fast",
+        show_default="fast without its cross-scorer",
     ),
 ]
 Tower = Annotated[
