@@ -28,7 +28,7 @@ from models.teacher import (
     random_spans,
     token_vectors,
 )
-from models.tokenizer import IntArray, TokenRows, concat_rows
+from models.tokenizer import IntArray, TokenRows
 
 FloatArray = npt.NDArray[np.float32]
 Encode = Callable[[Sequence[str]], FloatArray]
@@ -38,18 +38,16 @@ class Lesson(NamedTuple):
     """Pairs of a query and a passage, as tokens and as the teacher sees them.
 
     Attributes:
-        queries: token rows of q queries.
-        passages: token rows of the corpus.
-        query_vectors: (q, teacher's dim) float32, L2-normalised.
-        passage_vectors: (passages, teacher's dim) float32, L2-normalised.
-        pairs: (n, 2) int64, rows of a query and of a passage.
+        queries: token rows of n queries.
+        passages: token rows of n passages, each that of the query in its row.
+        query_vectors: (n, teacher's dim) float32, L2-normalised.
+        passage_vectors: (n, teacher's dim) float32, L2-normalised.
     """
 
     queries: TokenRows
     passages: TokenRows
     query_vectors: FloatArray
     passage_vectors: FloatArray
-    pairs: IntArray
 
 
 class Lessons:
@@ -79,7 +77,10 @@ class Lessons:
         return token_vectors(self._teacher, tokenizer, dim=dim, seed=self._seed)
 
     def of(self, corpus: Corpus, tokenizer: RowTokenizer, *, say: Say) -> Lesson:
-        """Let the teacher read the corpus, a span of each passage and the train queries.
+        """Let the teacher read the corpus and a span of each passage.
+
+        Labelled queries are left alone: what is learnt here must not know them, or the towers
+        would seem better to the fusion than they are.
 
         Args:
             corpus: DATA in tokens.
@@ -89,16 +90,8 @@ class Lessons:
         say(f"{self._config.model} reads the corpus; its vectors are kept in {self._folder}")
         texts = [passage.content for passage in self._data.passages()]
         spans = random_spans(texts, self._config, seed=self._seed)
-        rows, answers = corpus.train.relevant.nonzero()
-        own = np.arange(len(texts))
-        return Lesson(
-            concat_rows([tokenizer.encode_queries(spans), corpus.train_queries]),
-            corpus.passages,
-            *read_once(self._teacher, [*spans, *corpus.train.texts], texts, folder=self._folder),
-            np.concatenate(
-                [np.stack([own, own], axis=1), np.stack([rows + len(texts), answers], axis=1)]
-            ).astype(np.int64),
-        )
+        vectors = read_once(self._teacher, spans, texts, folder=self._folder)
+        return Lesson(tokenizer.encode_queries(spans), corpus.passages, *vectors)
 
     def scores(self, passages: list[str], queries: list[str], rows: IntArray) -> FloatArray:
         """Return (n, k) float32: what the teacher makes of each query's passages `rows` (n, k).
@@ -143,17 +136,16 @@ class LessonSampler:
     @property
     def size(self) -> int:
         """Number of pairs."""
-        return len(self._lesson.pairs)
+        return len(self._lesson.query_vectors)
 
     def batch(self, index: IntArray, rng: np.random.Generator) -> Batch:
         """Collate the pairs at `index`; nothing here is random."""
         lesson = self._lesson
-        queries, passages = lesson.pairs[index].T
         return Batch(
-            lesson.queries.take(queries),
-            lesson.passages.take(passages),
+            lesson.queries.take(index),
+            lesson.passages.take(index),
             NOTHING_MASKED,
-            similarities=lesson.query_vectors[queries] @ lesson.passage_vectors[passages].T,
+            similarities=lesson.query_vectors[index] @ lesson.passage_vectors[index].T,
         )
 
 

