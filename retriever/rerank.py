@@ -6,11 +6,9 @@ import numpy as np
 import numpy.typing as npt
 from qdrant_client import models as qm
 
-from retriever.schema import BM25, DENSE
+from retriever.schema import DENSE
 
 RERANK = "rerank"
-LEXICAL_RESCORE = "bm25 of the rest"
-"""A request, no stage: what BM25 gives the candidates that only a tower's leg proposed."""
 
 
 def query_tower_request(
@@ -32,25 +30,5 @@ def query_tower_request(
         using=DENSE,
         limit=sum(leg.limit or 0 for leg in legs),
         params=qm.SearchParams(quantization=qm.QuantizationSearchParams(ignore=True)),
-        with_payload=False,
-    )
-
-
-def lexical_request(
-    legs: Sequence[qm.Prefetch], query: list[float] | qm.SparseVector
-) -> qm.QueryRequest:
-    """Ask the engine for BM25's score of every candidate that `legs` propose.
-
-    What it does not return shares no term with the query and scores 0.
-
-    Args:
-        legs: the requests of the tower that propose candidates.
-        query: the query's terms.
-    """
-    return qm.QueryRequest(
-        prefetch=list(legs),
-        query=query,
-        using=BM25,
-        limit=sum(leg.limit or 0 for leg in legs),
         with_payload=False,
     )

@@ -14,7 +14,7 @@ from qdrant_client.http.models import QueryResponse
 from retriever import fusion
 from retriever.errors import ConfigError
 from retriever.records import Stage
-from retriever.rerank import LEXICAL_RESCORE, RERANK, lexical_request, query_tower_request
+from retriever.rerank import RERANK, query_tower_request
 from retriever.schema import BM25, DENSE
 
 if TYPE_CHECKING:
@@ -154,8 +154,7 @@ def plan(
     """Return the engine requests of one query by stage; they travel as one batch.
 
     A query of stop words alone has no BM25 term; that leg is then left out. The dense leg scores
-    by the full vectors itself, so only what the other legs propose is left to rerank. Where the
-    scores are added up, BM25 judges what it did not propose, too.
+    by the full vectors itself, so only what the other legs propose is left to rerank.
     """
     legs = {
         name: qm.Prefetch(
@@ -173,9 +172,6 @@ def plan(
     others = [leg for name, leg in legs.items() if name != DENSE]
     if settings.rerank and others:
         requests[RERANK] = query_tower_request(others, vectors.tower)
-    towers = [leg for name, leg in legs.items() if name != BM25]
-    if settings.rerank and settings.fusion != "rrf" and BM25 in legs and towers:
-        requests[LEXICAL_RESCORE] = lexical_request(towers, vectors.by_name[BM25])
     return requests
 
 
@@ -194,22 +190,14 @@ def gather(
         scores[place, column] = values
     stages = list(found)
     if RERANK in found and DENSE in found:
-        _fill(scores, stages.index(RERANK), stages.index(DENSE))
-    if LEXICAL_RESCORE in found:  # it comes last
-        _fill(scores, stages.index(BM25), -1)
-        stages, scores = stages[:-1], scores[:, :-1]
+        rerank, dense = stages.index(RERANK), stages.index(DENSE)
+        unseen = np.isnan(scores[:, rerank])
+        scores[unseen, rerank] = scores[unseen, dense]
     floors = [
         _floor(stage, scores[:, column], requests[stage].limit or 0)
         for column, stage in enumerate(stages)
     ]
-    if LEXICAL_RESCORE in found:
-        floors[stages.index(BM25)] = 0.0  # what is still missing matches no term
     return Candidates(list(rows), stages, scores, np.array(floors))
-
-
-def _fill(scores: fusion.Floats, column: int, source: int) -> None:
-    unseen = np.isnan(scores[:, column])
-    scores[unseen, column] = scores[unseen, source]
 
 
 def _floor(stage: str, scores: fusion.Floats, limit: int) -> float:

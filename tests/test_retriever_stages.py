@@ -7,7 +7,6 @@ from qdrant_client.http.models import QueryResponse
 
 from models.fusion import HybridWeights
 from retriever.errors import ConfigError
-from retriever.rerank import LEXICAL_RESCORE
 from retriever.stages import (
     QueryVectors,
     SearchSettings,
@@ -41,17 +40,12 @@ def test_plan_gives_each_leg_its_own_limit_and_rescores_the_union() -> None:
         "pca_1": 30,
         "bm25": 50,
         "rerank": 80,
-        LEXICAL_RESCORE: 30,
     }
     rerank = requests["rerank"]
     assert rerank.using == "dense"
     assert rerank.query == TOWER.tolist()
     assert [(p.using, p.limit) for p in rerank.prefetch] == [("pca_1", 30), ("bm25", 50)]
     assert rerank.params.quantization.ignore is True
-    lexical = requests[LEXICAL_RESCORE]
-    assert lexical.using == "bm25"
-    assert lexical.query == VECTORS.by_name["bm25"]
-    assert [(p.using, p.limit) for p in lexical.prefetch] == [("pca_1", 30)]
 
 
 def test_what_the_dense_leg_found_needs_no_rescoring() -> None:
@@ -82,15 +76,13 @@ def test_gather_floors_say_what_a_missing_score_can_be_at_most() -> None:
 def test_choose_fuses_and_reports_every_stage() -> None:
     settings = SearchSettings(legs={"dense": 3, "bm25": 3}, tower_weight=10.0)
     requests = plan(settings, VECTORS, k=1)
-    legs = [response(a=0.9, b=0.5, d=0.3), response(b=8.0, c=6.0)]
-    answers = [*legs, response(b=0.5, c=0.4), response(a=0.5, b=8.0)]
-    winners = choose(fuse(settings, gather(requests, answers)), k=4)
-    assert [(w.rank, w.point_id) for w in winners] == [(1, "b"), (2, "c"), (3, "a"), (4, "d")]
-    assert [w.score for w in winners] == pytest.approx([5 + 8, 4 + 6, 9 + 0.5, 3 + 0])
+    answers = [response(a=0.9, b=0.5), response(b=8.0, c=6.0), response(b=0.5, c=0.4)]
+    winners = choose(fuse(settings, gather(requests, answers)), k=3)
+    assert [(w.rank, w.point_id) for w in winners] == [(1, "b"), (2, "c"), (3, "a")]
+    assert [w.score for w in winners] == pytest.approx([5 + 8, 4 + 6, 9 + 0])
     assert winners[0].stages == {"dense": (0.5, 2), "bm25": (8.0, 1), "rerank": (0.5, 2)}
     assert winners[1].stages == {"bm25": (6.0, 2), "rerank": (0.4, 3)}
-    assert winners[2].stages == {"dense": (0.9, 1), "bm25": (0.5, 3), "rerank": (0.9, 1)}
-    assert winners[3].stages == {"dense": (0.3, 3), "rerank": (0.3, 4)}  # shares no term
+    assert winners[2].stages == {"dense": (0.9, 1), "rerank": (0.9, 1)}
 
 
 def test_without_rerank_a_missing_cosine_is_the_least_of_the_leg() -> None:
@@ -143,7 +135,7 @@ def test_nothing_found_is_an_empty_result() -> None:
     settings = SearchSettings()
     assert choose(fuse(settings, gather({}, [])), k=5) == []
     requests = plan(settings, VECTORS, k=5)
-    assert choose(fuse(settings, gather(requests, [response()] * 4)), k=5) == []
+    assert choose(fuse(settings, gather(requests, [response()] * 3)), k=5) == []
 
 
 @pytest.mark.parametrize(
