@@ -25,7 +25,7 @@ Floats = npt.NDArray[np.floating[Any]]
 
 FEWEST_QUERIES = 30
 """Fewer labelled queries than this say nothing about weights."""
-TOWER_GRID = np.geomspace(1.0, 100.0, 41)
+TOWER_GRID = np.geomspace(1.0, 1000.0, 61)
 CROSS_GRID = np.geomspace(0.1, 30.0, 41)
 
 
