@@ -14,7 +14,10 @@ from models.pipeline import train_bundle
 from models.tracking import read_metrics
 from models.training import TrainConfig
 
-CROSS = {"epochs": 2, "negatives": 4, "pool": 10, "batch_size": 32, "dim": 16, "hidden": 8}
+CROSS = {
+    **{"epochs": 2, "negatives": 4, "pool": 10, "batch_size": 16, "dim": 16, "hidden": 8},
+    "learning_rate": 0.02,
+}
 
 
 def quick(**sections: object) -> TrainConfig:
