@@ -23,6 +23,8 @@ from models.tracking import Tracker
 
 HELD_OUT = 0.1
 LIST_SIZE = 50
+FUSION_QUERIES = 4000
+"""Enough for one weight; a cross-scorer wants them all."""
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -80,7 +82,7 @@ class RankingRun:
 
     def learn(self, tokens: TokenTable, config: CrossConfig, *, stand: Stand) -> dict[str, bytes]:
         """Return the extra files of the bundle; none where too few queries have an answer."""
-        lists = self.lists()
+        lists = self.lists(most=len(self.corpus.train.texts) if config.epochs else FUSION_QUERIES)
         hybrid = fit_hybrid(lists.bm25, lists.cosine, lists.relevant)
         if hybrid is None:
             self.say("too few labelled queries to learn a fusion from; the fixed one is kept")
@@ -89,11 +91,12 @@ class RankingRun:
             return {FUSION: Fusion(hybrid).to_bytes()}
         return self._cross(lists, tokens, config, hybrid=hybrid, stand=stand)
 
-    def lists(self) -> CandidateLists:
-        """Return the candidates of all train queries, by towers that did not see them."""
-        train = self.corpus.train
-        fold = np.random.default_rng([self.seed, 1]).integers(0, self.folds, len(train.texts))
-        members = [part for n in range(self.folds) if len(part := np.flatnonzero(fold == n))]
+    def lists(self, *, most: int) -> CandidateLists:
+        """Return the candidates of at most so many queries, by towers that did not see them."""
+        train, rng = self.corpus.train, np.random.default_rng([self.seed, 1])
+        drawn = np.sort(rng.permutation(len(train.texts))[:most])
+        fold = rng.integers(0, self.folds, len(drawn))
+        members = [part for n in range(self.folds) if len(part := drawn[fold == n])]
         found = [
             candidate_lists(train.take(part), self.vectors(part), self.index, size=LIST_SIZE)
             for part in members
