@@ -69,7 +69,7 @@ def test_hybrid_beats_its_legs_on_the_demo(demo: dict[str, str]) -> None:
     ]
     for leg in ("bm25", "dense"):
         assert systems["rerank"]["recall@10"] > systems[leg]["recall@10"]
-    assert "| rerank |" in demo["retriever evaluate"]
+    assert "| rerank " in demo["retriever evaluate"]
 
 
 def test_the_python_twin_runs(demo: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
