@@ -2,7 +2,7 @@
 
 import typer
 
-from ingest import commands_load, commands_prepare
+from ingest import commands_collections, commands_load, commands_prepare, commands_verify
 from models.console import CommandGroup
 
 app = typer.Typer(
@@ -14,7 +14,7 @@ app = typer.Typer(
 )
 app.command("prepare")(commands_prepare.prepare)
 app.command("load")(commands_load.load)
-app.command("verify")(commands_load.verify)
-app.command("promote")(commands_load.promote)
-app.command("list")(commands_load.list_collections)
-app.command("drop")(commands_load.drop)
+app.command("verify")(commands_verify.verify)
+app.command("promote")(commands_collections.promote)
+app.command("list")(commands_collections.list_collections)
+app.command("drop")(commands_collections.drop)

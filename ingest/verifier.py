@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from qdrant_client import models as qm
 
-from ingest.loader import describe, stored_hashes
+from ingest.loader import stored_hashes
+from ingest.opening import describe
 from ingest.points import PassageEncoder, PointMaker
 from models.console import progress
 from models.data import Dataset, Passage

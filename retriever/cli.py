@@ -7,7 +7,7 @@ import typer
 
 from models.console import CommandGroup
 from retriever.commands_serve import serve
-from retriever.options import Bundle, Name, Path_, Url
+from retriever.flags import Bundle, Name, Path_, Url
 
 if TYPE_CHECKING:
     from retriever.search import Retriever

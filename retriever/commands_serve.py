@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from retriever.errors import ConfigError, EngineUnavailable
-from retriever.options import Bundle, Name, Path_, Url
+from retriever.flags import Bundle, Name, Path_, Url
 from retriever.service_config import KEY_VARIABLE, Limits, ServiceConfig, read_key
 
 DEFAULTS = Limits()

@@ -1,0 +1,83 @@
+"""Commands of `ingest` that look after collections: promote, list, drop."""
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ingest.engine_flags import Name, opened_engine
+from retriever.flags import Path_, Url
+
+if TYPE_CHECKING:
+    from ingest.collections import Version
+
+
+def promote(
+    name: Annotated[str, typer.Argument(help="Name that searches use.")],
+    to: Annotated[
+        str | None, typer.Option(help="Versioned collection; the newest by default.")
+    ] = None,
+    url: Url = None,
+    path: Path_ = None,
+) -> None:
+    """Point a name to another version of its collection, in one step."""
+    from ingest import collections
+
+    with opened_engine(url, path) as engine:
+        typer.echo(f"{name} -> {collections.promote(engine, name, to)}")
+
+
+def list_collections(
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
+    url: Url = None,
+    path: Path_ = None,
+) -> None:
+    """List collections, newest version first; * marks the one that the name stands for."""
+    from ingest import collections
+
+    with opened_engine(url, path) as engine:
+        found = collections.versions(engine)
+    if as_json:
+        typer.echo(json.dumps([version.to_dict() for version in found]))
+    else:
+        typer.echo(_table(found))
+
+
+def drop(
+    name: Name,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Also what is in use; of an alias, every version.")
+    ] = False,
+    url: Url = None,
+    path: Path_ = None,
+) -> None:
+    """Delete a version that is not in use, or with --yes a name and all its versions."""
+    from ingest import collections
+
+    with opened_engine(url, path) as engine:
+        for collection in collections.drop(engine, name, yes=yes):
+            typer.echo(f"Dropped {collection}")
+
+
+def _table(found: "list[Version]") -> str:
+    rows = [["", "NAME", "COLLECTION", "POINTS", "BUNDLE", "AGE"]]
+    for version in found:
+        rows.append(
+            [
+                "*" if version.name in version.aliases else "",
+                version.name,
+                version.collection,
+                f"{version.points:,}",
+                version.metadata.bundle_fingerprint[:12],
+                _age(version.metadata.age_s),
+            ]
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def _age(seconds: float) -> str:
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"

@@ -1,0 +1,36 @@
+"""`ingest verify`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ingest.engine_flags import Name, opened_engine
+from retriever.flags import Path_, Url
+
+
+def verify(
+    name: Name,
+    data: Annotated[Path | None, typer.Option(help="DATA to compare with.")] = None,
+    bundle: Annotated[Path | None, typer.Option(help="Bundle to compare with.")] = None,
+    url: Url = None,
+    path: Path_ = None,
+) -> None:
+    """Check a collection: its count, and with --data and --bundle every passage and a sample.
+
+    The sample is encoded anew and compared, vectors and payload.
+    """
+    from ingest import verifier
+
+    if (data is None) != (bundle is None):
+        raise typer.BadParameter("--data and --bundle go together")
+    with opened_engine(url, path) as engine:
+        collection = engine.resolve(name)
+        if data is None or bundle is None:
+            typer.echo(verifier.verify_counts(engine, collection))
+            return
+        from models.bundle import ModelBundle
+        from models.data import Dataset
+
+        encoder = ModelBundle.load(bundle)
+        typer.echo(verifier.verify(engine, collection, Dataset.open(data), encoder))

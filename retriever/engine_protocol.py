@@ -1,0 +1,104 @@
+"""What the project asks of a vector engine: the part of `QdrantClient` that embedded and server share."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from qdrant_client import models as qm
+from qdrant_client.conversions.common_types import AliasOperations
+from qdrant_client.http.models import QueryResponse  # the name in qm is fastembed's
+
+PayloadIndex = qm.PayloadSchemaType | qm.TextIndexParams
+Vectors = Mapping[str, qm.VectorParams]
+SparseVectors = Mapping[str, qm.SparseVectorParams]
+
+
+class Engine(Protocol):
+    """What embedded engine and server have in common; semantics are `QdrantClient`'s.
+
+    Every method raises an `EngineError` in one line where the engine fails.
+    """
+
+    def info(self) -> qm.VersionInfo: ...  # noqa: D102
+    def close(self) -> None: ...  # noqa: D102
+
+    def resolve(self, name: str) -> str:
+        """Return the collection that alias `name` points to, or `name` if it is a collection.
+
+        Raises:
+            CollectionNotFound: neither exists.
+        """
+
+    def optimize(self, collection_name: str) -> bool:
+        """Build the indexes that a server builds by itself; True where there was work to do."""
+
+    def collection_exists(self, collection_name: str) -> bool: ...  # noqa: D102
+    def create_collection(  # noqa: D102
+        self,
+        collection_name: str,
+        *,
+        vectors_config: Vectors,
+        sparse_vectors_config: SparseVectors | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> bool: ...
+    def get_collection(self, collection_name: str) -> qm.CollectionInfo: ...  # noqa: D102
+    def get_collections(self) -> qm.CollectionsResponse: ...  # noqa: D102
+    def delete_collection(self, collection_name: str) -> bool: ...  # noqa: D102
+    def update_collection(  # noqa: D102
+        self, collection_name: str, *, metadata: dict[str, Any] | None = None
+    ) -> bool: ...
+    def get_aliases(self) -> qm.CollectionsAliasesResponse: ...  # noqa: D102
+    def update_collection_aliases(  # noqa: D102
+        self, change_aliases_operations: Sequence[AliasOperations]
+    ) -> bool: ...
+    def create_payload_index(  # noqa: D102
+        self, collection_name: str, field_name: str, field_schema: PayloadIndex
+    ) -> qm.UpdateResult: ...
+    def upsert(  # noqa: D102
+        self, collection_name: str, points: Sequence[qm.PointStruct], *, wait: bool = True
+    ) -> qm.UpdateResult: ...
+    def delete(  # noqa: D102
+        self,
+        collection_name: str,
+        points_selector: list[int | str] | qm.Filter,
+        *,
+        wait: bool = True,
+    ) -> qm.UpdateResult: ...
+    def scroll(  # noqa: D102
+        self,
+        collection_name: str,
+        *,
+        scroll_filter: qm.Filter | None = None,
+        limit: int = 10,
+        offset: int | str | None = None,
+        with_payload: bool | list[str] = True,
+        with_vectors: bool | list[str] = False,
+    ) -> tuple[list[qm.Record], int | str | None]: ...
+    def retrieve(  # noqa: D102
+        self,
+        collection_name: str,
+        ids: Sequence[int | str],
+        *,
+        with_payload: bool | list[str] = True,
+        with_vectors: bool | list[str] = False,
+    ) -> list[qm.Record]: ...
+    def count(  # noqa: D102
+        self, collection_name: str, *, count_filter: qm.Filter | None = None, exact: bool = True
+    ) -> qm.CountResult: ...
+    def query_points(  # noqa: D102
+        self,
+        collection_name: str,
+        query: Any = None,
+        *,
+        using: str | None = None,
+        prefetch: qm.Prefetch | list[qm.Prefetch] | None = None,
+        query_filter: qm.Filter | None = None,
+        search_params: qm.SearchParams | None = None,
+        limit: int = 10,
+        offset: int | None = None,
+        with_payload: bool | list[str] = True,
+        with_vectors: bool | list[str] = False,
+        score_threshold: float | None = None,
+    ) -> QueryResponse: ...
+    def query_batch_points(  # noqa: D102
+        self, collection_name: str, requests: Sequence[qm.QueryRequest]
+    ) -> list[QueryResponse]: ...
