@@ -1,4 +1,4 @@
-"""What the project asks of a vector engine: the part of `QdrantClient` that embedded and server share."""
+"""What embedded engine and server have in common: the part of `QdrantClient` we use."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol

@@ -22,7 +22,7 @@ from models.data import Passage
 from retriever.errors import CollectionMismatch, ConfigError, DataError
 
 if TYPE_CHECKING:
-    from retriever.engine import Engine, PayloadIndex
+    from retriever.engine_protocol import Engine, PayloadIndex
 
 FORMAT = "two-tower-search/1"
 DENSE = "dense"

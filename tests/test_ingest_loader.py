@@ -7,7 +7,7 @@ import pytest
 from conftest import HashEncoder, make_passages
 from qdrant_client import models as qm
 
-from ingest import loader
+from ingest import loader, opening
 from ingest.collections import drop, promote, versions
 from ingest.verifier import verify, verify_counts
 from models.data import Dataset, Passage
@@ -148,7 +148,7 @@ def test_indexes_missing_after_a_stop_are_made_good(
     edge_engine: Engine, name: str, encoder: HashEncoder, make_data: MakeData
 ) -> None:
     data = make_data(PASSAGES)
-    metadata = loader._new_metadata(data, encoder)
+    metadata = opening._new_metadata(data, encoder)
     schema = metadata.schema
     edge_engine.create_collection(
         collection_name(name, encoder.fingerprint),
