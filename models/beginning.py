@@ -41,6 +41,24 @@ class Inputs(NamedTuple):
         negatives = {"negatives": file_hash(self.negatives)} if self.negatives else {}
         return negatives | ({"start": self.start.fingerprint} if self.start else {})
 
+    def labels(self, data: Dataset, *, epochs: int) -> list[str]:
+        """Return what the card calls the labels that towers have seen, those of `start` included.
+
+        Args:
+            data: what they learn from now.
+            epochs: of its labelled phase.
+        """
+        before = self.start.card.get("labels", []) if self.start else []
+        return sorted({*before, *(_names(data) if epochs else ())})
+
+    def has_seen(self, data: Dataset) -> bool:
+        """Return whether the towers of `start` have learnt from these labels, or older ones."""
+        return bool(self.start and {*self.start.card.get("labels", [])} & _names(data))
+
+
+def _names(data: Dataset) -> set[str]:
+    return {data.content_hash, str(data.manifest.get("source", {}).get("name", data.path))}
+
 
 @dataclass
 class Beginning:

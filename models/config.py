@@ -95,6 +95,8 @@ def _converted(hint: Any, value: Any, name: str) -> Any:
         return None if value is None else _converted(args[0], value, name)
     if origin is Literal and value in args:
         return value
+    if origin is Mapping and isinstance(value, Mapping):
+        return {str(k): _converted(args[1], v, f"{name}.{k}") for k, v in value.items()}
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(_converted(args[0], item, name) for item in value)
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
@@ -116,6 +118,6 @@ def _is_number(text: str) -> bool:
 
 
 def _type_name(hint: Any) -> str:
-    if is_dataclass(hint):
+    if is_dataclass(hint) or get_origin(hint) is Mapping:
         return "keys and values"
     return "a list of integers" if get_origin(hint) is tuple else str(hint.__name__)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.bounds import check_least, check_positive
 from models.errors import BundleError, ConfigError
 from models.tokenizer import TokenRows
 
@@ -72,20 +73,12 @@ class CrossConfig:
     teacher_temperature: float = 0.05
 
     def __post_init__(self) -> None:
-        if self.epochs < 0:
-            raise ConfigError(f"cross.epochs is {self.epochs}, expected 0 or more")
-        for name in ("negatives", "batch_size", "dim", "hidden", "passage_tokens", "query_tokens"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"cross.{name} is {getattr(self, name)}, expected 1 or more")
-        if self.pool < self.negatives:
-            raise ConfigError(f"cross.pool is {self.pool}, expected {self.negatives} or more")
-        if not self.learning_rate > 0:
-            raise ConfigError(f"cross.learning_rate is {self.learning_rate}, expected above 0")
+        sizes = ("negatives", "batch_size", "dim", "hidden", "passage_tokens", "query_tokens")
+        check_least("cross", self, epochs=0, **dict.fromkeys(sizes, 1))
+        check_least("cross", self, pool=self.negatives)
+        check_positive("cross", self, "learning_rate", "teacher_temperature")
         if not 0 <= self.teacher_weight <= 1:
             raise ConfigError(f"cross.teacher_weight is {self.teacher_weight}, expected 0 to 1")
-        if not self.teacher_temperature > 0:
-            found = self.teacher_temperature
-            raise ConfigError(f"cross.teacher_temperature is {found}, expected above 0")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"cross.dropout is {self.dropout}, expected 0 or more, below 1")
 

@@ -20,9 +20,9 @@ from models.candidates import CandidateLists
 from models.checkpoint import Arrays, Checkpoint, Progress, RunFolder, parts
 from models.console import progress as progress_bar
 from models.cross_scorer import CrossConfig, CrossScorer, Padded, scorer_arrays, stage_features
+from models.optimizer import MAX_GRADIENT_NORM, optimizer_arrays, rate_factor, restore_optimizer
 from models.tokenizer import TokenRows
 from models.tracking import Tracker
-from models.training import MAX_GRADIENT_NORM, optimizer_arrays, rate_factor, restore_optimizer
 
 SCORED_AT_ONCE = 16
 WEIGHT_DECAY = 1e-3

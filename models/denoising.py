@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.bounds import check_least, check_positive
 from models.errors import ConfigError
 from models.examples import Batch
 from models.losses import Encoded
@@ -31,17 +32,12 @@ class DenoisingConfig:
     delete_rate: float = 0.6
 
     def __post_init__(self) -> None:
-        if self.epochs < 0:
-            raise ConfigError(f"denoising.epochs is {self.epochs}, expected 0 or more")
-        if self.batch_size < 2:
-            raise ConfigError(f"denoising.batch_size is {self.batch_size}, expected 2 or more")
+        check_least("denoising", self, epochs=0, batch_size=2)
+        check_positive("denoising", self, "learning_rate", "temperature")
         if not 0 < self.delete_rate < 1:
             raise ConfigError(
                 f"denoising.delete_rate is {self.delete_rate}, expected between 0 and 1"
             )
-        for name in ("learning_rate", "temperature"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"denoising.{name} is {getattr(self, name)}, expected above 0")
 
 
 class NoisySampler:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from models.errors import ConfigError
+from models.bounds import check_least, check_positive
 from models.losses import (
     Loss,
     cosine_triplet,
@@ -52,13 +52,11 @@ class LabelledConfig:
     chunk_size: int = 0
 
     def __post_init__(self) -> None:
-        _check_schedule("labelled", self)
-        for name in ("learning_rate", "temperature", "margin", "distil_temperature"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"labelled.{name} is {getattr(self, name)}, expected above 0")
-        for name in ("hard_negatives", "distil_weight", "chunk_size"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"labelled.{name} is {getattr(self, name)}, expected 0 or more")
+        check_least("labelled", self, batch_size=2, epochs=0, patience=1)
+        check_positive(
+            "labelled", self, "learning_rate", "temperature", "margin", "distil_temperature"
+        )
+        check_least("labelled", self, hard_negatives=0, distil_weight=0, chunk_size=0)
 
     @property
     def needs_teacher(self) -> bool:
@@ -89,18 +87,8 @@ class HardConfig:
     mining: MiningConfig = field(default_factory=MiningConfig)
 
     def __post_init__(self) -> None:
-        _check_schedule("hard", self)
-        if self.learning_rate <= 0:
-            raise ConfigError(f"hard.learning_rate is {self.learning_rate}, expected above 0")
-        if self.negatives < 1:
-            raise ConfigError(f"hard.negatives is {self.negatives}, expected 1 or more")
-
-
-def _check_schedule(section: str, config: LabelledConfig | HardConfig) -> None:
-    for name, least in (("batch_size", 2), ("epochs", 0), ("patience", 1)):
-        found = getattr(config, name)
-        if found < least:
-            raise ConfigError(f"{section}.{name} is {found}, expected {least} or more")
+        check_least("hard", self, batch_size=2, epochs=0, patience=1, negatives=1)
+        check_positive("hard", self, "learning_rate")
 
 
 def labelled_loss(config: LabelledConfig) -> Loss:

@@ -172,6 +172,10 @@ class _Run:
         bundle = self._bundle(towers, tokenizer, corpus=ranked, clock=clock)
         if not config.fusion.folds:
             return bundle
+        if self.inputs.start is not None and self.inputs.has_seen(self.data):
+            # No fold could leave out what these towers know already.
+            self.say("--start has learnt from these labels: its fusion and cross-scorer are kept")
+            return bundle.with_extras(self.inputs.start.extras)
         last = RankingPart(self.data, config, corpus, self.folder, self.tracker, self.say)
         done = Done(Progress(phase=len(phases), records=self.tracker.count), towers, resumed)
         extras = last.learn(before, bundle, done, given=given, lessons=self._lessons)
@@ -241,6 +245,7 @@ class _Run:
             "dev_passages": len(passages),
             "seconds": clock.seconds,
             "device": str(self.device),
+            "labels": self.inputs.labels(self.data, epochs=self.config.labelled.epochs),
             **self.inputs.identity(),
         }
         card = make_card(self.data, self.config.to_dict(), results=results)

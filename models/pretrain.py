@@ -5,6 +5,7 @@ from typing import Literal
 
 import numpy as np
 
+from models.bounds import check_least, check_positive
 from models.errors import ConfigError
 from models.examples import Batch
 from models.tokenizer import IntArray, TokenRows
@@ -38,10 +39,8 @@ class PretrainConfig:
     keep_rate: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.epochs < 0:
-            raise ConfigError(f"pretrain.epochs is {self.epochs}, expected 0 or more")
-        if self.batch_size < 2:
-            raise ConfigError(f"pretrain.batch_size is {self.batch_size}, expected 2 or more")
+        check_least("pretrain", self, epochs=0, batch_size=2)
+        check_positive("pretrain", self, "learning_rate", "temperature")
         if not 1 <= self.min_span <= self.max_span:
             raise ConfigError(
                 f"pretrain.min_span and max_span are {self.min_span} and {self.max_span}, "
@@ -49,9 +48,6 @@ class PretrainConfig:
             )
         if not 0 <= self.keep_rate <= 1:
             raise ConfigError(f"pretrain.keep_rate is {self.keep_rate}, expected 0 to 1")
-        for name in ("learning_rate", "temperature"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"pretrain.{name} is {getattr(self, name)}, expected above 0")
 
 
 class SpanSampler:

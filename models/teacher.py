@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from models.bounds import check_least, check_positive
 from models.console import progress
 from models.encoding import Encoder, normalized
 from models.errors import ConfigError
@@ -53,18 +54,13 @@ class TeacherConfig:
     max_words: int = 12
 
     def __post_init__(self) -> None:
-        if self.epochs < 0:
-            raise ConfigError(f"teacher.epochs is {self.epochs}, expected 0 or more")
-        if self.batch_size < 2:
-            raise ConfigError(f"teacher.batch_size is {self.batch_size}, expected 2 or more")
+        check_least("teacher", self, epochs=0, batch_size=2)
+        check_positive("teacher", self, "learning_rate", "temperature")
         if not 1 <= self.min_words <= self.max_words:
             raise ConfigError(
                 f"teacher.min_words and max_words are {self.min_words} and {self.max_words}, "
                 "expected 1 <= min_words <= max_words"
             )
-        for name in ("learning_rate", "temperature"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"teacher.{name} is {getattr(self, name)}, expected above 0")
 
 
 class Teacher(Protocol):

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
 
 from models.checkpoint import Arrays, Checkpoint, Progress, RunFolder, parts
 from models.console import progress as progress_bar
@@ -20,6 +19,12 @@ from models.fusion import FusionConfig
 from models.gradients import backward
 from models.labelled import HardConfig, LabelledConfig
 from models.losses import Loss
+from models.optimizer import (
+    MAX_GRADIENT_NORM,
+    optimizer_arrays,
+    rate_factor,
+    restore_optimizer,
+)
 from models.pretrain import PretrainConfig
 from models.teacher import TeacherConfig
 from models.tokenizer import TokenizerConfig
@@ -29,8 +34,6 @@ from models.transformer import TransformerConfig
 from models.word2vec import Word2VecConfig
 
 COLLAPSED_COSINE = 0.95
-WARMUP_SHARE = 0.05
-MAX_GRADIENT_NORM = 1.0
 
 
 @dataclass(frozen=True)
@@ -71,15 +74,15 @@ class TrainConfig:
             raise ConfigError(f"dev_share is {self.dev_share}, expected between 0 and 1")
         if self.dev_passages < 0:
             raise ConfigError(f"dev_passages is {self.dev_passages}, expected 0 or more")
-        if self.tower.kind == "transformer" and self.pretrain.epochs:
+        restores = self.pretrain.method != "inverse_cloze" and self.denoising.epochs > 0
+        if self.tower.kind == "transformer" and (self.pretrain.epochs or restores):
             raise ConfigError(
-                f"pretrain.epochs is {self.pretrain.epochs}, expected 0 for a transformer, whose "
-                "tokens cannot be cut into spans; use --config transformer"
+                f"pretrain.epochs is {self.pretrain.epochs} by {self.pretrain.method}, expected 0 "
+                "by inverse_cloze: a transformer's tokens cannot be cut; use --config transformer"
             )
-        for name in ("pca_dims", "matryoshka_dims"):
-            dims = getattr(self, name)
+        for name, dims in self._all_dims.items():
             if any(d < 1 for d in dims):
-                raise ConfigError(f"{name} are {list(dims)}, expected 1 or more each")
+                raise ConfigError(f"{name} are {dims}, expected 1 or more each")
         if max(self.matryoshka_dims, default=0) > self.tower.dim:
             raise ConfigError(
                 f"matryoshka_dims are {list(self.matryoshka_dims)}, expected at most tower.dim "
@@ -88,11 +91,11 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain nested values."""
-        return {
-            **asdict(self),
-            "pca_dims": list(self.pca_dims),
-            "matryoshka_dims": list(self.matryoshka_dims),
-        }
+        return {**asdict(self), **self._all_dims}
+
+    @property
+    def _all_dims(self) -> dict[str, list[int]]:
+        return {name: list(getattr(self, name)) for name in ("pca_dims", "matryoshka_dims")}
 
 
 class Phase(NamedTuple):
@@ -252,33 +255,6 @@ def train_quietly(towers: TwoTower, phase: Phase, *, seed: int) -> None:
     for epoch in range(phase.epochs):
         rng = np.random.default_rng([seed, epoch])
         run_epoch(towers, phase, optimizer, epoch=epoch, rng=rng)
-
-
-def rate_factor(step: int, steps: int) -> float:
-    """Return the share of the peak rate at `step` of `steps`: linear warm-up, then linear decay."""
-    warmup = max(1, round(steps * WARMUP_SHARE))
-    return min((step + 1) / warmup, (steps - step) / max(1, steps - warmup + 1))
-
-
-def optimizer_arrays(optimizer: torch.optim.Optimizer, module: nn.Module) -> Arrays:
-    """Return Adam's state as plain arrays."""
-    return {
-        f"{name}.{key}": value.detach().cpu().numpy().copy()
-        for name, parameter in module.named_parameters()
-        for key, value in optimizer.state[parameter].items()
-    }
-
-
-def restore_optimizer(
-    optimizer: torch.optim.Optimizer, module: nn.Module, *, arrays: Arrays
-) -> None:
-    """Set Adam's state to what `optimizer_arrays` returned."""
-    for name, parameter in module.named_parameters():
-        if f"{name}.step" not in arrays:
-            continue  # it took no part in the phase so far
-        for key in ("step", "exp_avg", "exp_avg_sq"):
-            value = torch.from_numpy(np.array(arrays[f"{name}.{key}"]))
-            optimizer.state[parameter][key] = value.to(parameter.device)
 
 
 def _is_stale(state: Progress, phase: Phase) -> bool:

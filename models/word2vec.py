@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from models.bounds import check_least
 from models.encoding import normalized
-from models.errors import ConfigError
 from models.tokenizer import IntArray, TokenRows
 
 FloatArray = npt.NDArray[np.float32]
@@ -42,13 +42,7 @@ class Word2VecConfig:
     workers: int = 1
 
     def __post_init__(self) -> None:
-        if self.epochs < 0:
-            raise ConfigError(f"word2vec.epochs is {self.epochs}, expected 0 or more")
-        if self.weight < 0:
-            raise ConfigError(f"word2vec.weight is {self.weight}, expected 0 or more")
-        for name in ("window", "negative", "workers"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"word2vec.{name} is {getattr(self, name)}, expected 1 or more")
+        check_least("word2vec", self, epochs=0, weight=0, window=1, negative=1, workers=1)
 
 
 def random_vectors(vocab_size: int, dim: int, *, seed: int) -> FloatArray:

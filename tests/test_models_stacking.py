@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from topics import QUICK, write_topics
 
+from models.beginning import Inputs
 from models.bundle import ModelBundle
 from models.bundle_files import CROSS_SCORER, FUSION
 from models.checkpoint import run_path
@@ -73,6 +74,38 @@ def test_without_epochs_the_fusion_alone_is_learnt(data: Dataset, tmp_path: Path
     assert set(bundle.extras) == {FUSION}
     assert bundle.fusion is not None
     assert bundle.fusion.final is None
+
+
+def test_towers_that_know_the_labels_keep_their_fusion_and_cross_scorer(
+    data: Dataset, trained: Path, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    start = ModelBundle.load(trained)
+    again = train_bundle(
+        data, tmp_path / "again", config=quick(), inputs=Inputs(start=start), say=said.append
+    )
+    assert again.fingerprint != start.fingerprint
+    assert again.extras == start.extras
+    assert any(line.startswith("--start has learnt from these labels") for line in said)
+    third = train_bundle(data, tmp_path / "third", config=quick(), inputs=Inputs(start=again))
+    assert third.card["labels"] == again.card["labels"] == start.card["labels"]
+    assert third.extras == start.extras
+
+
+def test_towers_that_know_no_label_or_others_learn_a_fusion_of_their_own(
+    data: Dataset, trained: Path, tmp_path: Path
+) -> None:
+    blind = quick(fusion={"folds": 0}, labelled={"epochs": 0})
+    start = train_bundle(data, tmp_path / "blind", config=blind)
+    assert start.card["labels"] == []
+    inputs, alone = Inputs(start=start), quick(cross={"epochs": 0})
+    assert train_bundle(data, tmp_path / "own", config=alone, inputs=inputs).fusion is not None
+    other = write_topics(tmp_path / "OTHER", topics=200, source="others")
+    moved = Inputs(start=ModelBundle.load(trained))
+    bundle = train_bundle(other, tmp_path / "moved", config=alone, inputs=moved)
+    assert bundle.fusion is not None
+    assert set(bundle.extras) == {FUSION}  # and not the cross-scorer of the start
+    assert len(bundle.card["labels"]) == 4
 
 
 def test_too_few_queries_leave_the_fixed_fusion(tmp_path: Path) -> None:

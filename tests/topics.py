@@ -47,11 +47,17 @@ def write_aliases(path: Path, *, topics: int = 20) -> Dataset:
 
 
 def write_topics(
-    path: Path, *, topics: int = 30, dev: bool = True, relevance: int = 1, seed: int = 0
+    path: Path,
+    *,
+    topics: int = 30,
+    dev: bool = True,
+    relevance: int = 1,
+    seed: int = 0,
+    source: str = "topics",
 ) -> Dataset:
     """Write DATA with two passages and two queries per topic; every third topic is dev."""
     random = np.random.default_rng(seed)
-    with DatasetWriter(path, source="topics") as writer:
+    with DatasetWriter(path, source=source) as writer:
         for topic in range(topics):
             words = topic_words(topic)
             for copy in range(2):
