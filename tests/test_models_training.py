@@ -14,6 +14,7 @@ from models.examples import PairSampler
 from models.gradients import backward, batch_loss
 from models.labelled import HardConfig, LabelledConfig, labelled_loss
 from models.losses import Encoded, in_batch_softmax, matryoshka_loss
+from models.optimizer import optimizer_arrays, rate_factor, restore_optimizer
 from models.tokenizer import token_rows
 from models.tokens import Tokens
 from models.towers import TowerConfig, TwoTower
@@ -23,9 +24,6 @@ from models.training import (
     Phase,
     TrainConfig,
     Trainer,
-    optimizer_arrays,
-    rate_factor,
-    restore_optimizer,
 )
 from models.word2vec import random_vectors
 
