@@ -19,6 +19,7 @@ from models.data import Dataset, Passage
 from models.lexical import Bm25Config, Bm25Encoder
 from retriever.engine import Engine
 from retriever.errors import DataError
+from retriever.replicas import agreement
 from retriever.schema import (
     CONTENT_HASH,
     collection_name,
@@ -106,12 +107,20 @@ def load(
 
 
 def stored_hashes(engine: Engine, collection: str) -> dict[str, str]:
-    """Return the content hash of every point in the collection by point id."""
+    """Return the content hash of every point in the collection by point id.
+
+    A point that replicas differ in counts as missing.
+    """
+    consistency = agreement(engine, collection)
     hashes: dict[str, str] = {}
     offset: int | str | None = None
     while True:
         records, offset = engine.scroll(
-            collection, limit=SCROLL_SIZE, offset=offset, with_payload=[CONTENT_HASH]
+            collection,
+            limit=SCROLL_SIZE,
+            offset=offset,
+            with_payload=[CONTENT_HASH],
+            consistency=consistency,
         )
         for record in records:
             hashes[str(record.id)] = (record.payload or {}).get(CONTENT_HASH, "")

@@ -38,6 +38,11 @@ class EdgeClient(EdgeCollections):
         operation = edge.UpdateOperation.create_field_index(field_name, index)
         return self._update(collection_name, operation, wait=False)
 
+    def delete_payload_index(self, collection_name: str, field_name: str) -> qm.UpdateResult:
+        """Drop the index of a payload field."""
+        operation = edge.UpdateOperation.delete_field_index(field_name)
+        return self._update(collection_name, operation, wait=False)
+
     def upsert(
         self, collection_name: str, points: Sequence[qm.PointStruct], *, wait: bool = True
     ) -> qm.UpdateResult:
@@ -100,8 +105,9 @@ class EdgeClient(EdgeCollections):
         offset: int | str | None = None,
         with_payload: bool | list[str] = True,
         with_vectors: bool | list[str] = False,
+        consistency: qm.ReadConsistencyType | None = None,
     ) -> tuple[list[qm.Record], int | str | None]:
-        """Return points in the order of their ids, and where to go on."""
+        """Return points in the order of their ids, and where to go on; there is one replica."""
         request = edge.ScrollRequest(
             offset=offset,
             limit=limit,
@@ -121,8 +127,9 @@ class EdgeClient(EdgeCollections):
         *,
         with_payload: bool | list[str] = True,
         with_vectors: bool | list[str] = False,
+        consistency: qm.ReadConsistencyType | None = None,
     ) -> list[qm.Record]:
-        """Return the points of `ids` that exist."""
+        """Return the points of `ids` that exist; there is one replica."""
         payload, vector = map(edge_types.to_selector, (with_payload, with_vectors))
         return [
             _record(r) for r in self._shard(collection_name).retrieve(list(ids), payload, vector)

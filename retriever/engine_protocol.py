@@ -9,6 +9,7 @@ from qdrant_client.http.models import QueryResponse  # the name in qm is fastemb
 
 PayloadIndex = qm.PayloadSchemaType | qm.TextIndexParams
 Vectors = Mapping[str, qm.VectorParams]
+Quantization = qm.ScalarQuantization | qm.BinaryQuantization
 SparseVectors = Mapping[str, qm.SparseVectorParams]
 
 
@@ -38,13 +39,28 @@ class Engine(Protocol):
         *,
         vectors_config: Vectors,
         sparse_vectors_config: SparseVectors | None = None,
+        hnsw_config: qm.HnswConfigDiff | None = None,
+        quantization_config: Quantization | None = None,
+        optimizers_config: qm.OptimizersConfigDiff | None = None,
+        on_disk_payload: bool | None = None,
+        shard_number: int | None = None,
+        replication_factor: int | None = None,
+        write_consistency_factor: int | None = None,
         metadata: dict[str, Any] | None = None,
     ) -> bool: ...
     def get_collection(self, collection_name: str) -> qm.CollectionInfo: ...  # noqa: D102
     def get_collections(self) -> qm.CollectionsResponse: ...  # noqa: D102
     def delete_collection(self, collection_name: str) -> bool: ...  # noqa: D102
     def update_collection(  # noqa: D102
-        self, collection_name: str, *, metadata: dict[str, Any] | None = None
+        self,
+        collection_name: str,
+        *,
+        vectors_config: Mapping[str, qm.VectorParamsDiff] | None = None,
+        hnsw_config: qm.HnswConfigDiff | None = None,
+        quantization_config: Quantization | qm.Disabled | None = None,
+        optimizers_config: qm.OptimizersConfigDiff | None = None,
+        collection_params: qm.CollectionParamsDiff | None = None,
+        metadata: dict[str, Any] | None = None,
     ) -> bool: ...
     def get_aliases(self) -> qm.CollectionsAliasesResponse: ...  # noqa: D102
     def update_collection_aliases(  # noqa: D102
@@ -52,6 +68,9 @@ class Engine(Protocol):
     ) -> bool: ...
     def create_payload_index(  # noqa: D102
         self, collection_name: str, field_name: str, field_schema: PayloadIndex
+    ) -> qm.UpdateResult: ...
+    def delete_payload_index(  # noqa: D102
+        self, collection_name: str, field_name: str
     ) -> qm.UpdateResult: ...
     def upsert(  # noqa: D102
         self, collection_name: str, points: Sequence[qm.PointStruct], *, wait: bool = True
@@ -72,6 +91,7 @@ class Engine(Protocol):
         offset: int | str | None = None,
         with_payload: bool | list[str] = True,
         with_vectors: bool | list[str] = False,
+        consistency: qm.ReadConsistencyType | None = None,
     ) -> tuple[list[qm.Record], int | str | None]: ...
     def retrieve(  # noqa: D102
         self,
@@ -80,6 +100,7 @@ class Engine(Protocol):
         *,
         with_payload: bool | list[str] = True,
         with_vectors: bool | list[str] = False,
+        consistency: qm.ReadConsistencyType | None = None,
     ) -> list[qm.Record]: ...
     def count(  # noqa: D102
         self, collection_name: str, *, count_filter: qm.Filter | None = None, exact: bool = True
