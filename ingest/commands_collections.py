@@ -1,4 +1,4 @@
-"""Commands of `ingest` that look after collections: promote, list, drop."""
+"""Commands of `ingest` that look after collections: promote, rollback, list, drop."""
 
 import json
 from typing import TYPE_CHECKING, Annotated
@@ -27,12 +27,28 @@ def promote(
         typer.echo(f"{name} -> {collections.promote(engine, name, to)}")
 
 
+def rollback(
+    name: Annotated[str, typer.Argument(help="Name that searches use.")],
+    url: Url = None,
+    path: Path_ = None,
+) -> None:
+    """Point a name back to the version it stood for before; once more undoes that."""
+    from ingest import collections
+
+    with opened_engine(url, path) as engine:
+        typer.echo(f"{name} -> {collections.rollback(engine, name)}")
+
+
 def list_collections(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
     url: Url = None,
     path: Path_ = None,
 ) -> None:
-    """List collections, newest version first; * marks the one that the name stands for."""
+    """List collections, newest version first.
+
+    * marks the one that the name stands for, - the one that `ingest rollback` would return to;
+    a load that was not finished shows how many points there are of how many.
+    """
     from ingest import collections
 
     with opened_engine(url, path) as engine:
@@ -60,14 +76,16 @@ def drop(
 
 
 def _table(found: "list[Version]") -> str:
+    before = {version.previous for version in found if version.in_use}
     rows = [["", "NAME", "COLLECTION", "POINTS", "BUNDLE", "AGE"]]
     for version in found:
+        expected = "" if version.complete else f" of {version.metadata.expected_points:,}"
         rows.append(
             [
-                "*" if version.name in version.aliases else "",
+                "*" if version.in_use else "-" if version.collection in before else "",
                 version.name,
                 version.collection,
-                f"{version.points:,}",
+                f"{version.points:,}{expected}",
                 version.metadata.bundle_fingerprint[:12],
                 _age(version.metadata.age_s),
             ]
