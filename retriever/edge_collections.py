@@ -11,15 +11,13 @@ from typing import Any
 import qdrant_edge as edge
 from qdrant_client import models as qm
 
-from retriever import edge_types
+from retriever import edge_config, edge_types
 from retriever.edge_folder import EdgeFolder, write_json
 from retriever.errors import CollectionNotFound, EngineError
 
 OPTIMIZE = (
     "import sys, qdrant_edge as e; s = e.EdgeShard.load(sys.argv[1]); s.optimize(); s.close()"
 )
-HNSW = qm.HnswConfig(m=16, ef_construct=100, full_scan_threshold=10_000)
-OPTIMIZERS = qm.OptimizersConfig(default_segment_number=0, flush_interval_sec=0)
 
 
 class EdgeCollections:
@@ -91,17 +89,13 @@ class EdgeCollections:
         vectors_config: Mapping[str, qm.VectorParams],
         sparse_vectors_config: Mapping[str, qm.SparseVectorParams] | None = None,
         metadata: dict[str, Any] | None = None,
+        **options: Any,
     ) -> bool:
-        """Create an empty collection with named vectors."""
-        sparse = sparse_vectors_config or {}
-        config = edge_types.to_config(vectors_config, sparse)
+        """Create an empty collection with named vectors; `options` as `edge_config` has them."""
+        description = edge_config.describe(vectors_config, sparse_vectors_config or {}, options)
+        config = edge_config.to_config(description)
         draft = self._folder.draft(collection_name)
-        description = {
-            "vectors": {k: v.model_dump(mode="json") for k, v in vectors_config.items()},
-            "sparse_vectors": {k: v.model_dump(mode="json") for k, v in sparse.items()},
-            "metadata": metadata or {},
-        }
-        write_json(draft / "collection.json", description)
+        write_json(draft / "collection.json", description | {"metadata": metadata or {}})
         edge.EdgeShard.create(str(draft / "shard"), config).close()
         self._folder.publish(collection_name)
         return True
@@ -115,12 +109,7 @@ class EdgeCollections:
             optimizer_status=qm.OptimizersStatusOneOf.OK,
             points_count=info.points_count,
             segments_count=info.segments_count,
-            config=qm.CollectionConfig(
-                params=_params(description),
-                hnsw_config=HNSW,
-                optimizer_config=OPTIMIZERS,
-                metadata=description["metadata"],
-            ),
+            config=edge_config.to_collection_config(description),
             payload_schema={
                 name: qm.PayloadIndexInfo(
                     data_type=edge_types.INDEX_TYPES[index.data_type], points=index.points
@@ -146,13 +135,22 @@ class EdgeCollections:
         return True
 
     def update_collection(
-        self, collection_name: str, *, metadata: dict[str, Any] | None = None
+        self, collection_name: str, *, metadata: dict[str, Any] | None = None, **options: Any
     ) -> bool:
-        """Merge `metadata` into the collection's."""
+        """Merge `metadata` into the collection's; let later `optimize` calls keep to `options`."""
         description = self._folder.description(collection_name)
+        if options:
+            description = edge_config.changed(description, options)
+            self._configure(collection_name, edge_config.to_config(description))
         description["metadata"] |= metadata or {}
         self._folder.describe(collection_name, description)
         return True
+
+    def _configure(self, name: str, config: edge.EdgeConfig) -> None:
+        home = self._folder.home(name)
+        with self._opening:
+            self._close_shard(home.name)
+            self._shards[home.name] = edge.EdgeShard.load(str(home / "shard"), config)
 
     def get_aliases(self) -> qm.CollectionsAliasesResponse:
         """Return all aliases."""
@@ -188,12 +186,3 @@ class EdgeCollections:
         if name not in self._folder.names():
             raise CollectionNotFound(f"{self._folder.path} has no collection {name!r}")
         return name
-
-
-def _params(description: dict[str, Any]) -> qm.CollectionParams:
-    return qm.CollectionParams(
-        vectors={k: qm.VectorParams(**v) for k, v in description["vectors"].items()},
-        sparse_vectors={
-            k: qm.SparseVectorParams(**v) for k, v in description["sparse_vectors"].items()
-        },
-    )

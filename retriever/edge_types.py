@@ -1,7 +1,7 @@
 """Types of `qdrant_client.models` to and from those of `qdrant_edge`.
 
-What the embedded engine cannot do, or what a Qdrant 1.16 server would silently ignore, raises
-`NotImplementedError` with the name of the type: an option is never dropped on the way.
+What the embedded engine cannot do, or what a Qdrant 1.16 server would silently ignore, is an
+`EngineError` with the name of the type: an option is never dropped on the way.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +11,8 @@ from uuid import UUID
 import qdrant_edge as edge
 from pydantic import BaseModel
 from qdrant_client import models as qm
+
+from retriever.errors import EngineError
 
 DISTANCES = {
     qm.Distance.COSINE: edge.Distance.Cosine,
@@ -31,10 +33,10 @@ DEFAULT_LIMIT = 10
 RRF_DEFAULT_K = 2
 
 
-def unsupported(value: object) -> NotImplementedError:
+def unsupported(value: object) -> EngineError:
     """Return the error for something the embedded engine does not do."""
     name = value if isinstance(value, str) else type(value).__name__
-    return NotImplementedError(f"the embedded engine does not support {name}")
+    return EngineError(f"the embedded engine does not support {name}; a server may: give --url")
 
 
 def only(model: BaseModel, *names: str) -> None:
@@ -42,30 +44,6 @@ def only(model: BaseModel, *names: str) -> None:
     for name in type(model).model_fields:
         if name not in names and getattr(model, name) is not None:
             raise unsupported(f"{type(model).__name__}.{name}")
-
-
-def to_config(
-    vectors: Mapping[str, qm.VectorParams], sparse_vectors: Mapping[str, qm.SparseVectorParams]
-) -> edge.EdgeConfig:
-    """Return the configuration of a shard with its write-ahead log on."""
-    return edge.EdgeConfig(
-        vectors={name: _vector_params(params) for name, params in vectors.items()},
-        sparse_vectors={name: _sparse_params(params) for name, params in sparse_vectors.items()},
-        wal_enabled=True,
-    )
-
-
-def _vector_params(params: qm.VectorParams) -> edge.EdgeVectorParams:
-    only(params, "size", "distance", "on_disk")
-    return edge.EdgeVectorParams(
-        size=params.size, distance=DISTANCES[params.distance], on_disk=params.on_disk
-    )
-
-
-def _sparse_params(params: qm.SparseVectorParams) -> edge.EdgeSparseVectorParams:
-    only(params, "modifier")
-    idf = params.modifier is qm.Modifier.IDF
-    return edge.EdgeSparseVectorParams(modifier=edge.Modifier.Idf if idf else None)
 
 
 def to_index(
@@ -135,12 +113,16 @@ def to_selector(selector: Any) -> bool | list[str]:
 
 def to_filter(query_filter: qm.Filter) -> edge.Filter:
     """Return a filter."""
-    only(query_filter, "must", "should", "must_not")
     return edge.Filter(
         must=_conditions(query_filter.must),
         should=_conditions(query_filter.should),
         must_not=_conditions(query_filter.must_not),
+        min_should=None if (few := query_filter.min_should) is None else _min_should(few),
     )
+
+
+def _min_should(given: qm.MinShould) -> edge.MinShould:
+    return edge.MinShould(_conditions(given.conditions), given.min_count)
 
 
 def to_filter_if_any(query_filter: qm.Filter | None) -> edge.Filter | None:
@@ -195,6 +177,7 @@ CONDITIONS: Mapping[type, Callable[[Any], Any]] = {
     qm.IsEmptyCondition: lambda c: edge.IsEmptyCondition(c.is_empty.key),
     qm.IsNullCondition: lambda c: edge.IsNullCondition(c.is_null.key),
     qm.HasVectorCondition: lambda c: edge.HasVectorCondition(c.has_vector),
+    qm.NestedCondition: lambda c: edge.NestedCondition(c.nested.key, to_filter(c.nested.filter)),
 }
 
 
