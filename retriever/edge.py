@@ -14,6 +14,7 @@ from qdrant_client.http.models import QueryResponse
 
 from retriever import edge_types
 from retriever.edge_collections import EdgeCollections
+from retriever.engine_scores import Scored
 from retriever.errors import EngineError
 
 DONE = qm.UpdateResult(status=qm.UpdateStatus.COMPLETED)
@@ -70,6 +71,17 @@ class EdgeClient(EdgeCollections):
                         f"vector {name!r} of point {point.id} has {len(vector)} dimensions; "
                         f"collection {collection_name!r} expects {widths.get(name, 'a sparse one')}"
                     )
+
+    def batch_update_points(
+        self,
+        collection_name: str,
+        update_operations: Sequence[qm.OverwritePayloadOperation],
+        *,
+        wait: bool = True,
+    ) -> list[qm.UpdateResult]:
+        """Replace payloads, one after the other."""
+        converted = [edge_types.to_overwrite(operation) for operation in update_operations]
+        return [self._update(collection_name, operation, wait=wait) for operation in converted]
 
     def delete(
         self,
@@ -168,9 +180,24 @@ class EdgeClient(EdgeCollections):
         self, collection_name: str, requests: Sequence[qm.QueryRequest]
     ) -> list[QueryResponse]:
         """Answer many queries in one pass over the segments."""
-        batch = edge.QueryBatchRequest([edge_types.to_request(request) for request in requests])
-        answers = self._shard(collection_name).query_batch(batch)
+        answers = self._query_batch(collection_name, requests)
         return [QueryResponse(points=[_scored(point) for point in points]) for points in answers]
+
+    def query_scores(
+        self, collection_name: str, requests: Sequence[qm.QueryRequest]
+    ) -> list[Scored]:
+        """Return what `query_batch_points` finds, ids and scores alone."""
+        answers = self._query_batch(collection_name, requests)
+        return [
+            Scored([str(point.id) for point in points], [point.score for point in points])
+            for points in answers
+        ]
+
+    def _query_batch(
+        self, collection_name: str, requests: Sequence[qm.QueryRequest]
+    ) -> list[list[edge.ScoredPoint]]:
+        batch = edge.QueryBatchRequest([edge_types.to_request(request) for request in requests])
+        return self._shard(collection_name).query_batch(batch)
 
 
 def _record(record: edge.Record) -> qm.Record:

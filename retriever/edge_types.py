@@ -100,6 +100,16 @@ def to_point(point: qm.PointStruct) -> edge.Point:
     return edge.Point(id=from_id(point.id), vector=vectors, payload=point.payload or {})
 
 
+def to_overwrite(operation: qm.OverwritePayloadOperation) -> edge.UpdateOperation:
+    """Return the operation that replaces the whole payload of some points."""
+    if not isinstance(operation, qm.OverwritePayloadOperation):
+        raise unsupported(operation)
+    change = operation.overwrite_payload
+    only(change, "payload", "points")
+    points = [from_id(point) for point in change.points or ()]
+    return edge.UpdateOperation.overwrite_payload(points, change.payload)
+
+
 def to_selector(selector: Any) -> bool | list[str]:
     """Return a payload or vector selector: all, none or named fields."""
     if selector is None or isinstance(selector, bool):

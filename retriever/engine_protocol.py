@@ -7,6 +7,8 @@ from qdrant_client import models as qm
 from qdrant_client.conversions.common_types import AliasOperations
 from qdrant_client.http.models import QueryResponse  # the name in qm is fastembed's
 
+from retriever.engine_scores import Scored
+
 PayloadIndex = qm.PayloadSchemaType | qm.TextIndexParams
 Vectors = Mapping[str, qm.VectorParams]
 Quantization = qm.ScalarQuantization | qm.BinaryQuantization
@@ -75,6 +77,13 @@ class Engine(Protocol):
     def upsert(  # noqa: D102
         self, collection_name: str, points: Sequence[qm.PointStruct], *, wait: bool = True
     ) -> qm.UpdateResult: ...
+    def batch_update_points(  # noqa: D102
+        self,
+        collection_name: str,
+        update_operations: Sequence[qm.OverwritePayloadOperation],
+        *,
+        wait: bool = True,
+    ) -> list[qm.UpdateResult]: ...
     def delete(  # noqa: D102
         self,
         collection_name: str,
@@ -123,3 +132,8 @@ class Engine(Protocol):
     def query_batch_points(  # noqa: D102
         self, collection_name: str, requests: Sequence[qm.QueryRequest]
     ) -> list[QueryResponse]: ...
+
+    def query_scores(
+        self, collection_name: str, requests: Sequence[qm.QueryRequest]
+    ) -> list[Scored]:
+        """Return what `query_batch_points` finds, ids and scores alone; much quicker."""

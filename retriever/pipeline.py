@@ -18,6 +18,7 @@ from retriever.budget import LAST_STEP, Costs, Stopwatch
 from retriever.cross import CROSS, CrossReader, readable, window_ids
 from retriever.diversity import at_most_per_group, mmr
 from retriever.engine import Engine
+from retriever.engine_scores import scored
 from retriever.queries import QueryEncoder
 from retriever.records import Hit, SearchResult
 from retriever.rerank import RERANK
@@ -97,7 +98,7 @@ class Pipeline:
             self._collection, vector, using=DENSE, query_filter=query_filter, limit=k
         )
         plans = {DENSE: qm.QueryRequest(limit=k)}
-        ranking = fuse(SearchSettings(legs={DENSE: k}), gather(plans, [found]))
+        ranking = fuse(SearchSettings(legs={DENSE: k}), gather(plans, [scored(found)]))
         winners = choose(ranking, k=k)
         return [_hit(w, {str(p.id): p.payload or {} for p in found.points}) for w in winners]
 
@@ -110,10 +111,8 @@ class Pipeline:
 
     def _candidates(self, plans: Sequence[Mapping[str, qm.QueryRequest]]) -> list[Candidates]:
         requests = [request for requests in plans for request in requests.values()]
-        responses = iter(
-            self._engine.query_batch_points(self._collection, requests) if requests else []
-        )
-        return [gather(requests, [next(responses) for _ in requests]) for requests in plans]
+        answers = iter(self._engine.query_scores(self._collection, requests) if requests else [])
+        return [gather(requests, [next(answers) for _ in requests]) for requests in plans]
 
     def _crossed(
         self,

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from qdrant_client import models as qm
-from qdrant_client.http.models import QueryResponse
 
 from retriever import fusion
+from retriever.engine_scores import Scored
 from retriever.errors import ConfigError
 from retriever.records import Stage
 from retriever.rerank import RERANK, query_tower_request
@@ -175,14 +175,9 @@ def plan(
     return requests
 
 
-def gather(
-    requests: Mapping[str, qm.QueryRequest], responses: Sequence[QueryResponse]
-) -> Candidates:
+def gather(requests: Mapping[str, qm.QueryRequest], answers: Sequence[Scored]) -> Candidates:
     """Line up the answers of one query's stages in one matrix."""
-    found = {
-        stage: ([str(p.id) for p in response.points], [p.score for p in response.points])
-        for stage, response in zip(requests, responses, strict=True)
-    }
+    found = dict(zip(requests, answers, strict=True))
     rows: dict[str, int] = {}  # point id -> its row, in the order of first sight
     places = [[rows.setdefault(i, len(rows)) for i in ids] for ids, _ in found.values()]
     scores = np.full((len(rows), len(found)), np.nan)

@@ -3,9 +3,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from qdrant_client import models as qm
-from qdrant_client.http.models import QueryResponse
 
 from models.fusion import HybridWeights
+from retriever.engine_scores import Scored
 from retriever.errors import ConfigError
 from retriever.stages import (
     QueryVectors,
@@ -28,10 +28,8 @@ VECTORS = QueryVectors(
 )
 
 
-def response(**scores: float) -> QueryResponse:
-    return QueryResponse(
-        points=[qm.ScoredPoint(id=i, version=0, score=s) for i, s in scores.items()]
-    )
+def response(**scores: float) -> Scored:
+    return Scored(list(scores), list(scores.values()))
 
 
 def test_plan_gives_each_leg_its_own_limit_and_rescores_the_union() -> None:
