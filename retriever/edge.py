@@ -81,7 +81,11 @@ class EdgeClient(EdgeCollections):
     ) -> list[qm.UpdateResult]:
         """Replace payloads, one after the other."""
         converted = [edge_types.to_overwrite(operation) for operation in update_operations]
-        return [self._update(collection_name, operation, wait=wait) for operation in converted]
+        last = len(converted) - 1
+        return [
+            self._update(collection_name, operation, wait=wait and number == last)
+            for number, operation in enumerate(converted)
+        ]
 
     def delete(
         self,

@@ -5,14 +5,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import grpc
-from qdrant_client.common.client_exceptions import QdrantException
+from qdrant_client.common.client_exceptions import QdrantException, ResourceExhaustedResponse
 from qdrant_client.http.exceptions import (
     ApiException,
     ResponseHandlingException,
     UnexpectedResponse,
 )
 
-from retriever.errors import CollectionNotFound, EngineError, EngineUnavailable
+from retriever.errors import (
+    CollectionNotFound,
+    EngineBusy,
+    EngineError,
+    EngineUnavailable,
+    KeyRefused,
+)
 
 LONGEST = 300
 
@@ -32,6 +38,8 @@ def engine_errors(where: str) -> Iterator[None]:
         raise _unavailable(where, _one_line(error.source)) from None
     except json.JSONDecodeError:
         raise _unavailable(where, "the answer is not JSON") from None
+    except ResourceExhaustedResponse as error:
+        raise _from_status(429, _one_line(error), where) from None
     except (ApiException, QdrantException) as error:
         raise EngineError(f"{where}: {_one_line(error)}") from None
     except grpc.RpcError as error:
@@ -51,14 +59,15 @@ def _unavailable(where: str, reason: str) -> EngineUnavailable:
 
 def _from_status(status: int, reason: str, where: str) -> EngineError:
     if status in (401, 403):
-        return EngineUnavailable(
+        return KeyRefused(
             f"{where} refused the API key (HTTP {status}); set QDRANT_API_KEY to a valid one"
         )
     if status == 404:
         return CollectionNotFound(f"{where}: {reason}; see: ingest list")
     if status in (502, 503, 504):
         return _unavailable(where, f"HTTP {status}")
-    return EngineError(f"{where} answered HTTP {status}: {reason}")
+    kind = EngineBusy if status in (429, 500) else EngineError
+    return kind(f"{where} answered HTTP {status}: {reason}")
 
 
 def _from_grpc(error: grpc.RpcError, where: str) -> EngineError:
@@ -70,7 +79,9 @@ def _from_grpc(error: grpc.RpcError, where: str) -> EngineError:
         return _from_status(404, reason, where)
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
         return _unavailable(where, reason)
-    return EngineError(f"{where} answered gRPC {code.name}: {reason}")
+    busy = code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.RESOURCE_EXHAUSTED)
+    kind = EngineBusy if busy else EngineError
+    return kind(f"{where} answered gRPC {code.name}: {reason}")
 
 
 def _reason(content: bytes) -> str:

@@ -10,9 +10,11 @@ and exit code 1. A caller's bug is a plain `ValueError`.
       TrainingError          training cannot start or go on
       QueryError             a query or its parameters cannot be searched
       EngineError            anything about the vector engine
-        EngineUnavailable    no answer at the URL, wrong key, time-out
+        EngineUnavailable    no answer at the URL, time-out
+          KeyRefused         the server wants another API key
+        EngineBusy           the server answers that it cannot now: HTTP 429, 500, 502 …
         EngineTooOld         the server is older than this project needs
-        EngineLocked         another process holds the embedded folder
+        EngineLocked         another process holds the embedded folder or loads the collection
         CollectionNotFound   no collection or alias of that name
         CollectionMismatch   a collection exists but does not fit the bundle or the schema
         VerificationFailed   what is in the collection is not what DATA says
@@ -26,10 +28,12 @@ __all__ = [
     "CollectionNotFound",
     "ConfigError",
     "DataError",
+    "EngineBusy",
     "EngineError",
     "EngineLocked",
     "EngineTooOld",
     "EngineUnavailable",
+    "KeyRefused",
     "QueryError",
     "TrainingError",
     "TwoTowerError",
@@ -46,7 +50,15 @@ class EngineError(TwoTowerError):
 
 
 class EngineUnavailable(EngineError):  # noqa: N818
-    """No answer at the URL, a wrong key or a time-out."""
+    """No answer at the URL, or a time-out."""
+
+
+class KeyRefused(EngineUnavailable):
+    """The server wants another API key."""
+
+
+class EngineBusy(EngineError):  # noqa: N818
+    """The server answers that it cannot now; the same request may pass later."""
 
 
 class EngineTooOld(EngineError):  # noqa: N818
@@ -54,7 +66,7 @@ class EngineTooOld(EngineError):  # noqa: N818
 
 
 class EngineLocked(EngineError):  # noqa: N818
-    """Another process holds the embedded folder."""
+    """Another process holds the embedded folder or loads the collection."""
 
 
 class CollectionNotFound(EngineError):  # noqa: N818
