@@ -1,9 +1,12 @@
 """Collections of the embedded engine: open, create, describe, alias, optimize, delete."""
 
+import os
+import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from qdrant_client import models as qm
 from retriever import edge_config, edge_types
 from retriever.edge_folder import EdgeFolder, write_json
 from retriever.errors import CollectionNotFound, EngineError
+from retriever.snapshot_files import SnapshotFile, folder_files, write_folder
 
 OPTIMIZE = (
     "import sys, qdrant_edge as e; s = e.EdgeShard.load(sys.argv[1]); s.optimize(); s.close()"
@@ -151,6 +155,26 @@ class EdgeCollections:
         with self._opening:
             self._close_shard(home.name)
             self._shards[home.name] = edge.EdgeShard.load(str(home / "shard"), config)
+
+    @contextmanager
+    def take_snapshot(self, collection_name: str) -> Iterator[list[SnapshotFile]]:
+        """Give the collection's files, which do not change while the block lasts."""
+        home = self._folder.home(collection_name)
+        with self._opening:
+            self._close_shard(home.name)
+            yield folder_files(home)
+
+    def restore_snapshot(self, collection_name: str, files: Iterable[SnapshotFile]) -> None:
+        """Make a collection of what `take_snapshot` gave."""
+        draft = self._folder.draft(collection_name)
+        try:
+            write_folder(draft, files)
+            edge.EdgeShard.load(str(draft / "shard")).close()
+            os.sync()
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
+        self._folder.publish(collection_name)
 
     def get_aliases(self) -> qm.CollectionsAliasesResponse:
         """Return all aliases."""

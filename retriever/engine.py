@@ -8,7 +8,8 @@ answer the same calls (`Engine`: the part of `QdrantClient` that is used here, w
 import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
@@ -26,6 +27,8 @@ from retriever.engine_errors import engine_errors
 from retriever.engine_protocol import Engine
 from retriever.engine_scores import Scored, rest_scores, scored
 from retriever.errors import CollectionNotFound, ConfigError, EngineTooOld, EngineUnavailable
+from retriever.server_snapshots import restore_to_server, server_snapshot
+from retriever.snapshot_files import SnapshotFile
 
 __all__ = ["DEFAULT_PATH", "Engine", "EngineAddress", "connect"]
 
@@ -186,6 +189,24 @@ class _Guarded:
             return False
         with engine_errors(self._where):
             return self._client.optimize(collection_name)
+
+    @contextmanager
+    def take_snapshot(self, collection_name: str) -> Iterator[list[SnapshotFile]]:
+        client = self._client
+        with engine_errors(self._where):
+            if isinstance(client, EdgeClient):
+                taken = client.take_snapshot(collection_name)
+            else:
+                taken = server_snapshot(client, collection_name)
+            with taken as files:
+                yield files
+
+    def restore_snapshot(self, collection_name: str, files: Iterable[SnapshotFile]) -> None:
+        with engine_errors(self._where):
+            if isinstance(self._client, EdgeClient):
+                self._client.restore_snapshot(collection_name, files)
+            else:
+                restore_to_server(self._client, collection_name, files)
 
 
 class _GuardedGrpc(_Guarded):

@@ -1,6 +1,7 @@
 """What embedded engine and server have in common: the part of `QdrantClient` we use."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from qdrant_client import models as qm
@@ -8,6 +9,7 @@ from qdrant_client.conversions.common_types import AliasOperations
 from qdrant_client.http.models import QueryResponse  # the name in qm is fastembed's
 
 from retriever.engine_scores import Scored
+from retriever.snapshot_files import SnapshotFile
 
 PayloadIndex = qm.PayloadSchemaType | qm.TextIndexParams
 Vectors = Mapping[str, qm.VectorParams]
@@ -64,6 +66,21 @@ class Engine(Protocol):
         collection_params: qm.CollectionParamsDiff | None = None,
         metadata: dict[str, Any] | None = None,
     ) -> bool: ...
+    def take_snapshot(self, collection_name: str) -> AbstractContextManager[list[SnapshotFile]]:
+        """Give the files of a snapshot; call nothing else of the engine before the block ends.
+
+        Raises:
+            EngineError: other nodes have shards of the collection.
+        """
+
+    def restore_snapshot(self, collection_name: str, files: Iterable[SnapshotFile]) -> None:
+        """Make a collection, which must not exist, of what `take_snapshot` gave.
+
+        Raises:
+            DataError: these are not the files of a snapshot of such an engine.
+            EngineError: the engine cannot use them; nothing is left of the attempt.
+        """
+
     def get_aliases(self) -> qm.CollectionsAliasesResponse: ...  # noqa: D102
     def update_collection_aliases(  # noqa: D102
         self, change_aliases_operations: Sequence[AliasOperations]
