@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from models.console import CommandGroup
+from retriever.commands_evaluate import evaluate
 from retriever.commands_serve import serve
 from retriever.flags import Bundle, Name, Path_, Url
 
@@ -65,34 +66,7 @@ def search(
             answer(retriever, query, wishes)
 
 
-@app.command()
-def evaluate(
-    name: Name,
-    data: Annotated[Path, typer.Argument(help="DATA folder with the judged queries.")],
-    bundle: Bundle,
-    out: Annotated[Path, typer.Option(help="Folder for report.json and report.md.")],
-    split: Annotated[str, typer.Option(help="Which judgements.")] = "dev",
-    systems: Annotated[
-        str | None,
-        typer.Option(help="Comma-separated, e.g. bm25,dense,rerank; all but rank_bm25 by default."),
-    ] = None,
-    url: Url = None,
-    path: Path_ = None,
-) -> None:
-    """Measure recall, MRR and nDCG of every stage over the whole corpus."""
-    from models.data import Dataset
-    from retriever.evaluate import evaluate as measure
-    from retriever.report import to_markdown, write_report
-
-    dataset = Dataset.open(data)
-    chosen = None if systems is None else [name.strip() for name in systems.split(",")]
-    with _open(name, bundle, url, path) as retriever:
-        report = measure(retriever, dataset, split=split, systems=chosen)
-    write_report(report, out)
-    typer.echo(to_markdown(report))
-    typer.echo(f"Wrote {out / 'report.json'} and {out / 'report.md'}", err=True)
-
-
+app.command()(evaluate)
 app.command()(serve)
 
 

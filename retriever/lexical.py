@@ -10,18 +10,22 @@ from models.lexical import Analyzer, Bm25Config
 
 
 class TfidfIndex:
-    """TF-IDF over passages in memory: scikit-learn, sublinear tf, English stop words, cosine."""
+    """TF-IDF over passages in memory: scikit-learn, sublinear tf, English stop words, cosine.
+
+    Attributes:
+        matrix: (terms, passages) sparse weights.
+    """
 
     def __init__(self, passages: Sequence[Passage]) -> None:
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         self._ids = [passage.passage_id for passage in passages]
         self._vectorizer = TfidfVectorizer(sublinear_tf=True, stop_words="english")
-        self._matrix = self._vectorizer.fit_transform([p.content for p in passages]).T.tocsr()
+        self.matrix = self._vectorizer.fit_transform([p.content for p in passages]).T.tocsr()
 
     def rank(self, query: str, *, k: int) -> list[str]:
         """Return the ids of the `k` best passages that share a term with the query."""
-        scores = (self._vectorizer.transform([query]) @ self._matrix).toarray()[0]
+        scores = (self._vectorizer.transform([query]) @ self.matrix).toarray()[0]
         return _best(self._ids, scores, k)
 
 

@@ -21,8 +21,8 @@ from models.lexical import Bm25Config, Bm25Index
 from retriever import Hit, Retriever, SearchSettings
 from retriever.cross import reordered
 from retriever.engine import Engine, connect
-from retriever.evaluate import build_ranker, default_systems
 from retriever.stages import Candidates, Ranking
+from retriever.systems import build_ranker, default_systems
 
 PASSAGES = make_passages(120)
 QUERY = "storm on the river bank"

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from models.bundle import ModelBundle
 from models.data import Dataset, Qrel, Query
 from models.lexical import Bm25Index, Ranked
-from retriever.evaluate import answerable, per_query
+from retriever.measures import answerable, per_query
 from retriever.stages import TOWER_WEIGHT
 
 DEPTH = 100

@@ -4,15 +4,7 @@ import numpy as np
 import pytest
 
 from models.data import Qrel, Query
-from retriever.evaluate import (
-    MEASURES,
-    Report,
-    SystemResult,
-    answerable,
-    bootstrap_interval,
-    per_query,
-)
-from retriever.report import to_markdown
+from retriever.measures import MEASURES, answerable, per_query
 
 QRELS = [
     Qrel("q1", "a", 1, "dev"),
@@ -31,6 +23,7 @@ def test_measures_by_hand() -> None:
     assert values["recall@3"].tolist() == [1, 1 / 2, 0]
     assert values["recall@10"].tolist() == values["recall@100"].tolist() == [1, 1, 0]
     assert values["mrr@10"].tolist() == [1 / 2, 1, 0]
+    assert values["map@100"].tolist() == [1 / 2, (1 / 1 + 2 / 4) / 2, 0]
     gain = 2 / math.log2(2) + 1 / math.log2(5)
     ideal = 2 / math.log2(2) + 1 / math.log2(3)
     assert values["ndcg@10"] == pytest.approx([1 / math.log2(3), gain / ideal, 0])
@@ -70,32 +63,13 @@ def test_queries_that_nothing_answers_are_left_out() -> None:
     assert qrels == QRELS
 
 
-def test_bootstrap_interval_is_close_to_the_normal_one() -> None:
-    values = np.random.default_rng(1).binomial(1, 0.7, size=1000).astype(float)
-    low, high = bootstrap_interval(values)
-    half = 1.96 * values.std() / math.sqrt(len(values))
-    assert low == pytest.approx(values.mean() - half, abs=0.005)
-    assert high == pytest.approx(values.mean() + half, abs=0.005)
-    assert bootstrap_interval(values) == (low, high)
-
-
-def test_markdown_has_a_row_per_system_and_the_counts() -> None:
-    result = SystemResult(
-        system="bm25",
-        queries=1794,
-        metrics=dict.fromkeys(MEASURES, 0.69),
-        intervals=dict.fromkeys(MEASURES, (0.67, 0.71)),
-        p50_ms=1.234,
-        p95_ms=5.678,
-    )
-    report = Report("c--1", 94590, "DATA", "dev", "f" * 64, "abc1234", (result,))
-    lines = to_markdown(report).split("\n")
-    assert "1,794 queries over 94,590 passages" in lines[0]
-    assert lines[2].startswith("| system | ")
-    assert [cell.strip() for cell in lines[4].strip("|").split("|")] == [
-        "bm25",
-        *["0.690 ±0.020"] * 6,
-        "1.2",
-        "5.7",
-    ]
-    assert len({len(line) for line in lines[2:]}) == 1
+def test_a_passage_is_relevant_from_a_grade() -> None:
+    """With grade 2, only b answers q2; nDCG still takes c, and nothing answers q1 and q3."""
+    values = per_query(RANKINGS, QRELS, relevant_from=2)
+    assert values["recall@1"].tolist() == values["recall@100"].tolist() == [0, 1, 0]
+    assert values["mrr@10"].tolist() == values["map@100"].tolist() == [0, 1, 0]
+    assert values["ndcg@10"].tolist() == per_query(RANKINGS, QRELS)["ndcg@10"].tolist()
+    queries = [Query("q1", "a"), Query("q2", "b")]
+    kept, qrels = answerable(queries, QRELS, relevant_from=2)
+    assert [query.query_id for query in kept] == ["q2"]
+    assert {qrel.query_id for qrel in qrels} == {"q2"}

@@ -1,0 +1,103 @@
+"""The `retriever evaluate` command."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from retriever.flags import Bundle, Name, Path_, Url
+
+if TYPE_CHECKING:
+    from retriever.engine import Engine
+    from retriever.search import Retriever
+
+Data = Annotated[Path, typer.Argument(help="DATA folder with the judged queries.")]
+Out = Annotated[
+    Path, typer.Option(help="Folder for report.html, .md and .json, per_query.tsv and runs/.")
+]
+Split = Annotated[str, typer.Option(help="Which judgements.")]
+Systems = Annotated[
+    str | None,
+    typer.Option(
+        help="Comma-separated, e.g. bm25,dense,rerank; all but rank_bm25 by default. "
+        "LABEL=FILE.yaml is the engine with the settings of that file, OTHER/dense a system of a "
+        "collection that --also names."
+    ),
+]
+Baseline = Annotated[
+    str | None,
+    typer.Option(help="System to test the others against.", show_default="bm25, if measured"),
+]
+RelevantFrom = Annotated[
+    int,
+    typer.Option(
+        help="Grade from which a passage is relevant to recall, MRR and MAP; TREC Deep Learning "
+        "asks for 2. nDCG takes all grades.",
+        min=1,
+    ),
+]
+Also = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Another collection of the same engine, OTHER or OTHER=BUNDLE; again for more."
+    ),
+]
+Runs = Annotated[
+    list[Path] | None,
+    typer.Option("--run", help="TREC run file of some other system; again for more."),
+]
+
+
+def evaluate(
+    name: Name,
+    data: Data,
+    bundle: Bundle,
+    out: Out,
+    split: Split = "dev",
+    systems: Systems = None,
+    baseline: Baseline = None,
+    relevant_from: RelevantFrom = 1,
+    also: Also = None,
+    runs: Runs = None,
+    url: Url = None,
+    path: Path_ = None,
+) -> None:
+    """Measure systems over the whole corpus: quality, what chance could do, time and size."""
+    from models.data import Dataset
+    from retriever.contrast import find_contrasts
+    from retriever.engine import connect
+    from retriever.evaluate import Judging, measure_all
+    from retriever.report import to_markdown
+    from retriever.report_files import write_report
+    from retriever.systems import choose_systems, run_system
+
+    dataset = Dataset.open(data)
+    words = None if systems is None else [word.strip() for word in systems.split(",")]
+    read = [run_system(file) for file in runs or []]
+    engine = connect(url=url, path=path, create=False)
+    try:
+        retriever = _open(engine, name, bundle)
+        chosen = choose_systems(retriever, words, others=_others(engine, also or [], bundle))
+        judging = Judging(split, baseline, relevant_from)
+        evaluation = measure_all(retriever, dataset, systems=[*read, *chosen], judging=judging)
+        contrasts = find_contrasts(evaluation, retriever.passages())
+    finally:
+        engine.close()
+    write_report(evaluation, contrasts, out)
+    typer.echo(to_markdown(evaluation.report))
+    typer.echo(f"Wrote {out / 'report.html'} and, beside it, report.md, report.json …", err=True)
+
+
+def _others(engine: "Engine", words: Sequence[str], bundle: Path) -> "dict[str, Retriever]":
+    """Open the collections that --also names, with their own bundles or this one."""
+    pairs = [word.partition("=") for word in words]
+    return {name: _open(engine, name, Path(file) if file else bundle) for name, _, file in pairs}
+
+
+def _open(engine: "Engine", name: str, bundle: Path) -> "Retriever":
+    from models.bundle import ModelBundle
+    from retriever.search import Retriever
+    from retriever.stages import SearchSettings
+
+    return Retriever(engine, name, ModelBundle.load(bundle), settings=SearchSettings())

@@ -1,0 +1,171 @@
+"""A report as one page that needs nothing else: no script, no request; light and dark."""
+
+import html
+from collections.abc import Mapping, Sequence
+
+from retriever.contrast import MEASURE, Column, Contrast, Contrasts, Found
+from retriever.evaluate import Report
+from retriever.index_size import HOW
+from retriever.plots import (
+    Interval,
+    Point,
+    interval_plot,
+    line_legend,
+    line_plot,
+    scatter_plot,
+)
+from retriever.report import caption, comparison_rows, legend, result_rows
+from retriever.terminal import printable
+
+DEPTHS = {"recall@1": 1, "recall@3": 3, "recall@10": 10, "recall@100": 100}
+LONGEST_TEXT = 600
+STYLE = """
+:root { color-scheme: light dark; --ink: #1a1c1f; --soft: #5c636b; --paper: #fff; --card: #f4f5f7;
+  --rule: #d9dce0; --good: #00664a; --c0: #0072b2; --c1: #c04f00; --c2: #00805a; --c3: #b0548c;
+  --c4: #a06f00; --c5: #2f86b8; --c6: #5b4bb5; --c7: #555b63; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e8eaed; --soft: #a3abb5; --paper: #15171a;
+  --card: #1f2226; --rule: #363b42; --good: #5fd3a9; --c0: #5db4ec; --c1: #ff9a55; --c2: #45cf9f;
+  --c3: #e69ac4; --c4: #e8b84a; --c5: #8ecdf2; --c6: #a99bff; --c7: #b4bbc4; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1rem; max-width: 70rem; background: var(--paper);
+  color: var(--ink); font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
+h1 { font-size: 1.4rem; } h2 { font-size: 1.15rem; margin-top: 2rem; } h3 { font-size: 1rem; }
+p, figcaption, .soft { color: var(--soft); font-size: .9rem; }
+.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; }
+th, td { padding: .25rem .6rem; text-align: right; white-space: nowrap;
+  border-bottom: 1px solid var(--rule); font-variant-numeric: tabular-nums; }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0;
+  background: var(--paper); }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr));
+  gap: 1.5rem; } figure { margin: 0; } figure > svg { width: 100%; max-width: 34rem; height: auto; }
+svg text { font: 11px system-ui, sans-serif; fill: var(--ink); } .grid { stroke: var(--rule); }
+.axis, .zero { stroke: var(--soft); } .zero { stroke-width: 1.5; }
+.leader { stroke: var(--soft); stroke-width: .7; } .whisker { stroke: var(--c0); stroke-width: 2; }
+.legend { display: flex; flex-wrap: wrap; gap: .2rem 1rem; list-style: none; padding: 0;
+  font-size: .85rem; } polyline { fill: none; stroke-width: 2; } line[class^="c"] {
+  stroke-width: 2; }
+.columns { display: grid; gap: .8rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); }
+.column { background: var(--card); border-radius: .5rem; padding: .6rem .9rem; min-width: 0; }
+.column ul { list-style: none; padding: 0; margin: 0; font-size: .88rem; }
+.column li { border-top: 1px solid var(--rule); padding: .4rem 0; }
+.answer { color: var(--good); font-weight: 600; }
+"""
+COLOURS = "".join(
+    f"circle.c{i} {{ fill: var(--c{i}); }} .c{i} {{ stroke: var(--c{i}); }}\n" for i in range(8)
+)
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<title>{title}</title><style>{style}</style></head>
+<body><h1>{title}</h1>{body}</body></html>
+"""
+
+
+def to_html(report: Report, contrasts: Contrasts) -> str:
+    """Return the whole page."""
+    parts = [f"<p>{escaped(caption(report))}</p>", "<h2>Systems</h2>", table(result_rows(report))]
+    notes = [f"{HOW}."] + [f"{s.system}: {s.source}." for s in report.systems if s.source]
+    if report.baseline:
+        parts += [f"<p>{escaped(legend(report))}</p>", table(comparison_rows(report))]
+    parts += [f"<p>{escaped(note)}</p>" for note in notes]
+    parts += ["<h2>Plots</h2>", f'<div class="plots">{"".join(figures(report))}</div>']
+    parts += _contrasts(report, contrasts)
+    title = f"{report.collection}, {report.split}: {len(report.systems)} systems"
+    return PAGE.format(title=escaped(title), style=STYLE + COLOURS, body="\n".join(parts))
+
+
+def escaped(text: str) -> str:
+    """Return text on one line that a page shows as it is."""
+    return html.escape(printable(text))
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows as a table that scrolls by itself where it is too wide; the first is its head."""
+    head, *body = rows
+    cells = "".join(f"<th>{escaped(cell)}</th>" for cell in head)
+    lines = "".join(
+        f"<tr>{''.join(f'<td>{escaped(cell)}</td>' for cell in row)}</tr>" for row in body
+    )
+    rows_of_table = f"<thead><tr>{cells}</tr></thead><tbody>{lines}</tbody>"
+    return f'<div class="wide"><table>{rows_of_table}</table></div>'
+
+
+def figures(report: Report) -> list[str]:
+    """Return the plots: quality, difference, depth, quality against time."""
+    queries = f"{report.systems[0].queries:,} queries"
+    means = [Interval(s.system, s.metrics[MEASURE], *s.intervals[MEASURE]) for s in report.systems]
+    name = f"{MEASURE}, mean over {queries}, 0 to 1"
+    found = [_figure(interval_plot(means, label=name), f"{MEASURE} with 95% intervals.")]
+    if report.baseline:
+        compared = [(s.system, s.comparisons[MEASURE]) for s in report.systems if s.comparisons]
+        gaps = [Interval(system, c.difference, *c.interval) for system, c in compared]
+        name = f"{MEASURE} minus that of {report.baseline}, {queries}"
+        said = f"Difference from {report.baseline} with its 95% interval, query by query."
+        found.append(_figure(interval_plot(gaps, label=name, is_difference=True), said))
+    depths: Mapping[str, list[tuple[float, float]]] = {
+        s.system: [(depth, s.metrics[name]) for name, depth in DEPTHS.items()]
+        for s in report.systems
+    }
+    lines = line_plot(depths, x_label="depth k, passages", y_label=f"recall@k, mean of {queries}")
+    found.append(_figure(lines + line_legend(list(depths)), "Recall against depth."))
+    timed = [Point(s.system, s.p50_ms, s.metrics[MEASURE]) for s in report.systems if s.p50_ms]
+    if timed:
+        cost = scatter_plot(
+            timed, x_label="p50 of one query, ms", y_label=f"{MEASURE}, mean of {queries}"
+        )
+        found.append(_figure(cost, "Quality against time per query; up and left is better."))
+    return found
+
+
+def _figure(plot: str, said: str) -> str:
+    return f"<figure>{plot}<figcaption>{escaped(said)}</figcaption></figure>"
+
+
+def _contrasts(report: Report, contrasts: Contrasts) -> list[str]:
+    if report.baseline:
+        titles = ("Gains most", "Loses most")
+        said = f"Queries where the last system's {MEASURE} is furthest from the baseline's."
+    else:
+        titles, said = ("Answered best", "Answered worst"), f"By {MEASURE} of the last system."
+    parts = ["<h2>Queries side by side</h2>", f"<p>{escaped(said)}</p>"]
+    for title, chosen in zip(titles, contrasts, strict=True):
+        parts.append(f"<h2>{title}</h2>")
+        parts += [_contrast(each) for each in chosen] or ["<p>None.</p>"]
+    return parts
+
+
+def _contrast(contrast: Contrast) -> str:
+    columns = "".join(_column(column) for column in contrast.columns)
+    return (
+        f'<section><h3 dir="auto">{escaped(contrast.query.text)} '
+        f'<span class="soft">{escaped(contrast.query.query_id)}</span></h3>'
+        f'<div class="columns">{columns}</div></section>'
+    )
+
+
+def _column(column: Column) -> str:
+    lower = (
+        f"<p>Answers it ranks lower</p><ul>{''.join(map(_found, column.lower))}</ul>"
+        if column.lower
+        else ""
+    )
+    return (
+        f'<div class="column"><h3>{escaped(column.system)} '
+        f'<span class="soft">{MEASURE} {column.value:.3f}</span></h3>'
+        f"<ul>{''.join(map(_found, column.best)) or '<li>found nothing</li>'}</ul>{lower}</div>"
+    )
+
+
+def _found(found: Found) -> str:
+    place = "not in the best 100" if found.rank is None else f"#{found.rank}"
+    grade = "not judged" if found.grade is None else f"judged {found.grade}"
+    kind = "answer" if found.grade else "soft"
+    passage = found.passage
+    text = passage.text[:LONGEST_TEXT] + ("…" if len(passage.text) > LONGEST_TEXT else "")
+    title = f"<strong>{escaped(passage.title)}</strong> " if passage.title else ""
+    return (
+        f'<li dir="auto">{place} <span class="{kind}">{grade}</span> {title}{escaped(text)} '
+        f'<span class="soft">{escaped(passage.passage_id)}</span></li>'
+    )

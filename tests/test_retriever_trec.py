@@ -1,0 +1,61 @@
+from pathlib import Path
+
+import ir_measures
+import pytest
+from ir_measures import RR, nDCG
+
+from models.data import Qrel
+from retriever.errors import DataError
+from retriever.measures import per_query
+from retriever.trec import read_run, write_run
+
+RANKINGS = {"q1": ["b", "a", "c"], "q2": ["d"], "q3": ["e f", "%20"]}
+QRELS = [Qrel("q1", "a", 1, "dev"), Qrel("q1", "c", 2, "dev"), Qrel("q2", "x", 1, "dev")]
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    write_run(tmp_path / "ours.trec", RANKINGS, tag="ours")
+    assert read_run(tmp_path / "ours.trec") == RANKINGS
+    first = (tmp_path / "ours.trec").read_text().split("\n")[0]
+    assert first == "q1\tQ0\tb\t1\t3\tours"
+
+
+def test_another_reader_finds_the_same_values(tmp_path: Path) -> None:
+    rankings = {name: ids for name, ids in RANKINGS.items() if name != "q3"}
+    write_run(tmp_path / "ours.trec", rankings, tag="ours")
+    run = list(ir_measures.read_trec_run(str(tmp_path / "ours.trec")))
+    qrels = [ir_measures.Qrel(q.query_id, q.passage_id, q.relevance) for q in QRELS]
+    ours = per_query(rankings, QRELS)
+    theirs = ir_measures.calc_aggregate([nDCG @ 10, RR @ 10], qrels, run)
+    assert theirs[nDCG @ 10] == pytest.approx(ours["ndcg@10"].mean())
+    assert theirs[RR @ 10] == pytest.approx(ours["mrr@10"].mean())
+
+
+def test_order_is_by_score_then_by_rank(tmp_path: Path) -> None:
+    lines = ["q1 Q0 a 3 0.5 x", "q1 Q0 b 2 0.5 x", "", "q1 Q0 c 1 -1e3 x", "q1 Q0 d 9 7.25 x\r"]
+    (tmp_path / "run").write_text("\n".join(lines))
+    assert read_run(tmp_path / "run") == {"q1": ["d", "b", "a", "c"]}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "holds no line; expected: query_id Q0 passage_id rank score tag"),
+        ("q1 Q0 a 1 0.5 x\nq1 Q0 b 2 0.4\n", "run:2 holds 'q1 Q0 b 2 0.4'; expected: query_id"),
+        ("q1 Q0 a one 0.5 x\n", "run:1 holds"),
+        ("q1 Q0 a 1 nan x\n", "run:1 has the score nan"),
+        ("q1 Q0 a 1 2 x\nq1 Q0 a 2 1 x\n", "lists passage 'a' more than once for query 'q1'"),
+    ],
+)
+def test_what_is_no_run_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "run").write_text(content)
+    with pytest.raises(DataError) as caught:
+        read_run(tmp_path / "run")
+    assert message in str(caught.value)
+
+
+def test_files_that_cannot_be_read_or_written(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot be read as a TREC run"):
+        read_run(tmp_path / "absent")
+    with pytest.raises(DataError, match="no tab and no line break"):
+        write_run(tmp_path / "run", {"q\t1": ["a"]}, tag="x")
