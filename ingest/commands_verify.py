@@ -13,17 +13,26 @@ def verify(
     name: Name,
     data: Annotated[Path | None, typer.Option(help="DATA to compare with.")] = None,
     bundle: Annotated[Path | None, typer.Option(help="Bundle to compare with.")] = None,
+    repair: Annotated[
+        bool,
+        typer.Option(
+            "--repair", help="Compare every passage in full and send again what is not right."
+        ),
+    ] = False,
     url: Url = None,
     path: Path_ = None,
 ) -> None:
     """Check a collection: its count, and with --data and --bundle every passage and a sample.
 
-    The sample is encoded anew and compared, vectors and payload.
+    The sample is encoded anew and compared, vectors and payload. In a cluster a passage counts
+    where all replicas agree on it; --repair makes them agree again.
     """
     from ingest import verifier
 
     if (data is None) != (bundle is None):
         raise typer.BadParameter("--data and --bundle go together")
+    if repair and data is None:
+        raise typer.BadParameter("--repair needs --data and --bundle")
     with opened_engine(url, path) as engine:
         collection = engine.resolve(name)
         if data is None or bundle is None:
@@ -33,4 +42,7 @@ def verify(
         from models.data import Dataset
 
         encoder = ModelBundle.load(bundle)
-        typer.echo(verifier.verify(engine, collection, Dataset.open(data), encoder))
+        dataset = Dataset.open(data)
+        if repair:
+            typer.echo(verifier.repair(engine, collection, dataset, encoder))
+        typer.echo(verifier.verify(engine, collection, dataset, encoder))

@@ -1,27 +1,40 @@
-"""Is a collection what DATA says? Count, every content hash, and a sample encoded anew."""
+"""Is a collection what DATA says? Count, every content hash, and a sample encoded anew.
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+In a cluster it is what all replicas agree on that counts. `repair` compares every passage in full
+and sends again what is missing, different, or not the same on every replica.
+"""
 
-import numpy as np
-from qdrant_client import models as qm
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
+from ingest.comparison import difference
 from ingest.loader import stored_hashes
 from ingest.opening import describe
-from ingest.points import PassageEncoder, PointMaker
+from ingest.points import PassageEncoder, PointMaker, SizedPoint, chunks, pack
 from models.console import progress
 from models.data import Dataset, Passage
 from models.lexical import Bm25Config, Bm25Encoder
 from retriever.engine import Engine
 from retriever.errors import CollectionMismatch, VerificationFailed
+from retriever.replicas import agreement
 from retriever.schema import CollectionMetadata, content_hash, point_id, read_metadata
 
 SAMPLE = 64
-# The engine normalises once more, and a batch of another size may round otherwise.
-TOLERANCE = 1e-4
 AGAIN = "run ingest load again"
+RETRIEVE_SIZE = 256
+
+
+class WrongPoint(NamedTuple):
+    """A point as it should be, and in what the stored one differs from it."""
+
+    point: SizedPoint
+    reason: str
+
+    @property
+    def passage_id(self) -> str:
+        """The passage that it stands for."""
+        return str((self.point.point.payload or {})["passage_id"])
 
 
 @dataclass(frozen=True)
@@ -33,19 +46,40 @@ class VerifyReport:
         points: how many it holds.
         kept: those of them that DATA does not have.
         compared: passages whose vectors and payload were made anew and found equal.
+        replicas_down: some replica gave no answer, so that only the others were compared.
     """
 
     collection: str
     points: int
     kept: int
     compared: int
+    replicas_down: bool = False
 
     def __str__(self) -> str:
         kept = f", {self.kept:,} of them not in DATA (ingest load --prune deletes those)"
+        down = "; a replica is down, so only the others were read: verify again when it is up"
         return (
             f"{self.collection}: verified {self.points:,} points{kept if self.kept else ''}; "
-            f"{self.compared:,} compared in full"
+            f"{self.compared:,} compared in full{down if self.replicas_down else ''}"
         )
+
+
+@dataclass(frozen=True)
+class RepairReport:
+    """What a repair did.
+
+    Attributes:
+        collection: versioned name.
+        compared: passages that were made anew and compared in full.
+        sent: those of them that were not right and were sent again.
+    """
+
+    collection: str
+    compared: int
+    sent: int
+
+    def __str__(self) -> str:
+        return f"{self.collection}: compared {self.compared:,} in full, {self.sent:,} sent again"
 
 
 def verify_counts(engine: Engine, collection: str) -> VerifyReport:
@@ -56,15 +90,9 @@ def verify_counts(engine: Engine, collection: str) -> VerifyReport:
         CollectionMismatch: it is not one of ours.
         VerificationFailed: it holds another number of points than its last load meant it to.
     """
-    metadata = read_metadata(engine, collection)
-    metadata.schema.require(engine.get_collection(collection), collection=collection)
+    metadata = _read(engine, collection)
     points = engine.count(collection, exact=True).count
-    if points != metadata.expected_points:
-        raise VerificationFailed(
-            f"collection {collection!r} has {points:,} points, expected "
-            f"{metadata.expected_points:,}; its load was not finished: {AGAIN}"
-        )
-    return VerifyReport(collection, points, int(metadata.data.get("kept", 0)), 0)
+    return _counted(collection, metadata, points)
 
 
 def verify(
@@ -72,21 +100,71 @@ def verify(
 ) -> VerifyReport:
     """Check a collection against DATA and the bundle.
 
-    Every passage must be there with its content hash; `SAMPLE` of them, spread evenly, are made
-    into points again and compared, vectors and payload.
+    Every passage must be there with its content hash, on every replica that is up; `SAMPLE` of
+    them, spread evenly, are made into points again and compared, vectors and payload.
 
     Raises:
         CollectionNotFound: there is none.
         CollectionMismatch: it was loaded with another bundle, or by something else.
         VerificationFailed: it is not what DATA says.
     """
-    metadata = read_metadata(engine, collection)
+    metadata = _read(engine, collection)
     _require_same_origin(metadata, dataset, encoder, collection)
-    report = verify_counts(engine, collection)
-    sample = _check_hashes(engine, collection, dataset)
-    maker = PointMaker(encoder, Bm25Encoder(Bm25Config(**metadata.bm25)))
-    _compare(engine, collection, [sized.point for sized in maker.make(sample)])
-    return VerifyReport(collection, report.points, report.kept, len(sample))
+    stored = stored_hashes(engine, collection)
+    report = _counted(collection, metadata, len(stored))
+    sample = _check_hashes(stored, collection, dataset)
+    consistency = agreement(engine, collection)
+    for wrong in _wrong_points(engine, collection, _maker(metadata, encoder).make(sample)):
+        raise VerificationFailed(
+            f"collection {collection!r}, passage {wrong.passage_id!r}: {wrong.reason}; "
+            f"run: ingest verify {collection} --data DATA --bundle BUNDLE --repair"
+        )
+    return replace(report, compared=len(sample), replicas_down=consistency is None)
+
+
+def repair(
+    engine: Engine, collection: str, dataset: Dataset, encoder: PassageEncoder
+) -> RepairReport:
+    """Compare every passage in full and send again those that are not right on every replica.
+
+    It takes as long as a load, and a while for reading what is there.
+
+    Raises:
+        CollectionNotFound: there is none.
+        CollectionMismatch: it was loaded with another bundle, or by something else.
+        VerificationFailed: it was loaded from another DATA.
+        EngineError: the engine fails; run the same command again to go on.
+    """
+    metadata = _read(engine, collection)
+    _require_same_origin(metadata, dataset, encoder, collection)
+    maker = _maker(metadata, encoder)
+    sent = 0
+    passages = progress(dataset.passages(), label="Repairing", total=dataset.passage_count)
+    for chunk in chunks(passages):
+        wrong = [found.point for found in _wrong_points(engine, collection, maker.make(chunk))]
+        for batch in pack(wrong):
+            engine.upsert(collection, batch, wait=True)
+        sent += len(wrong)
+    return RepairReport(collection, dataset.passage_count, sent)
+
+
+def _read(engine: Engine, collection: str) -> CollectionMetadata:
+    metadata = read_metadata(engine, collection)
+    metadata.schema.require(engine.get_collection(collection), collection=collection)
+    return metadata
+
+
+def _maker(metadata: CollectionMetadata, encoder: PassageEncoder) -> PointMaker:
+    return PointMaker(encoder, Bm25Encoder(Bm25Config(**metadata.bm25)))
+
+
+def _counted(collection: str, metadata: CollectionMetadata, points: int) -> VerifyReport:
+    if points != metadata.expected_points:
+        raise VerificationFailed(
+            f"collection {collection!r} has {points:,} points, expected "
+            f"{metadata.expected_points:,}; its load was not finished, or replicas differ: {AGAIN}"
+        )
+    return VerifyReport(collection, points, int(metadata.data.get("kept", 0)), 0)
 
 
 def _require_same_origin(
@@ -105,9 +183,8 @@ def _require_same_origin(
         )
 
 
-def _check_hashes(engine: Engine, collection: str, dataset: Dataset) -> list[Passage]:
+def _check_hashes(stored: Mapping[str, str], collection: str, dataset: Dataset) -> list[Passage]:
     """Check that every passage is there; return a sample of them."""
-    stored = stored_hashes(engine, collection)
     step = max(1, dataset.passage_count // SAMPLE)
     sample: list[Passage] = []
     wrong: list[str] = []
@@ -125,64 +202,22 @@ def _check_hashes(engine: Engine, collection: str, dataset: Dataset) -> list[Pas
     return sample
 
 
-def _compare(engine: Engine, collection: str, expected: Sequence[qm.PointStruct]) -> None:
-    ids = [point.id for point in expected]
-    records = engine.retrieve(
-        collection, [str(i) for i in ids], with_payload=True, with_vectors=True
-    )
-    found = {str(record.id): record for record in records}
-    for point in expected:
-        record = found[str(point.id)]
-        passage_id = (point.payload or {})["passage_id"]
-        if not _same_json(record.payload, point.payload):
-            raise VerificationFailed(
-                f"collection {collection!r}: the payload of passage {passage_id!r} is not what "
-                f"DATA says; drop the collection and {AGAIN}"
-            )
-        _compare_vectors(record, point, f"collection {collection!r}: passage {passage_id!r}")
-
-
-def _same_json(stored: Any, expected: Any) -> bool:
-    """Compare payloads; engines keep a float's text, which may cost its last bit."""
-    if isinstance(expected, Mapping):
-        return (
-            isinstance(stored, Mapping)
-            and stored.keys() == expected.keys()
-            and all(_same_json(stored[name], value) for name, value in expected.items())
+def _wrong_points(
+    engine: Engine, collection: str, expected: Iterable[SizedPoint]
+) -> Iterator[WrongPoint]:
+    """Yield those that are not stored like this on every replica that is up."""
+    consistency = agreement(engine, collection)
+    points = list(expected)
+    for start in range(0, len(points), RETRIEVE_SIZE):
+        part = points[start : start + RETRIEVE_SIZE]
+        records = engine.retrieve(
+            collection,
+            [str(sized.point.id) for sized in part],
+            with_payload=True,
+            with_vectors=True,
+            consistency=consistency,
         )
-    if isinstance(expected, list):
-        return (
-            isinstance(stored, list)
-            and len(stored) == len(expected)
-            and all(map(_same_json, stored, expected))
-        )
-    if isinstance(expected, float) and isinstance(stored, int | float):
-        return math.isclose(stored, expected, rel_tol=1e-14)
-    return bool(stored == expected)
-
-
-def _compare_vectors(record: qm.Record, point: qm.PointStruct, where: str) -> None:
-    stored = record.vector if isinstance(record.vector, dict) else {}
-    expected = point.vector if isinstance(point.vector, dict) else {}
-    if stored.keys() != expected.keys():
-        raise VerificationFailed(
-            f"{where} has vectors {sorted(stored)}, expected {sorted(expected)}; {AGAIN}"
-        )
-    for name, vector in expected.items():
-        difference = _difference(stored[name], vector)
-        if difference > TOLERANCE:
-            raise VerificationFailed(
-                f"{where}: vector {name!r} differs by {difference:.2g} from what this bundle "
-                f"gives, at most {TOLERANCE:g} is rounding; drop the collection and {AGAIN}"
-            )
-
-
-def _difference(stored: object, expected: object) -> float:
-    """Return the largest difference in any dimension; infinite for vectors of another shape."""
-    if isinstance(stored, qm.SparseVector) and isinstance(expected, qm.SparseVector):
-        left, right = (dict(zip(v.indices, v.values, strict=True)) for v in (stored, expected))
-        return max((abs(left.get(i, 0) - right.get(i, 0)) for i in left | right), default=0.0)
-    left_array, right_array = np.asarray(stored), np.asarray(expected)
-    if left_array.shape != right_array.shape:
-        return float("inf")
-    return float(np.abs(left_array - right_array).max())
+        found = {str(record.id): record for record in records}
+        for sized in part:
+            if reason := difference(found.get(str(sized.point.id)), sized.point):
+                yield WrongPoint(sized, reason)

@@ -47,7 +47,7 @@ def test_verify_finds_a_wrong_payload_and_a_wrong_hash(
     engine.upsert(
         collection, [qm.PointStruct(id=victim.id, vector=victim.vector or {}, payload=payload)]
     )
-    with pytest.raises(VerificationFailed, match="payload of passage 'p7'"):
+    with pytest.raises(VerificationFailed, match="'p7': its payload is not what DATA says"):
         verify(engine, collection, data, encoder)
     payload["content_hash"] = "0" * 32
     engine.upsert(
