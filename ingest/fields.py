@@ -7,7 +7,7 @@ from typing import Any
 
 from ingest.cleaning import clean
 
-RESERVED = frozenset({"passage_id", "title", "text", "url", "content_hash"})
+RESERVED = frozenset({"passage_id", "title", "text", "url", "cluster", "content_hash"})
 _MAX_FIELDS = 64
 _MAX_VALUES = 10_000
 _LONG_TEXT = 128

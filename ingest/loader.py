@@ -16,7 +16,6 @@ from ingest.opening import describe, open_collection
 from ingest.points import PassageEncoder, PointMaker, chunks, pack
 from models.console import progress
 from models.data import Dataset, Passage
-from models.lexical import Bm25Config, Bm25Encoder
 from retriever.engine import Engine
 from retriever.errors import DataError
 from retriever.replicas import agreement
@@ -86,7 +85,7 @@ def load(
     metadata = open_collection(engine, dataset, encoder, name=name)
     collection = collection_name(name, encoder.fingerprint)
     stored = stored_hashes(engine, collection)
-    maker = PointMaker(encoder, Bm25Encoder(Bm25Config(**metadata.bm25)))
+    maker = PointMaker.of(encoder, metadata)
     passages = progress(dataset.passages(), label=f"Loading {name}", total=dataset.passage_count)
     sent = _send(engine, collection, maker, _changed(passages, stored))
     stale = list(stored)

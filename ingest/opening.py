@@ -1,37 +1,55 @@
 """The collection that a load goes into: made where it is missing, checked where it is there."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+from ingest.clusters import fit_centroids
 from ingest.points import PassageEncoder
 from models.console import progress
 from models.data import Dataset
 from models.lexical import Bm25Config, average_length
 from retriever.engine import Engine
+from retriever.engine_protocol import PayloadIndex
 from retriever.errors import CollectionMismatch
+from retriever.filters import field_types
+from retriever.indexes import indexable_fields
+from retriever.options import CollectionOptions, fixed_differences
 from retriever.schema import (
     CollectionMetadata,
     CollectionSchema,
     collection_name,
-    indexable_fields,
     read_metadata,
 )
 
 
 def open_collection(
-    engine: Engine, dataset: Dataset, encoder: PassageEncoder, *, name: str
+    engine: Engine,
+    dataset: Dataset,
+    encoder: PassageEncoder,
+    *,
+    name: str,
+    options: CollectionOptions | None = None,
 ) -> CollectionMetadata:
     """Make the collection, or check that the one that is there is right, indexes included.
 
+    Args:
+        engine: where.
+        dataset: what will be in it.
+        encoder: makes its vectors.
+        name: the alias that will stand for it.
+        options: how to store it; None for the default, or what the collection has already.
+
     Returns:
-        Its metadata; the BM25 parameters in it are those of the first load.
+        Its metadata; the BM25 parameters and centroids in it are those of the first load.
 
     Raises:
-        CollectionMismatch: something else has a collection of that name.
+        CollectionMismatch: something else has a collection of that name, or it has options that
+            cannot be changed in place.
+        ConfigError: the options do not fit DATA.
     """
     collection = collection_name(name, encoder.fingerprint)
-    fields = indexable_fields(dataset.manifest.get("fields", {}))
-    schema = CollectionSchema(encoder.dim, encoder.pca_dims, fields)
+    _fields(dataset, options or CollectionOptions())  # what is wrong with it must not come late
     existing = {found.name for found in engine.get_collections().collections}
     if name in existing:
         raise CollectionMismatch(
@@ -39,28 +57,27 @@ def open_collection(
             f"name with --collection, or run: ingest drop {name} --yes"
         )
     if collection not in existing:
-        engine.create_collection(
-            collection,
-            vectors_config=schema.vectors_config,
-            sparse_vectors_config=schema.sparse_vectors_config,
-            metadata=_new_metadata(dataset, encoder).to_dict(),
-        )
-    info = engine.get_collection(collection)
+        fresh = _new_metadata(dataset, encoder, options or CollectionOptions())
+        engine.create_collection(collection, **fresh.schema.creation, metadata=fresh.to_dict())
     metadata = read_metadata(engine, collection)
     if metadata.bundle_fingerprint != encoder.fingerprint:
         raise CollectionMismatch(
             f"collection {collection!r} was loaded with bundle {metadata.bundle_fingerprint}, "
             f"this is bundle {encoder.fingerprint}; load into another name with --collection"
         )
-    schema.require(info, collection=collection)
-    for field, index in schema.payload_indexes.items():
-        if field not in info.payload_schema:
-            engine.create_payload_index(collection, field, index)
+    expected = CollectionSchema(encoder.dim, tuple(encoder.pca_dims))
+    expected.require(engine.get_collection(collection), collection=collection)
+    if options is not None and options != metadata.options:
+        metadata = _change(engine, collection, metadata, options)
+    _index(engine, collection, dataset, metadata)
     engine.update_collection(collection, metadata={"data": describe(dataset, kept=0)})
     return metadata
 
 
-def _new_metadata(dataset: Dataset, encoder: PassageEncoder) -> CollectionMetadata:
+def _new_metadata(
+    dataset: Dataset, encoder: PassageEncoder, options: CollectionOptions
+) -> CollectionMetadata:
+    """Return all that decides the points, before there is one: no later load decides otherwise."""
     passages = progress(dataset.passages(), label="Measuring", total=dataset.passage_count)
     avg_len = average_length(passage.content for passage in passages)
     return CollectionMetadata(
@@ -70,7 +87,47 @@ def _new_metadata(dataset: Dataset, encoder: PassageEncoder) -> CollectionMetada
         data=describe(dataset, kept=0),
         bm25=Bm25Config(avg_len=avg_len).to_dict(),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        options=options,
+        centroids=fit_centroids(dataset, encoder, clusters=options.clusters),
     )
+
+
+def _change(
+    engine: Engine, collection: str, metadata: CollectionMetadata, options: CollectionOptions
+) -> CollectionMetadata:
+    """Let the engine store it otherwise; what it cannot change in place is refused."""
+    if fixed := fixed_differences(metadata.options, options):
+        name, values = next(iter(fixed.items()))
+        raise CollectionMismatch(
+            f"collection {collection!r} has {name} {values}, which cannot change in place; load "
+            f"into another name with --collection, or run ingest drop {collection} and load again"
+        )
+    changed = replace(metadata, options=options)
+    engine.update_collection(
+        collection,
+        **options.changes(changed.schema.vectors_config),
+        metadata={"options": options.to_dict()},
+    )
+    engine.optimize(collection)
+    return changed
+
+
+def _index(engine: Engine, collection: str, dataset: Dataset, metadata: CollectionMetadata) -> None:
+    """Bring the payload indexes to what DATA and the options say; others are left alone."""
+    declared = metadata.options.indexes
+    schema = replace(metadata.schema, fields=_fields(dataset, metadata.options))
+    found = field_types(engine.get_collection(collection))
+    for field, kind in declared.items():
+        if field in found and found[field].value != kind:  # "none" differs from any
+            engine.delete_payload_index(collection, field)
+            del found[field]
+    for field, index in schema.payload_indexes.items():
+        if field not in found:
+            engine.create_payload_index(collection, field, index)
+
+
+def _fields(dataset: Dataset, options: CollectionOptions) -> dict[str, PayloadIndex]:
+    return indexable_fields(dataset.manifest.get("fields", {}), options.indexes)
 
 
 def describe(dataset: Dataset, *, kept: int) -> dict[str, Any]:

@@ -3,16 +3,25 @@
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from qdrant_client import models as qm
 
 from models.data import Passage
-from models.lexical import Bm25Encoder
+from models.lexical import Bm25Config, Bm25Encoder
+from retriever.clusters import Centroids
 from retriever.errors import BundleError, DataError
-from retriever.schema import BM25, DENSE, pca_name, point_id, to_payload
+from retriever.schema import (
+    BM25,
+    CLUSTER,
+    DENSE,
+    CollectionMetadata,
+    pca_name,
+    point_id,
+    to_payload,
+)
 
 Floats = npt.NDArray[np.float32]
 ENCODE_SIZE = 1024
@@ -54,9 +63,18 @@ class SizedPoint(NamedTuple):
 class PointMaker:
     """Makes the points of one collection; the same passage always gives the same point."""
 
-    def __init__(self, encoder: PassageEncoder, bm25: Bm25Encoder) -> None:
+    def __init__(
+        self, encoder: PassageEncoder, bm25: Bm25Encoder, *, centroids: Centroids | None = None
+    ) -> None:
         self._encoder = encoder
         self._bm25 = bm25
+        self._centroids = centroids
+
+    @classmethod
+    def of(cls, encoder: PassageEncoder, metadata: CollectionMetadata) -> "PointMaker":
+        """Return the maker of the points of one collection."""
+        bm25 = Bm25Encoder(Bm25Config(**metadata.bm25))
+        return cls(encoder, bm25, centroids=Centroids.of(metadata))
 
     def make(self, passages: Sequence[Passage]) -> Iterator[SizedPoint]:
         """Yield the point of each passage.
@@ -68,11 +86,15 @@ class PointMaker:
         texts = [passage.content for passage in passages]
         dense = self._encode(texts)
         sparse = self._bm25.encode_passages(texts)
+        clusters = self._centroids.assign(dense[DENSE]) if self._centroids else None
         for row, passage in enumerate(passages):
             named: dict[str, list[float] | qm.SparseVector] = {
                 name: vectors[row].tolist() for name, vectors in dense.items()
             }
-            yield _sized(passage, {**named, BM25: sparse[row]})
+            payload = to_payload(passage)
+            if clusters is not None:
+                payload[CLUSTER] = clusters[row]
+            yield _sized(passage.passage_id, {**named, BM25: sparse[row]}, payload)
 
     def _encode(self, texts: Sequence[str]) -> dict[str, Floats]:
         full = self._encoder.encode_passages(texts)
@@ -90,21 +112,22 @@ class PointMaker:
         return vectors
 
 
-def _sized(passage: Passage, vector: dict[str, list[float] | qm.SparseVector]) -> SizedPoint:
-    payload = to_payload(passage)
+def _sized(
+    passage_id: str,
+    vector: dict[str, list[float] | qm.SparseVector],
+    payload: dict[str, Any],
+) -> SizedPoint:
     floats = sum(
         2 * len(v.values) if isinstance(v, qm.SparseVector) else len(v) for v in vector.values()
     )
     size = len(json.dumps(payload)) + FLOAT_BYTES * floats
     if size > LARGEST_POINT_BYTES:
         raise DataError(
-            f"passage {passage.passage_id!r} takes {size:,} bytes as a point, at most "
+            f"passage {passage_id!r} takes {size:,} bytes as a point, at most "
             f"{LARGEST_POINT_BYTES:,} fit in a request; split it and run: ingest prepare"
         )
     # All values are ours; validating 350 floats per point would cost more than sending them.
-    point = qm.PointStruct.model_construct(
-        id=point_id(passage.passage_id), vector=vector, payload=payload
-    )
+    point = qm.PointStruct.model_construct(id=point_id(passage_id), vector=vector, payload=payload)
     return SizedPoint(point, size)
 
 

@@ -125,8 +125,8 @@ def _sparse_params(params: qm.SparseVectorParams) -> edge.EdgeSparseVectorParams
 def _hnsw(stored: Mapping[str, Any] | None) -> edge.HnswIndexConfig | None:
     if not stored:
         return None
-    config = HNSW.model_copy(update=stored)
-    only(config, "m", "ef_construct", "full_scan_threshold")
+    only(qm.HnswConfigDiff(**stored), "m", "ef_construct", "full_scan_threshold")
+    config = HNSW.model_copy(update=dict(stored))
     return edge.HnswIndexConfig(
         m=config.m,
         ef_construct=config.ef_construct,

@@ -2,7 +2,7 @@
 
 collection   <name>--<first 8 digits of the bundle's fingerprint>, behind the alias <name>
 vectors      dense (the tower's output), pca_<d> (reduced), bm25 (sparse, IDF in the engine)
-payload      title, text, url, passage_id, the source's own fields, content_hash
+payload      title, text, url, passage_id, the source's own fields, content_hash, cluster if asked
 metadata     `CollectionMetadata`
 """
 
@@ -20,6 +20,8 @@ from qdrant_client import models as qm
 
 from models.data import Passage
 from retriever.errors import CollectionMismatch, ConfigError, DataError
+from retriever.indexes import TEXT_INDEX
+from retriever.options import DISTANCES, CollectionOptions
 
 if TYPE_CHECKING:
     from retriever.engine_protocol import Engine, PayloadIndex
@@ -28,21 +30,12 @@ FORMAT = "two-tower-search/1"
 DENSE = "dense"
 BM25 = "bm25"
 CONTENT_HASH = "content_hash"
+CLUSTER = "cluster"
 POINT_NAMESPACE = uuid.UUID("6f6b2d0e-5a86-5d0f-9a53-2d6f0c1e7b41")
-RESERVED = ("title", "text", "url", "passage_id", CONTENT_HASH)
+RESERVED = ("title", "text", "url", "passage_id", CLUSTER, CONTENT_HASH)
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}")
 VERSIONED = re.compile(r"(?P<name>.+)--[0-9a-f]{8}")
-PLAIN_FIELD = re.compile(r"[A-Za-z0-9_\-]+")
-INDEX_TYPES = {
-    "keyword": qm.PayloadSchemaType.KEYWORD,
-    "integer": qm.PayloadSchemaType.INTEGER,
-    "float": qm.PayloadSchemaType.FLOAT,
-    "bool": qm.PayloadSchemaType.BOOL,
-}
-TITLE_INDEX = qm.TextIndexParams(
-    type=qm.TextIndexType.TEXT, tokenizer=qm.TokenizerType.WORD, lowercase=True
-)
-NO_INDEXES: Mapping[str, qm.PayloadSchemaType] = MappingProxyType({})
+NO_INDEXES: "Mapping[str, PayloadIndex]" = MappingProxyType({})
 
 
 def check_name(name: str) -> str:
@@ -108,21 +101,6 @@ def to_payload(passage: Passage) -> dict[str, Any]:
     }
 
 
-def indexable_fields(census: Mapping[str, Any]) -> dict[str, qm.PayloadSchemaType]:
-    """Return the payload indexes for the fields that a DATA manifest describes.
-
-    Every field of one plain type gets one, except long text, fields with thousands of different
-    strings (ids, mostly) and names that a filter would read as a path.
-    """
-    return {
-        name: INDEX_TYPES[field["type"]]
-        for name, field in census.items()
-        if field["type"] in INDEX_TYPES
-        and PLAIN_FIELD.fullmatch(name)
-        and not (field["type"] == "keyword" and field.get("more"))
-    }
-
-
 def from_payload(payload: Mapping[str, Any]) -> Passage:
     """Return the passage that `to_payload` was given."""
     fields = {name: value for name, value in payload.items() if name not in RESERVED}
@@ -138,11 +116,13 @@ class CollectionSchema:
         dim: width of `dense`.
         pca_dims: widths of the reduced vectors.
         fields: payload indexes on the source's own fields.
+        options: how all that is stored.
     """
 
     dim: int
     pca_dims: tuple[int, ...]
-    fields: Mapping[str, qm.PayloadSchemaType] = field(default_factory=lambda: NO_INDEXES)
+    fields: "Mapping[str, PayloadIndex]" = field(default_factory=lambda: NO_INDEXES)
+    options: CollectionOptions = field(default_factory=CollectionOptions)
 
     @property
     def widths(self) -> dict[str, int]:
@@ -151,9 +131,10 @@ class CollectionSchema:
 
     @property
     def vectors_config(self) -> dict[str, qm.VectorParams]:
-        """Dense vectors, compared by cosine."""
+        """Dense vectors, all compared and stored alike."""
+        distance, on_disk = DISTANCES[self.options.distance], self.options.on_disk.vectors
         return {
-            name: qm.VectorParams(size=width, distance=qm.Distance.COSINE)
+            name: qm.VectorParams(size=width, distance=distance, on_disk=on_disk)
             for name, width in self.widths.items()
         }
 
@@ -165,10 +146,21 @@ class CollectionSchema:
     @property
     def payload_indexes(self) -> "dict[str, PayloadIndex]":
         """What to filter by: words of the title, the passage id, the source's fields."""
+        clusters = {CLUSTER: qm.PayloadSchemaType.INTEGER} if self.options.clusters else {}
         return {
-            "title": TITLE_INDEX,
+            "title": TEXT_INDEX,
             "passage_id": qm.PayloadSchemaType.KEYWORD,
+            **clusters,
             **self.fields,
+        }
+
+    @property
+    def creation(self) -> dict[str, Any]:
+        """Arguments of the engine's `create_collection`, beside name and metadata."""
+        return {
+            "vectors_config": self.vectors_config,
+            "sparse_vectors_config": self.sparse_vectors_config,
+            **self.options.creation,
         }
 
     def require(self, info: qm.CollectionInfo, *, collection: str) -> None:
@@ -201,6 +193,8 @@ class CollectionMetadata:
             beside it that an earlier DATA left.
         bm25: the `Bm25Config` of its `bm25` vectors.
         created_at: when, in ISO 8601 with time zone.
+        options: how it is stored.
+        centroids: of its clusters, as `retriever.clusters` packs them; empty for none.
     """
 
     bundle_fingerprint: str
@@ -209,6 +203,8 @@ class CollectionMetadata:
     data: Mapping[str, Any]
     bm25: Mapping[str, Any]
     created_at: str
+    options: CollectionOptions = field(default_factory=CollectionOptions)
+    centroids: str = ""
 
     @property
     def expected_points(self) -> int:
@@ -223,7 +219,7 @@ class CollectionMetadata:
     @property
     def schema(self) -> CollectionSchema:
         """The vectors, without the payload indexes of source fields."""
-        return CollectionSchema(self.dim, self.pca_dims)
+        return CollectionSchema(self.dim, self.pca_dims, options=self.options)
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready mapping."""
@@ -238,11 +234,16 @@ class CollectionMetadata:
         """
         if stored.get("format") != FORMAT:
             raise ValueError(f"found format {stored.get('format')!r}, expected {FORMAT!r}")
+        later = {"options": {}, "centroids": ""}  # an older collection has none of these
         names = set(cls.__dataclass_fields__)
-        if missing := names - stored.keys():
+        if missing := names - stored.keys() - later.keys():
             raise ValueError(f"{', '.join(sorted(missing))} missing")
-        values = {name: stored[name] for name in names}
-        return cls(**values | {"pca_dims": tuple(stored["pca_dims"])})
+        values = {name: stored.get(name, later.get(name)) for name in names}
+        try:
+            options = CollectionOptions.from_dict(values["options"])
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        return cls(**values | {"pca_dims": tuple(stored["pca_dims"]), "options": options})
 
 
 def read_metadata(engine: "Engine", collection: str) -> CollectionMetadata:

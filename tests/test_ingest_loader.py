@@ -21,6 +21,7 @@ from retriever.errors import (
     EngineError,
     VerificationFailed,
 )
+from retriever.options import CollectionOptions
 from retriever.schema import collection_name, point_id, read_metadata
 
 MakeData = Callable[..., Dataset]
@@ -148,12 +149,10 @@ def test_indexes_missing_after_a_stop_are_made_good(
     edge_engine: Engine, name: str, encoder: HashEncoder, make_data: MakeData
 ) -> None:
     data = make_data(PASSAGES)
-    metadata = opening._new_metadata(data, encoder)
-    schema = metadata.schema
+    metadata = opening._new_metadata(data, encoder, CollectionOptions())
     edge_engine.create_collection(
         collection_name(name, encoder.fingerprint),
-        vectors_config=schema.vectors_config,
-        sparse_vectors_config=schema.sparse_vectors_config,
+        **metadata.schema.creation,
         metadata=metadata.to_dict(),
     )
     collection = loader.load(edge_engine, data, encoder, name=name).collection

@@ -10,6 +10,7 @@ from qdrant_client import models as qm
 from models.data import Passage
 from retriever.engine import Engine
 from retriever.errors import CollectionMismatch, ConfigError, DataError
+from retriever.indexes import indexable_fields
 from retriever.schema import (
     CollectionMetadata,
     CollectionSchema,
@@ -18,7 +19,6 @@ from retriever.schema import (
     collection_name,
     content_hash,
     from_payload,
-    indexable_fields,
     point_id,
     read_metadata,
     to_payload,
