@@ -14,7 +14,6 @@ from ingest.opening import describe
 from ingest.points import PassageEncoder, PointMaker, SizedPoint, chunks, pack
 from models.console import progress
 from models.data import Dataset, Passage
-from models.lexical import Bm25Config, Bm25Encoder
 from retriever.engine import Engine
 from retriever.errors import CollectionMismatch, VerificationFailed
 from retriever.replicas import agreement
@@ -155,7 +154,7 @@ def _read(engine: Engine, collection: str) -> CollectionMetadata:
 
 
 def _maker(metadata: CollectionMetadata, encoder: PassageEncoder) -> PointMaker:
-    return PointMaker(encoder, Bm25Encoder(Bm25Config(**metadata.bm25)))
+    return PointMaker.of(encoder, metadata)
 
 
 def _counted(collection: str, metadata: CollectionMetadata, points: int) -> VerifyReport:
