@@ -8,7 +8,7 @@ import typer
 from models.console import CommandGroup
 from retriever.commands_evaluate import evaluate
 from retriever.commands_serve import serve
-from retriever.flags import Bundle, Name, Path_, Url
+from retriever.flags import Bundle, Name, Path_, Settings, Url
 
 if TYPE_CHECKING:
     from retriever.search import Retriever
@@ -50,6 +50,7 @@ def search(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object per query.")
     ] = False,
+    settings: Settings = None,
     url: Url = None,
     path: Path_ = None,
 ) -> None:
@@ -57,7 +58,7 @@ def search(
     from retriever.filter_words import parse_filters
     from retriever.session import Wishes, answer, answer_lines
 
-    with _open(name, bundle, url, path) as retriever:
+    with _open(name, bundle, settings, url, path) as retriever:
         chosen = parse_filters(filters or [], retriever.fields)
         wishes = Wishes(k, chosen, explain=explain, as_json=as_json, budget_ms=budget_ms)
         if not queries:
@@ -70,7 +71,11 @@ app.command()(evaluate)
 app.command()(serve)
 
 
-def _open(name: str, bundle: Path, url: str | None, path: Path | None) -> "Retriever":
+def _open(
+    name: str, bundle: Path, settings: Path | None, url: str | None, path: Path | None
+) -> "Retriever":
     from retriever.search import Retriever
+    from retriever.settings_file import read_settings
 
-    return Retriever.open(name, bundle=bundle, url=url, path=path)
+    chosen = None if settings is None else read_settings(settings)
+    return Retriever.open(name, bundle=bundle, url=url, path=path, settings=chosen)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from retriever.flags import Bundle, Name, Path_, Url
+from retriever.flags import Bundle, Name, Path_, Settings, Url
 
 if TYPE_CHECKING:
     from retriever.engine import Engine
@@ -60,6 +60,7 @@ def evaluate(
     relevant_from: RelevantFrom = 1,
     also: Also = None,
     runs: Runs = None,
+    settings: Settings = None,
     url: Url = None,
     path: Path_ = None,
 ) -> None:
@@ -70,14 +71,17 @@ def evaluate(
     from retriever.evaluate import Judging, measure_all
     from retriever.report import to_markdown
     from retriever.report_files import write_report
+    from retriever.settings_file import read_settings
+    from retriever.stages import SearchSettings
     from retriever.systems import choose_systems, run_system
 
     dataset = Dataset.open(data)
     words = None if systems is None else [word.strip() for word in systems.split(",")]
     read = [run_system(file) for file in runs or []]
+    searching = SearchSettings() if settings is None else read_settings(settings)
     engine = connect(url=url, path=path, create=False)
     try:
-        retriever = _open(engine, name, bundle)
+        retriever = _open(engine, name, bundle).with_settings(searching)
         chosen = choose_systems(retriever, words, others=_others(engine, also or [], bundle))
         judging = Judging(split, baseline, relevant_from)
         evaluation = measure_all(retriever, dataset, systems=[*read, *chosen], judging=judging)

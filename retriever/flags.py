@@ -23,3 +23,11 @@ Path_ = Annotated[
     Path | None,
     typer.Option("--path", help="Folder of the embedded engine.", show_default=".qdrant"),
 ]
+Settings = Annotated[
+    Path | None,
+    typer.Option(
+        "--settings",
+        help="YAML file whose section `search:` says how to search; the default otherwise.",
+        show_default=False,
+    ),
+]

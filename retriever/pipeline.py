@@ -15,6 +15,7 @@ import numpy as np
 from qdrant_client import models as qm
 
 from retriever.budget import LAST_STEP, Costs, Stopwatch
+from retriever.clusters import Centroids
 from retriever.cross import CROSS, CrossReader, readable, window_ids
 from retriever.diversity import at_most_per_group, mmr
 from retriever.engine import Engine
@@ -23,7 +24,17 @@ from retriever.queries import QueryEncoder
 from retriever.records import Hit, SearchResult
 from retriever.rerank import RERANK
 from retriever.schema import DENSE
-from retriever.stages import Candidates, Ranking, SearchSettings, Winner, choose, fuse, gather, plan
+from retriever.stages import (
+    Candidates,
+    Ranking,
+    SearchSettings,
+    Winner,
+    Within,
+    choose,
+    fuse,
+    gather,
+    plan,
+)
 
 DIVERSITY, GROUPS, REWRITE = "diversity", "groups", "rewrite"
 POOL_PER_HIT, SMALLEST_POOL = 4, 50
@@ -50,10 +61,18 @@ class Order(NamedTuple):
 class Pipeline:
     """Answers batches of queries on one collection; safe to share between threads."""
 
-    def __init__(self, engine: Engine, collection: str, encoder: QueryEncoder) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        collection: str,
+        encoder: QueryEncoder,
+        *,
+        centroids: Centroids | None = None,
+    ) -> None:
         self._engine = engine
         self._collection = collection
         self.encoder = encoder
+        self._centroids = centroids
         self._fusion = encoder.bundle.fusion
         self._reader = CrossReader.of(encoder.bundle)
         self._costs = Costs()
@@ -61,10 +80,11 @@ class Pipeline:
     def run(self, queries: Sequence[str], order: Order) -> list[SearchResult]:
         """Return one result per query, in their order."""
         watch = Stopwatch(self._costs, queries=len(queries), budget_ms=order.budget_ms)
-        encoded = self.encoder.encode(queries, order.settings.legs)
+        encoded = self.encoder.encode(queries, order.settings.vectors)
         watch.lap("encode")
         settings = self._affordable(order.settings, watch)
-        plans = [plan(settings, v, k=order.k, query_filter=order.filter) for v in encoded]
+        within = Within(order.filter, self._centroids)
+        plans = [plan(settings, v, k=order.k, within=within) for v in encoded]
         gathered = self._candidates(plans)
         watch.lap("candidates", cost_of=RERANK if settings.rerank else None)
         learnt = self._fusion.hybrid if self._fusion else None

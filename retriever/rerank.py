@@ -11,6 +11,22 @@ from retriever.schema import DENSE
 RERANK = "rerank"
 
 
+def rescored(
+    legs: Sequence[qm.Prefetch], query_vector: npt.NDArray[np.float32], *, limit: int
+) -> qm.Prefetch:
+    """Ask for the `limit` best of what `legs` find, by the full vectors.
+
+    Quantized copies are ignored: a final score must come from the vectors themselves.
+    """
+    return qm.Prefetch(
+        prefetch=list(legs),
+        query=query_vector.tolist(),
+        using=DENSE,
+        limit=limit,
+        params=qm.SearchParams(quantization=qm.QuantizationSearchParams(ignore=True)),
+    )
+
+
 def query_tower_request(
     legs: Sequence[qm.Prefetch], query_vector: npt.NDArray[np.float32]
 ) -> qm.QueryRequest:
@@ -18,17 +34,23 @@ def query_tower_request(
 
     The legs go in as prefetches, so candidates and rerank travel in one request, no vector leaves
     the engine, and a candidate found by BM25 or by a short PCA vector alone is judged by the full
-    one. Quantized copies are ignored: a final score must come from the vectors themselves.
+    one.
 
     Args:
         legs: the requests that propose candidates.
         query_vector: `(dim,) float32`, from the query tower.
     """
+    return request(rescored(legs, query_vector, limit=sum(leg.limit or 0 for leg in legs)))
+
+
+def request(asked: qm.Prefetch) -> qm.QueryRequest:
+    """Return what could be a part of a request as one of its own, for ids and scores alone."""
     return qm.QueryRequest(
-        prefetch=list(legs),
-        query=query_vector.tolist(),
-        using=DENSE,
-        limit=sum(leg.limit or 0 for leg in legs),
-        params=qm.SearchParams(quantization=qm.QuantizationSearchParams(ignore=True)),
+        prefetch=asked.prefetch,
+        query=asked.query,
+        using=asked.using,
+        filter=asked.filter,
+        params=asked.params,
+        limit=asked.limit,
         with_payload=False,
     )

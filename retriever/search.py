@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from qdrant_client import models as qm
 
 from models.lexical import Bm25Config, Bm25Encoder
+from retriever.clusters import Centroids
 from retriever.engine import Engine, connect
 from retriever.errors import CollectionMismatch, ConfigError, QueryError
 from retriever.filters import FilterLike, both, field_types, to_filter
@@ -18,7 +19,7 @@ from retriever.pipeline import Order, Pipeline
 from retriever.queries import MAX_QUERY_CHARS, QueryEncoder, Rewriter, check_query
 from retriever.records import Hit, Passage, SearchResult
 from retriever.schema import DENSE, base_name, from_payload, point_id, read_metadata
-from retriever.stages import SearchSettings
+from retriever.settings import SearchSettings, require_possible
 
 if TYPE_CHECKING:
     from models.bundle import ModelBundle
@@ -58,9 +59,10 @@ class Retriever:
         self.size = engine.count(self.collection, exact=True).count
         self.fields = field_types(engine.get_collection(self.collection))
         self._require_match(bundle, name=name)
-        _require_legs(settings, bundle)
+        self._require_possible(settings)
         encoder = QueryEncoder(bundle, Bm25Encoder(Bm25Config(**self.metadata.bm25)))
-        self._pipeline = Pipeline(engine, self.collection, encoder)
+        self._centroids = Centroids.of(self.metadata)
+        self._pipeline = Pipeline(engine, self.collection, encoder, centroids=self._centroids)
 
     @classmethod
     def open(
@@ -192,7 +194,7 @@ class Retriever:
 
     def with_settings(self, settings: SearchSettings) -> "Retriever":
         """Return a retriever that shares this one's engine and answers by other settings."""
-        _require_legs(settings, self.bundle)
+        self._require_possible(settings)
         twin = copy.copy(self)
         twin.settings = settings
         return twin
@@ -207,7 +209,7 @@ class Retriever:
         """
         twin = copy.copy(self)
         encoder = self._pipeline.encoder.with_rewriter(rewriter)
-        twin._pipeline = Pipeline(self._engine, self.collection, encoder)
+        twin._pipeline = Pipeline(self._engine, self.collection, encoder, centroids=self._centroids)
         return twin
 
     def passages(self) -> Iterator[Passage]:
@@ -244,6 +246,9 @@ class Retriever:
             f"{bundle.fingerprint[:12]}; run: {mend}"
         )
 
+    def _require_possible(self, settings: SearchSettings) -> None:
+        require_possible(settings, self.bundle.pca_dims, clusters=self.metadata.options.clusters)
+
     def _order(
         self,
         k: int | None,
@@ -253,7 +258,7 @@ class Retriever:
     ) -> Order:
         k = self._hits(k)
         if settings is not None:
-            _require_legs(settings, self.bundle)
+            self._require_possible(settings)
         if budget_ms is not None and not (budget_ms > 0 and math.isfinite(budget_ms)):
             raise QueryError(f"budget_ms is {budget_ms}; expected more than 0")
         return Order(k, settings or self.settings, to_filter(wanted, self.fields), budget_ms)
@@ -291,10 +296,3 @@ def _point_of(passage_id: str) -> str:
         return point_id(passage_id)
     except UnicodeEncodeError:
         raise QueryError(f"passage id {ascii(passage_id)[:100]} is not text") from None
-
-
-def _require_legs(settings: SearchSettings, bundle: "ModelBundle") -> None:
-    known = ["dense", *(f"pca_{dim}" for dim in bundle.pca_dims), "bm25"]
-    for leg in settings.legs:
-        if leg not in known:
-            raise ConfigError(f"unknown leg {leg!r}; this bundle has {', '.join(known)}")

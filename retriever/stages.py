@@ -1,87 +1,26 @@
 """The stages of one query as data: what to ask the engine, and what its answers add up to."""
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from qdrant_client import models as qm
 
 from retriever import fusion
+from retriever.clusters import Centroids
 from retriever.engine_scores import Scored
-from retriever.errors import ConfigError
+from retriever.filters import both
 from retriever.records import Stage
-from retriever.rerank import RERANK, query_tower_request
+from retriever.rerank import RERANK, query_tower_request, request, rescored
 from retriever.schema import BM25, DENSE
+from retriever.settings import AnnSettings, SearchSettings
 
 if TYPE_CHECKING:
     from models.fusion import HybridWeights
 
-FIELD = re.compile(r"[A-Za-z0-9_-]+")
 LEXICAL = frozenset({"bm25", "tfidf"})
-DEFAULT_LEGS: Mapping[str, int] = MappingProxyType({"dense": 100, "bm25": 100})
 TOWER_WEIGHT = 15.0
-MOST_CROSS_CANDIDATES = 200
-
-
-@dataclass(frozen=True)
-class SearchSettings:
-    """How a query is answered.
-
-    Attributes:
-        legs: which vectors propose candidates, and how many each.
-        fusion: `learnt` takes the weights that the bundle brings for a query with both BM25 and
-            tower scores, and is `weighted` where it brings none; `weighted` is BM25 +
-            tower_weight * cosine; `rrf` sums reciprocal ranks instead.
-        tower_weight: how many points of BM25 a cosine of 1 is worth, 15 where it is not given;
-            where it is, nothing learnt takes its place.
-        rerank: whether the query tower scores every candidate over the full vectors.
-        cross: whether the bundle's cross-scorer, if it brings one, reads the best candidates. It
-            was weighed against the learnt fusion, and so runs only where that did.
-        cross_candidates: how many it reads, 1 to 200; the others stay behind those.
-        diversity: 0 for the order of the scores; up to 1, the more so, hits unlike those before
-            them (maximal marginal relevance over the full vectors).
-        group_by: payload field of which each value gives at most `group_size` hits, e.g. a
-            document's id or `title`; a passage without it is in no group.
-        group_size: see there.
-    """
-
-    legs: Mapping[str, int] = field(default_factory=lambda: DEFAULT_LEGS)
-    fusion: Literal["learnt", "weighted", "rrf"] = "learnt"
-    tower_weight: float | None = None
-    rerank: bool = True
-    cross: bool = True
-    cross_candidates: int = 50
-    diversity: float = 0.0
-    group_by: str | None = None
-    group_size: int = 1
-
-    def __post_init__(self) -> None:
-        if not self.legs:
-            raise ConfigError("search settings name no leg; expected e.g. dense, bm25")
-        for name, limit in self.legs.items():
-            if limit < 1:
-                raise ConfigError(f"leg {name!r} asks for {limit} candidates; expected 1 or more")
-        if self.fusion not in ("learnt", "weighted", "rrf"):
-            raise ConfigError(f"fusion is {self.fusion!r}; expected learnt, weighted or rrf")
-        if self.tower_weight is not None and not self.tower_weight >= 0.0:
-            raise ConfigError(f"tower_weight is {self.tower_weight}; expected 0 or more")
-        if not 1 <= self.cross_candidates <= MOST_CROSS_CANDIDATES:
-            raise ConfigError(
-                f"cross_candidates is {self.cross_candidates}; "
-                f"expected 1 to {MOST_CROSS_CANDIDATES}"
-            )
-        if not 0.0 <= self.diversity <= 1.0:
-            raise ConfigError(f"diversity is {self.diversity}; expected 0 to 1")
-        if self.group_by is not None and not FIELD.fullmatch(self.group_by):
-            raise ConfigError(
-                f"group_by is {self.group_by!r}; expected the name of a payload field"
-            )
-        if self.group_size < 1:
-            raise ConfigError(f"group_size is {self.group_size}; expected 1 or more")
 
 
 class QueryVectors(NamedTuple):
@@ -144,12 +83,23 @@ class Winner(NamedTuple):
     stages: Mapping[str, Stage]
 
 
+class Within(NamedTuple):
+    """Where a query looks.
+
+    Attributes:
+        filter: which passages may be hits; None for all.
+        centroids: of the collection's clusters; None where it has none.
+    """
+
+    filter: qm.Filter | None = None
+    centroids: Centroids | None = None
+
+
+EVERYWHERE = Within()
+
+
 def plan(
-    settings: SearchSettings,
-    vectors: QueryVectors,
-    *,
-    k: int,
-    query_filter: qm.Filter | None = None,
+    settings: SearchSettings, vectors: QueryVectors, *, k: int, within: Within = EVERYWHERE
 ) -> dict[str, qm.QueryRequest]:
     """Return the engine requests of one query by stage; they travel as one batch.
 
@@ -157,22 +107,35 @@ def plan(
     by the full vectors itself, so only what the other legs propose is left to rerank.
     """
     legs = {
-        name: qm.Prefetch(
-            query=vectors.by_name[name], using=name, filter=query_filter, limit=max(limit, k)
-        )
+        name: _leg(name, max(limit, k), settings.ann, vectors=vectors, within=within)
         for name, limit in settings.legs.items()
         if name in vectors.by_name
     }
-    requests = {
-        name: qm.QueryRequest(
-            query=leg.query, using=name, filter=leg.filter, limit=leg.limit, with_payload=False
-        )
-        for name, leg in legs.items()
-    }
+    requests = {name: request(leg) for name, leg in legs.items()}
     others = [leg for name, leg in legs.items() if name != DENSE]
     if settings.rerank and others:
         requests[RERANK] = query_tower_request(others, vectors.tower)
     return requests
+
+
+def _leg(
+    name: str, limit: int, ann: AnnSettings, *, vectors: QueryVectors, within: Within
+) -> qm.Prefetch:
+    """Return what asks for the candidates of one leg."""
+    query = vectors.by_name[name]
+    if name in LEXICAL:
+        return qm.Prefetch(query=query, using=name, filter=within.filter, limit=limit)
+    wanted = within.filter
+    if ann.n_probe is not None and within.centroids is not None:
+        wanted = both(wanted, within.centroids.probe(vectors.tower, ann.n_probe))
+    if name == DENSE and ann.first_stage is not None:
+        found = max(limit, ann.first_stage_candidates)
+        short = vectors.by_name[ann.first_stage]
+        first = qm.Prefetch(
+            query=short, using=ann.first_stage, filter=wanted, limit=found, params=ann.params
+        )
+        return rescored([first], vectors.tower, limit=limit)
+    return qm.Prefetch(query=query, using=name, filter=wanted, limit=limit, params=ann.params)
 
 
 def gather(requests: Mapping[str, qm.QueryRequest], answers: Sequence[Scored]) -> Candidates:
