@@ -1,154 +1,179 @@
 """DATA to a collection: streaming, resumable, verified.
 
+    read -> what differs -> encode -> queue -> send         memory is bounded by the queue
+
 There is no checkpoint file. A load asks the engine which points it has, by the content hash in
 their payload, and sends the others; being stopped at any instant and run again ends in the same
-collection. A point depends on its passage, the bundle and the BM25 parameters in the collection's
-metadata alone, never on the order or the number of attempts.
+collection. A point depends on its passage, the bundle and what the collection's metadata says,
+never on the order or the number of attempts.
 """
 
+import math
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 
 from qdrant_client import models as qm
 
+from ingest.changes import Changes, find_changes
+from ingest.lease import Lease
 from ingest.opening import describe, open_collection
-from ingest.points import PassageEncoder, PointMaker, chunks, pack
+from ingest.patience import RETRY_FOR_S, patient
+from ingest.points import BATCH_POINTS, PassageEncoder, PointMaker, SizedPoint, chunks, pack
+from ingest.report import LoadReport
+from ingest.sending import Sender
+from ingest.stored import StoredHashes, stored_hashes
 from models.console import progress
-from models.data import Dataset, Passage
+from models.data import Dataset
 from retriever.engine import Engine
-from retriever.errors import DataError
+from retriever.errors import ConfigError, DataError
+from retriever.options import CollectionOptions
 from retriever.replicas import agreement
-from retriever.schema import (
-    CONTENT_HASH,
-    collection_name,
-    content_hash,
-    point_id,
-)
+from retriever.schema import collection_name, read_metadata
 
-SCROLL_SIZE = 4096
-# Every so many batches one is waited for, so that the engine's queue and the last wait stay short.
-WAIT_EVERY = 16
+DELETED_AT_ONCE = 1024
 OPTIMIZE_ABOVE = 100_000
 
 
 @dataclass(frozen=True)
-class LoadReport:
-    """What a load did.
+class LoadSettings:
+    """How to load.
 
     Attributes:
-        collection: versioned name.
-        sent: passages that were missing or had changed.
-        unchanged: passages that were there already.
-        pruned: points deleted because DATA does not have them.
-        kept: points that DATA does not have and that were left in.
-        seconds: wall time.
+        prune: delete points that DATA does not have; otherwise they stay searchable, and the
+            collection's metadata says how many there are.
+        rate_limit: passages per second, at most; None for no limit.
+        retry_for_s: how long to wait for a server that does not answer.
+        take_over: load although another loader seems to be at it; that one will stop.
     """
 
-    collection: str
-    sent: int
-    unchanged: int
-    pruned: int
-    kept: int
-    seconds: float
+    prune: bool = False
+    rate_limit: float | None = None
+    retry_for_s: float = RETRY_FOR_S
+    take_over: bool = False
 
-    def __str__(self) -> str:
-        rate = self.sent / self.seconds if self.seconds else 0.0
-        return (
-            f"{self.collection}: {self.sent:,} sent, {self.unchanged:,} unchanged, "
-            f"{self.pruned:,} pruned, {self.kept:,} kept beside DATA; "
-            f"{self.seconds:.1f} s, {rate:,.0f} passages/s"
-        )
+    def __post_init__(self) -> None:
+        if self.rate_limit is not None and not self.rate_limit > 0:
+            raise ConfigError(f"the rate limit is {self.rate_limit}, expected more than 0")
+        if not self.retry_for_s >= 0:
+            raise ConfigError(f"the time to retry is {self.retry_for_s} s, expected 0 or more")
+
+    @property
+    def batch_points(self) -> int:
+        """Points per request; fewer where a rate limit would make the requests seldom."""
+        if self.rate_limit is None:
+            return BATCH_POINTS
+        return min(BATCH_POINTS, math.ceil(self.rate_limit / 4))
+
+
+PLAINLY = LoadSettings()
 
 
 def load(
-    engine: Engine, dataset: Dataset, encoder: PassageEncoder, *, name: str, prune: bool = False
+    engine: Engine,
+    dataset: Dataset,
+    encoder: PassageEncoder,
+    *,
+    name: str,
+    options: CollectionOptions | None = None,
+    settings: LoadSettings = PLAINLY,
 ) -> LoadReport:
     """Bring the collection that `name` has for this encoder to what DATA says.
 
     Args:
         engine: where to.
-        dataset: the passages.
+        dataset: the passages, or a selection of them.
         encoder: makes the vectors; another fingerprint means another collection.
         name: the alias that will stand for the collection; it is not touched here.
-        prune: delete points that DATA does not have; otherwise they stay searchable, and the
-            collection's metadata says how many there are.
+        options: how to store it; None for the default, or what the collection has already.
+        settings: how to load.
 
     Raises:
         DataError: there is no passage.
         CollectionMismatch: something else has a collection of that name.
+        EngineLocked: another process loads it.
         EngineError: the engine fails; run the same command again to go on.
     """
     start = time.perf_counter()
     if not dataset.passage_count:
         raise DataError(f"{dataset.path} has no passages; nothing to load")
-    metadata = open_collection(engine, dataset, encoder, name=name)
+    lasting = patient(engine, retry_for_s=settings.retry_for_s)
+    metadata = open_collection(lasting, dataset, encoder, name=name, options=options)
     collection = collection_name(name, encoder.fingerprint)
-    stored = stored_hashes(engine, collection)
-    maker = PointMaker.of(encoder, metadata)
-    passages = progress(dataset.passages(), label=f"Loading {name}", total=dataset.passage_count)
-    sent = _send(engine, collection, maker, _changed(passages, stored))
-    stale = list(stored)
-    if prune:
-        _delete(engine, collection, stale)
-    kept = 0 if prune else len(stale)
-    engine.update_collection(collection, metadata={"data": describe(dataset, kept=kept)})
-    if dataset.passage_count + kept > OPTIMIZE_ABOVE:
-        engine.optimize(collection)
-    return LoadReport(
-        collection=collection,
-        sent=sent,
-        unchanged=dataset.passage_count - sent,
-        pruned=len(stale) - kept,
-        kept=kept,
-        seconds=time.perf_counter() - start,
-    )
-
-
-def stored_hashes(engine: Engine, collection: str) -> dict[str, str]:
-    """Return the content hash of every point in the collection by point id.
-
-    A point that replicas differ in counts as missing.
-    """
-    consistency = agreement(engine, collection)
-    hashes: dict[str, str] = {}
-    offset: int | str | None = None
-    while True:
-        records, offset = engine.scroll(
-            collection,
-            limit=SCROLL_SIZE,
-            offset=offset,
-            with_payload=[CONTENT_HASH],
-            consistency=consistency,
+    with Lease(engine, collection, take_over=settings.take_over) as lease:
+        lasting.update_collection(collection, metadata={"data": describe(dataset, kept=0)})
+        stored = stored_hashes(lasting, collection, consistency=agreement(engine, collection))
+        report = LoadReport(collection)
+        with Sender(rate_limit=settings.rate_limit) as sender:
+            outbox = _Outbox(lasting, collection, sender, settings.batch_points)
+            maker = PointMaker.of(encoder, metadata)
+            for changes in _changes(lasting, collection, dataset, stored):
+                lease.check()
+                report = report.plus(changes)
+                outbox.send_points(maker.make([*changes.added, *changes.replaced]))
+                outbox.send_payloads(changes.payloads)
+            if settings.prune:
+                outbox.delete(stored)
+        report = report.ended(dataset.passage_count, beside=len(stored), prune=settings.prune)
+        lasting.update_collection(
+            collection, metadata={"data": describe(dataset, kept=report.kept)}
         )
-        for record in records:
-            hashes[str(record.id)] = (record.payload or {}).get(CONTENT_HASH, "")
-        if offset is None:
-            return hashes
+        if dataset.passage_count + report.kept > OPTIMIZE_ABOVE:
+            lasting.optimize(collection)
+    return replace(report, seconds=time.perf_counter() - start)
 
 
-def _changed(passages: Iterable[Passage], stored: dict[str, str]) -> Iterator[Passage]:
-    """Yield what must be sent; what is left in `stored` after that, DATA does not have."""
-    for passage in passages:
-        if stored.pop(point_id(passage.passage_id), None) != content_hash(passage):
-            yield passage
+def plan(
+    engine: Engine, dataset: Dataset, encoder: PassageEncoder, *, name: str, prune: bool = False
+) -> LoadReport:
+    """Return what `load` would do, without doing any of it.
+
+    Raises:
+        CollectionMismatch: something else has a collection of that name.
+    """
+    collection = collection_name(name, encoder.fingerprint)
+    stored = StoredHashes()
+    if engine.collection_exists(collection):
+        read_metadata(engine, collection)
+        stored = stored_hashes(engine, collection)
+    report = LoadReport(collection)
+    for changes in _changes(engine, collection, dataset, stored):
+        report = report.plus(changes)
+    return report.ended(dataset.passage_count, beside=len(stored), prune=prune)
 
 
-def _send(engine: Engine, collection: str, maker: PointMaker, passages: Iterable[Passage]) -> int:
-    points = (point for chunk in chunks(passages) for point in maker.make(chunk))
-    sent = 0
-    waiting: list[qm.PointStruct] = []
-    for number, batch in enumerate(pack(points)):
-        if waiting:
-            engine.upsert(collection, waiting, wait=number % WAIT_EVERY == 0)
-        waiting = batch
-        sent += len(batch)
-    if waiting:
-        engine.upsert(collection, waiting, wait=True)
-    return sent
+def _changes(
+    engine: Engine, collection: str, dataset: Dataset, stored: StoredHashes
+) -> Iterator[Changes]:
+    passages = progress(dataset.passages(), label="Loading", total=dataset.passage_count)
+    return find_changes(engine, collection, passages, stored)
 
 
-def _delete(engine: Engine, collection: str, point_ids: list[str]) -> None:
-    for start in range(0, len(point_ids), SCROLL_SIZE):
-        ids: list[int | str] = [*point_ids[start : start + SCROLL_SIZE]]
-        engine.delete(collection, ids, wait=True)
+class _Outbox:
+    """Writes to one collection in requests that the engine takes."""
+
+    def __init__(self, engine: Engine, collection: str, sender: Sender, batch_points: int) -> None:
+        self._engine = engine
+        self._collection = collection
+        self._sender = sender
+        self._batch_points = batch_points
+
+    def send_points(self, points: Iterable[SizedPoint]) -> None:
+        """Send points in batches of a bounded number and size."""
+        for batch in pack(points, max_points=self._batch_points):
+            self._put(partial(self._engine.upsert, points=batch), len(batch))
+
+    def send_payloads(self, payloads: Iterable[qm.OverwritePayloadOperation]) -> None:
+        """Replace payloads."""
+        for batch in chunks(payloads, self._batch_points):
+            write = partial(self._engine.batch_update_points, update_operations=batch)
+            self._put(write, len(batch))
+
+    def delete(self, point_ids: Iterable[int | str]) -> None:
+        """Delete points."""
+        for batch in chunks(point_ids, DELETED_AT_ONCE):
+            self._put(partial(self._engine.delete, points_selector=batch), len(batch))
+
+    def _put(self, write: Callable[..., object], passages: int) -> None:
+        self._sender.put(partial(write, self._collection), passages)

@@ -11,7 +11,7 @@ from models.data import Dataset
 from models.lexical import Bm25Config, average_length
 from retriever.engine import Engine
 from retriever.engine_protocol import PayloadIndex
-from retriever.errors import CollectionMismatch
+from retriever.errors import CollectionMismatch, EngineError
 from retriever.filters import field_types
 from retriever.indexes import indexable_fields
 from retriever.options import CollectionOptions, fixed_differences
@@ -58,7 +58,7 @@ def open_collection(
         )
     if collection not in existing:
         fresh = _new_metadata(dataset, encoder, options or CollectionOptions())
-        engine.create_collection(collection, **fresh.schema.creation, metadata=fresh.to_dict())
+        _create(engine, collection, fresh)
     metadata = read_metadata(engine, collection)
     if metadata.bundle_fingerprint != encoder.fingerprint:
         raise CollectionMismatch(
@@ -70,7 +70,6 @@ def open_collection(
     if options is not None and options != metadata.options:
         metadata = _change(engine, collection, metadata, options)
     _index(engine, collection, dataset, metadata)
-    engine.update_collection(collection, metadata={"data": describe(dataset, kept=0)})
     return metadata
 
 
@@ -126,6 +125,16 @@ def _index(engine: Engine, collection: str, dataset: Dataset, metadata: Collecti
             engine.create_payload_index(collection, field, index)
 
 
+def _create(engine: Engine, collection: str, metadata: CollectionMetadata) -> None:
+    try:
+        engine.create_collection(
+            collection, **metadata.schema.creation, metadata=metadata.to_dict()
+        )
+    except EngineError:
+        if not engine.collection_exists(collection):  # it may have been made by another load
+            raise
+
+
 def _fields(dataset: Dataset, options: CollectionOptions) -> dict[str, PayloadIndex]:
     return indexable_fields(dataset.manifest.get("fields", {}), options.indexes)
 
@@ -137,4 +146,5 @@ def describe(dataset: Dataset, *, kept: int) -> dict[str, Any]:
         "content_hash": dataset.content_hash,
         "counts": dataset.manifest["counts"],
         "kept": kept,
+        "selection": dataset.manifest.get("selection"),
     }

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ from retriever.schema import (
 )
 
 Floats = npt.NDArray[np.float32]
+T = TypeVar("T")
 ENCODE_SIZE = 1024
 BATCH_POINTS = 256
 BATCH_BYTES = 8 * 2**20
@@ -147,8 +148,8 @@ def pack(
         yield batch
 
 
-def chunks(passages: Iterable[Passage], size: int = ENCODE_SIZE) -> Iterator[list[Passage]]:
-    """Yield lists of up to `size` passages."""
-    rest = iter(passages)
+def chunks(items: Iterable[T], size: int = ENCODE_SIZE) -> Iterator[list[T]]:
+    """Yield lists of up to `size` items."""
+    rest = iter(items)
     while chunk := list(islice(rest, size)):
         yield chunk

@@ -4,14 +4,15 @@ In a cluster it is what all replicas agree on that counts. `repair` compares eve
 and sends again what is missing, different, or not the same on every replica.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from ingest.comparison import difference
-from ingest.loader import stored_hashes
 from ingest.opening import describe
 from ingest.points import PassageEncoder, PointMaker, SizedPoint, chunks, pack
+from ingest.selection import Selection, select
+from ingest.stored import StoredHashes, stored_hashes
 from models.console import progress
 from models.data import Dataset, Passage
 from retriever.engine import Engine
@@ -109,6 +110,7 @@ def verify(
     """
     metadata = _read(engine, collection)
     _require_same_origin(metadata, dataset, encoder, collection)
+    dataset = select(dataset, Selection.from_dict(metadata.data.get("selection")))
     stored = stored_hashes(engine, collection)
     report = _counted(collection, metadata, len(stored))
     sample = _check_hashes(stored, collection, dataset)
@@ -136,6 +138,7 @@ def repair(
     """
     metadata = _read(engine, collection)
     _require_same_origin(metadata, dataset, encoder, collection)
+    dataset = select(dataset, Selection.from_dict(metadata.data.get("selection")))
     maker = _maker(metadata, encoder)
     sent = 0
     passages = progress(dataset.passages(), label="Repairing", total=dataset.passage_count)
@@ -182,7 +185,7 @@ def _require_same_origin(
         )
 
 
-def _check_hashes(stored: Mapping[str, str], collection: str, dataset: Dataset) -> list[Passage]:
+def _check_hashes(stored: StoredHashes, collection: str, dataset: Dataset) -> list[Passage]:
     """Check that every passage is there; return a sample of them."""
     step = max(1, dataset.passage_count // SAMPLE)
     sample: list[Passage] = []

@@ -63,10 +63,10 @@ def test_the_life_of_a_collection(
     lines = good(*load, "--bundle", tiny_bundle).splitlines()
     first = lines[0].split(":")[0]
     assert re.fullmatch(rf"{name}--[0-9a-f]{{8}}", first)
-    assert "150 sent, 0 unchanged, 0 pruned, 0 kept" in lines[0]
+    assert "150 added, 0 replaced, 0 payload only, 0 unchanged, 0 pruned, 0 kept" in lines[0]
     assert lines[1] == f"{first}: verified 150 points; 64 compared in full"
     assert lines[2] == f"{name} -> {first}"
-    assert "0 sent, 150 unchanged" in good(*load, "--bundle", tiny_bundle)
+    assert "0 added, 0 replaced, 0 payload only, 150 unchanged" in good(*load, "--bundle", tiny_bundle)
 
     second = good(*load, "--bundle", other, "--no-promote").split(":")[0]
     assert second != first
@@ -100,7 +100,7 @@ def test_an_update_keeps_or_prunes(
     load = ["--bundle", tiny_bundle, "--collection", name, *where]
     good("load", old, *load)
     lines = good("load", new, *load).splitlines()
-    assert "0 sent, 50 unchanged, 0 pruned, 10 kept" in lines[0]
+    assert "0 added, 0 replaced, 0 payload only, 50 unchanged, 0 pruned, 10 kept" in lines[0]
     assert "verified 60 points, 10 of them not in DATA (ingest load --prune deletes" in lines[1]
     assert "10 of them" in good("verify", name, *where)
     lines = good("load", new, *load, "--prune").splitlines()

@@ -9,6 +9,7 @@ from qdrant_client import models as qm
 
 from ingest import loader, opening
 from ingest.collections import drop, promote, versions
+from ingest.loader import LoadSettings
 from ingest.verifier import verify, verify_counts
 from models.data import Dataset, Passage
 from models.lexical import Bm25Config, Bm25Encoder, average_length
@@ -123,7 +124,7 @@ def test_only_what_changed_is_sent_and_the_rest_is_kept_or_pruned(
     assert verify(engine, collection, newer, encoder).kept == 10
     assert verify_counts(engine, collection).points == 301
 
-    report = loader.load(engine, newer, encoder, name=name, prune=True)
+    report = loader.load(engine, newer, encoder, name=name, settings=LoadSettings(prune=True))
     assert (report.sent, report.unchanged, report.pruned, report.kept) == (0, 291, 10, 0)
     assert everything(engine, collection).keys() == {
         point_id(p.passage_id) for p in newer.passages()

@@ -1,0 +1,3 @@
+"""How large a collection will be."""
+def estimate(*a, **k):
+    return ""

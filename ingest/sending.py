@@ -1,0 +1,109 @@
+"""Writes to the engine in a thread of their own, so that encoding and the engine's work overlap."""
+
+import queue
+import threading
+import time
+from collections import deque
+from types import TracebackType
+from typing import Protocol, Self
+
+from retriever.errors import TwoTowerError
+
+# Batches that wait: enough that neither side idles, few enough that memory stays bounded.
+QUEUED = 4
+# Every so many batches one is waited for, so that the engine's queue and the last wait stay short.
+WAIT_EVERY = 16
+# A full batch reaches every shard, the last one may be a single point.
+WAITED_AT_THE_END = 2
+
+
+class Write(Protocol):
+    """One request; with `wait` it returns when the engine has done it."""
+
+    def __call__(self, *, wait: bool) -> object:
+        """Send it."""
+
+
+class Sender:
+    """Sends writes in their order; a context manager whose end means that all are done.
+
+    Attributes:
+        sent: passages in the writes that the engine took.
+    """
+
+    def __init__(self, *, rate_limit: float | None = None) -> None:
+        """Start nothing yet.
+
+        Args:
+            rate_limit: passages per second, at most.
+        """
+        self.sent = 0
+        self._rate_limit = rate_limit
+        self._queue: queue.Queue[tuple[Write, int] | None] = queue.Queue(QUEUED)
+        self._failure: BaseException | None = None
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="sender", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def put(self, write: Write, passages: int) -> None:
+        """Have a write sent; returns when there is room for it in the queue.
+
+        Args:
+            write: the request.
+            passages: how many it is about.
+
+        Raises:
+            TwoTowerError: an earlier write failed; what came after it was not sent.
+        """
+        self._require_no_failure()
+        self._queue.put((write, passages))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._stopped.set()
+        self._queue.put(None)
+        self._thread.join()
+        if error is None:
+            self._require_no_failure()
+
+    def _require_no_failure(self) -> None:
+        if isinstance(self._failure, TwoTowerError):
+            raise type(self._failure)(
+                f"{self._failure}; {self.sent:,} passages were written: "
+                "run the same command again to go on"
+            ) from None
+        if self._failure is not None:
+            raise self._failure
+
+    def _run(self) -> None:
+        start = time.monotonic()
+        held: deque[tuple[Write, int]] = deque()
+        number = 0
+        while (item := self._queue.get()) is not None:
+            held.append(item)
+            if len(held) > WAITED_AT_THE_END:
+                number += 1
+                self._send(held.popleft(), wait=number % WAIT_EVERY == 0)
+                self._pace(start)
+        for item in held:
+            self._send(item, wait=True)
+
+    def _send(self, item: tuple[Write, int], *, wait: bool) -> None:
+        """Send unless something failed; the queue must run empty in any case."""
+        if self._failure is not None or self._stopped.is_set():
+            return
+        write, passages = item
+        try:
+            write(wait=wait)
+            self.sent += passages
+        except BaseException as error:
+            self._failure = error
+
+    def _pace(self, start: float) -> None:
+        if self._rate_limit and self._failure is None:
+            self._stopped.wait(start + self.sent / self._rate_limit - time.monotonic())
