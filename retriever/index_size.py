@@ -4,6 +4,7 @@ from itertools import islice
 from typing import Any
 
 from models.lexical import Bm25Config, Bm25Encoder
+from retriever.options import CollectionOptions
 from retriever.schema import BM25, DENSE
 from retriever.search import Retriever
 from retriever.stages import SearchSettings
@@ -12,20 +13,29 @@ SAMPLE = 1000
 FLOAT_BYTES = 4
 POSTING_BYTES = 8
 HOW = (
-    f"index MB is computed: {FLOAT_BYTES} bytes per dimension of the vectors that a system reads, "
-    f"{POSTING_BYTES} per BM25 posting (counted on up to {SAMPLE:,} passages), without graphs and "
-    "payloads; tfidf is its matrix in memory"
+    "index MB is computed, for what a system holds in memory: "
+    f"{FLOAT_BYTES} bytes per dimension of vectors that are not on disk and what quantized copies "
+    f"add, {POSTING_BYTES} per BM25 posting (counted on up to {SAMPLE:,} passages), without graphs "
+    "and payloads; tfidf is its matrix"
 )
 
 
 def index_mb(retriever: Retriever, settings: SearchSettings) -> float:
-    """Return the megabytes of the vectors that a query with these settings reads."""
+    """Return the megabytes of the vectors in memory that a query with these settings reads."""
     names = set(settings.legs) | ({DENSE} if settings.rerank else set())
     widths = retriever.metadata.schema.widths
-    per_passage: float = sum(FLOAT_BYTES * widths[name] for name in names if name in widths)
+    per_dimension = bytes_per_dimension(retriever.metadata.options)
+    per_passage = sum(per_dimension * widths[name] for name in names if name in widths)
     if BM25 in names:
         per_passage += POSTING_BYTES * _postings_per_passage(retriever)
     return float(retriever.size * per_passage / 1e6)
+
+
+def bytes_per_dimension(options: CollectionOptions) -> float:
+    """Return what one dimension of one dense vector takes in memory, quantized copy included."""
+    kind, bits = options.quantization.kind, options.quantization.bits
+    copies = {"none": 0.0, "scalar": 1.0, "binary": bits / 8}
+    return (0 if options.on_disk.vectors else FLOAT_BYTES) + copies[kind]
 
 
 def matrix_mb(matrix: Any) -> float:

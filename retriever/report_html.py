@@ -22,10 +22,10 @@ LONGEST_TEXT = 600
 STYLE = """
 :root { color-scheme: light dark; --ink: #1a1c1f; --soft: #5c636b; --paper: #fff; --card: #f4f5f7;
   --rule: #d9dce0; --good: #00664a; --c0: #0072b2; --c1: #c04f00; --c2: #00805a; --c3: #b0548c;
-  --c4: #a06f00; --c5: #2f86b8; --c6: #5b4bb5; --c7: #555b63; }
+  --c4: #a06f00; --c5: #b3261e; --c6: #5b4bb5; --c7: #555b63; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e8eaed; --soft: #a3abb5; --paper: #15171a;
   --card: #1f2226; --rule: #363b42; --good: #5fd3a9; --c0: #5db4ec; --c1: #ff9a55; --c2: #45cf9f;
-  --c3: #e69ac4; --c4: #e8b84a; --c5: #8ecdf2; --c6: #a99bff; --c7: #b4bbc4; } }
+  --c3: #e69ac4; --c4: #e8b84a; --c5: #ff7b72; --c6: #a99bff; --c7: #b4bbc4; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1rem; max-width: 70rem; background: var(--paper);
   color: var(--ink); font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
@@ -71,7 +71,7 @@ def to_html(report: Report, contrasts: Contrasts) -> str:
         parts += [f"<p>{escaped(legend(report))}</p>", table(comparison_rows(report))]
     parts += [f"<p>{escaped(note)}</p>" for note in notes]
     parts += ["<h2>Plots</h2>", f'<div class="plots">{"".join(figures(report))}</div>']
-    parts += _contrasts(report, contrasts)
+    parts += _all_contrasts(report, contrasts)
     title = f"{report.collection}, {report.split}: {len(report.systems)} systems"
     return PAGE.format(title=escaped(title), style=STYLE + COLOURS, body="\n".join(parts))
 
@@ -123,7 +123,7 @@ def _figure(plot: str, said: str) -> str:
     return f"<figure>{plot}<figcaption>{escaped(said)}</figcaption></figure>"
 
 
-def _contrasts(report: Report, contrasts: Contrasts) -> list[str]:
+def _all_contrasts(report: Report, contrasts: Contrasts) -> list[str]:
     if report.baseline:
         titles = ("Gains most", "Loses most")
         said = f"Queries where the last system's {MEASURE} is furthest from the baseline's."
@@ -132,12 +132,12 @@ def _contrasts(report: Report, contrasts: Contrasts) -> list[str]:
     parts = ["<h2>Queries side by side</h2>", f"<p>{escaped(said)}</p>"]
     for title, chosen in zip(titles, contrasts, strict=True):
         parts.append(f"<h2>{title}</h2>")
-        parts += [_contrast(each) for each in chosen] or ["<p>None.</p>"]
+        parts += [_contrast(each, report.relevant_from) for each in chosen] or ["<p>None.</p>"]
     return parts
 
 
-def _contrast(contrast: Contrast) -> str:
-    columns = "".join(_column(column) for column in contrast.columns)
+def _contrast(contrast: Contrast, relevant_from: int) -> str:
+    columns = "".join(_column(column, relevant_from) for column in contrast.columns)
     return (
         f'<section><h3 dir="auto">{escaped(contrast.query.text)} '
         f'<span class="soft">{escaped(contrast.query.query_id)}</span></h3>'
@@ -145,23 +145,23 @@ def _contrast(contrast: Contrast) -> str:
     )
 
 
-def _column(column: Column) -> str:
-    lower = (
-        f"<p>Answers it ranks lower</p><ul>{''.join(map(_found, column.lower))}</ul>"
-        if column.lower
-        else ""
+def _column(column: Column, relevant_from: int) -> str:
+    best, lower = (
+        "".join(_found(found, relevant_from) for found in each)
+        for each in (column.best, column.lower)
     )
+    rest = f"<p>Answers it ranks lower</p><ul>{lower}</ul>" if lower else ""
     return (
         f'<div class="column"><h3>{escaped(column.system)} '
         f'<span class="soft">{MEASURE} {column.value:.3f}</span></h3>'
-        f"<ul>{''.join(map(_found, column.best)) or '<li>found nothing</li>'}</ul>{lower}</div>"
+        f"<ul>{best or '<li>found nothing</li>'}</ul>{rest}</div>"
     )
 
 
-def _found(found: Found) -> str:
+def _found(found: Found, relevant_from: int) -> str:
     place = "not in the best 100" if found.rank is None else f"#{found.rank}"
     grade = "not judged" if found.grade is None else f"judged {found.grade}"
-    kind = "answer" if found.grade else "soft"
+    kind = "answer" if (found.grade or 0) >= relevant_from else "soft"
     passage = found.passage
     text = passage.text[:LONGEST_TEXT] + ("…" if len(passage.text) > LONGEST_TEXT else "")
     title = f"<strong>{escaped(passage.title)}</strong> " if passage.title else ""

@@ -1,0 +1,138 @@
+"""The page of a report in a real browser: from a file, offline, narrow, dark, hostile texts."""
+
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from browser import running_browser
+from judged import NAME, load_judged, write_judged
+from playwright.sync_api import Browser, Page
+from typer.testing import CliRunner
+
+from models.data import Passage
+from retriever.cli import app
+from retriever.plots import log_ticks, nice_ticks
+
+ATTACK = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
+HOSTILE = (
+    Passage("<b>h1</b>", f"storm {ATTACK} {'x' * 400}", f"title {ATTACK}", "javascript:alert(1)"),
+    Passage("h2", "\u202eriver 'quoted' \"twice\" &amp; </style></title></body> bank"),
+)
+PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 800}
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    data = write_judged(folder / "DATA", more=HOSTILE, words=f"storm {ATTACK} {'y' * 300}")
+    load_judged(data, tiny_bundle, folder / "edge")
+    where = ["--bundle", str(tiny_bundle), "--path", str(folder / "edge")]
+    words = ["evaluate", NAME, str(data.path), *where, "--out", str(folder / "out")]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.stderr
+    return folder / "out" / "report.html"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with running_browser() as running:
+        yield running
+
+
+@pytest.fixture(params=["light", "dark"])
+def page(request: pytest.FixtureRequest, browser: Browser, report: Path) -> Iterator[Page]:
+    """The page at a phone's width; an error or any request but its own file fails the test."""
+    context = browser.new_context(viewport=PHONE, color_scheme=request.param, offline=True)
+    opened = context.new_page()
+    problems: list[str] = []
+    opened.on("pageerror", lambda error: problems.append(str(error)))
+    opened.on("console", lambda message: problems.append(message.text))
+    opened.on("request", lambda request: problems.append(request.url))
+    opened.goto(report.as_uri())
+    yield opened
+    context.close()
+    assert problems == [report.as_uri()]
+
+
+def test_it_is_readable_at_every_width(page: Page) -> None:
+    for size in (PHONE, {"width": 320, "height": 600}, DESK):
+        page.set_viewport_size(size)  # type: ignore[arg-type]
+        wide = page.evaluate("document.documentElement.scrollWidth")
+        assert wide <= size["width"]
+        smallest = page.evaluate(
+            """Math.min(...[...document.querySelectorAll("figure svg text, td, li, p")]
+              .map((e) => e.getBoundingClientRect().height))"""
+        )
+        assert smallest >= 9
+
+
+def test_hostile_texts_are_texts(page: Page) -> None:
+    assert page.title().startswith(f"{NAME}--")
+    assert page.locator("script, img, iframe, link").count() == 0
+    shown = page.locator("body").inner_text()
+    assert "<script>document.title='owned'</script>" in shown
+    assert "<b>h1</b>" in shown
+    assert "</style></title></body> bank" in shown
+
+
+def test_plots_have_units_and_counts_and_stay_inside(page: Page) -> None:
+    plots = page.locator("figure > svg")
+    assert plots.count() == 4
+    words = [" ".join(plots.nth(i).locator("text").all_text_contents()) for i in range(4)]
+    for text in words:
+        assert "30 queries" in text
+    assert "0 to 1" in words[0]
+    assert "minus that of bm25" in words[1]
+    assert "passages" in words[2]
+    assert ", ms" in words[3]
+    outside = page.evaluate(
+        """[...document.querySelectorAll("figure > svg")].flatMap((svg) => {
+          const box = svg.getBoundingClientRect();
+          return [...svg.querySelectorAll("text, circle, line")].filter((e) => {
+            const b = e.getBoundingClientRect();
+            return b.left < box.left - 1 || b.right > box.right + 1
+              || b.top < box.top - 1 || b.bottom > box.bottom + 1;
+          }).map((e) => e.outerHTML);
+        })"""
+    )
+    assert outside == []
+
+
+def luminance(colour: str) -> float:
+    """WCAG 2.2's relative luminance of `rgb(r, g, b)`."""
+    parts = [int(number) / 255 for number in re.findall(r"\d+", colour)[:3]]
+    red, green, blue = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_contrast_is_enough_in_light_and_dark(page: Page) -> None:
+    style = "getComputedStyle(document.querySelector({!r})).{}"
+    paper = luminance(page.evaluate(style.format("body", "backgroundColor")))
+    is_dark = page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
+    assert (paper < 0.1) == is_dark
+    parts = {"body": "color", "p": "color", "figure svg text": "fill", ".answer": "color"}
+    for selector, name in parts.items():
+        ink = luminance(page.evaluate(style.format(selector, name)))
+        high, low = max(ink, paper), min(ink, paper)
+        assert (high + 0.05) / (low + 0.05) >= 4.5, selector
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0.31, 0.84, [0.2, 0.4, 0.6, 0.8, 1.0]),
+        (-0.013, 0.041, [-0.02, 0.0, 0.02, 0.04, 0.06]),
+        (0.5, 0.5, [0.44, 0.46, 0.48, 0.5, 0.52, 0.54, 0.56]),
+    ],
+)
+def test_ticks_are_round_and_enclose(low: float, high: float, expected: list[float]) -> None:
+    ticks = nice_ticks(low, high)
+    assert ticks[0] <= low <= high <= ticks[-1]
+    assert all(math.isclose(a, b) for a, b in zip(ticks, expected, strict=True)), ticks
+
+
+def test_logarithmic_ticks_enclose() -> None:
+    assert log_ticks(0.9, 14.9) == [0.5, 1, 2, 5, 10, 20]
+    assert log_ticks(3, 3) == [2, 5]
