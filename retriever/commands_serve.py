@@ -9,8 +9,10 @@ from typing import Annotated
 import typer
 
 from retriever.errors import ConfigError, EngineUnavailable
-from retriever.flags import Bundle, Name, Path_, Url
+from retriever.flags import Bundle, Name, Path_, Settings, Url
 from retriever.service_config import KEY_VARIABLE, Limits, ServiceConfig, read_key
+from retriever.settings import SearchSettings
+from retriever.settings_file import read_settings
 
 DEFAULTS = Limits()
 BACKLOG = 2048
@@ -21,6 +23,7 @@ def serve(
     bundle: Bundle,
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen at.", min=1, max=65535)] = 8080,
+    settings: Settings = None,
     url: Url = None,
     path: Path_ = None,
     key_file: Annotated[
@@ -63,6 +66,7 @@ def serve(
         origins=tuple(cors_origin or ()),
         examples=tuple(example or ()),
         dashboard=dashboard,
+        settings=SearchSettings() if settings is None else read_settings(settings),
     )
     run(config, host=host, port=port)
 

@@ -18,6 +18,7 @@ from typing import Any
 from qdrant_client import models as qm
 
 from retriever.errors import QueryError
+from retriever.ready_filters import no_index, require_declared
 
 FilterLike = Mapping[str, Any] | qm.Filter
 Fields = Mapping[str, qm.PayloadSchemaType]
@@ -40,16 +41,19 @@ EXAMPLES: Mapping[Kind, str] = MappingProxyType(
 
 
 def to_filter(given: FilterLike | None, fields: Fields) -> qm.Filter | None:
-    """Return the engine's filter, None where nothing is filtered; a ready `qm.Filter` as it is.
+    """Return the engine's filter, None where nothing is filtered.
 
     Args:
-        given: field -> condition, see the module.
+        given: field -> condition, see the module; or a ready `qm.Filter`, which is only checked.
         fields: the fields that have a payload index.
 
     Raises:
         QueryError: a field without index, or a condition that its type does not have.
     """
-    if given is None or isinstance(given, qm.Filter):
+    if given is None:
+        return None
+    if isinstance(given, qm.Filter):
+        require_declared(given, fields)
         return given
     if not isinstance(given, Mapping):
         raise QueryError(f"the filter is {_show(given)}; expected a mapping of field to value")
@@ -71,10 +75,7 @@ def field_types(info: qm.CollectionInfo) -> dict[str, Kind]:
 
 def _condition(field: object, wanted: object, fields: Fields) -> qm.Condition:
     if not isinstance(field, str) or field not in fields:
-        raise QueryError(
-            f"cannot filter by {_show(field)}: it has no payload index here; "
-            f"fields that have one: {', '.join(fields) or 'none'}"
-        )
+        raise QueryError(no_index(_show(field), fields))
     kind = fields[field]
     if isinstance(wanted, Mapping):
         return _text(field, wanted, kind) if "text" in wanted else _range(field, wanted, kind)

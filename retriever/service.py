@@ -136,8 +136,8 @@ def _first_problem(error: RequestValidationError) -> str:
 def _add_search(app: FastAPI, backend: Backend, metrics: Metrics) -> None:
     def search(body: bodies.SearchBody, words: Words = None) -> Awaitable[Response]:
         _check_k(body.k, backend)
-        most = backend.limits.candidates
-        settings = None if body.settings is None else body.settings.settings(most_candidates=most)
+        most, default = backend.limits.candidates, backend.config.settings
+        settings = body.settings and body.settings.settings(default, most_candidates=most)
 
         def job(retriever: Retriever) -> Response:
             result = retriever.explain(

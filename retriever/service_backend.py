@@ -15,7 +15,6 @@ from retriever.schema import read_metadata
 from retriever.search import Retriever
 from retriever.service_config import Limits, ServiceConfig
 from retriever.service_errors import OVERLOADED, TIMED_OUT, ServiceFailure
-from retriever.stages import SearchSettings
 
 T = TypeVar("T")
 EXAMPLES = 4
@@ -97,7 +96,7 @@ class Backend:
     def _connect(self) -> Opened:
         engine = connect(url=self.config.url, path=self.config.path)
         try:
-            settings = SearchSettings()
+            settings = self.config.settings
             retriever = Retriever(engine, self.config.name, self._bundle, settings=settings)
         except BaseException:
             engine.close()

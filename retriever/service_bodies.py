@@ -1,6 +1,7 @@
 """What goes over the wire: the bodies of requests and answers, as OpenAPI shows them."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
@@ -8,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from retriever.records import Hit, SearchResult
 from retriever.schema import RESERVED, point_id
 from retriever.service_errors import Failure, ServiceFailure
+from retriever.settings import MOST_CROSS_CANDIDATES, SearchSettings
 from retriever.snippets import Segment, highlight, snippet
-from retriever.stages import MOST_CROSS_CANDIDATES, SearchSettings
 
 LONGEST_QUERY = 10_000
 MOST_PER_GROUP = 1_000
@@ -37,7 +38,7 @@ class Body(BaseModel):
 
 
 class SettingsBody(Body):
-    """`SearchSettings` of one request; what is left out keeps the service's default."""
+    """`SearchSettings` of one request, but `ann`; what is left out keeps the service's default."""
 
     legs: dict[str, Annotated[int, Field(ge=1)]] | None = Field(
         None, description="Vector name -> candidates.", examples=[{"dense": 100, "bm25": 100}]
@@ -51,8 +52,8 @@ class SettingsBody(Body):
     group_by: Annotated[str, Field(pattern=PLAIN_NAME, max_length=100)] | None = None
     group_size: Annotated[int, Field(ge=1, le=MOST_PER_GROUP)] | None = None
 
-    def settings(self, *, most_candidates: int) -> SearchSettings:
-        """Return them as the retriever takes them.
+    def settings(self, default: SearchSettings, *, most_candidates: int) -> SearchSettings:
+        """Return them as the retriever takes them, over the service's `default`.
 
         Raises:
             ConfigError: they make no sense.
@@ -62,7 +63,7 @@ class SettingsBody(Body):
         if max(given.get("legs", {"": 0}).values(), default=0) > most_candidates:
             message = f"a leg asks for more than {most_candidates} candidates"
             raise ServiceFailure(Failure(400, "invalid_settings", message))
-        return SearchSettings(**given)
+        return replace(default, **given)
 
 
 class SearchBody(Body):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from retriever.errors import ConfigError
+from retriever.settings import SearchSettings
 
 KEY_VARIABLE = "TWO_TOWER_SERVICE_KEY"
 SHORTEST_KEY = 8
@@ -52,6 +53,7 @@ class ServiceConfig:
         origins: web origins that may call the service from their own pages; none by default.
         examples: queries that the page offers before the first search.
         dashboard: address of Qdrant's dashboard as browsers reach it; by default that of `url`.
+        settings: how to search where a request does not say.
     """
 
     name: str
@@ -63,6 +65,7 @@ class ServiceConfig:
     origins: tuple[str, ...] = ()
     examples: tuple[str, ...] = ()
     dashboard: str | None = None
+    settings: SearchSettings = field(default_factory=SearchSettings)
 
 
 def read_key(file: Path | None) -> str | None:

@@ -127,16 +127,11 @@ class SearchSettings:
             )
         if self.group_size < 1:
             raise ConfigError(f"group_size is {self.group_size}; expected 1 or more")
-        if self.ann.first_stage is not None and DENSE not in self.legs:
-            raise ConfigError(
-                f"first_stage is {self.ann.first_stage!r}, but there is no leg dense that it "
-                "could be the first stage of; add one to legs"
-            )
 
     @property
     def vectors(self) -> frozenset[str]:
         """Names of the vectors that a query is searched with."""
-        first = self.ann.first_stage
+        first = self.ann.first_stage if DENSE in self.legs else None
         return frozenset(self.legs) | ({first} if first else frozenset())
 
 
