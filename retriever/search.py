@@ -2,7 +2,6 @@
 
 import copy
 import math
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from qdrant_client import models as qm
 
 from models.lexical import Bm25Config, Bm25Encoder
+from retriever.bundles import load_bundle
 from retriever.clusters import Centroids
 from retriever.engine import Engine, connect
-from retriever.errors import CollectionMismatch, ConfigError, QueryError
+from retriever.errors import CollectionMismatch, QueryError
 from retriever.filters import FilterLike, both, field_types, to_filter
 from retriever.pipeline import Order, Pipeline
 from retriever.queries import MAX_QUERY_CHARS, QueryEncoder, Rewriter, check_query
@@ -28,7 +28,7 @@ __all__ = ["MAX_QUERY_CHARS", "QUERIES_PER_REQUEST", "Retriever", "check_query"]
 
 DEFAULT_K = 10
 QUERIES_PER_REQUEST = 16
-REQUESTS_IN_FLIGHT = 2  # one is searched for while the answer to the other is read
+REQUESTS_IN_FLIGHT = 3  # two are searched for while the answer to the third is read
 SCROLL_PAGE = 1000
 
 
@@ -91,7 +91,7 @@ class Retriever:
             ConfigError: no bundle is named, or both `url` and `path`.
             EngineError: no engine, no such collection, or one loaded with another bundle.
         """
-        loaded = _load_bundle(bundle)
+        loaded = load_bundle(bundle)
         engine = connect(url=url, path=path, api_key=api_key, create=False)
         try:
             return cls(engine, name, loaded, settings=settings or SearchSettings())
@@ -138,19 +138,14 @@ class Retriever:
         settings: SearchSettings | None = None,
         budget_ms: float | None = None,
     ) -> list[list[Hit]]:
-        """Return the hits of each query, in order; faster than one call per query.
+        """Return the hits of each query, in order; several times faster than one call each.
 
         Arguments are those of `search`, `budget_ms` for each query.
         """
-        order = self._order(k, filter, settings, budget_ms)
-        starts = range(0, len(queries), QUERIES_PER_REQUEST)
-        batches = [queries[start : start + QUERIES_PER_REQUEST] for start in starts]
-        if len(batches) <= 1:
-            answers = [self._answer(batch, order) for batch in batches]
-        else:
-            with ThreadPoolExecutor(REQUESTS_IN_FLIGHT) as pool:
-                answers = list(pool.map(lambda batch: self._answer(batch, order), batches))
-        return [result.hits for results in answers for result in results]
+        results = self.explain_many(
+            queries, k=k, filter=filter, settings=settings, budget_ms=budget_ms
+        )
+        return [result.hits for result in results]
 
     def explain(
         self,
@@ -161,11 +156,28 @@ class Retriever:
         settings: SearchSettings | None = None,
         budget_ms: float | None = None,
     ) -> SearchResult:
-        """Return what `search` returns, with the stages that ran and the time that each step took.
-
-        Arguments are those of `search`.
-        """
+        """Return what `search` does, with the stages that ran and the time of each; same arguments."""
         return self._answer([query], self._order(k, filter, settings, budget_ms))[0]
+
+    def explain_many(
+        self,
+        queries: Sequence[str],
+        *,
+        k: int | None = None,
+        filter: FilterLike | None = None,
+        settings: SearchSettings | None = None,
+        budget_ms: float | None = None,
+    ) -> list[SearchResult]:
+        """Return what `search_many` does, each as `explain` does; same arguments."""
+        order = self._order(k, filter, settings, budget_ms)
+        starts = range(0, len(queries), QUERIES_PER_REQUEST)
+        batches = [queries[start : start + QUERIES_PER_REQUEST] for start in starts]
+        if len(batches) <= 1:
+            answers = [self._answer(batch, order) for batch in batches]
+        else:
+            with ThreadPoolExecutor(REQUESTS_IN_FLIGHT) as pool:
+                answers = list(pool.map(lambda batch: self._answer(batch, order), batches))
+        return [result for results in answers for result in results]
 
     def similar(
         self, passage_id: str, *, k: int | None = None, filter: FilterLike | None = None
@@ -278,17 +290,6 @@ class Retriever:
         for query in queries:
             check_query(query)
         return self._pipeline.run(queries, order)
-
-
-def _load_bundle(bundle: "str | Path | ModelBundle | None") -> "ModelBundle":
-    from models.bundle import ModelBundle
-
-    if isinstance(bundle, ModelBundle):
-        return bundle
-    folder = bundle or os.environ.get("TWO_TOWER_BUNDLE")
-    if not folder:
-        raise ConfigError("no bundle is named; give one or set TWO_TOWER_BUNDLE to its folder")
-    return ModelBundle.load(folder)
 
 
 def _point_of(passage_id: str) -> str:
