@@ -2,7 +2,13 @@
 
 import typer
 
-from ingest import commands_collections, commands_load, commands_prepare, commands_verify
+from ingest import (
+    commands_collections,
+    commands_load,
+    commands_prepare,
+    commands_snapshots,
+    commands_verify,
+)
 from models.console import CommandGroup
 
 app = typer.Typer(
@@ -19,3 +25,5 @@ app.command("promote")(commands_collections.promote)
 app.command("rollback")(commands_collections.rollback)
 app.command("list")(commands_collections.list_collections)
 app.command("drop")(commands_collections.drop)
+app.command("snapshot")(commands_snapshots.snapshot)
+app.command("restore")(commands_snapshots.restore)

@@ -112,6 +112,7 @@ class EdgeCollections:
             status=qm.CollectionStatus.GREEN,
             optimizer_status=qm.OptimizersStatusOneOf.OK,
             points_count=info.points_count,
+            indexed_vectors_count=info.indexed_vectors_count,
             segments_count=info.segments_count,
             config=edge_config.to_collection_config(description),
             payload_schema={
@@ -141,12 +142,16 @@ class EdgeCollections:
     def update_collection(
         self, collection_name: str, *, metadata: dict[str, Any] | None = None, **options: Any
     ) -> bool:
-        """Merge `metadata` into the collection's; let later `optimize` calls keep to `options`."""
+        """Merge `metadata` into the collection's; let later `optimize` calls keep to `options`.
+
+        A value of None takes its key out, as on a server.
+        """
         description = self._folder.description(collection_name)
         if options:
             description = edge_config.changed(description, options)
             self._configure(collection_name, edge_config.to_config(description))
-        description["metadata"] |= metadata or {}
+        merged = description["metadata"] | (metadata or {})
+        description["metadata"] = {k: value for k, value in merged.items() if value is not None}
         self._folder.describe(collection_name, description)
         return True
 
@@ -171,10 +176,12 @@ class EdgeCollections:
             write_folder(draft, files)
             edge.EdgeShard.load(str(draft / "shard")).close()
             os.sync()
-        except BaseException:
+            self._folder.publish(collection_name)
+        except OSError as error:
+            reason = error.strerror or error
+            raise EngineError(f"cannot write to {self._folder.path} ({reason})") from None
+        finally:
             shutil.rmtree(draft, ignore_errors=True)
-            raise
-        self._folder.publish(collection_name)
 
     def get_aliases(self) -> qm.CollectionsAliasesResponse:
         """Return all aliases."""

@@ -58,8 +58,13 @@ def restore_to_server(client: QdrantClient, collection: str, files: Iterable[Sna
     query = {"priority": "snapshot", "wait": "true", "checksum": file.sha256}
     try:
         _upload(client, _path(collection, "upload"), query, file._replace(name=upload))
-    except BaseException:
+    except BaseException as error:
         _clear(client, collection, upload)
+        if isinstance(error, UnexpectedResponse) and error.status_code in (400, 500):
+            raise EngineError(
+                f"the server cannot use the snapshot ({_reason(error)}); a snapshot fits a server "
+                "of its own version or the next one"
+            ) from None
         raise
     _ask(client, "DELETE", _path(collection, upload), {"wait": "true"})
 
@@ -156,3 +161,10 @@ def _clear(client: QdrantClient, collection: str, upload: str) -> None:
         _ask(client, "DELETE", _path(collection, upload), {"wait": "true"})
     with suppress(Exception):
         client.delete_collection(collection)
+
+
+def _reason(error: UnexpectedResponse) -> str:
+    text = error.content.decode("utf-8", "replace")
+    with suppress(ValueError, KeyError, TypeError):
+        text = json.loads(text)["status"]["error"]
+    return " ".join(text.split())[:300]

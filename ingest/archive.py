@@ -1,0 +1,213 @@
+"""One file for one snapshot: a zip of the engine's files and a manifest with their checksums.
+
+    manifest.json        written last: what it is, and the size and SHA-256 of every other file
+    collection.snapshot  of a server: Qdrant's own snapshot, as its API gave it
+    collection.json      of the embedded engine: its folder of the collection,
+    shard/…              as it is
+
+A reader takes nothing of it before every name, size and checksum has been found right. A zip has
+no devices or links to follow; an entry that claims to be one is refused.
+"""
+
+import hashlib
+import json
+import os
+import re
+import stat
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from models.console import progress
+from retriever.errors import DataError
+from retriever.snapshot_files import CHUNK, SnapshotFile
+
+FORMAT = "two-tower-search-snapshot/1"
+MANIFEST = "manifest.json"
+LARGEST_MANIFEST = 64 * 2**20
+PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,254}")
+KINDS = {"collection": str, "points": int, "engine": dict, "created_at": str, "metadata": dict}
+DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)  # what zipfile raises
+SPEED_OVER_SIZE = 1  # deflate takes the zeros out; what is left hardly gets smaller
+
+
+class StoredFile(NamedTuple):
+    """One file of an archive, as its manifest has it."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an archive is of.
+
+    Attributes:
+        collection: the versioned name that it had.
+        points: how many it held.
+        engine: title and version of the engine, as `info()` gives them.
+        created_at: when, in ISO 8601 with time zone.
+        metadata: the collection's.
+        files: what is in the archive beside the manifest.
+    """
+
+    collection: str
+    points: int
+    engine: Mapping[str, str]
+    created_at: str
+    metadata: Mapping[str, Any]
+    files: tuple[StoredFile, ...] = ()
+
+
+class Archive:
+    """An archive that is open, and whose files have all been found as the manifest says."""
+
+    def __init__(self, manifest: Manifest, source: zipfile.ZipFile) -> None:
+        self.manifest = manifest
+        self._source = source
+
+    def files(self) -> Iterator[SnapshotFile]:
+        """Yield its files, each as a stream."""
+        for file in self.manifest.files:
+            yield SnapshotFile(*file, _chunks(self._source, file.name))
+
+
+def write_archive(target: Path, manifest: Manifest, files: Iterable[SnapshotFile]) -> Manifest:
+    """Write an archive; `target` appears when it is complete.
+
+    Returns:
+        The manifest with the files in it.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    draft = target.with_name(f".{target.name}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with draft.open("wb") as out:
+            with zipfile.ZipFile(out, "w", allowZip64=True) as archive:
+                stored = tuple(_store(archive, file) for file in files)
+                complete = Manifest(**{**vars(manifest), "files": stored})
+                described = {"format": FORMAT, **asdict(complete)}
+                described["files"] = [file._asdict() for file in stored]
+                archive.writestr(MANIFEST, json.dumps(described, indent=1, ensure_ascii=False))
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(draft, target)
+    except OSError as error:
+        raise DataError(
+            f"cannot write {target} ({error.strerror or error}); give another --out"
+        ) from None
+    except _UnusableError as error:
+        raise DataError(f"cannot write {target}: {error}") from None
+    finally:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+    return complete
+
+
+def _store(archive: zipfile.ZipFile, file: SnapshotFile) -> StoredFile:
+    info = zipfile.ZipInfo(_checked_name(file.name))
+    info.external_attr = (stat.S_IFREG | 0o644) << 16
+    info.compress_type = zipfile.ZIP_STORED if file.sha256 else zipfile.ZIP_DEFLATED
+    info._compresslevel = SPEED_OVER_SIZE
+    digest, size = hashlib.sha256(), 0
+    with archive.open(info, "w", force_zip64=True) as entry:
+        for chunk in progress(file.chunks, label=file.name, total=-(-file.size // CHUNK)):
+            entry.write(chunk)
+            digest.update(chunk)
+            size += len(chunk)
+    return StoredFile(file.name, size, digest.hexdigest())
+
+
+@contextmanager
+def open_archive(path: Path) -> Iterator[Archive]:
+    """Open an archive and check all of it.
+
+    Raises:
+        DataError: it is missing, incomplete, altered or not one of ours.
+    """
+    with ExitStack() as stack:
+        try:
+            source = stack.enter_context(zipfile.ZipFile(path))
+            manifest = _read_manifest(source)
+            _check_entries(source, manifest)
+            for file in progress(manifest.files, label="Checking"):
+                _check_content(source, file)
+        except OSError as error:
+            raise DataError(f"cannot read {path} ({error.strerror or error})") from None
+        except (_UnusableError, *DAMAGE) as error:
+            raise DataError(
+                f"{path} is no complete archive of ingest snapshot ({error}); nothing was "
+                "restored, take another copy of it"
+            ) from None
+        yield Archive(manifest, source)
+
+
+class _UnusableError(Exception):
+    """What is wrong with an archive."""
+
+
+def _read_manifest(source: zipfile.ZipFile) -> Manifest:
+    try:
+        info = source.getinfo(MANIFEST)
+    except KeyError:
+        raise _UnusableError(f"it has no {MANIFEST}") from None
+    if info.file_size > LARGEST_MANIFEST:
+        raise _UnusableError(f"its {MANIFEST} has {info.file_size:,} bytes")
+    try:
+        stored = json.loads(source.read(info))
+        found = stored.pop("format")
+        if found != FORMAT:
+            raise _UnusableError(f"found format {found!r}, expected {FORMAT!r}")
+        files = tuple(StoredFile(**file) for file in stored.pop("files"))
+        manifest = Manifest(**stored, files=files)
+        for name, kind in KINDS.items():
+            if not isinstance(value := getattr(manifest, name), kind):
+                raise TypeError(f"{name} is {value!r}")
+        return manifest
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise _UnusableError(f"its {MANIFEST} cannot be read: {error}") from None
+
+
+def _check_entries(source: zipfile.ZipFile, manifest: Manifest) -> None:
+    """Refuse names that lead elsewhere, entries that are no files, and any that is not declared."""
+    declared = {MANIFEST, *(file.name for file in manifest.files)}
+    if len(declared) != len(manifest.files) + 1:
+        raise _UnusableError(f"its {MANIFEST} has a file twice")
+    for info in source.infolist():
+        _checked_name(info.filename)
+        kind = stat.S_IFMT(info.external_attr >> 16)
+        if kind not in (0, stat.S_IFREG):
+            raise _UnusableError(f"{info.filename!r} is no plain file")
+        if info.flag_bits & 1:
+            raise _UnusableError(f"{info.filename!r} is encrypted")
+    if (found := sorted(source.namelist())) != sorted(declared):
+        odd = sorted(declared.symmetric_difference(found)) or found
+        raise _UnusableError(f"{odd[0]!r} is not both in it and in its {MANIFEST}, once")
+
+
+def _check_content(source: zipfile.ZipFile, file: StoredFile) -> None:
+    digest, size = hashlib.sha256(), 0
+    for chunk in _chunks(source, file.name):
+        digest.update(chunk)
+        size += len(chunk)
+    if (size, digest.hexdigest()) != (file.size, file.sha256):
+        raise _UnusableError(f"{file.name!r} is not what its {MANIFEST} says")
+
+
+def _chunks(source: zipfile.ZipFile, name: str) -> Iterator[bytes]:
+    with source.open(name) as entry:
+        while chunk := entry.read(CHUNK):
+            yield chunk
+
+
+def _checked_name(name: str) -> str:
+    if not all(PART.fullmatch(part) for part in name.split("/")):
+        raise _UnusableError(f"{name!r} is no name of a file in an archive")
+    return name
