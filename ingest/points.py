@@ -95,7 +95,7 @@ class PointMaker:
             payload = to_payload(passage)
             if clusters is not None:
                 payload[CLUSTER] = clusters[row]
-            yield _sized(passage.passage_id, {**named, BM25: sparse[row]}, payload)
+            yield sized_point(passage.passage_id, {**named, BM25: sparse[row]}, payload)
 
     def _encode(self, texts: Sequence[str]) -> dict[str, Floats]:
         full = self._encoder.encode_passages(texts)
@@ -113,11 +113,16 @@ class PointMaker:
         return vectors
 
 
-def _sized(
+def sized_point(
     passage_id: str,
     vector: dict[str, list[float] | qm.SparseVector],
     payload: dict[str, Any],
 ) -> SizedPoint:
+    """Return the point of a passage.
+
+    Raises:
+        DataError: it is too large for one request.
+    """
     floats = sum(
         2 * len(v.values) if isinstance(v, qm.SparseVector) else len(v) for v in vector.values()
     )
