@@ -119,7 +119,8 @@ def load(
         lasting.update_collection(
             collection, metadata={"data": describe(dataset, kept=report.kept)}
         )
-        if dataset.passage_count + report.kept > OPTIMIZE_ABOVE:
+        many = dataset.passage_count + report.kept > OPTIMIZE_ABOVE
+        if many or metadata.options.wants_index:
             lasting.optimize(collection)
     return replace(report, seconds=time.perf_counter() - start)
 

@@ -144,6 +144,14 @@ class CollectionOptions:
             )
 
     @property
+    def wants_index(self) -> bool:
+        """Whether graph or copies are wanted otherwise than by default, in small collections too.
+
+        Servers build them by themselves; the embedded engine must be told to.
+        """
+        return self.hnsw != HnswOptions() or self.quantization != QuantizationOptions()
+
+    @property
     def creation(self) -> dict[str, Any]:
         """Arguments of the engine's `create_collection`, beside vectors and metadata."""
         return {
