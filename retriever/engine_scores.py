@@ -40,7 +40,7 @@ def rest_scores(
     """
     batch = qm.QueryRequestBatch(searches=list(requests))
     answer: Any = client.http.search_api.api_client.request(
-        type_=Any,  # type: ignore[call-overload]  # leaves the JSON as it was read
+        type_=Any,  # leaves the JSON as it was read
         method="POST",
         url="/collections/{collection_name}/points/query/batch",
         path_params={"collection_name": collection_name},

@@ -156,7 +156,7 @@ class Retriever:
         settings: SearchSettings | None = None,
         budget_ms: float | None = None,
     ) -> SearchResult:
-        """Return what `search` does, with the stages that ran and the time of each; same arguments."""
+        """Return what `search` does, with the stages that ran and their times; same arguments."""
         return self._answer([query], self._order(k, filter, settings, budget_ms))[0]
 
     def explain_many(

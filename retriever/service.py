@@ -10,7 +10,7 @@ GET  /            the page; GET /openapi.json describes the rest
 """
 
 import json
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from models.errors import TwoTowerError
 from retriever import service_bodies as bodies
 from retriever.filter_words import parse_filters
 from retriever.filters import FilterLike
+from retriever.records import SearchResult
 from retriever.search import Retriever
 from retriever.service_backend import Backend
 from retriever.service_errors import INTERNAL, Failure, ServiceFailure, failure_of
@@ -137,20 +138,25 @@ def _add_search(app: FastAPI, backend: Backend, metrics: Metrics) -> None:
     def search(body: bodies.SearchBody, words: Words = None) -> Awaitable[Response]:
         _check_k(body.k, backend)
         most, default = backend.limits.candidates, backend.config.settings
-        settings = body.settings and body.settings.settings(default, most_candidates=most)
+        given = body.settings
+        settings = None if given is None else given.settings(default, most_candidates=most)
 
-        def job(retriever: Retriever) -> Response:
-            result = retriever.explain(
-                body.query,
+        def ask(retriever: Retriever, queries: Sequence[str]) -> list[SearchResult]:
+            return retriever.explain_many(
+                queries,
                 k=min(body.k, retriever.size),
                 filter=_filter(body.filter, words, retriever),
                 settings=settings,
                 budget_ms=body.budget_ms,
             )
+
+        def show(result: SearchResult) -> Response:
             metrics.record(result)
             return _json(bodies.search_answer(result))
 
-        return backend.search(job)
+        # As text, for 1 and true are equal otherwise.
+        wishes = repr((body.k, body.filter, words, settings, body.budget_ms))
+        return backend.answer(body.query, wishes, ask, show)
 
     @app.post("/search", response_model=bodies.SearchAnswer, responses=ERRORS)
     async def search_by_body(body: bodies.SearchBody) -> Response:

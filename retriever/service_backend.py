@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
@@ -11,8 +11,10 @@ from models.bundle import ModelBundle
 from retriever.cross import CROSS
 from retriever.engine import Engine, EngineAddress, connect
 from retriever.errors import CollectionMismatch, EngineError, EngineUnavailable
+from retriever.records import SearchResult
 from retriever.schema import read_metadata
 from retriever.search import Retriever
+from retriever.service_batches import Batches, Question
 from retriever.service_config import Limits, ServiceConfig
 from retriever.service_errors import OVERLOADED, TIMED_OUT, ServiceFailure
 
@@ -74,6 +76,7 @@ class Backend:
         limits = config.limits
         self._slots = threading.BoundedSemaphore(limits.threads + limits.waiting)
         self._pool = ThreadPoolExecutor(limits.threads, thread_name_prefix="search")
+        self._batches: Batches[Any] = Batches(self._pool)
         self._checks = ThreadPoolExecutor(1, thread_name_prefix="health")
 
     @property
@@ -110,9 +113,39 @@ class Backend:
             ServiceFailure: all threads and waiting places are taken, or it takes too long.
             TwoTowerError: what the job raises.
         """
+        return await self._within_limits(
+            lambda: self._pool.submit(lambda: job(self.open().retriever))
+        )
+
+    async def answer(
+        self,
+        query: str,
+        wishes: str,
+        ask: Callable[[Retriever, Sequence[str]], list[SearchResult]],
+        show: Callable[[SearchResult], T],
+    ) -> T:
+        """Answer a query, with others that wait at the same time and have equal wishes.
+
+        Args:
+            query: what to look for.
+            wishes: everything else that was asked for, as text.
+            ask: answers several queries with these wishes.
+            show: makes the answer of one result.
+
+        Raises:
+            ServiceFailure: as `search`.
+            TwoTowerError: what `ask` raises.
+        """
+        question = Question(
+            query, wishes, lambda queries: ask(self.open().retriever, queries), show
+        )
+        answer: T = await self._within_limits(lambda: self._batches.submit(question))
+        return answer
+
+    async def _within_limits(self, start: "Callable[[], Future[T]]") -> T:
         if not self._slots.acquire(blocking=False):
             raise ServiceFailure(OVERLOADED)
-        future = self._pool.submit(lambda: job(self.open().retriever))
+        future = start()
         # A job that timed out keeps its thread, so it keeps its place until it really ends.
         future.add_done_callback(lambda _: self._slots.release())
         return await self._within_time(future)
@@ -177,6 +210,7 @@ class Backend:
         """Let running searches end and release the engine."""
         for pool in (self._pool, self._checks):
             pool.shutdown(wait=True, cancel_futures=True)
+        self._batches.close()
         if self._opened is not None:
             self._opened.engine.close()
 
