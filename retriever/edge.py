@@ -75,12 +75,12 @@ class EdgeClient(EdgeCollections):
     def batch_update_points(
         self,
         collection_name: str,
-        update_operations: Sequence[qm.OverwritePayloadOperation],
+        update_operations: Sequence[qm.OverwritePayloadOperation | qm.SetPayloadOperation],
         *,
         wait: bool = True,
     ) -> list[qm.UpdateResult]:
-        """Replace payloads, one after the other."""
-        converted = [edge_types.to_overwrite(operation) for operation in update_operations]
+        """Replace payloads, or add to them, one after the other."""
+        converted = [edge_types.to_payload_change(operation) for operation in update_operations]
         last = len(converted) - 1
         return [
             self._update(collection_name, operation, wait=wait and number == last)

@@ -100,14 +100,18 @@ def to_point(point: qm.PointStruct) -> edge.Point:
     return edge.Point(id=from_id(point.id), vector=vectors, payload=point.payload or {})
 
 
-def to_overwrite(operation: qm.OverwritePayloadOperation) -> edge.UpdateOperation:
-    """Return the operation that replaces the whole payload of some points."""
-    if not isinstance(operation, qm.OverwritePayloadOperation):
+def to_payload_change(
+    operation: qm.OverwritePayloadOperation | qm.SetPayloadOperation,
+) -> edge.UpdateOperation:
+    """Return the operation that replaces the payload of some points, or adds fields to it."""
+    if isinstance(operation, qm.OverwritePayloadOperation):
+        change, converted = operation.overwrite_payload, edge.UpdateOperation.overwrite_payload
+    elif isinstance(operation, qm.SetPayloadOperation):
+        change, converted = operation.set_payload, edge.UpdateOperation.set_payload
+    else:
         raise unsupported(operation)
-    change = operation.overwrite_payload
     only(change, "payload", "points")
-    points = [from_id(point) for point in change.points or ()]
-    return edge.UpdateOperation.overwrite_payload(points, change.payload)
+    return converted([from_id(point) for point in change.points or ()], change.payload)
 
 
 def to_selector(selector: Any) -> bool | list[str]:

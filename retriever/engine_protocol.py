@@ -97,7 +97,7 @@ class Engine(Protocol):
     def batch_update_points(  # noqa: D102
         self,
         collection_name: str,
-        update_operations: Sequence[qm.OverwritePayloadOperation],
+        update_operations: Sequence[qm.OverwritePayloadOperation | qm.SetPayloadOperation],
         *,
         wait: bool = True,
     ) -> list[qm.UpdateResult]: ...
@@ -154,3 +154,8 @@ class Engine(Protocol):
         self, collection_name: str, requests: Sequence[qm.QueryRequest]
     ) -> list[Scored]:
         """Return what `query_batch_points` finds, ids and scores alone; much quicker."""
+
+
+def is_embedded(engine: Engine) -> bool:
+    """Say whether this is Qdrant Edge in a folder, and not a server."""
+    return engine.info().title == "qdrant-edge"
