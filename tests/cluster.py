@@ -74,6 +74,14 @@ class Node:
         assert self.process
         wait_until_ready(self.url, self.process, self.folder / "log")
 
+    @contextmanager
+    def connected(self) -> Iterator[Engine]:
+        engine = connect(url=self.url, api_key=KEY)
+        try:
+            yield engine
+        finally:
+            engine.close()
+
     @property
     def alive(self) -> bool:
         return self.process is not None and self.process.poll() is None
@@ -89,11 +97,8 @@ class Node:
         data = None if body is None else json.dumps(body).encode()
         headers = {"api-key": KEY, "Content-Type": "application/json"}
         request = urllib.request.Request(self.url + path, data, headers, method=method)
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return json.load(answer)["result"]
-
-    def connect(self, *, timeout_s: int = 30) -> Engine:
-        return connect(url=self.url, api_key=KEY, timeout_s=timeout_s)
 
     @property
     def peer(self) -> int:
@@ -122,19 +127,48 @@ class Cluster:
         return word
 
     def start(self, *nodes: Node) -> None:
-        for node in nodes or self.nodes:
+        """Start nodes that have been members before, all at once."""
+        for node in nodes:
             node.start(self._settings[node.name])
+        for node in nodes:
             node.wait_until_ready()
 
-    def replace(self, lost: Node) -> Node:
-        """Start an empty node in the place of one whose disk is gone; the others know it not."""
-        shutil.rmtree(lost.folder)
-        survivor = next(node for node in self.nodes if node.alive)
-        fresh = Node(lost.name, lost.folder, [])
-        fresh.command = ["--bootstrap", survivor.uri, "--uri", fresh.uri]
-        self.nodes[self.nodes.index(lost)] = fresh
-        self.start(fresh)
-        return fresh
+    def form(self) -> None:
+        """Start all for the first time."""
+        for node in self.nodes:
+            self.start(node)
+        until(lambda: len(self.nodes[0].call("GET", "/cluster")["peers"]) == len(self.nodes))
+
+    def lose(self, node: Node) -> None:
+        """Kill a node and its disk, and have the others forget it."""
+        peer = node.peer
+        node.kill()
+        shutil.rmtree(node.folder)
+        survivor = self.living[0]
+
+        def forgotten() -> bool:
+            """While the survivors elect a leader, such a request is refused."""
+            if str(peer) in survivor.call("GET", "/cluster")["peers"]:
+                survivor.call("DELETE", f"/cluster/peer/{peer}?force=true")
+            return str(peer) not in survivor.call("GET", "/cluster")["peers"]
+
+        until(forgotten)
+
+    def replace(self, lost: Node) -> None:
+        """Start an empty node in the place of a lost one; it learns from one that lives."""
+        lost.command = ["--bootstrap", self.living[0].uri, "--uri", lost.uri]
+        self.start(lost)
+
+    def replicate(self, collection: str, onto: Node, copies: int) -> None:
+        """Copy to a node those shards that have fewer than `copies`."""
+        by_shard: dict[int, list[int]] = {}
+        for replica in self.replicas(collection):
+            by_shard.setdefault(replica.shard, []).append(replica.peer)
+        for shard, peers in by_shard.items():
+            if len(peers) < copies:
+                copy = {"shard_id": shard, "from_peer_id": peers[0], "to_peer_id": onto.peer}
+                path = f"/collections/{collection}/cluster"
+                self.living[0].call("POST", path, {"replicate_shard": copy})
 
     def stop(self) -> None:
         for node in self.nodes:
@@ -207,8 +241,7 @@ def until(condition: Callable[[], bool], *, seconds: float = 30) -> None:
 def running_cluster(folder: Path) -> Iterator[Cluster]:
     cluster = Cluster(folder)
     try:
-        cluster.start()
-        until(lambda: len(cluster.nodes[0].call("GET", "/cluster")["peers"]) == len(cluster.nodes))
+        cluster.form()
         yield cluster
     finally:
         cluster.stop()
