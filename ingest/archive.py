@@ -30,7 +30,7 @@ FORMAT = "two-tower-search-snapshot/1"
 MANIFEST = "manifest.json"
 LARGEST_MANIFEST = 64 * 2**20
 PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,254}")
-KINDS = {"collection": str, "points": int, "engine": dict, "created_at": str, "metadata": dict}
+KINDS = {"collection": str, "points": int, "embedded": bool, "metadata": dict}
 DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)  # what zipfile raises
 SPEED_OVER_SIZE = 1  # deflate takes the zeros out; what is left hardly gets smaller
 
@@ -50,7 +50,8 @@ class Manifest:
     Attributes:
         collection: the versioned name that it had.
         points: how many it held.
-        engine: title and version of the engine, as `info()` gives them.
+        embedded: whether it was in the embedded engine; a server's otherwise.
+        engine_version: of that engine.
         created_at: when, in ISO 8601 with time zone.
         metadata: the collection's.
         files: what is in the archive beside the manifest.
@@ -58,7 +59,8 @@ class Manifest:
 
     collection: str
     points: int
-    engine: Mapping[str, str]
+    embedded: bool
+    engine_version: str
     created_at: str
     metadata: Mapping[str, Any]
     files: tuple[StoredFile, ...] = ()

@@ -1,12 +1,16 @@
 """Commands of `ingest` that save collections and bring them elsewhere: snapshot, restore, copy."""
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ingest.engine_flags import Name, opened_engine
 from retriever.flags import Path_, Url
+
+if TYPE_CHECKING:
+    from retriever.engine import EngineAddress
 
 Promote = Annotated[
     bool, typer.Option("--promote", help="Point the name to it once it is verified.")
@@ -58,3 +62,67 @@ def restore(
         if promote:
             name = base_name(made.collection)
             typer.echo(f"{name} -> {collections.promote(engine, name, made.collection)}")
+
+
+def copy(
+    name: Name,
+    from_path: Annotated[
+        Path | None, typer.Option(help="Embedded engine to copy from.", show_default=".qdrant")
+    ] = None,
+    from_url: Annotated[str | None, typer.Option(help="Server or cluster to copy from.")] = None,
+    to_path: Annotated[Path | None, typer.Option(help="Embedded engine to copy to.")] = None,
+    to_url: Annotated[str | None, typer.Option(help="Server or cluster to copy to.")] = None,
+    options: Annotated[
+        Path | None,
+        typer.Option(
+            help="YAML file whose section `collection:` says how to store it there, in how many "
+            "shards and replicas for instance; as it is stored here by default."
+        ),
+    ] = None,
+    promote: Promote = False,
+) -> None:
+    """Copy a collection between embedded engine, server and cluster, and verify the copy.
+
+    Ids, vectors, payload, indexes and metadata stay the same. Run it again to go on after a stop:
+    only what is missing or different is sent. QDRANT_API_KEY is the key of the one server; of
+    two, QDRANT_FROM_API_KEY and QDRANT_TO_API_KEY.
+    """
+    from ingest import collections, copying
+    from retriever.engine import EngineAddress
+    from retriever.schema import base_name
+    from retriever.settings_file import read_file
+
+    if (to_path is None) == (to_url is None):
+        raise typer.BadParameter("give one of --to-path and --to-url")
+    _require_two(
+        EngineAddress.find(url=from_url, path=from_path),
+        EngineAddress.find(url=to_url, path=to_path),
+    )
+    stored_as = read_file(options).collection if options else None
+    with (
+        opened_engine(from_url, from_path, api_key=_key("FROM")) as source,
+        opened_engine(to_url, to_path, api_key=_key("TO"), create=True) as target,
+    ):
+        report = copying.copy(source, target, name, options=stored_as)
+        typer.echo(report)
+        if promote:
+            alias = base_name(report.collection)
+            typer.echo(f"{alias} -> {collections.promote(target, alias, report.collection)}")
+
+
+def _key(side: str) -> str | None:
+    return os.environ.get(f"QDRANT_{side}_API_KEY")
+
+
+def _require_two(source: "EngineAddress", target: "EngineAddress") -> None:
+    """Refuse one place as both, and one key for two servers: it would be shown to the wrong one."""
+    from retriever.errors import ConfigError
+
+    if str(source) == str(target):
+        raise ConfigError(f"found {source} as both source and target; expected two engines")
+    both = source.url and target.url
+    if both and os.environ.get("QDRANT_API_KEY") and not (_key("FROM") and _key("TO")):
+        raise ConfigError(
+            "found QDRANT_API_KEY and two servers; set QDRANT_FROM_API_KEY and QDRANT_TO_API_KEY, "
+            "so that neither server is sent the other's key"
+        )

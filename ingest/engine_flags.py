@@ -16,12 +16,12 @@ Bundle = Annotated[Path, typer.Option(help="Folder that `models train` wrote.")]
 
 @contextmanager
 def opened_engine(
-    url: str | None, path: Path | None, *, create: bool = False
+    url: str | None, path: Path | None, *, create: bool = False, api_key: str | None = None
 ) -> Iterator["Engine"]:
     """Connect for the length of a `with` block."""
     from retriever.engine import connect
 
-    engine = connect(url=url, path=path, create=create)
+    engine = connect(url=url, path=path, create=create, api_key=api_key)
     try:
         yield engine
     finally:

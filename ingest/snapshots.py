@@ -10,10 +10,9 @@ from ingest.collections import PREVIOUS
 from ingest.lease import LEASE
 from ingest.verifier import verify_counts
 from retriever.engine import Engine
+from retriever.engine_protocol import is_embedded
 from retriever.errors import CollectionMismatch, DataError, EngineError, VerificationFailed
 from retriever.schema import CollectionMetadata, base_name, collection_name
-
-EDGE = "qdrant-edge"
 
 
 @dataclass(frozen=True)
@@ -51,12 +50,12 @@ def snapshot(engine: Engine, name: str, out: Path) -> SnapshotReport:
     """
     collection = engine.resolve(name)
     points = verify_counts(engine, collection).points
-    version = engine.info()
     now = datetime.now(UTC)
     manifest = Manifest(
         collection=collection,
         points=points,
-        engine={"title": version.title, "version": version.version},
+        embedded=is_embedded(engine),
+        engine_version=engine.info().version,
         created_at=now.isoformat(timespec="seconds"),
         metadata=engine.get_collection(collection).config.metadata or {},
     )
@@ -93,12 +92,12 @@ def restore(engine: Engine, file: Path, *, name: str | None = None) -> SnapshotR
 
 
 def _require_same_kind(engine: Engine, archive: Archive, file: Path) -> None:
-    here, there = engine.info(), archive.manifest.engine
-    if (here.title == EDGE) != (there.get("title") == EDGE):
-        kinds = {True: "the embedded engine (--path)", False: "a server (--url)"}
+    kinds = {True: "the embedded engine (--path)", False: "a server (--url)"}
+    here, there = is_embedded(engine), archive.manifest.embedded
+    if here != there:
         raise DataError(
-            f"{file} is a snapshot of {kinds[there.get('title') == EDGE]} and cannot be restored "
-            f"to {kinds[here.title == EDGE]}; restore it to its own kind, then run: ingest copy"
+            f"{file} is a snapshot of {kinds[there]} and cannot be restored to {kinds[here]}; "
+            "restore it to its own kind, then run: ingest copy"
         )
 
 

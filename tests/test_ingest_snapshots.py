@@ -228,7 +228,7 @@ def test_a_manifest_that_lies_is_refused(edge_engine: Engine, made: Path) -> Non
         "unexpected keyword": {"surprise": 1},
         "its manifest.json cannot be read: collection is 7": {"collection": 7},
         "its manifest.json cannot be read: points is 'many'": {"points": "many"},
-        "its manifest.json cannot be read: engine is None": {"engine": None},
+        "its manifest.json cannot be read: embedded is 1": {"embedded": 1},
     }.items():
         refused(edge_engine, archive_of(made, **changes), expected)
     refused(edge_engine, archive_of(made), "lacks collection.json")
