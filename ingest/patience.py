@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 import typer
 
 from retriever.engine import Engine
-from retriever.errors import EngineBusy, EngineUnavailable, KeyRefused
+from retriever.errors import CertificateRefused, EngineBusy, EngineUnavailable, KeyRefused
 
 RETRY_FOR_S = 120.0
 LONGEST_PAUSE_S = 5.0
@@ -50,7 +50,7 @@ def _insist(call: Callable[[], T], retry_for_s: float) -> T:
     while True:
         try:
             answer = call()
-        except KeyRefused:
+        except (KeyRefused, CertificateRefused):
             raise
         except (EngineUnavailable, EngineBusy) as error:
             waited_s = time.monotonic() - start

@@ -22,6 +22,7 @@ from qdrant_client import QdrantClient
 from qdrant_client import models as qm
 from qdrant_client.http.models import QueryResponse  # the name in qm is fastembed's
 
+from retriever import credentials
 from retriever.edge import EdgeClient
 from retriever.engine_errors import engine_errors
 from retriever.engine_protocol import Engine
@@ -60,10 +61,10 @@ class EngineAddress:
         """Apply the project's one rule for choosing an engine.
 
         An explicit `url` or `path` wins; then `QDRANT_URL`; then the folder `.qdrant`. A server's
-        key is `api_key`, else `QDRANT_API_KEY`.
+        key is `api_key`, else what `retriever.credentials` finds.
 
         Raises:
-            ConfigError: both are given, or the URL is not one.
+            ConfigError: both are given, the URL is not one, or the key cannot be one.
         """
         if url and path:
             raise ConfigError(f"found both URL {url} and path {path}; expected one of them")
@@ -73,7 +74,8 @@ class EngineAddress:
             return cls(path=Path(path or DEFAULT_PATH))
         if not re.fullmatch(r"https?://[^/\s]+.*", url):
             raise ConfigError(f"{url!r} is not a URL; expected e.g. http://localhost:6333")
-        return cls(url=url, api_key=api_key or os.environ.get("QDRANT_API_KEY") or None)
+        key = credentials.check_key(api_key, "api_key") if api_key else credentials.api_key()
+        return cls(url=url, api_key=key)
 
     def __str__(self) -> str:
         """Return the URL without credentials, or the path."""
@@ -105,14 +107,15 @@ def connect(
         timeout_s: for each request; at least 10, for a cluster's leader election can take 5.
 
     Raises:
-        ConfigError: both `url` and `path`, or something that is not a URL.
-        EngineUnavailable: no answer, not Qdrant, or the key is refused.
+        ConfigError: both `url` and `path`, something that is not a URL, or no usable key or CA.
+        EngineUnavailable: no answer, not Qdrant, or the key or the server's certificate is refused.
         EngineTooOld: the server is older than 1.16.
         EngineLocked: another process holds the folder.
     """
     address = EngineAddress.find(url=url, path=path, api_key=api_key)
     if address.path is not None:
         return _guarded(EdgeClient(address.path, create=create), str(address))
+    trusted = credentials.authorities()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a key over plain HTTP is the caller's to judge
         client = QdrantClient(
@@ -123,6 +126,7 @@ def connect(
             timeout=timeout_s,
             check_compatibility=False,
             **({} if prefer_grpc else QUICK_REST),
+            **({"verify": trusted} if trusted else {}),
         )
     engine = _guarded(client, str(address), rest=not prefer_grpc)
     try:

@@ -1,6 +1,7 @@
 """Failures of client libraries, told in one line."""
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,6 +14,7 @@ from qdrant_client.http.exceptions import (
 )
 
 from retriever.errors import (
+    CertificateRefused,
     CollectionNotFound,
     EngineBusy,
     EngineError,
@@ -35,7 +37,7 @@ def engine_errors(where: str) -> Iterator[None]:
     except UnexpectedResponse as error:
         raise _from_status(error.status_code or 0, _reason(error.content), where) from None
     except ResponseHandlingException as error:
-        raise _unavailable(where, _one_line(error.source)) from None
+        raise _no_answer(error.source, where) from None
     except json.JSONDecodeError:
         raise _unavailable(where, "the answer is not JSON") from None
     except ResourceExhaustedResponse as error:
@@ -57,10 +59,22 @@ def _unavailable(where: str, reason: str) -> EngineUnavailable:
     )
 
 
+def _no_answer(cause: Exception, where: str) -> EngineUnavailable:
+    reason = _one_line(cause)
+    found = re.search(r"certificate verify failed: (.*?)(?: \(_ssl\.c.*)?$", reason)
+    if not found:
+        return _unavailable(where, reason)
+    return CertificateRefused(
+        f"{where} shows a certificate that cannot be trusted ({found[1]}); renew it, or name the "
+        "authority that signed it: QDRANT_CA_CERT=ca.pem"
+    )
+
+
 def _from_status(status: int, reason: str, where: str) -> EngineError:
     if status in (401, 403):
         return KeyRefused(
-            f"{where} refused the API key (HTTP {status}); set QDRANT_API_KEY to a valid one"
+            f"{where} refused the API key (HTTP {status}); set QDRANT_API_KEY to a valid one "
+            "(writing needs more than a read-only key)"
         )
     if status == 404:
         return CollectionNotFound(f"{where}: {reason}; see: ingest list")

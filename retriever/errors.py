@@ -12,6 +12,7 @@ and exit code 1. A caller's bug is a plain `ValueError`.
       EngineError            anything about the vector engine
         EngineUnavailable    no answer at the URL, time-out
           KeyRefused         the server wants another API key
+          CertificateRefused the server's certificate cannot be trusted
         EngineBusy           the server answers that it cannot now: HTTP 429, 500, 502 …
         EngineTooOld         the server is older than this project needs
         EngineLocked         another process holds the embedded folder or loads the collection
@@ -24,6 +25,7 @@ from models.errors import BundleError, ConfigError, DataError, TrainingError, Tw
 
 __all__ = [
     "BundleError",
+    "CertificateRefused",
     "CollectionMismatch",
     "CollectionNotFound",
     "ConfigError",
@@ -51,6 +53,10 @@ class EngineError(TwoTowerError):
 
 class EngineUnavailable(EngineError):  # noqa: N818
     """No answer at the URL, or a time-out."""
+
+
+class CertificateRefused(EngineUnavailable):
+    """The server's certificate has expired, is for another name or not of a trusted authority."""
 
 
 class KeyRefused(EngineUnavailable):

@@ -3,6 +3,7 @@ import hashlib
 import os
 import platform
 import socket
+import ssl
 import subprocess
 import time
 import urllib.error
@@ -46,8 +47,8 @@ def shared_data() -> Path:
 
 @pytest.fixture(autouse=True)
 def _no_engine_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("QDRANT_URL", raising=False)
-    monkeypatch.delenv("QDRANT_API_KEY", raising=False)
+    for variable in ("QDRANT_URL", "QDRANT_API_KEY", "QDRANT_API_KEY_FILE", "QDRANT_CA_CERT"):
+        monkeypatch.delenv(variable, raising=False)
 
 
 class Server(NamedTuple):
@@ -75,8 +76,13 @@ def qdrant_binary() -> Path:
 
 
 @contextmanager
-def running_server(folder: Path, *, api_key: str | None = None) -> Iterator[Server]:
-    """Run a real server with the project's qdrant.yaml, on free ports, its storage in `folder`."""
+def running_server(
+    folder: Path, *, api_key: str | None = None, **more: str | Path
+) -> Iterator[Server]:
+    """Run a real server with the project's qdrant.yaml, on free ports, its storage in `folder`.
+
+    `more` are settings by the end of their environment variable, as in SERVICE__ENABLE_TLS="true".
+    """
     http_port, grpc_port, p2p_port = free_ports(3)
     settings = {
         "SERVICE__HTTP_PORT": http_port,
@@ -84,6 +90,7 @@ def running_server(folder: Path, *, api_key: str | None = None) -> Iterator[Serv
         "CLUSTER__P2P__PORT": p2p_port,
         "STORAGE__STORAGE_PATH": folder / "storage",
         "STORAGE__SNAPSHOTS_PATH": folder / "snapshots",
+        **more,
     }
     if api_key:
         settings["SERVICE__API_KEY"] = api_key
@@ -98,7 +105,8 @@ def running_server(folder: Path, *, api_key: str | None = None) -> Iterator[Serv
             stderr=subprocess.STDOUT,
         )
     try:
-        url = f"http://127.0.0.1:{http_port}"
+        scheme = "https" if "SERVICE__ENABLE_TLS" in more else "http"
+        url = f"{scheme}://127.0.0.1:{http_port}"
         wait_until_ready(url, process, folder / "log")
         yield Server(url, grpc_port, api_key)
     finally:
@@ -127,7 +135,9 @@ def wait_until_ready(url: str, process: "subprocess.Popen[bytes]", log: Path) ->
         if process.poll() is not None:
             break
         try:
-            with urllib.request.urlopen(f"{url}/readyz", timeout=1):
+            # Whose certificate it is, is for the tests to ask.
+            unverified = ssl._create_unverified_context()
+            with urllib.request.urlopen(f"{url}/readyz", timeout=1, context=unverified):
                 return
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             time.sleep(0.05)

@@ -1,0 +1,64 @@
+"""The server's key and whom to trust, from environment or file, never from a command line.
+
+- QDRANT_API_KEY: the key itself;
+- QDRANT_API_KEY_FILE: a file that holds it, where the former is not set;
+- QDRANT_CA_CERT: a PEM file; a server must show a certificate of this authority.
+"""
+
+import os
+import re
+import ssl
+from pathlib import Path
+
+from retriever.errors import ConfigError
+
+
+def api_key() -> str | None:
+    """Return the key that the environment names, if it names one.
+
+    Raises:
+        ConfigError: the file cannot be read, or what it holds is no key.
+    """
+    if key := os.environ.get("QDRANT_API_KEY"):
+        return check_key(key, "QDRANT_API_KEY")
+    path = os.environ.get("QDRANT_API_KEY_FILE")
+    if not path:
+        return None
+    try:
+        key = Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise ConfigError(f"QDRANT_API_KEY_FILE {path} cannot be read ({reason})") from None
+    return check_key(key, f"QDRANT_API_KEY_FILE {path}")
+
+
+def check_key(key: str, origin: str) -> str:
+    """Return the key; one that no header can carry is refused here, for others would print it.
+
+    Raises:
+        ConfigError: it is empty, or has spaces, line breaks or letters beyond ASCII.
+    """
+    if not re.fullmatch(r"[!-~]+", key):
+        raise ConfigError(
+            f"{origin} holds no API key; expected one word of printable ASCII without spaces"
+        )
+    return key
+
+
+def authorities() -> ssl.SSLContext | None:
+    """Return what trusts QDRANT_CA_CERT alone; None, for the usual authorities, where it is unset.
+
+    Raises:
+        ConfigError: the file is missing, or holds no certificate.
+    """
+    path = os.environ.get("QDRANT_CA_CERT")
+    if not path:
+        return None
+    try:
+        return ssl.create_default_context(cafile=path)
+    except OSError as error:  # ssl.SSLError is one
+        reason = "no certificate in it" if isinstance(error, ssl.SSLError) else error.strerror
+        raise ConfigError(
+            f"QDRANT_CA_CERT {path} cannot be used ({reason}); expected the PEM file of the "
+            "authority that signed the server's certificate"
+        ) from None
