@@ -1,12 +1,18 @@
 """`ingest load`."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ingest.engine_flags import Bundle, opened_engine
 from retriever.flags import Path_, Url
+
+if TYPE_CHECKING:
+    from retriever.engine import Engine
 
 
 def load(
@@ -57,6 +63,7 @@ def load(
     """
     from ingest import collections, loader, verifier
     from ingest.estimate import estimate
+    from ingest.opening import stored_options
     from ingest.patience import patient
     from ingest.selection import Selection, select
     from models.bundle import ModelBundle
@@ -71,8 +78,9 @@ def load(
     dataset = select(Dataset.open(data), selection)
     encoder = ModelBundle.load(bundle)
     if dry_run:
-        with opened_engine(url, path) as engine:
+        with _as_it_is(url, path) as engine:
             report = loader.plan(engine, dataset, encoder, name=collection, prune=prune)
+            stored_as = stored_as or stored_options(engine, report.collection)
         typer.echo(f"{report.collection} would have {report.outcomes}")
         typer.echo(estimate(dataset, encoder, options=stored_as, points=report.points))
         return
@@ -86,3 +94,15 @@ def load(
         if promote:
             collections.promote(lasting, collection, report.collection)
             typer.echo(f"{collection} -> {report.collection}")
+
+
+@contextmanager
+def _as_it_is(url: str | None, path: Path | None) -> Iterator["Engine"]:
+    """Open an engine to look at; an embedded one that is not there yet is not made."""
+    from retriever.engine import EngineAddress
+
+    folder = EngineAddress.find(url=url, path=path).path
+    with TemporaryDirectory() as empty:
+        missing = folder is not None and not folder.exists()
+        with opened_engine(url, Path(empty, "edge") if missing else path, create=missing) as engine:
+            yield engine

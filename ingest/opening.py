@@ -139,6 +139,13 @@ def _fields(dataset: Dataset, options: CollectionOptions) -> dict[str, PayloadIn
     return indexable_fields(dataset.manifest.get("fields", {}), options.indexes)
 
 
+def stored_options(engine: Engine, collection: str) -> CollectionOptions:
+    """Return how a collection is stored, or would be where there is none yet."""
+    if not engine.collection_exists(collection):
+        return CollectionOptions()
+    return read_metadata(engine, collection).options
+
+
 def describe(dataset: Dataset, *, kept: int) -> dict[str, Any]:
     """Return the `data` part of a collection's metadata."""
     return {

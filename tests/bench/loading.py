@@ -1,0 +1,140 @@
+"""Compare `ingest load` with the raw upload of the same points, made beforehand, in one run.
+
+    python tests/bench/loading.py --data DATA --bundle BUNDLE [--passages 20000] [--rounds 3]
+
+Raw is the engine's own client: qdrant-client's `upsert` of batches of 256 without waiting but for
+the last one, and Edge's `update`. Loading also makes the points: it reads, tokenizes, encodes and
+compares. Rounds take turns, so that what else the machine does meets both. Prints a table; exits
+with 1 where loading is slower than `--goal` of raw.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import qdrant_edge as edge
+from qdrant_client import QdrantClient
+from qdrant_client import models as qm
+
+ROOT = Path(__file__).parent.parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+from conftest import running_server  # noqa: E402
+
+from ingest import loader  # noqa: E402
+from ingest.opening import open_collection  # noqa: E402
+from ingest.points import PointMaker, chunks, pack  # noqa: E402
+from ingest.selection import Selection, select  # noqa: E402
+from models.bundle import ModelBundle  # noqa: E402
+from models.data import Dataset  # noqa: E402
+from retriever import edge_types  # noqa: E402
+from retriever.engine import Engine, connect  # noqa: E402
+from retriever.schema import collection_name  # noqa: E402
+
+Batches = list[list[qm.PointStruct]]
+NAME = "loading"
+
+
+def prepared(engine: Engine, dataset: Dataset, bundle: ModelBundle) -> Batches:
+    """Return the points of DATA as `loader.load` sends them."""
+    maker = PointMaker.of(bundle, open_collection(engine, dataset, bundle, name=NAME))
+    points = (point for chunk in chunks(dataset.passages()) for point in maker.make(chunk))
+    return list(pack(points))
+
+
+def raw_server(url: str, collection: str, batches: Batches) -> None:
+    client = QdrantClient(url=url, check_compatibility=False)
+    for batch in batches[:-1]:
+        client.upsert(collection, batch, wait=False)
+    client.upsert(collection, batches[-1], wait=True)
+    client.close()
+
+
+def raw_edge(engine: Engine, collection: str, batches: Batches) -> None:
+    shard = engine._client._shard(collection)  # type: ignore[attr-defined]
+    for batch in batches:
+        points = [edge_types.to_point(point) for point in batch]
+        shard.update(edge.UpdateOperation.upsert_points(points))
+    shard.flush()
+
+
+def seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def one_round(
+    engine: Engine,
+    dataset: Dataset,
+    bundle: ModelBundle,
+    raw: Callable[[str, Batches], None],
+) -> tuple[float, float]:
+    """Return the rate of raw upload and that of loading, each into an empty collection."""
+    collection = collection_name(NAME, bundle.fingerprint)
+    batches = prepared(engine, dataset, bundle)
+    raw_s = seconds(lambda: raw(collection, batches))
+    assert engine.count(collection).count == dataset.passage_count
+    engine.delete_collection(collection)
+    open_collection(engine, dataset, bundle, name=NAME)
+    load_s = seconds(lambda: loader.load(engine, dataset, bundle, name=NAME))
+    assert engine.count(collection).count == dataset.passage_count
+    engine.delete_collection(collection)
+    return dataset.passage_count / raw_s, dataset.passage_count / load_s
+
+
+def measure(
+    where: str,
+    rounds: int,
+    play: Callable[[], tuple[float, float]],
+) -> float:
+    rates = [play() for _ in range(rounds)]
+    raw, load = (median(column) for column in zip(*rates, strict=True))
+    ratio = median(load / raw for raw, load in rates)
+    print(f"{where:10} {raw:12,.0f} {load:12,.0f} {ratio:8.0%}", flush=True)
+    return ratio
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", required=True, type=Path)
+    parser.add_argument("--bundle", required=True, type=Path)
+    parser.add_argument("--passages", type=int, default=20_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--goal", type=float, default=0.85)
+    chosen = parser.parse_args()
+    dataset = select(Dataset.open(chosen.data), Selection(limit=chosen.passages))
+    bundle = ModelBundle.load(chosen.bundle)
+    print(f"{dataset.passage_count:,} passages, {bundle.dim} + {bundle.pca_dims} dimensions")
+    print(f"{'engine':10} {'raw/s':>12} {'load/s':>12} {'ratio':>8}", flush=True)
+    ratios = []
+    with tempfile.TemporaryDirectory() as folder, running_server(Path(folder, "server")) as server:
+        engine = server.connect()
+
+        def to_server(collection: str, batches: Batches) -> None:
+            raw_server(server.url, collection, batches)
+
+        ratios.append(
+            measure("server", chosen.rounds, lambda: one_round(engine, dataset, bundle, to_server))
+        )
+        engine.close()
+        embedded = connect(path=Path(folder, "edge"))
+
+        def to_edge(collection: str, batches: Batches) -> None:
+            raw_edge(embedded, collection, batches)
+
+        ratios.append(
+            measure(
+                "embedded", chosen.rounds, lambda: one_round(embedded, dataset, bundle, to_edge)
+            )
+        )
+        embedded.close()
+    return 0 if min(ratios) >= chosen.goal else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
