@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from retriever.records import Hit, SearchResult
     from retriever.search import Retriever
-    from retriever.stages import SearchSettings
+    from retriever.settings import SearchSettings
 
 __all__ = ["Hit", "Retriever", "SearchResult", "SearchSettings"]
 
@@ -21,7 +21,7 @@ _HOME = {
     "Hit": "retriever.records",
     "Retriever": "retriever.search",
     "SearchResult": "retriever.records",
-    "SearchSettings": "retriever.stages",
+    "SearchSettings": "retriever.settings",
 }
 
 

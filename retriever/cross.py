@@ -9,7 +9,8 @@ import numpy.typing as npt
 from models.data import Passage
 from models.fusion import FinalWeights
 from retriever.schema import BM25
-from retriever.stages import Ranking, SearchSettings, hybrid_scores
+from retriever.settings import SearchSettings
+from retriever.stages import Ranking, hybrid_scores
 
 if TYPE_CHECKING:
     from models.bundle import ModelBundle

@@ -136,7 +136,7 @@ def to_filter(query_filter: qm.Filter) -> edge.Filter:
 
 
 def _min_should(given: qm.MinShould) -> edge.MinShould:
-    return edge.MinShould(_conditions(given.conditions), given.min_count)
+    return edge.MinShould(_conditions(given.conditions) or [], given.min_count)
 
 
 def to_filter_if_any(query_filter: qm.Filter | None) -> edge.Filter | None:

@@ -23,7 +23,7 @@ from retriever.errors import EngineError, VerificationFailed
 from retriever.options import CollectionOptions
 from retriever.schema import collection_name, point_id, read_metadata
 from retriever.search import Retriever
-from retriever.stages import SearchSettings
+from retriever.settings import SearchSettings
 
 pytestmark = pytest.mark.cluster
 

@@ -31,7 +31,7 @@ from retriever.errors import (
     VerificationFailed,
 )
 from retriever.schema import DENSE, point_id
-from retriever.stages import SearchSettings
+from retriever.settings import SearchSettings
 
 MakeData = Callable[..., Dataset]
 SWITCHES = 20
