@@ -90,6 +90,8 @@ def _read(path: Path, name: str) -> bytes:
 
 def _read_extras(path: Path, card: Mapping[str, Any]) -> dict[str, bytes]:
     recorded = dict(card.get("extras", {}))
+    if odd := sorted(recorded.keys() - set(EXTRA_FILES)):
+        raise BundleError(f"{path / CARD} names {odd[0]!r}, expected {', '.join(EXTRA_FILES)}")
     present = {name for name in EXTRA_FILES if (path / name).exists()}
     extras = {name: _read(path, name) for name in sorted(recorded.keys() | present)}
     for name, digest in digests(extras).items():

@@ -164,9 +164,15 @@ class Dataset:
         except (OSError, pa.ArrowInvalid) as error:
             raise DataError(f"{path} cannot be read as Parquet ({error})") from None
         with file:
-            if file.schema_arrow.names != schema.names:
+            found = file.schema_arrow
+            if (found.names, found.types) != (schema.names, schema.types):
                 raise DataError(
-                    f"{path} has columns {file.schema_arrow.names}, expected {schema.names}"
+                    f"{path} has columns {_columns(found)}, expected {_columns(schema)}; "
+                    "run ingest prepare again"
                 )
             for batch in file.iter_batches(batch_size=batch_size):
                 yield batch.to_pylist()
+
+
+def _columns(schema: pa.Schema) -> str:
+    return ", ".join(f"{column.name} {column.type}" for column in schema)

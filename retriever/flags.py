@@ -15,7 +15,7 @@ Url = Annotated[
     typer.Option(
         "--url",
         help="Qdrant server or cluster; QDRANT_URL where neither this nor --path is given. "
-        "Its key comes from QDRANT_API_KEY.",
+        "Its key comes from QDRANT_API_KEY, or the file that QDRANT_API_KEY_FILE names.",
         show_default=False,
     ),
 ]
