@@ -107,16 +107,63 @@ def line_legend(names: Sequence[str]) -> str:
 
 def scatter_plot(points: Sequence[Point], *, x_label: str, y_label: str) -> str:
     """Return labelled points over a logarithmic x axis."""
-    xs, ys = [p.x for p in points], [p.y for p in points]
-    x_ticks, y_ticks = log_ticks(min(xs), max(xs)), nice_ticks(min(ys), max(ys))
-    x_scale = Scale(x_ticks[0], x_ticks[-1], 40, WIDTH - RIGHT, is_log=True)
-    y_scale = Scale(y_ticks[0], y_ticks[-1], TOP + ROW + PLOT_HEIGHT, TOP + ROW)
-    parts = [_x_axis(x_scale, x_ticks, bottom=y_scale.start, label=x_label, top=y_scale.end)]
-    parts.append(_y_axis(y_scale, y_ticks, label=y_label))
+    x_scale, y_scale = _point_scales(points)
+    parts = _point_axes(points, x_label=x_label, y_label=y_label)
     for is_right in (False, True):
         side = [p for p in points if (x_scale.at(p.x) > WIDTH * 0.6) == is_right]
         parts += _labelled(side, x_scale.at, y_scale.at, is_right=is_right)
     return _svg(parts, height=y_scale.start + AXIS, said=f"{y_label} against {x_label}")
+
+
+def front_plot(
+    groups: Mapping[str, Sequence[Point]],
+    *,
+    front: Sequence[Point],
+    marked: Sequence[Point],
+    x_label: str,
+    y_label: str,
+) -> str:
+    """Return groups of points over a logarithmic x axis; the page needs a `line_legend`.
+
+    Args:
+        groups: name -> points; their labels are shown where the mouse rests.
+        front: what the line `front` goes through.
+        marked: what has a ring around it.
+        x_label: name and unit of the x axis.
+        y_label: of the y axis.
+    """
+    points = [point for group in groups.values() for point in group]
+    x_scale, y_scale = _point_scales(points)
+    parts = _point_axes(points, x_label=x_label, y_label=y_label)
+    path = " ".join(f"{x_scale.at(p.x):.1f},{y_scale.at(p.y):.1f}" for p in front)
+    parts.append(f'<polyline class="front" points="{path}"/>')
+    for number, group in enumerate(groups.values()):
+        for p in group:
+            said = f"{p.label}: {p.y:.3f} at {p.x:.3g}"
+            parts.append(_dot(x_scale.at(p.x), y_scale.at(p.y), _colour(number), said))
+    for p in marked:
+        x, y = x_scale.at(p.x), y_scale.at(p.y)
+        parts.append(f'<circle class="ring" cx="{x:.1f}" cy="{y:.1f}" r="7"/>')
+    return _svg(parts, height=y_scale.start + AXIS, said=f"{y_label} against {x_label}")
+
+
+def _point_scales(points: Sequence[Point]) -> tuple[Scale, Scale]:
+    """Return the x and the y scale that all points fit into."""
+    xs, ys = [p.x for p in points], [p.y for p in points]
+    x_ticks, y_ticks = log_ticks(min(xs), max(xs)), nice_ticks(min(ys), max(ys))
+    return (
+        Scale(x_ticks[0], x_ticks[-1], 40, WIDTH - RIGHT, is_log=True),
+        Scale(y_ticks[0], y_ticks[-1], TOP + ROW + PLOT_HEIGHT, TOP + ROW),
+    )
+
+
+def _point_axes(points: Sequence[Point], *, x_label: str, y_label: str) -> list[str]:
+    x_scale, y_scale = _point_scales(points)
+    x_ticks = log_ticks(x_scale.low, x_scale.high)
+    return [
+        _x_axis(x_scale, x_ticks, bottom=y_scale.start, label=x_label, top=y_scale.end),
+        _y_axis(y_scale, nice_ticks(y_scale.low, y_scale.high), label=y_label),
+    ]
 
 
 def nice_ticks(low: float, high: float) -> list[float]:

@@ -12,11 +12,11 @@ UNKNOWN = "-"
 
 def to_markdown(report: Report) -> str:
     """Return a heading, a row per system with half-widths of the intervals, and comparisons."""
-    blocks = [caption(report), _table(result_rows(report))]
+    blocks = [caption(report), markdown_table(result_rows(report))]
     notes = [HOW + "."] if any(s.index_mb is not None for s in report.systems) else []
     notes += [f"{s.system}: {s.source}." for s in report.systems if s.source]
     if report.baseline:
-        blocks += [legend(report), _table(comparison_rows(report))]
+        blocks += [legend(report), markdown_table(comparison_rows(report))]
     return "\n\n".join([*blocks, *notes])
 
 
@@ -99,7 +99,8 @@ def _number(value: float | None) -> str:
     return UNKNOWN if value is None else f"{value:,.1f}"
 
 
-def _table(rows: Sequence[list[str]]) -> str:
+def markdown_table(rows: Sequence[list[str]]) -> str:
+    """Return rows as a table of aligned columns; the first is its head."""
     head, *body = rows
     lines = [head, ["---"] + ["---:"] * (len(head) - 1), *body]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
