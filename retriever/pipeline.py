@@ -24,10 +24,10 @@ from retriever.queries import QueryEncoder
 from retriever.records import Hit, SearchResult
 from retriever.rerank import RERANK
 from retriever.schema import DENSE
+from retriever.settings import SearchSettings
 from retriever.stages import (
     Candidates,
     Ranking,
-    SearchSettings,
     Winner,
     Within,
     choose,
