@@ -13,10 +13,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 
-import qdrant_edge as edge
+import qdrant_edge
 from qdrant_client import QdrantClient
 from qdrant_client import models as qm
 
@@ -58,7 +59,7 @@ def raw_edge(engine: Engine, collection: str, batches: Batches) -> None:
     shard = engine._client._shard(collection)  # type: ignore[attr-defined]
     for batch in batches:
         points = [edge_types.to_point(point) for point in batch]
-        shard.update(edge.UpdateOperation.upsert_points(points))
+        shard.update(qdrant_edge.UpdateOperation.upsert_points(points))
     shard.flush()
 
 
@@ -113,26 +114,13 @@ def main() -> int:
     print(f"{'engine':10} {'raw/s':>12} {'load/s':>12} {'ratio':>8}", flush=True)
     ratios = []
     with tempfile.TemporaryDirectory() as folder, running_server(Path(folder, "server")) as server:
-        engine = server.connect()
-
-        def to_server(collection: str, batches: Batches) -> None:
-            raw_server(server.url, collection, batches)
-
-        ratios.append(
-            measure("server", chosen.rounds, lambda: one_round(engine, dataset, bundle, to_server))
-        )
-        engine.close()
-        embedded = connect(path=Path(folder, "edge"))
-
-        def to_edge(collection: str, batches: Batches) -> None:
-            raw_edge(embedded, collection, batches)
-
-        ratios.append(
-            measure(
-                "embedded", chosen.rounds, lambda: one_round(embedded, dataset, bundle, to_edge)
-            )
-        )
-        embedded.close()
+        for where, engine, raw in (
+            ("server", server.connect(), partial(raw_server, server.url)),
+            ("embedded", edge := connect(path=Path(folder, "edge")), partial(raw_edge, edge)),
+        ):
+            play = partial(one_round, engine, dataset, bundle, raw)
+            ratios.append(measure(where, chosen.rounds, play))
+            engine.close()
     return 0 if min(ratios) >= chosen.goal else 1
 
 
