@@ -71,8 +71,8 @@ def evaluate(
     from retriever.evaluate import Judging, measure_all
     from retriever.report import to_markdown
     from retriever.report_files import write_report
+    from retriever.settings import SearchSettings
     from retriever.settings_file import read_settings
-    from retriever.stages import SearchSettings
     from retriever.systems import choose_systems, run_system
 
     dataset = Dataset.open(data)
@@ -102,6 +102,6 @@ def _others(engine: "Engine", words: Sequence[str], bundle: Path) -> "dict[str, 
 def _open(engine: "Engine", name: str, bundle: Path) -> "Retriever":
     from models.bundle import ModelBundle
     from retriever.search import Retriever
-    from retriever.stages import SearchSettings
+    from retriever.settings import SearchSettings
 
     return Retriever(engine, name, ModelBundle.load(bundle), settings=SearchSettings())

@@ -22,6 +22,7 @@ DEFAULT_BASELINE = "bm25"
 TIMED_QUERIES = 200
 TIMED_K = 10
 WARM_UP, FEW = 20, 5
+BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -174,10 +175,7 @@ def measure_system(
     """
     started = system.start()
     p50_ms, p95_ms = _percentiles(started, queries, k=min(TIMED_K, size))
-    depth = min(DEPTH, size)
-    rankings = {
-        query.query_id: started.rank(query, depth) for query in progress(queries, label=system.name)
-    }
+    rankings = rank_all(started, queries, k=min(DEPTH, size), label=system.name)
     values = per_query(rankings, qrels, relevant_from=relevant_from)
     row = SystemResult(
         system=system.name,
@@ -190,6 +188,19 @@ def measure_system(
         source=system.source,
     )
     return Measured(row, rankings, values)
+
+
+def rank_all(
+    started: Started, queries: Sequence[Query], *, k: int, label: str
+) -> dict[str, list[str]]:
+    """Return query_id -> the `k` best passages, under a progress bar."""
+    rank_many = started.rank_many or (lambda some, k: [started.rank(query, k) for query in some])
+    batches = [queries[start : start + BATCH] for start in range(0, len(queries), BATCH)]
+    return {
+        query.query_id: ranking
+        for batch in progress(batches, label=label)
+        for query, ranking in zip(batch, rank_many(batch, k), strict=True)
+    }
 
 
 def time_queries(started: Started, queries: Sequence[Query], *, k: int) -> npt.NDArray[np.float64]:

@@ -7,7 +7,7 @@ from models.lexical import Bm25Config, Bm25Encoder
 from retriever.options import CollectionOptions
 from retriever.schema import BM25, DENSE
 from retriever.search import Retriever
-from retriever.stages import SearchSettings
+from retriever.settings import SearchSettings
 
 SAMPLE = 1000
 FLOAT_BYTES = 4

@@ -13,7 +13,7 @@ from retriever.index_size import index_mb, matrix_mb
 from retriever.lexical import RankBm25Index, TfidfIndex
 from retriever.measures import DEPTH
 from retriever.search import Retriever
-from retriever.stages import SearchSettings
+from retriever.settings import SearchSettings
 from retriever.trec import read_run
 
 Ranker = Callable[[str, int], list[str]]
@@ -27,11 +27,13 @@ class Started(NamedTuple):
         rank: (query, k) -> passage ids, best first.
         index_mb: what its vectors or terms take; None where that is not known.
         is_timed: whether `rank` does the work, and so can be timed.
+        rank_many: (queries, k) -> the same for each, where that is faster than one by one.
     """
 
     rank: Callable[[Query, int], list[str]]
     index_mb: float | None
     is_timed: bool = True
+    rank_many: Callable[[Sequence[Query], int], list[list[str]]] | None = None
 
 
 class System(NamedTuple):
@@ -89,9 +91,15 @@ def start(system: str, retriever: Retriever) -> Started:
 def start_engine(retriever: Retriever, settings: SearchSettings) -> Started:
     """Return the engine with other settings; it remembers no query of another system."""
     variant = retriever.with_rewriter(None).with_settings(settings)
+
+    def rank_many(queries: Sequence[Query], k: int) -> list[list[str]]:
+        found = variant.search_many([query.text for query in queries], k=k)
+        return [[hit.passage_id for hit in hits] for hits in found]
+
     return Started(
         lambda query, k: [hit.passage_id for hit in variant.search(query.text, k=k)],
         index_mb(retriever, settings),
+        rank_many=rank_many,
     )
 
 

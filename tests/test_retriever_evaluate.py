@@ -19,8 +19,8 @@ from retriever.measures import MEASURES
 from retriever.options import CollectionOptions, DiskOptions, QuantizationOptions
 from retriever.report import to_markdown
 from retriever.search import Retriever
+from retriever.settings import SearchSettings
 from retriever.significance import Comparison
-from retriever.stages import SearchSettings
 from retriever.systems import choose_systems
 
 
@@ -155,6 +155,23 @@ def test_own_settings_are_the_last_row(place: Place) -> None:
         for query in evaluation.queries:
             expected = [hit.passage_id for hit in own.search(query.text, k=100)]
             assert evaluation.rankings["settings"][query.query_id] == expected
+
+
+def test_settings_files(place: Place, tmp_path: Path) -> None:
+    file = tmp_path / "lexical.yaml"
+    file.write_text("search: {legs: {bm25: 10}, rerank: false}\n")
+    words = ["--systems", f"dense,ten={file},settings", "--settings", str(file)]
+    done = place.run(tmp_path / "report", *words, "--baseline", "ten")
+    assert done.exit_code == 0, done.stderr
+    rows = json.loads((tmp_path / "report" / "report.json").read_text())["systems"]
+    assert [row["system"] for row in rows] == ["ten", "dense", "settings"]
+    assert rows[0]["source"] == f"settings {file}"
+    assert rows[0]["index_mb"] == rows[2]["index_mb"] != rows[1]["index_mb"]
+    assert rows[0]["metrics"]["recall@10"] == pytest.approx(rows[2]["metrics"]["recall@10"])
+    file.write_text("search: {legs: {pca_7: 10}}\n")
+    done = place.run(tmp_path / "report", "--systems", f"ten={file}")
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    assert "pca_7" in done.stderr
 
 
 def test_contrasts_are_the_ends_of_the_differences(place: Place) -> None:

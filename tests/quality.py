@@ -1,0 +1,168 @@
+"""A small fixed quality run, and the values it is held to.
+
+    python tests/quality.py             measure seeds 0 to 4 and write tests/quality.json: about
+                                        two minutes. Do so when quality changed on purpose, and
+                                        say in LOG.md why.
+    python tests/quality.py --seed 0    measure one seed and print it as JSON
+
+A slice of msmarco-95k is prepared, towers are trained on it, and its dev queries are asked of the
+embedded engine. `noise` is three standard deviations over the seeds of training, at least FLOOR: by
+so much may a change move a value without making anything worse. All of it runs on one thread, so
+that the number of cores does not matter.
+"""
+
+import gzip
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).parent.parent
+CORPUS = ROOT.parent / "shared" / "data" / "msmarco-95k"
+STORED = Path(__file__).parent / "quality.json"
+ONE_THREAD = dict.fromkeys(
+    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"), "1"
+)
+SEEDS = range(5)
+DEVIATIONS = 3
+FLOOR = 0.002
+QUERIES = {"dev": 600, "train": 3000}
+PASSAGES = 10_000
+CONFIG = {
+    "tokenizer": {"vocab_size": 16_000},
+    "tower": {"dim": 128},
+    "pretrain": {"epochs": 3, "batch_size": 512},
+    "labelled": {"epochs": 4, "batch_size": 512},
+    "fusion": {"folds": 2},
+    "pca_dims": [32],
+}
+SYSTEMS = ("bm25", "dense", "pca_32", "rrf", "rerank")
+MEASURES = ("recall@1", "recall@10", "recall@100", "mrr@10", "ndcg@10")
+
+Values = dict[str, dict[str, float]]
+"""system -> measure -> mean over queries."""
+
+
+def prepare(path: Path) -> None:
+    """Write DATA: some dev and train queries, what answers them, and other passages."""
+    from ingest.dataset import DatasetWriter
+    from models.data import Passage, Qrel, Query
+
+    random = np.random.default_rng(0)
+    qrels = [
+        Qrel(query_id, passage_id, int(grade), split)
+        for split, count in QUERIES.items()
+        for query_id, passage_id, grade in sample(read_qrels(split), count, random)
+    ]
+    texts = {row["_id"]: row["text"] for row in read_lines("queries")}
+    rows = list(read_lines("corpus"))
+    wanted = {qrel.passage_id for qrel in qrels}
+    others = [row["_id"] for row in rows if row["_id"] not in wanted]
+    wanted |= set(random.choice(others, PASSAGES - len(wanted), replace=False).tolist())
+    with DatasetWriter(path, source="a slice of msmarco-95k") as writer:
+        for row in rows:
+            if row["_id"] in wanted:
+                writer.add_passage(Passage(row["_id"], row["text"]))
+        for query_id in dict.fromkeys(qrel.query_id for qrel in qrels):
+            writer.add_query(Query(query_id, texts[query_id]))
+        for qrel in qrels:
+            writer.add_qrel(qrel)
+
+
+def read_lines(name: str) -> Iterator[dict[str, Any]]:
+    with gzip.open(CORPUS / f"{name}.jsonl.gz", "rt", encoding="utf-8") as file:
+        yield from map(json.loads, file)
+
+
+def read_qrels(split: str) -> list[list[str]]:
+    lines = (CORPUS / "qrels" / f"{split}.tsv").read_text(encoding="utf-8").splitlines()[1:]
+    return [line.split("\t") for line in lines]
+
+
+def sample(rows: list[list[str]], count: int, random: np.random.Generator) -> list[list[str]]:
+    """Return the judgements of `count` queries."""
+    queries = sorted({row[0] for row in rows})
+    chosen = set(random.choice(queries, count, replace=False).tolist())
+    return [row for row in rows if row[0] in chosen]
+
+
+def measure(seed: int, folder: Path, changes: Mapping[str, Any] | None = None) -> Values:
+    """Train with `seed` and return what each system reaches; `changes` are for trying it out."""
+    import torch
+
+    from ingest import collections, loader
+    from models.config import from_mapping, with_values
+    from models.data import Dataset
+    from models.pipeline import train_bundle
+    from models.training import TrainConfig
+    from retriever.engine import connect
+    from retriever.evaluate import Judging, measure_all
+    from retriever.search import Retriever
+    from retriever.settings import SearchSettings
+    from retriever.systems import choose_systems
+
+    torch.set_num_threads(1)
+    prepare(folder / "DATA")
+    data = Dataset.open(folder / "DATA")
+    config = from_mapping(TrainConfig, with_values(CONFIG, {"seed": seed, **(changes or {})}))
+    bundle = train_bundle(data, folder / "bundle", config=config)
+    engine = connect(path=folder / "edge")
+    report = loader.load(engine, data, bundle, name="quality")
+    collections.promote(engine, "quality", report.collection)
+    with Retriever(engine, "quality", bundle, settings=SearchSettings()) as retriever:
+        systems = choose_systems(retriever, SYSTEMS, others={})
+        evaluation = measure_all(retriever, data, systems=systems, judging=Judging())
+    return {
+        row.system: {name: row.metrics[name] for name in MEASURES}
+        for row in evaluation.report.systems
+    }
+
+
+def falls(stored: Mapping[str, Any], found: Values) -> list[str]:
+    """Return a line for each value that is more than its noise below the stored one."""
+    return [
+        f"{system} {name}: {found[system][name]:.4f}, recorded {row['value']:.4f} "
+        f"with noise {row['noise']:.4f} (commit {stored['commit']})"
+        for system, rows in stored["systems"].items()
+        for name, row in rows.items()
+        if found[system][name] < row["value"] - row["noise"]
+    ]
+
+
+def record(runs: list[Values], commit: str) -> dict[str, Any]:
+    """Return the content of tests/quality.json: means over seeds, and how far seeds are apart."""
+    systems: dict[str, Any] = {}
+    for system in runs[0]:
+        for name in MEASURES:
+            values = np.array([run[system][name] for run in runs])
+            noise = max(FLOOR, DEVIATIONS * float(values.std(ddof=1)))
+            row = {"value": round(float(values.mean()), 4), "noise": round(noise, 4)}
+            systems.setdefault(system, {})[name] = row
+    about = {"commit": commit, "command": "python tests/quality.py", "seeds": len(runs)}
+    return about | {"queries": QUERIES, "passages": PASSAGES, "systems": systems}
+
+
+def main() -> None:
+    if any(os.environ.get(name) != "1" for name in ONE_THREAD):  # libraries read it when they start
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | ONE_THREAD)
+    from models.provenance import commit
+
+    seeds = [int(sys.argv[2])] if sys.argv[1:2] == ["--seed"] else list(SEEDS)
+    runs = []
+    for seed in seeds:
+        with tempfile.TemporaryDirectory() as folder:
+            runs.append(measure(seed, Path(folder)))
+    if len(runs) == 1:
+        print(json.dumps(runs[0]))
+    else:
+        STORED.write_text(json.dumps(record(runs, commit()), indent=2) + "\n", encoding="utf-8")
+        print(f"Wrote {STORED}")
+
+
+if __name__ == "__main__":
+    main()
