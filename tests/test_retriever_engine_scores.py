@@ -1,0 +1,90 @@
+"""Ids and scores alone are those of the full answers, on every engine."""
+
+import uuid
+
+import httpx
+import numpy as np
+import pytest
+from qdrant_client import QdrantClient
+from qdrant_client import models as qm
+
+from retriever.engine import Engine
+from retriever.engine_errors import engine_errors
+from retriever.engine_scores import rest_scores, scored
+from retriever.errors import CollectionNotFound, EngineError, EngineUnavailable
+
+RANDOM = np.random.default_rng(5)
+NEAREST = [1.0, 0.5, -0.25, 0.125]
+TERMS = qm.SparseVector(indices=[1, 4], values=[1.0, 0.5])
+
+
+def filled(engine: Engine, name: str) -> None:
+    """A collection of 60 points, every other one with a number for an id."""
+    engine.create_collection(
+        name,
+        vectors_config={"dense": qm.VectorParams(size=4, distance=qm.Distance.COSINE)},
+        sparse_vectors_config={"bm25": qm.SparseVectorParams()},
+    )
+    points = [
+        qm.PointStruct(
+            id=number if number % 2 else str(uuid.uuid5(uuid.NAMESPACE_URL, str(number))),
+            vector={
+                "dense": RANDOM.standard_normal(4).tolist(),
+                "bm25": qm.SparseVector(indices=[number % 7], values=[1.0 + number]),
+            },
+            payload={"kind": number % 3},
+        )
+        for number in range(60)
+    ]
+    engine.upsert(name, points)
+
+
+def test_scores_are_those_of_the_full_answers(engine: Engine, name: str) -> None:
+    filled(engine, name)
+    leg = qm.Prefetch(query=TERMS, using="bm25", limit=9)
+    kind = qm.FieldCondition(key="kind", match=qm.MatchValue(value=1))
+    requests = [
+        qm.QueryRequest(query=NEAREST, using="dense", limit=25, with_payload=False),
+        qm.QueryRequest(query=TERMS, using="bm25", limit=5),
+        qm.QueryRequest(prefetch=[leg], query=NEAREST, using="dense", limit=9),
+        qm.QueryRequest(query=NEAREST, using="dense", filter=qm.Filter(must=[kind]), limit=50),
+        qm.QueryRequest(query=qm.SparseVector(indices=[99], values=[1.0]), using="bm25"),
+    ]
+    found = engine.query_scores(name, requests)
+    assert found == [scored(answer) for answer in engine.query_batch_points(name, requests)]
+    assert [len(one.ids) for one in found] == [25, 5, 9, 20, 0]
+    assert {len(point_id) for point_id in found[0].ids} > {36}  # UUIDs, and numbers as text
+    assert found[0].scores == sorted(found[0].scores, reverse=True)
+    assert engine.query_scores(name, []) == []
+
+
+def test_what_an_engine_refuses_is_told_in_one_line(engine: Engine, name: str) -> None:
+    with pytest.raises(CollectionNotFound, match=name):
+        engine.query_scores(name, [qm.QueryRequest(limit=1)])
+    filled(engine, name)
+    for wrong in (
+        qm.QueryRequest(query=[1.0, 2.0], using="dense"),
+        qm.QueryRequest(query=NEAREST, using="none"),
+    ):
+        with pytest.raises(EngineError) as failure:
+            engine.query_scores(name, [wrong])
+        assert "\n" not in str(failure.value)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "[]",
+        "{}",
+        '{"result": null}',
+        '{"result": []}',
+        '{"result": [{"points": [{"id": 1}]}]}',
+        "<",
+    ],
+)
+def test_an_answer_that_is_not_qdrants_is_no_answer(body: str) -> None:
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, text=body))
+    client = QdrantClient(url="http://other", check_compatibility=False, transport=transport)
+    with pytest.raises(EngineUnavailable, match="no Qdrant answers at"), engine_errors("other"):
+        rest_scores(client, "c", [qm.QueryRequest(limit=1)])
+    client.close()
