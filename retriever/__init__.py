@@ -13,15 +13,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from retriever.records import Hit, SearchResult
     from retriever.search import Retriever
-    from retriever.settings import SearchSettings
+    from retriever.settings import AnnSettings, SearchSettings
+    from retriever.settings_file import read_settings
 
-__all__ = ["Hit", "Retriever", "SearchResult", "SearchSettings"]
+__all__ = ["AnnSettings", "Hit", "Retriever", "SearchResult", "SearchSettings", "read_settings"]
 
 _HOME = {
+    "AnnSettings": "retriever.settings",
     "Hit": "retriever.records",
     "Retriever": "retriever.search",
     "SearchResult": "retriever.records",
     "SearchSettings": "retriever.settings",
+    "read_settings": "retriever.settings_file",
 }
 
 

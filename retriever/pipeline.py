@@ -24,7 +24,7 @@ from retriever.queries import QueryEncoder
 from retriever.records import Hit, SearchResult
 from retriever.rerank import RERANK
 from retriever.schema import DENSE
-from retriever.settings import SearchSettings
+from retriever.settings import AnnSettings, SearchSettings
 from retriever.stages import (
     Candidates,
     Ranking,
@@ -112,10 +112,17 @@ class Pipeline:
             for query, winners, ranking in zip(queries, ranked, rankings, strict=True)
         ]
 
-    def similar(self, vector: list[float], *, k: int, query_filter: qm.Filter) -> list[Hit]:
+    def similar(
+        self, vector: list[float], *, k: int, query_filter: qm.Filter, ann: AnnSettings
+    ) -> list[Hit]:
         """Return the nearest passages by the full vectors alone."""
         found = self._engine.query_points(
-            self._collection, vector, using=DENSE, query_filter=query_filter, limit=k
+            self._collection,
+            vector,
+            using=DENSE,
+            query_filter=query_filter,
+            search_params=ann.params,
+            limit=k,
         )
         plans = {DENSE: qm.QueryRequest(limit=k)}
         ranking = fuse(SearchSettings(legs={DENSE: k}), gather(plans, [scored(found)]))

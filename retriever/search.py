@@ -202,7 +202,8 @@ class Retriever:
             raise QueryError(f"no passage {passage_id[:100]!r} in {self.collection}")
         others = qm.Filter(must_not=[qm.HasIdCondition(has_id=[own])])
         nearest: Any = vectors[DENSE]
-        return self._pipeline.similar(nearest, k=k, query_filter=both(others, wanted) or others)
+        within = both(others, wanted) or others
+        return self._pipeline.similar(nearest, k=k, query_filter=within, ann=self.settings.ann)
 
     def with_settings(self, settings: SearchSettings) -> "Retriever":
         """Return a retriever that shares this one's engine and answers by other settings."""

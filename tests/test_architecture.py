@@ -61,7 +61,9 @@ def test_importing_retriever_is_light() -> None:
 def test_exported_names() -> None:
     import retriever
 
-    assert retriever.__all__ == ["Hit", "Retriever", "SearchResult", "SearchSettings"]
+    assert retriever.__all__ == [
+        *("AnnSettings", "Hit", "Retriever", "SearchResult", "SearchSettings", "read_settings")
+    ]
     for name in retriever.__all__:
         assert getattr(retriever, name).__name__ == name
     with pytest.raises(AttributeError, match="no attribute 'Nope'"):

@@ -233,3 +233,12 @@ def test_more_clusters_or_vectors_than_there_are(loaded: Loaded) -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             loaded.retriever.with_settings(SearchSettings(ann=ann))
+
+
+def test_neighbours_of_a_passage_are_rescored_too(loaded: Loaded) -> None:
+    retriever = loaded.retriever.with_settings(SearchSettings(ann=AnnSettings(ef=200)))
+    hits = retriever.similar("p5", k=K)
+    assert {hit.passage_id: hit.score for hit in hits} == pytest.approx(
+        {hit.passage_id: float(PASSAGES[int(hit.passage_id[1:])] @ PASSAGES[5]) for hit in hits},
+        abs=2e-6,
+    )
