@@ -6,7 +6,7 @@ lines, `c0` to `c7` colours of series, `zero` the line of no difference.
 
 import html
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 WIDTH = 360
@@ -15,7 +15,7 @@ RIGHT, TOP = 14, 8
 PLOT_HEIGHT = 200
 AXIS = 40
 TICKS = 5
-LABEL_GAP = 12
+LABEL_GAP, LABEL_STEPS = 12, 16
 CHAR = 6.2  # width of a character at the size of labels
 COLOURS = 8
 DASHES = ("", "6 3", "2 3")
@@ -109,9 +109,7 @@ def scatter_plot(points: Sequence[Point], *, x_label: str, y_label: str) -> str:
     """Return labelled points over a logarithmic x axis."""
     x_scale, y_scale = _point_scales(points)
     parts = _point_axes(points, x_label=x_label, y_label=y_label)
-    for is_right in (False, True):
-        side = [p for p in points if (x_scale.at(p.x) > WIDTH * 0.6) == is_right]
-        parts += _labelled(side, x_scale.at, y_scale.at, is_right=is_right)
+    parts += _labelled([p._replace(x=x_scale.at(p.x), y=y_scale.at(p.y)) for p in points], points)
     return _svg(parts, height=y_scale.start + AXIS, said=f"{y_label} against {x_label}")
 
 
@@ -159,10 +157,11 @@ def _point_scales(points: Sequence[Point]) -> tuple[Scale, Scale]:
 
 def _point_axes(points: Sequence[Point], *, x_label: str, y_label: str) -> list[str]:
     x_scale, y_scale = _point_scales(points)
-    x_ticks = log_ticks(x_scale.low, x_scale.high)
+    xs, ys = [p.x for p in points], [p.y for p in points]
+    x_ticks, y_ticks = log_ticks(min(xs), max(xs)), nice_ticks(min(ys), max(ys))
     return [
         _x_axis(x_scale, x_ticks, bottom=y_scale.start, label=x_label, top=y_scale.end),
-        _y_axis(y_scale, nice_ticks(y_scale.low, y_scale.high), label=y_label),
+        _y_axis(y_scale, y_ticks, label=y_label),
     ]
 
 
@@ -186,25 +185,47 @@ def log_ticks(low: float, high: float) -> list[float]:
     return numbers[first : last + 1]
 
 
-def _labelled(
-    points: Sequence[Point],
-    x_at: Callable[[float], float],
-    y_at: Callable[[float], float],
-    *,
-    is_right: bool,
-) -> list[str]:
-    """Dots with names beside them; names of near points are moved apart, with a line to the dot."""
+class _Box(NamedTuple):
+    """What a label or a dot covers."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    def meets(self, other: "_Box") -> bool:
+        apart = self.right < other.left or other.right < self.left
+        return not (apart or self.bottom < other.top or other.bottom < self.top)
+
+
+def _labelled(places: Sequence[Point], points: Sequence[Point]) -> list[str]:
+    """Dots at `places` with names beside them, on no other name or dot where there is room."""
+    taken = [_Box(p.x - 4, p.y - 4, p.x + 4, p.y + 4) for p in places]
     parts: list[str] = []
-    lowest = -math.inf
-    for point in sorted(points, key=lambda p: -p.y):
-        x, y = x_at(point.x), y_at(point.y)
-        lowest = max(y, lowest + LABEL_GAP)
-        aside = -14 if is_right else 14
-        parts.append(_line(x, y, x + aside * 0.8, lowest, "leader"))
-        anchor = "end" if is_right else "start"
-        parts.append(_text(x + aside, lowest + 4, point.label, anchor=anchor))
-        parts.append(_dot(x, y, "c0", f"{point.label}: {point.y:.3f} at {point.x:.3g}"))
+    for place, point in zip(places, points, strict=True):
+        box = _free_box(place, taken)
+        taken.append(box)
+        middle = (box.top + box.bottom) / 2
+        near = box.left if box.left > place.x else box.right
+        parts.append(_line(place.x, place.y, near, middle, "leader"))
+        parts.append(_text(box.left + 2, middle + 4, point.label, anchor="start"))
+        parts.append(_dot(place.x, place.y, "c0", f"{point.label}: {point.y:.3f} at {point.x:.3g}"))
     return parts
+
+
+def _free_box(place: Point, taken: Sequence[_Box]) -> _Box:
+    """Return where a label fits: beside its dot, else higher or lower, as near as can be."""
+    width = CHAR * len(place.label) + 4
+    boxes = []
+    for step in range(LABEL_STEPS):
+        for sign in (1, -1):
+            middle = place.y + sign * step * LABEL_GAP / 2
+            for left in (place.x + 9, place.x - 9 - width):
+                box = _Box(left, middle - 6, left + width, middle + 6)
+                if left >= 0 and box.right <= WIDTH and box.top >= TOP:
+                    boxes.append(box)
+    free = (box for box in boxes if not any(box.meets(other) for other in taken))
+    return next(free, boxes[0] if boxes else _Box(0, place.y - 6, width, place.y + 6))
 
 
 def _x_axis(

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from models.data import Passage
 from retriever.cli import app
-from retriever.plots import log_ticks, nice_ticks
+from retriever.plots import Point, log_ticks, nice_ticks, scatter_plot
 
 ATTACK = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
 HOSTILE = (
@@ -136,3 +136,18 @@ def test_ticks_are_round_and_enclose(low: float, high: float, expected: list[flo
 def test_logarithmic_ticks_enclose() -> None:
     assert log_ticks(0.9, 14.9) == [0.5, 1, 2, 5, 10, 20]
     assert log_ticks(3, 3) == [2, 5]
+
+
+def test_names_and_ticks_of_a_scatter_plot_keep_apart_and_inside() -> None:
+    """Four systems at nearly one place, and a range whose ticks are not nice ends themselves."""
+    near = [Point(name, 9.0 + i / 50, 0.843 - i / 1000) for i, name in enumerate("abcd")]
+    svg = scatter_plot([Point("far", 1.3, 0.353), *near], x_label="ms", y_label="quality")
+    height = float(re.findall(r'viewBox="0 0 360 ([\d.]+)"', svg)[0])
+    texts = re.findall(r'<text x="([-\d.]+)" y="([-\d.]+)"[^>]*>([^<]*)', svg)
+    assert {"0.3", "0.6", "0.9"} <= {text for _, _, text in texts}
+    assert all(0 <= float(y) <= height and 0 <= float(x) <= 360 for x, y, _ in texts)
+    places = [(float(x), float(y)) for x, y, text in texts if text in "abcd" and text]
+    assert len(places) == 4
+    for i, (x, y) in enumerate(places):
+        for other_x, other_y in places[:i]:
+            assert abs(x - other_x) > 8 or abs(y - other_y) > 11
