@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from qdrant_client import models as qm
 
-from models.config import flatten, from_mapping
+from models.config import from_mapping
 from retriever.errors import ConfigError
 
 IndexKind = Literal["keyword", "integer", "float", "bool", "datetime", "text", "none"]
@@ -209,11 +209,10 @@ FIXED = ("distance", "shards", "replicas", "clusters")
 
 def fixed_differences(found: CollectionOptions, wanted: CollectionOptions) -> dict[str, str]:
     """Return option -> "found, wanted" for those that cannot change in place."""
-    have, want = flatten(found.to_dict()), flatten(wanted.to_dict())
     return {
-        name: f"{have[name]}, the options say {want[name]}"
+        name: f"{getattr(found, name)}, the options say {getattr(wanted, name)}"
         for name in FIXED
-        if have[name] != want[name]
+        if getattr(found, name) != getattr(wanted, name)
     }
 
 
