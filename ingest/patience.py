@@ -13,6 +13,7 @@ from retriever.errors import CertificateRefused, EngineBusy, EngineUnavailable, 
 
 RETRY_FOR_S = 120.0
 LONGEST_PAUSE_S = 5.0
+AGAIN = "run the same command again to go on"
 T = TypeVar("T")
 
 
@@ -55,7 +56,8 @@ def _insist(call: Callable[[], T], retry_for_s: float) -> T:
         except (EngineUnavailable, EngineBusy) as error:
             waited_s = time.monotonic() - start
             if waited_s >= retry_for_s:
-                raise type(error)(f"{error}; gave up after {waited_s:.0f} s") from None
+                gave_up = f"{error}; gave up after {waited_s:.0f} s: {AGAIN}"
+                raise type(error)(gave_up) from None
             if not attempt:
                 typer.echo(f"{error}; trying again for {retry_for_s:.0f} s", err=True)
             time.sleep(min(_pause_s(attempt), retry_for_s - waited_s))

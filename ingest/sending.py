@@ -7,6 +7,7 @@ from collections import deque
 from types import TracebackType
 from typing import Protocol, Self
 
+from ingest.patience import AGAIN
 from retriever.errors import TwoTowerError
 
 # Batches that wait: enough that neither side idles, few enough that memory stays bounded.
@@ -73,9 +74,10 @@ class Sender:
 
     def _require_no_failure(self) -> None:
         if isinstance(self._failure, TwoTowerError):
+            told = str(self._failure)
+            again = "" if AGAIN in told else f": {AGAIN}"
             raise type(self._failure)(
-                f"{self._failure}; {self.sent:,} passages were written: "
-                "run the same command again to go on"
+                f"{told}; {self.sent:,} passages were written{again}"
             ) from None
         if self._failure is not None:
             raise self._failure

@@ -107,6 +107,7 @@ class EdgeClient(EdgeCollections):
         self, collection_name: str, operation: edge.UpdateOperation, *, wait: bool
     ) -> qm.UpdateResult:
         shard = self._shard(collection_name)
+        self._folder.require_space()
         shard.update(operation)
         if wait:
             shard.flush()

@@ -98,6 +98,7 @@ class EdgeCollections:
         """Create an empty collection with named vectors; `options` as `edge_config` has them."""
         description = edge_config.describe(vectors_config, sparse_vectors_config or {}, options)
         config = edge_config.to_config(description)
+        self._folder.require_space()
         draft = self._folder.draft(collection_name)
         write_json(draft / "collection.json", description | {"metadata": metadata or {}})
         edge.EdgeShard.create(str(draft / "shard"), config).close()
@@ -171,6 +172,7 @@ class EdgeCollections:
 
     def restore_snapshot(self, collection_name: str, files: Iterable[SnapshotFile]) -> None:
         """Make a collection of what `take_snapshot` gave."""
+        self._folder.require_space()
         draft = self._folder.draft(collection_name)
         try:
             write_folder(draft, files)

@@ -18,6 +18,7 @@ from typing import Any
 
 from retriever.errors import CollectionNotFound, EngineError, EngineLocked, EngineUnavailable
 
+LEAST_FREE = 64_000_000
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,199}")
 
 
@@ -85,6 +86,19 @@ class EdgeFolder:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+    def require_space(self) -> None:
+        """Refuse to write to a disk that is nearly full: in a mapped file that ends the process.
+
+        Raises:
+            EngineError: there is less than `LEAST_FREE` left.
+        """
+        free = shutil.disk_usage(self.path).free
+        if free < LEAST_FREE:
+            raise EngineError(
+                f"the disk of {self.path} has {free / 1e6:,.0f} MB left, expected "
+                f"{LEAST_FREE / 1e6:,.0f} or more; free some space and run the same command again"
+            )
 
     def names(self) -> list[str]:
         """Return the names of the collections, sorted."""
