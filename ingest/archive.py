@@ -90,7 +90,6 @@ def write_archive(target: Path, manifest: Manifest, files: Iterable[SnapshotFile
     """
     draft = target.with_name(f".{target.name}.part")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         with draft.open("wb") as out:
             with zipfile.ZipFile(out, "w", allowZip64=True) as archive:
                 stored = tuple(_store(archive, file) for file in files)

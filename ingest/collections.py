@@ -145,16 +145,17 @@ def rollback(engine: Engine, name: str) -> str:
     current = next((version for version in found.values() if version.in_use), None)
     if current is None:
         raise CollectionNotFound(f"{name!r} stands for no version of ours; see: ingest list")
-    others = ", ".join(sorted(found.keys() - {current.collection})) or "none"
+    others = sorted(found.keys() - {current.collection})
+    choice = (
+        f"for another version run: ingest promote {name} --to {others[0]}"
+        if others
+        else ("there is no other version; to make one run: ingest load")
+    )
     if current.previous is None:
-        raise EngineError(
-            f"{name!r} pointed to nothing before {current.collection} (other versions: {others}); "
-            f"to choose one, run: ingest promote {name} --to VERSION"
-        )
+        raise EngineError(f"{name!r} pointed to nothing before {current.collection}; {choice}")
     if current.previous not in found:
         raise CollectionNotFound(
-            f"{name!r} pointed to {current.previous} before, which has been dropped (other "
-            f"versions: {others}); to choose one, run: ingest promote {name} --to VERSION"
+            f"{name!r} pointed to {current.previous} before, which has been dropped; {choice}"
         )
     return promote(engine, name, current.previous)
 

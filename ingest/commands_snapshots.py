@@ -1,6 +1,5 @@
 """Commands of `ingest` that save collections and bring them elsewhere: snapshot, restore, copy."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +11,8 @@ from retriever.flags import Path_, Url
 if TYPE_CHECKING:
     from retriever.engine import EngineAddress
 
+FROM_KEY = "QDRANT_FROM_API_KEY"
+TO_KEY = "QDRANT_TO_API_KEY"
 Promote = Annotated[
     bool, typer.Option("--promote", help="Point the name to it once it is verified.")
 ]
@@ -85,9 +86,10 @@ def copy(
 
     Ids, vectors, payload, indexes and metadata stay the same. Run it again to go on after a stop:
     only what is missing or different is sent. QDRANT_API_KEY is the key of the one server; of
-    two, QDRANT_FROM_API_KEY and QDRANT_TO_API_KEY.
+    two, QDRANT_FROM_API_KEY and QDRANT_TO_API_KEY (each with _FILE for a file that holds it).
     """
     from ingest import collections, copying
+    from retriever.credentials import api_key
     from retriever.engine import EngineAddress
     from retriever.schema import base_name
     from retriever.settings_file import read_file
@@ -100,8 +102,8 @@ def copy(
     )
     stored_as = read_file(options).collection if options else None
     with (
-        opened_engine(from_url, from_path, api_key=_key("FROM")) as source,
-        opened_engine(to_url, to_path, api_key=_key("TO"), create=True) as target,
+        opened_engine(from_url, from_path, api_key=api_key(FROM_KEY)) as source,
+        opened_engine(to_url, to_path, api_key=api_key(TO_KEY), create=True) as target,
     ):
         report = copying.copy(source, target, name, options=stored_as)
         typer.echo(report)
@@ -110,19 +112,15 @@ def copy(
             typer.echo(f"{alias} -> {collections.promote(target, alias, report.collection)}")
 
 
-def _key(side: str) -> str | None:
-    return os.environ.get(f"QDRANT_{side}_API_KEY")
-
-
 def _require_two(source: "EngineAddress", target: "EngineAddress") -> None:
     """Refuse one place as both, and one key for two servers: it would be shown to the wrong one."""
+    from retriever.credentials import api_key
     from retriever.errors import ConfigError
 
     if str(source) == str(target):
         raise ConfigError(f"found {source} as both source and target; expected two engines")
-    both = source.url and target.url
-    if both and os.environ.get("QDRANT_API_KEY") and not (_key("FROM") and _key("TO")):
+    if source.url and target.url and api_key() and not (api_key(FROM_KEY) and api_key(TO_KEY)):
         raise ConfigError(
-            "found QDRANT_API_KEY and two servers; set QDRANT_FROM_API_KEY and QDRANT_TO_API_KEY, "
-            "so that neither server is sent the other's key"
+            f"found QDRANT_API_KEY and two servers; set {FROM_KEY} and {TO_KEY}, or these names "
+            "with _FILE, so that neither server is sent the other's key"
         )

@@ -48,6 +48,7 @@ def snapshot(engine: Engine, name: str, out: Path) -> SnapshotReport:
         EngineError: it is spread over a cluster.
         DataError: the file cannot be written.
     """
+    _make_folder(out)  # what is wrong with it must not come after the work
     collection = engine.resolve(name)
     points = verify_counts(engine, collection).points
     now = datetime.now(UTC)
@@ -63,6 +64,15 @@ def snapshot(engine: Engine, name: str, out: Path) -> SnapshotReport:
     with engine.take_snapshot(collection) as files:
         write_archive(target, manifest, files)
     return SnapshotReport(collection, points, target)
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"cannot make the folder {out} ({error.strerror or error}); give another --out"
+        ) from None
 
 
 def restore(engine: Engine, file: Path, *, name: str | None = None) -> SnapshotReport:

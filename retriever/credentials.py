@@ -13,23 +13,26 @@ from pathlib import Path
 from retriever.errors import ConfigError
 
 
-def api_key() -> str | None:
+def api_key(variable: str = "QDRANT_API_KEY") -> str | None:
     """Return the key that the environment names, if it names one.
+
+    Args:
+        variable: that holds it; with `_FILE` after its name, that names a file which does.
 
     Raises:
         ConfigError: the file cannot be read, or what it holds is no key.
     """
-    if key := os.environ.get("QDRANT_API_KEY"):
-        return check_key(key, "QDRANT_API_KEY")
-    path = os.environ.get("QDRANT_API_KEY_FILE")
+    if key := os.environ.get(variable):
+        return check_key(key, variable)
+    path = os.environ.get(f"{variable}_FILE")
     if not path:
         return None
     try:
         key = Path(path).read_text(encoding="utf-8").strip()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"
-        raise ConfigError(f"QDRANT_API_KEY_FILE {path} cannot be read ({reason})") from None
-    return check_key(key, f"QDRANT_API_KEY_FILE {path}")
+        raise ConfigError(f"{variable}_FILE {path} cannot be read ({reason})") from None
+    return check_key(key, f"{variable}_FILE {path}")
 
 
 def check_key(key: str, origin: str) -> str:

@@ -174,7 +174,7 @@ def test_a_copy_may_be_stored_otherwise(
 
 @pytest.fixture
 def locked(tmp_path: Path) -> Iterator[Server]:
-    with running_server(tmp_path / "locked", api_key="its own key") as started:
+    with running_server(tmp_path / "locked", api_key="its-own-key") as started:
         yield started
 
 
@@ -188,7 +188,7 @@ def test_the_command(
     both = ["copy", name, "--from-url", server.url, "--to-url", locked.url]
     assert "refused the API key" in bad(*both)
     assert locked.api_key
-    monkeypatch.setenv("QDRANT_API_KEY", "of the first")
+    monkeypatch.setenv("QDRANT_API_KEY", "of-the-first")
     assert "so that neither server is sent the other's key" in bad(*both)
     monkeypatch.delenv("QDRANT_API_KEY")
     monkeypatch.setenv("QDRANT_TO_API_KEY", locked.api_key)
