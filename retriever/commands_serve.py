@@ -46,7 +46,7 @@ def serve(
         typer.Option(help="Qdrant's dashboard as browsers reach it; URL/dashboard by default."),
     ] = None,
     threads: Annotated[
-        int, typer.Option(help="Searches that run at the same time.", min=1)
+        int, typer.Option(help="Batches of searches that run at the same time.", min=1)
     ] = DEFAULTS.threads,
     waiting: Annotated[
         int, typer.Option(help="Searches that may wait; one more is answered 429.", min=0)

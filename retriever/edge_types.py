@@ -154,7 +154,11 @@ def _conditions(conditions: Any) -> list[Any] | None:
 def _convert(table: Mapping[type, Callable[[Any], Any]], value: Any) -> Any:
     if type(value) not in table:
         raise unsupported(value)
-    return table[type(value)](value)
+    try:
+        return table[type(value)](value)
+    except (TypeError, ValueError, OverflowError):  # e.g. an id that is neither number nor UUID
+        name = type(value).__name__
+        raise EngineError(f"the embedded engine cannot read the value of a {name}") from None
 
 
 def _field(condition: qm.FieldCondition) -> edge.FieldCondition:

@@ -16,7 +16,7 @@ class Limits:
     """What keeps the service standing under load and under bad requests.
 
     Attributes:
-        threads: searches that run at the same time.
+        threads: batches of searches that run at the same time; more than cores make it slower.
         waiting: searches that may wait for a thread; one more is answered 429.
         timeout_s: a search that takes longer is answered 504.
         body_bytes: a longer request body is answered 413.
@@ -24,7 +24,7 @@ class Limits:
         candidates: most candidates per leg that a request may ask for.
     """
 
-    threads: int = 4
+    threads: int = min(4, os.cpu_count() or 1)
     waiting: int = 32
     timeout_s: float = 10.0
     body_bytes: int = 64 * 1024

@@ -102,18 +102,43 @@ def encode_rows(bundle: ModelBundle, queries: Sequence[str]) -> list[Row]:
 
 def search_rows(retriever: Retriever, queries: Sequence[str], where: str) -> list[Row]:
     """Every row asks what was not asked before, for a retriever remembers encoded queries."""
-    hybrid = fresh(retriever, replace(retriever.settings, rerank=False))
+    hybrid = fresh(retriever, replace(retriever.settings, rerank=False, cross=False))
+    reranked = fresh(retriever, uncrossed(retriever))
     rows = [
         {"job": f"search hybrid, {where}"} | percentiles(hybrid.search, queries),
-        {"job": f"search hybrid + rerank, {where}"} | percentiles(fresh(retriever).search, queries),
+        {"job": f"search hybrid + rerank, {where}"} | percentiles(reranked.search, queries),
     ]
+    if retriever.bundle.has_cross_scorer:
+        job = f"search, cross-scorer of 50, {where}"
+        rows.append({"job": job} | percentiles(fresh(retriever).search, queries))
     hundred = queries[:100]
-    rates = [rates_of_100(retriever, hundred) for _ in range(5)]
+    rates = [rates_of_100(reranked, hundred) for _ in range(5)]
     one, many = (float(np.median(column)) for column in zip(*rates, strict=True))
     rows.append({"job": f"100 searches, {where}", "per_second": round(one)})
     times = round(float(np.median([m / o for o, m in rates])), 2)
     rows.append({"job": f"search_many of 100, {where}", "per_second": round(many), "times": times})
     return rows
+
+
+def uncrossed(retriever: Retriever) -> SearchSettings:
+    """Hybrid + query-tower rerank, whatever else the bundle brings."""
+    return replace(retriever.settings, cross=False)
+
+
+def cross_rows(bundle: ModelBundle, queries: Sequence[str]) -> list[Row]:
+    """The cross-scorer by itself, on passages as they come."""
+    if not bundle.has_cross_scorer:
+        return []
+    passages = [
+        p.content for p, _ in zip(Dataset.open(WORK / "data").passages(), range(100), strict=False)
+    ]
+    scores = np.linspace(0.0, 1.0, len(passages), dtype=np.float32)
+
+    def score(query: str) -> object:
+        return bundle.cross_scores(query, passages, bm25=scores, cosine=scores)
+
+    job = f"cross-scorer, {len(passages)} candidates"
+    return [{"job": job} | percentiles(score, queries)]
 
 
 def fresh(retriever: Retriever, settings: SearchSettings | None = None) -> Retriever:
@@ -149,7 +174,7 @@ def raw_rows(server: Server, retriever: Retriever, queries: Sequence[str]) -> li
         fusion = qm.FusionQuery(fusion=qm.Fusion.RRF)
         return client.query_points(retriever.collection, query=fusion, prefetch=legs, limit=10)
 
-    ours = fresh(retriever)
+    ours = fresh(retriever, uncrossed(retriever))
     times_ms = np.array([[time_ms(raw, q), time_ms(ours.search, q)] for q in queries])[10:]
     client.close()
     p50, p95 = np.percentile(times_ms, [50, 95], axis=0).round(2).tolist()
@@ -192,7 +217,7 @@ def measure(source: str) -> list[Row]:
     rows = prepare_and_train(source)
     bundle, dataset = ModelBundle.load(WORK / "bundle"), Dataset.open(WORK / "data")
     queries = [query.text for query in dataset.queries("dev")][:QUERIES]
-    rows += [import_row(), *encode_rows(bundle, queries)]
+    rows += [import_row(), *encode_rows(bundle, queries), *cross_rows(bundle, queries)]
     load = ["load", WORK / "data", "--bundle", WORK / "bundle", "--collection", "bench"]
     with tempfile.TemporaryDirectory() as folder, running_server(Path(folder, "server")) as server:
         for where, address in {
