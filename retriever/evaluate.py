@@ -15,7 +15,7 @@ from models.provenance import commit
 from retriever.errors import ConfigError, DataError
 from retriever.measures import DEPTH, Rankings, Values, answerable, per_query
 from retriever.search import Retriever
-from retriever.significance import Comparison, bootstrap_interval, compare
+from retriever.significance import Comparison, bootstrap_intervals, compare
 from retriever.systems import Started, System
 
 DEFAULT_BASELINE = "bm25"
@@ -177,11 +177,12 @@ def measure_system(
     p50_ms, p95_ms = _percentiles(started, queries, k=min(TIMED_K, size))
     rankings = rank_all(started, queries, k=min(DEPTH, size), label=system.name)
     values = per_query(rankings, qrels, relevant_from=relevant_from)
+    intervals = bootstrap_intervals(np.stack(list(values.values()), axis=1))
     row = SystemResult(
         system=system.name,
         queries=len(queries),
         metrics={measure: float(v.mean()) for measure, v in values.items()},
-        intervals={measure: bootstrap_interval(v) for measure, v in values.items()},
+        intervals=dict(zip(values, intervals, strict=True)),
         p50_ms=p50_ms,
         p95_ms=p95_ms,
         index_mb=started.index_mb,

@@ -13,11 +13,9 @@ UNKNOWN = "-"
 def to_markdown(report: Report) -> str:
     """Return a heading, a row per system with half-widths of the intervals, and comparisons."""
     blocks = [caption(report), markdown_table(result_rows(report))]
-    notes = [HOW + "."] if any(s.index_mb is not None for s in report.systems) else []
-    notes += [f"{s.system}: {s.source}." for s in report.systems if s.source]
     if report.baseline:
         blocks += [legend(report), markdown_table(comparison_rows(report))]
-    return "\n\n".join([*blocks, *notes])
+    return "\n\n".join([*blocks, *notes(report)])
 
 
 def caption(report: Report) -> str:
@@ -33,6 +31,13 @@ def caption(report: Report) -> str:
             f"grade {report.relevant_from}, nDCG all grades; what nobody judged counts as 0."
         )
     return text
+
+
+def notes(report: Report) -> list[str]:
+    """Return how sizes were found, and where systems from outside come from."""
+    sized = any(result.index_mb is not None for result in report.systems)
+    sources = [f"{s.system}: {s.source}." for s in report.systems if s.source]
+    return [f"{HOW}.", *sources] if sized else sources
 
 
 def legend(report: Report) -> str:

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 
 from retriever.contrast import MEASURE, Column, Contrast, Contrasts, Found
 from retriever.evaluate import Report
-from retriever.index_size import HOW
 from retriever.plots import (
     Interval,
     Point,
@@ -14,7 +13,7 @@ from retriever.plots import (
     line_plot,
     scatter_plot,
 )
-from retriever.report import caption, comparison_rows, legend, result_rows
+from retriever.report import caption, comparison_rows, legend, notes, result_rows
 from retriever.terminal import printable
 
 DEPTHS = {"recall@1": 1, "recall@3": 3, "recall@10": 10, "recall@100": 100}
@@ -66,10 +65,9 @@ PAGE = """<!doctype html>
 def to_html(report: Report, contrasts: Contrasts) -> str:
     """Return the whole page."""
     parts = [f"<p>{escaped(caption(report))}</p>", "<h2>Systems</h2>", table(result_rows(report))]
-    notes = [f"{HOW}."] + [f"{s.system}: {s.source}." for s in report.systems if s.source]
     if report.baseline:
         parts += [f"<p>{escaped(legend(report))}</p>", table(comparison_rows(report))]
-    parts += [f"<p>{escaped(note)}</p>" for note in notes]
+    parts += [f"<p>{escaped(note)}</p>" for note in notes(report)]
     parts += ["<h2>Plots</h2>", f'<div class="plots">{"".join(figures(report))}</div>']
     parts += _all_contrasts(report, contrasts)
     title = f"{report.collection}, {report.split}: {len(report.systems)} systems"

@@ -11,7 +11,7 @@ from retriever.measures import Values
 RESAMPLES = 2000
 PERMUTATIONS = 10_000
 ALPHA = 0.05
-BLOCK = 1000
+BLOCK = 100
 ROUNDING = 1e-12  # equal sums of the same numbers in another order differ by less
 
 Floats = npt.NDArray[np.float64]
@@ -40,32 +40,54 @@ class Comparison:
 
 
 def bootstrap_interval(values: Floats, *, seed: int = 0) -> tuple[float, float]:
-    """Return the 95% percentile-bootstrap interval of the mean over queries.
+    """Return the 95% percentile-bootstrap interval of the mean over queries; see the next."""
+    return bootstrap_intervals(values[:, None], seed=seed)[0]
+
+
+def bootstrap_intervals(columns: Floats, *, seed: int = 0) -> list[tuple[float, float]]:
+    """Return the 95% percentile-bootstrap interval of the mean of each column.
 
     Sakai, "Evaluating evaluation metrics based on the bootstrap", SIGIR 2006.
+
+    Args:
+        columns: (queries, m); all columns are resampled alike.
+        seed: of the resampling.
     """
     rng = np.random.default_rng(seed)
-    means = [rng.choice(values, len(values)).mean() for _ in range(RESAMPLES)]
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
+    size = len(columns)
+    means = []
+    for _ in range(0, RESAMPLES, BLOCK):
+        drawn = [np.bincount(rng.integers(0, size, size), minlength=size) for _ in range(BLOCK)]
+        means.append(np.array(drawn) @ columns / size)
+    lows, highs = np.percentile(np.concatenate(means), [2.5, 97.5], axis=0).tolist()
+    return list(zip(lows, highs, strict=True))
 
 
 def randomisation_p(differences: Floats, *, seed: int = 0) -> float:
-    """Return the two-sided p of the paired randomisation test on differences per query.
+    """Return the two-sided p of the paired randomisation test on differences per query."""
+    return randomisation_ps(differences[:, None], seed=seed)[0]
+
+
+def randomisation_ps(columns: Floats, *, seed: int = 0) -> list[float]:
+    """Return the two-sided p of the paired randomisation test for each column.
 
     Were both systems alike, each difference could as well have the other sign; p is the share of
     random signs whose sum is at least as far from 0, the observed signs counted among them.
     Smucker, Allan and Carterette, "A comparison of statistical significance tests for information
     retrieval evaluation", CIKM 2007.
+
+    Args:
+        columns: (queries, m) differences between two systems each.
+        seed: of the signs, the same for all columns.
     """
-    unequal = differences[differences != 0.0]  # a 0 stays 0 whatever its sign
-    observed = abs(unequal.sum()) - ROUNDING
+    observed = np.abs(columns.sum(axis=0)) - ROUNDING
     rng = np.random.default_rng(seed)
-    extreme = 1
-    for _ in range(PERMUTATIONS // BLOCK):
-        signs = 1.0 - 2.0 * rng.integers(0, 2, size=(BLOCK, len(unequal)), dtype=np.int8)
-        extreme += int(np.count_nonzero(np.abs(signs @ unequal) >= observed))
-    return extreme / (PERMUTATIONS + 1)
+    extreme = np.ones(columns.shape[1])
+    for _ in range(0, PERMUTATIONS, BLOCK):
+        signs = 1.0 - 2.0 * rng.integers(0, 2, size=(BLOCK, len(columns)), dtype=np.int8)
+        extreme += (np.abs(signs @ columns) >= observed).sum(axis=0)
+    ps: list[float] = (extreme / (PERMUTATIONS + 1)).tolist()
+    return ps
 
 
 def holm(ps: Sequence[float]) -> list[float]:
@@ -91,10 +113,12 @@ def compare(systems: Mapping[str, Values], *, baseline: str) -> dict[str, dict[s
     """
     others = [name for name in systems if name != baseline]
     found: dict[str, dict[str, Comparison]] = {name: {} for name in others}
-    for measure, base in systems[baseline].items():
-        differences = [systems[name][measure] - base for name in others]
-        ps = [randomisation_p(each) for each in differences]
-        for name, each, p, p_holm in zip(others, differences, ps, holm(ps), strict=True):
-            interval = bootstrap_interval(each)
-            found[name][measure] = Comparison(float(each.mean()), interval, p, p_holm)
+    for measure, base in systems[baseline].items() if others else ():
+        columns = np.stack([systems[name][measure] - base for name in others], axis=1)
+        ps = randomisation_ps(columns)
+        rows = zip(
+            others, columns.mean(axis=0), bootstrap_intervals(columns), ps, holm(ps), strict=True
+        )
+        for name, mean, interval, p, p_holm in rows:
+            found[name][measure] = Comparison(float(mean), interval, p, p_holm)
     return found

@@ -92,15 +92,15 @@ def start_engine(retriever: Retriever, settings: SearchSettings) -> Started:
     """Return the engine with other settings; it remembers no query of another system."""
     variant = retriever.with_rewriter(None).with_settings(settings)
 
+    def rank(query: Query, k: int) -> list[str]:
+        return [hit.passage_id for hit in variant.search(query.text, k=min(k, variant.size))]
+
     def rank_many(queries: Sequence[Query], k: int) -> list[list[str]]:
-        found = variant.search_many([query.text for query in queries], k=k)
+        texts = [query.text for query in queries]
+        found = variant.search_many(texts, k=min(k, variant.size))
         return [[hit.passage_id for hit in hits] for hits in found]
 
-    return Started(
-        lambda query, k: [hit.passage_id for hit in variant.search(query.text, k=k)],
-        index_mb(retriever, settings),
-        rank_many=rank_many,
-    )
+    return Started(rank, index_mb(retriever, settings), rank_many=rank_many)
 
 
 def system_settings(system: str, default: SearchSettings) -> SearchSettings:
@@ -143,7 +143,7 @@ def choose_systems(
     for word in words:
         name, _, file = word.partition("=")
         owner, _, part = name.partition("/")
-        if file:
+        if name and file:
             found[name] = _settings_system(name, Path(file), retriever)
         elif part and owner in others and part in system_names(others[owner]):
             found[name] = _engine_system(name, part, others[owner])
