@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from browser import running_browser
 from conftest import Server, make_passages
 from crossing import cross_bundle
@@ -17,7 +18,8 @@ from models.bundle import ModelBundle
 from retriever import Retriever, SearchSettings
 from retriever.cli import app
 from retriever.records import Hit, SearchResult
-from retriever.service_backend import modes
+from retriever.service_backend import Backend, modes
+from retriever.service_config import ServiceConfig
 from retriever.terminal import result_bar
 
 QUERY = "storm on the river bank"
@@ -43,6 +45,22 @@ def where(folder: Path, cross_bundle: Path, server: Server) -> Iterator[dict[str
 def service(folder: Path, cross_bundle: Path, where: dict[str, str]) -> Iterator[Service]:
     with running_service(folder, cross_bundle, **where) as running:
         yield running
+
+
+def test_the_service_gives_each_search_one_torch_thread(
+    folder: Path, cross_bundle: Path, where: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in where.items():
+        monkeypatch.setenv(name, value)
+    before = torch.get_num_threads()
+    backend = Backend(ServiceConfig(name=NAME, bundle=cross_bundle))
+    torch.set_num_threads(2)
+    try:
+        backend.open()
+        assert torch.get_num_threads() == 1
+    finally:
+        backend.close()
+        torch.set_num_threads(before)
 
 
 def test_the_service_has_a_mode_for_it_and_it_is_the_default(

@@ -1,6 +1,7 @@
 import http.client
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote, urlsplit
@@ -240,3 +241,20 @@ def test_settings_of_a_request_are_those_of_the_library() -> None:
     assert SettingsBody().settings(default, most_candidates=10) == default
     given = SettingsBody(legs={"bm25": 5}).settings(default, most_candidates=10)
     assert given == replace(default, legs={"bm25": 5})
+
+
+def test_searches_at_the_same_time_get_their_own_answers(
+    service: Service, retriever: Retriever
+) -> None:
+    wishes = [{"k": 3}, {"k": 5}, {"k": 3, "filter": {"kind": ["note"]}}]
+    asked = [{"query": p.content} | wishes[at % 3] for at, p in enumerate(PASSAGES[:48])]
+    asked[20]["query"] = " "  # among those that are answered together with others
+    with ThreadPoolExecutor(16) as clients:
+        answers = list(clients.map(lambda body: service.post("/search", body), asked))
+    assert answers.pop(20).code == "invalid_query"
+    del asked[20]
+    for body, answer in zip(asked, answers, strict=True):
+        arguments = {name: value for name, value in body.items() if name != "query"}
+        expected = retriever.search(str(body["query"]), **arguments)
+        assert answer.json["query"] == body["query"]
+        assert [h["passage_id"] for h in answer.json["hits"]] == [h.passage_id for h in expected]
