@@ -8,6 +8,7 @@ import typer
 from models.console import CommandGroup
 from retriever.commands_evaluate import evaluate
 from retriever.commands_serve import serve
+from retriever.commands_tune import tune
 from retriever.flags import Bundle, Name, Path_, Settings, Url
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def search(
 
 
 app.command()(evaluate)
+app.command()(tune)
 app.command()(serve)
 
 

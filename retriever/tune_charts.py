@@ -1,0 +1,167 @@
+"""The curves of `retriever tune` as data, and as PNG files."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from retriever.goals import OF_EXACT
+from retriever.plots import Point
+from retriever.tune import Tuning
+from retriever.tune_choice import COST, QUALITY, front
+from retriever.tune_measure import Row
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+X_LABELS = {
+    COST: "p95 of one query, ms",
+    "memory": "memory of the vectors that are read, computed, MB",
+    "bits": "bits per passage of the vectors searched",
+    "clusters": "clusters",
+}
+Series = dict[str, list[Point]]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One plot: recall against something, over a logarithmic axis.
+
+    Attributes:
+        name: of its file.
+        caption: what it shows, with counts.
+        x_label: name and unit.
+        y_label: name and unit.
+        series: name -> points.
+        is_line: whether the points of a series belong in a row; else the front is drawn.
+        front: points that no other is better than in both respects, in order of x.
+        marked: the recommended setting, where it is one of the points.
+    """
+
+    name: str
+    caption: str
+    x_label: str
+    y_label: str
+    series: Mapping[str, Sequence[Point]]
+    is_line: bool
+    front: Sequence[Point] = ()
+    marked: Sequence[Point] = ()
+
+
+def charts(tuning: Tuning) -> list[Chart]:
+    """Return the plots that there are measurements for."""
+    alone = [row for row in tuning.rows if not row.setting.is_whole]
+    whole = [row for row in tuning.rows if row.setting.is_whole]
+    exact = QUALITY + OF_EXACT
+    found = [
+        _front_chart(tuning, alone, "exactness", quality=exact, cost=COST),
+        _front_chart(tuning, whole, "quality", quality=QUALITY, cost=COST),
+        _front_chart(tuning, alone, "memory", quality=exact, cost="memory"),
+        _line_chart(tuning, "bits", _by_bits(alone)),
+        _line_chart(tuning, "clusters", _by_clusters(alone)),
+    ]
+    return [chart for chart in found if _has_width(chart)]
+
+
+def save_png(chart: Chart, path: Path) -> None:
+    """Draw a chart into a file."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 5.5), dpi=130, layout="constrained")
+    axes = figure.subplots()
+    for number, (name, points) in enumerate(chart.series.items()):
+        style = "o-" if chart.is_line else "o"
+        colour = COLOURS[number % len(COLOURS)]
+        xs, ys = [p.x for p in points], [p.y for p in points]
+        axes.plot(xs, ys, style, color=colour, markersize=5, label=name)
+    if chart.front:
+        xs, ys = [p.x for p in chart.front], [p.y for p in chart.front]
+        axes.plot(xs, ys, "-", color="0.3", linewidth=1, zorder=1, label="Pareto front")
+    for point in chart.marked:
+        (ring,) = axes.plot([point.x], [point.y], "o", color="0.1", label="recommended")
+        ring.set(markersize=13, fillstyle="none")
+    axes.set_xscale("log")
+    for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        axis(_plain_number(sorted({p.x for each in chart.series.values() for p in each})))
+    axes.set_xlabel(chart.x_label)
+    axes.set_ylabel(chart.y_label)
+    axes.set_title(chart.caption, fontsize=9, wrap=True)
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize=8)
+    figure.savefig(path)
+
+
+def _plain_number(values: Sequence[float]) -> Callable[[float, float], str]:
+    """Number 1, 2 and 5 of each decade; 3 and 7 as well where values span less than one."""
+    digits = "12357" if values[-1] < 10 * values[0] else "125"
+    return lambda value, _: f"{value:g}" if f"{value:e}"[0] in digits else ""
+
+
+def _front_chart(
+    tuning: Tuning, rows: Sequence[Row], name: str, *, quality: str, cost: str
+) -> Chart:
+    series: Series = {}
+    for row in rows:
+        series.setdefault(row.setting.sweep, []).append(_point(row, cost, quality))
+    best = front(rows, quality, cost)
+    chosen = [row for row in rows if row is tuning.recommended]
+    what = "Searches by the tower's leg alone" if quality != QUALITY else "Searches by both legs"
+    against = "exact search" if quality != QUALITY else "the qrels"
+    return Chart(
+        name=name,
+        caption=(
+            f"{what} against {against}: {len(rows)} settings, {tuning.queries:,} queries, "
+            f"{tuning.passages:,} passages; the line is the Pareto front ({len(best)} settings)."
+        ),
+        x_label=X_LABELS[cost],
+        y_label=f"{quality}, mean of {tuning.queries:,} queries",
+        series=series,
+        is_line=False,
+        front=[_point(row, cost, quality) for row in best],
+        marked=[_point(row, cost, quality) for row in chosen],
+    )
+
+
+def _line_chart(tuning: Tuning, name: str, series: Series) -> Chart:
+    count = sum(map(len, series.values()))
+    exact = QUALITY + OF_EXACT
+    return Chart(
+        name=name,
+        caption=(
+            f"{exact} against {name}, the tower's leg alone: {count} settings, "
+            f"{tuning.queries:,} queries, {tuning.passages:,} passages."
+        ),
+        x_label=X_LABELS[name],
+        y_label=f"{exact}, mean of {tuning.queries:,} queries",
+        series=series,
+        is_line=True,
+    )
+
+
+def _by_bits(rows: Iterable[Row]) -> Series:
+    """Group quantized and reduced vectors by how what they find is rescored."""
+    series: Series = {}
+    for row in sorted(rows, key=lambda row: row.bits):
+        if row.setting.sweep in ("quantization", "pca"):
+            kind = "" if row.setting.sweep == "quantization" else "PCA, "
+            words = row.setting.label.split(", ")[-1].replace(" alone", "")
+            how = "alone" if words.startswith("pca_") else words
+            point = Point(row.setting.label, row.bits, row.mean(QUALITY + OF_EXACT))
+            series.setdefault(kind + how, []).append(point)
+    return series
+
+
+def _by_clusters(rows: Iterable[Row]) -> Series:
+    series: Series = {}
+    for row in rows:
+        if row.setting.sweep == "clusters":
+            probes, clusters = row.setting.search.ann.n_probe, row.setting.options.clusters
+            point = Point(row.setting.label, clusters, row.mean(QUALITY + OF_EXACT))
+            series.setdefault(f"n_probe {probes}", []).append(point)
+    return series
+
+
+def _point(row: Row, cost: str, quality: str) -> Point:
+    return Point(row.setting.label, row.mean(cost), row.mean(quality))
+
+
+def _has_width(chart: Chart) -> bool:
+    return len({point.x for points in chart.series.values() for point in points}) > 1

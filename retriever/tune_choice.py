@@ -1,0 +1,118 @@
+"""Which measured settings to keep: the front, the fusion, the recommended; what chance hides."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from retriever.goals import Goal
+from retriever.settings import SearchSettings
+from retriever.tune_grid import BOTH
+from retriever.tune_measure import Row
+
+QUALITY = "recall@10"
+COST = "p95"
+Z95 = 1.96
+
+
+class Separation(NamedTuple):
+    """Whether the queries tell the best settings apart.
+
+    Attributes:
+        best: the row with the highest mean.
+        runner_up: the next whose mean differs.
+        difference: of the means, best minus runner-up.
+        half_width: of the 95% interval of that difference, query by query.
+        needed: about how many queries would make the interval smaller than the difference.
+        alike: how many settings cannot be told from the best.
+        among: of how many.
+    """
+
+    best: Row
+    runner_up: Row
+    difference: float
+    half_width: float
+    needed: int
+    alike: int
+    among: int
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the best is better than by chance."""
+        return self.difference > self.half_width
+
+
+def front(rows: Sequence[Row], quality: str, cost: str = COST) -> list[Row]:
+    """Return the Pareto front, cheapest first: no other row is both as good and as cheap."""
+    found: list[Row] = []
+    for row in sorted(rows, key=lambda row: (row.mean(cost), -row.mean(quality))):
+        if not found or row.mean(quality) > found[-1].mean(quality):
+            found.append(row)
+    return found
+
+
+def choose_fusion(rows: Sequence[Row]) -> SearchSettings:
+    """Return the default fusion, unless the best of `rows` beats it by more than chance could."""
+    default = next((row for row in rows if _is_default(row, rows)), None)
+    if default is None:
+        return BOTH
+    best = max(rows, key=lambda row: row.mean(QUALITY))
+    is_better = difference(best, default) > half_width(best, default)
+    return best.setting.search if is_better else BOTH
+
+
+def recommend(rows: Sequence[Row], goal: Goal, *, fused: SearchSettings) -> Row:
+    """Return the row that meets the goal best, or misses it least.
+
+    Only searches by both legs, put together in the way of `fused`, are asked: a goal of time and
+    of exactness alone would else always leave a leg out, or take the weights that chance favours.
+    """
+    whole = [row for row in rows if row.setting.is_whole]
+    pool = [row for row in whole if row.setting.sweep != "fusion"] or [
+        row for row in whole if row.setting.search == fused or _is_default(row, rows)
+    ]
+    return min(pool, key=lambda row: goal.order(row.mean))
+
+
+def separate(rows: Sequence[Row]) -> Separation | None:
+    """Return how well the queries tell the best search by both legs from the others, by qrels.
+
+    None where all answer alike.
+    """
+    whole = [row for row in rows if row.setting.is_whole]
+    ranked = sorted(whole, key=lambda row: -row.mean(QUALITY))
+    if not ranked:
+        return None
+    best, others = ranked[0], ranked[1:]
+    runner_up = next((row for row in others if difference(best, row) > 0), None)
+    if runner_up is None:
+        return None
+    gap, half = difference(best, runner_up), half_width(best, runner_up)
+    return Separation(
+        best=best,
+        runner_up=runner_up,
+        difference=gap,
+        half_width=half,
+        needed=int(np.ceil(len(best.values[QUALITY]) * (half / gap) ** 2)),
+        alike=sum(difference(best, row) <= half_width(best, row) for row in others),
+        among=len(others),
+    )
+
+
+def difference(better: Row, other: Row) -> float:
+    """Return by how much the mean recall@10 of one row is above another's."""
+    return better.mean(QUALITY) - other.mean(QUALITY)
+
+
+def half_width(better: Row, other: Row) -> float:
+    """Return half of the 95% interval of that difference, paired by query."""
+    gaps: npt.NDArray[np.float64] = better.values[QUALITY] - other.values[QUALITY]
+    return float(Z95 * gaps.std(ddof=1) / np.sqrt(len(gaps))) if len(gaps) > 1 else float("inf")
+
+
+def _is_default(row: Row, rows: Sequence[Row]) -> bool:
+    """The weights that the bundle learnt, or else those that stand for none."""
+    labels = [each.setting.label for each in rows]
+    default = "learnt weights" if "learnt weights" in labels else "tower weight 15"
+    return row.setting.label == default

@@ -1,0 +1,215 @@
+"""Measures one setting: quality by the qrels and by exact search, time, memory.
+
+What exact search finds is asked of the engine once, with every vector compared. A setting of the
+tower's leg alone is held against the nearest full vectors. One that searches by both legs is held
+against the same fusion of `DEEP` exact candidates of each leg.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from models.console import progress
+from models.data import Dataset, Qrel, Query
+from models.lexical import Bm25Config, Bm25Encoder
+from retriever.clusters import Centroids
+from retriever.engine import Engine
+from retriever.errors import DataError
+from retriever.evaluate import TIMED_K, TIMED_QUERIES
+from retriever.goals import OF_EXACT
+from retriever.index_size import bytes_per_dimension, index_mb
+from retriever.measures import Rankings, Values, answerable, per_query
+from retriever.queries import QueryEncoder
+from retriever.schema import BM25, DENSE, point_id
+from retriever.search import QUERIES_PER_REQUEST, Retriever
+from retriever.settings import AnnSettings, SearchSettings
+from retriever.stages import Candidates, Within, fuse, gather, plan
+from retriever.tune_grid import Setting
+
+DEEP = 500
+DEPTHS = {"recall@1": 1, "recall@10": 10, "recall@100": 100}
+SHALLOW, DEEPEST = 10, 100
+TURNS, WARM_UP = 4, 3
+EXACT = SearchSettings(
+    legs={DENSE: DEEP, BM25: DEEP},
+    cross=False,
+    ann=AnnSettings(exact=True, ignore_quantized=True),
+)
+
+Floats = npt.NDArray[np.float64]
+
+
+class Judged(NamedTuple):
+    """Queries and what answers them, as point ids, in the same order of queries."""
+
+    queries: list[Query]
+    qrels: list[Qrel]
+
+    @property
+    def answers(self) -> list[str]:
+        """Ids of the points that answer some query."""
+        return [qrel.passage_id for qrel in self.qrels if qrel.relevance > 0]
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """A setting and what was measured of it.
+
+    Attributes:
+        setting: that was measured.
+        values: measure -> one value per query; `recall@10` by the qrels, `recall@10 of exact`.
+        p50_ms: median time of one query for 10 hits, payloads included.
+        p95_ms: 95th percentile of the same.
+        memory_mb: of the vectors that are read, computed from the options.
+        bits: per passage, of the vectors that the tower's leg is searched by.
+    """
+
+    setting: Setting
+    values: Values
+    p50_ms: float
+    p95_ms: float
+    memory_mb: float
+    bits: float
+
+    def mean(self, measure: str) -> float:
+        """Return a measure of a goal: mean over queries, ms or MB."""
+        costs = {"p50": self.p50_ms, "p95": self.p95_ms, "memory": self.memory_mb}
+        return costs[measure] if measure in costs else float(self.values[measure].mean())
+
+
+def choose_queries(dataset: Dataset, split: str, *, count: int) -> Judged:
+    """Return `count` of the answerable queries, the same ones each time.
+
+    Raises:
+        DataError: there is none.
+    """
+    queries, qrels = answerable(dataset.queries(split), dataset.qrels(split))
+    if not queries:
+        raise DataError(
+            f"{dataset.path} has no query with a relevant passage in split {split!r}; "
+            f"its splits: {', '.join(dataset.splits)}"
+        )
+    order = np.random.default_rng(0).permutation(len(queries))[:count]
+    chosen = [queries[row] for row in order]
+    place = {query.query_id: number for number, query in enumerate(chosen)}
+    known = [q._replace(passage_id=point_id(q.passage_id)) for q in qrels if q.query_id in place]
+    return Judged(chosen, sorted(known, key=lambda qrel: place[qrel.query_id]))
+
+
+class Bench:
+    """Measures settings of one collection, or of copies of it, on the same queries."""
+
+    def __init__(self, engine: Engine, retriever: Retriever, judged: Judged) -> None:
+        """Encode the queries and search exactly, once for all settings."""
+        self._engine = engine
+        self._judged = judged
+        self._source = retriever
+        self._widths = retriever.metadata.schema.widths
+        encoder = QueryEncoder(retriever.bundle, Bm25Encoder(Bm25Config(**retriever.metadata.bm25)))
+        texts = [query.text for query in judged.queries]
+        self._vectors = encoder.encode(texts, [*self._widths, BM25])
+        learnt = retriever.bundle.fusion
+        self._learnt = learnt.hybrid if learnt else None
+        self._bm25_mb = index_mb(retriever, SearchSettings(legs={BM25: 1}, rerank=False))
+        self._exact = list(self._candidates(retriever, EXACT, DEEPEST))
+
+    def rows(self, retriever: Retriever, settings: Sequence[Setting], *, label: str) -> list[Row]:
+        """Measure settings on the collection that `retriever` searches, under a progress bar."""
+        times = self._times_ms(retriever, settings)
+        pairs = zip(settings, times, strict=True)
+        return [self._row(retriever, *pair) for pair in progress([*pairs], label=label)]
+
+    def _row(self, retriever: Retriever, setting: Setting, times_ms: Floats) -> Row:
+        p50, p95 = np.percentile(times_ms, [50, 95])
+        return Row(
+            setting=setting,
+            values=self._recalls(retriever, setting),
+            p50_ms=float(p50),
+            p95_ms=float(p95),
+            memory_mb=self._memory_mb(retriever.size, setting),
+            bits=setting.bits(self._widths),
+        )
+
+    def _times_ms(self, retriever: Retriever, settings: Sequence[Setting]) -> list[Floats]:
+        """Time some queries one by one, the settings in turns: what else runs slows all alike."""
+        queries, k = self._judged.queries[:TIMED_QUERIES], min(TIMED_K, retriever.size)
+        searches = [retriever.with_rewriter(None).with_settings(s.search) for s in settings]
+        times_ms: list[list[float]] = [[] for _ in settings]
+        for turn in range(TURNS):
+            for search, times in zip(searches, times_ms, strict=True):
+                for query in self._judged.queries[-WARM_UP:]:
+                    search.search(query.text, k=k)
+                for query in queries[turn::TURNS]:
+                    start = time.perf_counter()
+                    search.search(query.text, k=k)
+                    times.append((time.perf_counter() - start) * 1000.0)
+        return [np.array(times) for times in times_ms]
+
+    def _recalls(self, retriever: Retriever, setting: Setting) -> Values:
+        """Rank for 100 hits, and for 10 too where that asks the engine for fewer candidates."""
+        search = setting.search
+        deep = self._rank(retriever, search, DEEPEST)
+        is_shallow = min(search.legs.values()) < DEEPEST
+        shallow = self._rank(retriever, search, SHALLOW) if is_shallow else deep
+        exact = self._exact_rankings(setting)
+        values: Values = {}
+        for name, depth in DEPTHS.items():
+            ranked = deep if depth > SHALLOW else shallow
+            values[name] = per_query(self._by_query(ranked), self._judged.qrels)[name]
+            pairs = zip(ranked, exact, strict=True)
+            values[name + OF_EXACT] = np.array([_overlap(*pair, depth=depth) for pair in pairs])
+        return values
+
+    def _by_query(self, ranked: Sequence[Sequence[str]]) -> Rankings:
+        ids = [query.query_id for query in self._judged.queries]
+        return dict(zip(ids, ranked, strict=True))
+
+    def _rank(self, retriever: Retriever, search: SearchSettings, k: int) -> list[list[str]]:
+        candidates = self._candidates(retriever, search, min(k, retriever.size))
+        return [self._fused(search, found)[:k] for found in candidates]
+
+    def _fused(self, search: SearchSettings, candidates: Candidates) -> list[str]:
+        ranking = fuse(search, candidates, learnt=self._learnt)
+        return [candidates.point_ids[row] for row in ranking.order]
+
+    def _candidates(
+        self, retriever: Retriever, search: SearchSettings, k: int
+    ) -> Iterator[Candidates]:
+        """Ask the engine what `Retriever.search` would, for many queries at a time."""
+        within = Within(None, Centroids.of(retriever.metadata))
+        plans = [plan(search, vectors, k=k, within=within) for vectors in self._vectors]
+        for start in range(0, len(plans), QUERIES_PER_REQUEST):
+            batch = plans[start : start + QUERIES_PER_REQUEST]
+            requests = [request for asked in batch for request in asked.values()]
+            answers = iter(self._engine.query_scores(retriever.collection, requests))
+            yield from (gather(asked, [next(answers) for _ in asked]) for asked in batch)
+
+    def _exact_rankings(self, setting: Setting) -> list[list[str]]:
+        if setting.is_whole:
+            return [self._fused(setting.search, found) for found in self._exact]
+        return [_nearest(found) for found in self._exact]
+
+    def _memory_mb(self, points: int, setting: Setting) -> float:
+        search = setting.search
+        names = search.vectors | ({DENSE} if search.rerank else set())
+        dimensions = sum(self._widths[name] for name in names if name in self._widths)
+        dense_mb = points * dimensions * bytes_per_dimension(setting.options) / 1e6
+        lexical_mb = self._bm25_mb * points / self._source.size if BM25 in names else 0.0
+        return dense_mb + lexical_mb
+
+
+def _nearest(exact: Candidates) -> list[str]:
+    """Return the points of the dense leg, nearest first."""
+    cosines = exact.scores[:, exact.stages.index(DENSE)]
+    order = np.argsort(-cosines, kind="stable")  # NaN, of the other leg's points, comes last
+    return [exact.point_ids[row] for row in order if not np.isnan(cosines[row])]
+
+
+def _overlap(found: Sequence[str], exact: Sequence[str], *, depth: int) -> float:
+    """Return how much of what is exactly the best is among the first `depth` found."""
+    wanted = {*exact[:depth]}
+    return len(wanted & {*found[:depth]}) / len(wanted)
