@@ -11,6 +11,7 @@ no devices or links to follow; an entry that claims to be one is refused.
 
 import hashlib
 import json
+import math
 import os
 import re
 import stat
@@ -32,7 +33,7 @@ LARGEST_MANIFEST = 64 * 2**20
 PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,254}")
 KINDS = {"collection": str, "points": int, "embedded": bool, "metadata": dict}
 DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)  # what zipfile raises
-SPEED_OVER_SIZE = 1  # deflate takes the zeros out; what is left hardly gets smaller
+QUICK = 1  # deflate takes the zeros out; what is left hardly gets smaller
 
 
 class StoredFile(NamedTuple):
@@ -91,7 +92,7 @@ def write_archive(target: Path, manifest: Manifest, files: Iterable[SnapshotFile
     draft = target.with_name(f".{target.name}.part")
     try:
         with draft.open("wb") as out:
-            with zipfile.ZipFile(out, "w", allowZip64=True) as archive:
+            with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, compresslevel=QUICK) as archive:
                 stored = tuple(_store(archive, file) for file in files)
                 complete = Manifest(**{**vars(manifest), "files": stored})
                 described = {"format": FORMAT, **asdict(complete)}
@@ -113,17 +114,15 @@ def write_archive(target: Path, manifest: Manifest, files: Iterable[SnapshotFile
 
 
 def _store(archive: zipfile.ZipFile, file: SnapshotFile) -> StoredFile:
-    info = zipfile.ZipInfo(_checked_name(file.name))
-    info.external_attr = (stat.S_IFREG | 0o644) << 16
-    info.compress_type = zipfile.ZIP_STORED if file.sha256 else zipfile.ZIP_DEFLATED
-    info._compresslevel = SPEED_OVER_SIZE
+    """Write one file; a server's, which is the one whose checksum is known, as it is."""
+    name = _checked_name(file.name)
     digest, size = hashlib.sha256(), 0
-    with archive.open(info, "w", force_zip64=True) as entry:
-        for chunk in progress(file.chunks, label=file.name, total=-(-file.size // CHUNK)):
-            entry.write(chunk)
+    with archive.open(zipfile.ZipInfo(name) if file.sha256 else name, "w", force_zip64=True) as to:
+        for chunk in progress(file.chunks, label=name[-40:], total=math.ceil(file.size / CHUNK)):
+            to.write(chunk)
             digest.update(chunk)
             size += len(chunk)
-    return StoredFile(file.name, size, digest.hexdigest())
+    return StoredFile(name, size, digest.hexdigest())
 
 
 @contextmanager

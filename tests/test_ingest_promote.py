@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from conftest import HashEncoder, Server, make_bundle, make_passages
@@ -109,6 +109,45 @@ def test_promote_leaves_an_alias_of_others_alone(
         drop(engine, foreign)
 
 
+class Dies(BaseException):
+    """The process is gone."""
+
+
+class DiesAfter:
+    """An engine whose caller is gone after so many writes; the last of them still arrives."""
+
+    def __init__(self, engine: Engine, writes: int) -> None:
+        self._engine = engine
+        self._left = writes
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._engine, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            answer = method(*arguments, **options)
+            self._left -= name.startswith("update")
+            if self._left == 0:
+                raise Dies
+            return answer
+
+        return call
+
+
+def test_no_step_of_a_switch_leaves_the_name_without_a_version(
+    engine: Engine, name: str, make_data: MakeData
+) -> None:
+    first, second = pair(engine, name, make_data(make_passages(20)))
+    third = loader.load(engine, make_data(make_passages(20)), HashEncoder(seed=3), name=name)
+    for writes, expected in ((1, second), (2, third.collection)):
+        dying: Any = DiesAfter(engine, writes)
+        with pytest.raises(Dies):
+            promote(dying, name, third.collection)
+        assert engine.resolve(name) == expected
+        assert verify_counts(engine, expected).points == 20
+    assert rollback(engine, name) == second
+    assert promote(DiesAfter(engine, 3), name, first) == first  # type: ignore[arg-type]
+
+
 SWITCHING = """
 import sys
 from ingest.collections import rollback
@@ -133,7 +172,7 @@ def test_a_killed_promote_leaves_one_complete_version(
     both = pair(engine, name, make_data(make_passages(20)))
     engine.close()
     moments = random.Random(0)
-    for _ in range(3):
+    for _ in range(2):
         child = subprocess.Popen(
             [sys.executable, "-c", SWITCHING, kind, where, name], stdout=subprocess.PIPE
         )
