@@ -123,6 +123,7 @@ class Backend:
         self,
         query: str,
         wishes: str,
+        *,
         ask: Callable[[Retriever, Sequence[str]], list[SearchResult]],
         show: Callable[[SearchResult], T],
     ) -> T:
