@@ -23,6 +23,8 @@ HOW = (
 def index_mb(retriever: Retriever, settings: SearchSettings) -> float:
     """Return the megabytes of the vectors in memory that a query with these settings reads."""
     names = set(settings.legs) | ({DENSE} if settings.rerank else set())
+    if settings.ann.first_stage and DENSE in settings.legs:
+        names.add(settings.ann.first_stage)
     widths = retriever.metadata.schema.widths
     per_dimension = bytes_per_dimension(retriever.metadata.options)
     per_passage = sum(per_dimension * widths[name] for name in names if name in widths)

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,15 +12,16 @@ from judged import NAME, load_judged, write_judged
 from typer.testing import CliRunner, Result
 
 from models.data import Dataset
+from models.lexical import Bm25Config, Bm25Encoder
 from retriever.cli import app
 from retriever.contrast import find_contrasts
 from retriever.evaluate import Judging, Report, SystemResult, measure_all
-from retriever.index_size import bytes_per_dimension
+from retriever.index_size import bytes_per_dimension, index_mb
 from retriever.measures import MEASURES
 from retriever.options import CollectionOptions, DiskOptions, QuantizationOptions
 from retriever.report import to_markdown
 from retriever.search import Retriever
-from retriever.settings import SearchSettings
+from retriever.settings import AnnSettings, SearchSettings
 from retriever.significance import Comparison
 from retriever.systems import choose_systems
 
@@ -194,6 +196,25 @@ def test_contrasts_are_the_ends_of_the_differences(place: Place) -> None:
             assert found.passage.passage_id in answers
             assert found.passage.text == texts[found.passage.passage_id]
             assert found.rank is None or ranking[found.rank - 1] == found.passage.passage_id
+
+
+def test_index_size_by_hand(place: Place) -> None:
+    """24 dimensions of 4 bytes and, for a first stage, 8 more; 8 bytes per posting."""
+    with place.retriever() as retriever:
+        encoder = Bm25Encoder(Bm25Config(**retriever.metadata.bm25))
+        vectors = encoder.encode_passages([p.content for p in retriever.passages()])
+        postings = sum(len(vector.indices) for vector in vectors)
+        wide, lexical = 120 * 24 * 4, postings * 8
+        dense = SearchSettings(legs={"dense": 10}, rerank=False)
+        staged = replace(dense, ann=AnnSettings(first_stage="pca_8"))
+        bm25 = SearchSettings(legs={"bm25": 10}, rerank=False)
+        for settings, expected in (
+            (dense, wide),
+            (staged, wide + 120 * 8 * 4),
+            (bm25, lexical),
+            (SearchSettings(), wide + lexical),
+        ):
+            assert index_mb(retriever, settings) == pytest.approx(expected / 1e6)
 
 
 def test_bytes_per_dimension() -> None:
