@@ -23,6 +23,7 @@ LEASE = "lease"
 LEASE_S = 30.0
 RENEW_EVERY_S = 8.0
 SETTLE_S = 0.2
+_owners_here: set[str] = set()
 
 
 class Lease:
@@ -55,6 +56,7 @@ class Lease:
             holder = self._read()
             if not self._take_over and _is_alive(holder):
                 raise EngineLocked(self._who_loads(holder))
+            _owners_here.add(self._owner)
             self._write()
             time.sleep(SETTLE_S)
             self.check(self._read())
@@ -78,7 +80,8 @@ class Lease:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
-        if not self._thread.is_alive():
+        _owners_here.discard(self._owner)
+        if not self._needed:
             return
         self._ended.set()
         self._thread.join()
@@ -121,10 +124,10 @@ def _is_alive(holder: dict[str, Any]) -> bool:
     """Say whether a note is in force: not run out, and not of a process of this host that ended."""
     if not holder or datetime.fromisoformat(holder["until"]) < datetime.now(UTC):
         return False
-    return holder["host"] != platform.node() or _runs(int(holder["pid"]))
-
-
-def _runs(pid: int) -> bool:
+    if holder["host"] != platform.node():
+        return True
+    if (pid := int(holder["pid"])) == os.getpid():  # in a restarted container that is another one
+        return holder["owner"] in _owners_here
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -13,7 +13,7 @@ from retriever.errors import CertificateRefused, EngineBusy, EngineUnavailable, 
 
 RETRY_FOR_S = 120.0
 LONGEST_PAUSE_S = 5.0
-AGAIN = "run the same command again to go on"
+AGAIN = "run the same command again"
 T = TypeVar("T")
 
 
