@@ -122,11 +122,12 @@ def _figure(plot: str, said: str) -> str:
 
 
 def _all_contrasts(report: Report, contrasts: Contrasts) -> list[str]:
+    columns = next((each.columns for each in [*contrasts.best, *contrasts.worst]), [])
+    names = " beside ".join(column.system for column in columns) or "no two systems differ"
     if report.baseline:
-        titles = ("Gains most", "Loses most")
-        said = f"Queries where the last system's {MEASURE} is furthest from the baseline's."
+        titles, said = ("Gains most", "Loses most"), f"{names}, furthest apart by {MEASURE}."
     else:
-        titles, said = ("Answered best", "Answered worst"), f"By {MEASURE} of the last system."
+        titles, said = ("Answered best", "Answered worst"), f"{names}, by {MEASURE}."
     parts = ["<h2>Queries side by side</h2>", f"<p>{escaped(said)}</p>"]
     for title, chosen in zip(titles, contrasts, strict=True):
         parts.append(f"<h2>{title}</h2>")

@@ -198,6 +198,16 @@ def test_contrasts_are_the_ends_of_the_differences(place: Place) -> None:
             assert found.rank is None or ranking[found.rank - 1] == found.passage.passage_id
 
 
+def test_one_system_alone_has_nothing_to_be_compared_with(place: Place, tmp_path: Path) -> None:
+    done = place.run(tmp_path, "--systems", "dense")
+    assert done.exit_code == 0, done.stderr
+    assert "±" in done.stdout
+    assert "Holm" not in done.stdout
+    assert json.loads((tmp_path / "report.json").read_text())["baseline"] is None
+    page = (tmp_path / "report.html").read_text()
+    assert page.index("Answered best") < page.index("Answered worst")
+
+
 def test_index_size_by_hand(place: Place) -> None:
     """24 dimensions of 4 bytes and, for a first stage, 8 more; 8 bytes per posting."""
     with place.retriever() as retriever:
