@@ -110,7 +110,8 @@ def _contrast(
     for name in pair:
         ranking = list(evaluation.rankings[name].get(query.query_id, []))
         ranks = {passage_id: rank for rank, passage_id in enumerate(ranking, 1)}
-        shown, lower = ranking[:SHOWN], [name for name in relevant if name not in ranking[:SHOWN]]
+        shown = ranking[:SHOWN]
+        lower = [passage_id for passage_id in relevant if passage_id not in shown]
         best_and_lower = (
             [Found(texts.get(i, Passage(i, "")), ranks.get(i), grades.get(i)) for i in ids]
             for ids in (shown, lower[:SHOWN])
