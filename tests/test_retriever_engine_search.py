@@ -12,6 +12,7 @@ from qdrant_client import models as qm
 from rank_bm25 import BM25Okapi
 
 from ingest import loader
+from models.data import Dataset
 from models.lexical import Bm25Config, Bm25Encoder, average_length
 from retriever.engine import Engine, connect
 from retriever.schema import point_id
@@ -41,12 +42,19 @@ def loaded(
     name = f"test_{uuid.uuid4().hex[:12]}"
     if request.param == "edge":
         engine = connect(path=folder / "edge")
-        yield Loaded(engine, loader.load(engine, data, ENCODER, name=name).collection)
+        yield load(engine, data, name)
         engine.close()
     else:
         server = request.getfixturevalue("server")
         with server_engine(server, name, prefer_grpc=request.param == "grpc") as engine:
-            yield Loaded(engine, loader.load(engine, data, ENCODER, name=name).collection)
+            yield load(engine, data, name)
+
+
+def load(engine: Engine, data: Dataset, name: str) -> Loaded:
+    collection = loader.load(engine, data, ENCODER, name=name).collection
+    # qdrant.yaml lets filters name indexed fields only, even such as no passage has.
+    engine.create_payload_index(collection, "nothing", qm.PayloadSchemaType.KEYWORD)
+    return Loaded(engine, collection)
 
 
 def cosines(query: str) -> np.ndarray:
