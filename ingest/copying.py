@@ -99,12 +99,14 @@ def _open(
 ) -> None:
     """Make the collection in `target`, or check that the one that is there is the same."""
     metadata = read_metadata(source, collection)
-    wanted = options or metadata.options
-    if options is None and is_embedded(target):
-        wanted = replace(wanted, shards=None, replicas=None, write_consistency=None)
     if target.collection_exists(collection):
-        _require_same(metadata, read_metadata(target, collection), collection, options)
+        here = read_metadata(target, collection)
+        _require_same(metadata, here, collection, options)
+        wanted = here.options
     else:
+        wanted = options or metadata.options
+        if options is None and is_embedded(target):
+            wanted = replace(wanted, shards=None, replicas=None, write_consistency=None)
         _require_alike(metadata.options, wanted)
         schema = replace(metadata.schema, options=wanted)
         stored = {**_metadata(source, collection), "options": wanted.to_dict()}
@@ -112,7 +114,8 @@ def _open(
     found = field_types(target.get_collection(collection))
     for field, kind in _indexes(source, collection, wanted).items():
         if kind != "none" and field not in found:
-            target.create_payload_index(collection, field, DECLARED[kind])
+            index = DECLARED.get(kind) or qm.PayloadSchemaType(kind)  # made by hand
+            target.create_payload_index(collection, field, index)
 
 
 def _indexes(source: Engine, collection: str, options: CollectionOptions) -> Mapping[str, str]:

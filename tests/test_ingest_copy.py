@@ -161,6 +161,7 @@ def test_a_copy_may_be_stored_otherwise(
     assert "year" not in about(rest_engine, collection)[1]
     copy(edge_engine, rest_engine, collection)  # what is stored so stays so
     assert about(rest_engine, collection)[0]["options"]["shards"] == 3
+    assert "year" not in about(rest_engine, collection)[1]
     with pytest.raises(CollectionMismatch, match="with other options already"):
         copy(edge_engine, rest_engine, collection, options=CollectionOptions(shards=2))
     with pytest.raises(CollectionMismatch, match="a copy keeps both"):

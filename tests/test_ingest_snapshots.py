@@ -315,22 +315,26 @@ def limit_files() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
 
-def test_a_full_disk_leaves_no_file_behind(made: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "from ingest.cli import app; app()", "snapshot"]
+def limited(*arguments: str | Path) -> str:
+    """Run a command that may write no large file; return its one line."""
     done = subprocess.run(
-        [
-            *command,
-            made.name.split(".")[0],
-            "--out",
-            tmp_path,
-            "--path",
-            made.parent.parent / "edge",
-        ],
+        [sys.executable, "-c", "from ingest.cli import app; app()", *arguments],
         capture_output=True,
         text=True,
         preexec_fn=limit_files,
         check=False,
     )
     assert done.returncode == 1
-    assert re.fullmatch(r"Error: cannot write [^\n]+File too large[^\n]+\n", done.stderr)
-    assert list(tmp_path.iterdir()) == []
+    assert re.fullmatch(r"Error: [^\n]+\n", done.stderr), done.stderr
+    return done.stderr
+
+
+def test_a_full_disk_leaves_nothing_behind(made: Path, tmp_path: Path) -> None:
+    source = made.parent.parent / "edge"
+    collection = made.name.split(".")[0]
+    failed = limited("snapshot", collection, "--out", tmp_path / "out", "--path", source)
+    assert re.match(r"Error: cannot write .*File too large", failed)
+    assert list((tmp_path / "out").iterdir()) == []
+    failed = limited("restore", made, "--path", tmp_path / "edge")
+    assert re.match(r"Error: cannot write to .*File too large", failed)
+    assert list((tmp_path / "edge" / "collections").iterdir()) == []
