@@ -26,7 +26,7 @@ ID_BYTES = 30
 INDEX_BYTES = 25  # of a payload index, per point
 HEAP_BYTES = 550  # of a point in memory beside its files
 WAL_BYTES = 40e6  # of the log that a crash is recovered from; fewer where less was written
-EMPTY_BYTES = 33e6  # a server without any point
+FIXED_BYTES = 110e6  # a server's own, and what it maps of files that are made larger than needed
 BITS = {"none": 0.0, "scalar": 8.0}
 
 
@@ -36,8 +36,8 @@ class Estimate(NamedTuple):
     Attributes:
         points: how many it holds.
         disk: bytes of its files.
-        memory: bytes that a server holds when it has read all that searches read; on a machine
-            with less it works too, and waits for the disk.
+        memory: bytes that a server holds after the load and some searches, mapped files included;
+            while it builds graphs it takes more, and with less it waits for the disk.
     """
 
     points: int
@@ -84,7 +84,7 @@ def estimate(
     return Estimate(
         points,
         disk=replicas * (points * (searched + vectors + payload) + log),
-        memory=replicas * (EMPTY_BYTES + points * held + log),
+        memory=replicas * (FIXED_BYTES + points * held + log),
     )
 
 
