@@ -115,7 +115,9 @@ def connect(
     address = EngineAddress.find(url=url, path=path, api_key=api_key)
     if address.path is not None:
         return _guarded(EdgeClient(address.path, create=create), str(address))
-    trusted = credentials.authorities()
+    options: dict[str, Any] = {} if prefer_grpc else {**QUICK_REST}
+    if trusted := credentials.authorities():
+        options["verify"] = trusted
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a key over plain HTTP is the caller's to judge
         client = QdrantClient(
@@ -125,8 +127,7 @@ def connect(
             grpc_port=grpc_port,
             timeout=timeout_s,
             check_compatibility=False,
-            **({} if prefer_grpc else QUICK_REST),
-            **({"verify": trusted} if trusted else {}),
+            **options,
         )
     engine = _guarded(client, str(address), rest=not prefer_grpc)
     try:
