@@ -45,7 +45,7 @@ def tune(
     out: Out,
     split: Split = "dev",
     goal: WantedGoal = DEFAULT_GOAL,
-    queries: Queries = 500,
+    queries: Queries = 400,
     sweeps: Sweeps = None,
     passages: Passages = None,
     url: Url = None,
@@ -68,7 +68,7 @@ def tune(
     from retriever.tune_grid import parse_sweeps
     from retriever.tune_html import write_tuning
     from retriever.tune_measure import choose_queries
-    from retriever.tune_report import LEGEND, table_rows, verdict, warning
+    from retriever.tune_report import LEGEND, remark, table_rows, verdict, warning
 
     wanted, extent = parse_goal(goal), tuning.Extent(parse_sweeps(sweeps), passages)
     judged = choose_queries(Dataset.open(data), split, count=queries)
@@ -81,11 +81,13 @@ def tune(
         engine.close()
     write_tuning(found, out, data=str(data), split=split)
     typer.echo(f"{markdown_table(table_rows(found))}\n\n{LEGEND}")
+    if said := remark(found):
+        _to_stderr(f"Note: {said}")
     if doubt := warning(found.separation):
-        typer.echo(f"Warning: {doubt}", err=True)
-    typer.echo(f"Wrote {out / 'tune.html'} and, beside it, tune.csv, settings.yaml …", err=True)
+        _to_stderr(f"Warning: {doubt}")
+    _to_stderr(f"Wrote {out / 'tune.html'} and, beside it, tune.csv, settings.yaml …")
     if not found.is_met:
-        typer.echo(f"Error: {verdict(found)}", err=True)
+        _to_stderr(f"Error: {verdict(found)}")
         raise typer.Exit(1)
     typer.echo(verdict(found))
 

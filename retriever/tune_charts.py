@@ -3,12 +3,16 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from retriever.goals import OF_EXACT
 from retriever.plots import Point
 from retriever.tune import Tuning
 from retriever.tune_choice import COST, QUALITY, front
 from retriever.tune_measure import Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
@@ -78,15 +82,24 @@ def save_png(chart: Chart, path: Path) -> None:
     for point in chart.marked:
         (ring,) = axes.plot([point.x], [point.y], "o", color="0.1", label="recommended")
         ring.set(markersize=13, fillstyle="none")
-    axes.set_xscale("log")
-    for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-        axis(_plain_number(sorted({p.x for each in chart.series.values() for p in each})))
-    axes.set_xlabel(chart.x_label)
+    _label_x(axes, sorted({p.x for points in chart.series.values() for p in points}), chart)
     axes.set_ylabel(chart.y_label)
     axes.set_title(chart.caption, fontsize=9, wrap=True)
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=8)
     figure.savefig(path)
+
+
+def _label_x(axes: "Axes", xs: Sequence[float], chart: Chart) -> None:
+    """Number the places of the points of lines, elsewhere round places."""
+    axes.set_xscale("log")
+    axes.set_xlabel(chart.x_label)
+    if chart.is_line:
+        axes.set_xticks(xs, [f"{x:g}" for x in xs])
+        axes.set_xticks([], minor=True)
+    else:
+        axes.xaxis.set_major_formatter(_plain_number(xs))
+        axes.xaxis.set_minor_formatter(_plain_number(xs))
 
 
 def _plain_number(values: Sequence[float]) -> Callable[[float, float], str]:

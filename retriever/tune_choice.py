@@ -14,6 +14,7 @@ from retriever.tune_measure import Row
 QUALITY = "recall@10"
 COST = "p95"
 Z95 = 1.96
+TIME_NOISE = 0.05
 
 
 class Separation(NamedTuple):
@@ -72,7 +73,13 @@ def recommend(rows: Sequence[Row], goal: Goal, *, fused: SearchSettings) -> Row:
     pool = [row for row in whole if row.setting.sweep != "fusion"] or [
         row for row in whole if row.setting.search == fused or _is_default(row, rows)
     ]
-    return min(pool, key=lambda row: goal.order(row.mean))
+    best = min(pool, key=lambda row: goal.order(row.mean))
+    if goal.aim not in ("p50", "p95") or goal.is_max:
+        return best
+    missed, limit = goal.shortfall(best.mean), best.mean(goal.aim) * (1 + TIME_NOISE)
+    return next(
+        row for row in pool if goal.shortfall(row.mean) == missed and row.mean(goal.aim) <= limit
+    )
 
 
 def separate(rows: Sequence[Row]) -> Separation | None:

@@ -14,7 +14,7 @@ from retriever.plots import front_plot, line_legend, line_plot
 from retriever.report_html import COLOURS, PAGE, STYLE, escaped, table
 from retriever.tune import Tuning
 from retriever.tune_charts import Chart, charts, save_png
-from retriever.tune_report import LEGEND, table_rows, to_csv, to_yaml, verdict, warning
+from retriever.tune_report import LEGEND, remark, table_rows, to_csv, to_yaml, verdict, warning
 
 MARKS = """
 .front { fill: none; stroke: var(--soft); stroke-width: 1.2; }
@@ -61,6 +61,8 @@ def to_html(tuning: Tuning, *, source: str, settings: str) -> str:
     notes = [f'<p class="said">{escaped(verdict(tuning))}</p>']
     if doubt := warning(tuning.separation):
         notes.append(f'<p class="said">Warning: {escaped(doubt)}.</p>')
+    if said := remark(tuning):
+        notes.append(f"<p>{escaped(said)}.</p>")
     figures = "".join(_figure(chart) for chart in charts(tuning))
     parts = [
         f"<p>{len(tuning.rows)} settings on {escaped(counts)}.</p>",

@@ -7,7 +7,7 @@ against the same fusion of `DEEP` exact candidates of each leg.
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +23,7 @@ from retriever.evaluate import TIMED_K, TIMED_QUERIES
 from retriever.goals import OF_EXACT
 from retriever.index_size import bytes_per_dimension, index_mb
 from retriever.measures import Rankings, Values, answerable, per_query
+from retriever.options import CollectionOptions, DiskOptions
 from retriever.queries import QueryEncoder
 from retriever.schema import BM25, DENSE, point_id
 from retriever.search import QUERIES_PER_REQUEST, Retriever
@@ -65,6 +66,7 @@ class Row:
         p50_ms: median time of one query for 10 hits, payloads included.
         p95_ms: 95th percentile of the same.
         memory_mb: of the vectors that are read, computed from the options.
+        on_disk_mb: the same if the vectors were on disk and only their copies in memory.
         bits: per passage, of the vectors that the tower's leg is searched by.
     """
 
@@ -73,6 +75,7 @@ class Row:
     p50_ms: float
     p95_ms: float
     memory_mb: float
+    on_disk_mb: float
     bits: float
 
     def mean(self, measure: str) -> float:
@@ -125,12 +128,14 @@ class Bench:
 
     def _row(self, retriever: Retriever, setting: Setting, times_ms: Floats) -> Row:
         p50, p95 = np.percentile(times_ms, [50, 95])
+        on_disk = replace(setting.options, on_disk=DiskOptions(vectors=True))
         return Row(
             setting=setting,
             values=self._recalls(retriever, setting),
             p50_ms=float(p50),
             p95_ms=float(p95),
-            memory_mb=self._memory_mb(retriever.size, setting),
+            memory_mb=self._memory_mb(retriever.size, setting, setting.options),
+            on_disk_mb=self._memory_mb(retriever.size, setting, on_disk),
             bits=setting.bits(self._widths),
         )
 
@@ -193,11 +198,11 @@ class Bench:
             return [self._fused(setting.search, found) for found in self._exact]
         return [_nearest(found) for found in self._exact]
 
-    def _memory_mb(self, points: int, setting: Setting) -> float:
+    def _memory_mb(self, points: int, setting: Setting, options: CollectionOptions) -> float:
         search = setting.search
         names = search.vectors | ({DENSE} if search.rerank else set())
         dimensions = sum(self._widths[name] for name in names if name in self._widths)
-        dense_mb = points * dimensions * bytes_per_dimension(setting.options) / 1e6
+        dense_mb = points * dimensions * bytes_per_dimension(options) / 1e6
         lexical_mb = self._bm25_mb * points / self._source.size if BM25 in names else 0.0
         return dense_mb + lexical_mb
 

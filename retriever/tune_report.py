@@ -17,7 +17,7 @@ from retriever.tune_measure import Row
 
 RECOMMENDED, ON_FRONT = "★", "•"
 HEAD = (
-    *("sweep", "setting", *RECALLS, *(f"{name}{OF_EXACT}" for name in RECALLS)),
+    *("sweep", "setting", "recall@1", "@10", "@100", "of exact @1", "@10", "@100"),
     *("p50 ms", "p95 ms", "MB", ""),
 )
 LEGEND = (
@@ -82,6 +82,18 @@ def warning(separation: Separation | None) -> str | None:
         f"{runner_up}) differs by {separation.difference:.4f} ± {separation.half_width:.4f}, and "
         f"{separation.alike} of {separation.among} others cannot be told from the best; about "
         f"{separation.needed:,} queries would separate these two"
+    )
+
+
+def remark(tuning: Tuning) -> str | None:
+    """Return why the graph's ef makes no difference, where it makes none."""
+    graph = [row for row in tuning.rows if row.setting.search.ann.ef and not row.setting.is_whole]
+    if not graph or any(row.mean(RECALLS[-1] + OF_EXACT) < 1.0 for row in graph):
+        return None
+    above_kb = graph[0].setting.options.hnsw.above_kb
+    return (
+        "ef makes no difference here: segments with less than "
+        f"{above_kb:,} kB of a vector (hnsw.above_kb) are searched exactly, without a graph"
     )
 
 
@@ -152,6 +164,7 @@ def _record(row: Row, tuning: Tuning) -> dict[str, Any]:
         "p50_ms": f"{row.p50_ms:.3f}",
         "p95_ms": f"{row.p95_ms:.3f}",
         "memory_mb_computed": f"{row.memory_mb:.3f}",
+        "memory_mb_if_vectors_were_on_disk_computed": f"{row.on_disk_mb:.3f}",
         "bits_per_passage_searched": f"{row.bits:g}",
         "on_front": row in fronts(tuning),
         "recommended": row is tuning.recommended,

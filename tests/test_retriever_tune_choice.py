@@ -28,7 +28,7 @@ PLAIN = CollectionOptions()
 def row(label: str, found: list[float], *, p95: float = 1.0, sweep: str = "candidates") -> Row:
     """A search by both legs with one recall@10 per query."""
     values = {name + of: np.array(found) for of in ("", OF_EXACT) for name in RECALLS}
-    return Row(Setting(sweep, label, PLAIN, BOTH), values, p95 / 2, p95, 1.0, 32.0)
+    return Row(Setting(sweep, label, PLAIN, BOTH), values, p95 / 2, p95, 1.0, 1.0, 32.0)
 
 
 def test_the_front_has_what_no_other_beats_in_both() -> None:
@@ -71,17 +71,21 @@ def test_another_fusion_must_win_by_more_than_chance() -> None:
     lucky = row("tower weight 20", [0.5] * (queries - 1) + [1.0], sweep="fusion")
     better = row("tower weight 30", [0.6] * queries, sweep="fusion")
     weighted = replace(BOTH, tower_weight=30.0)
-    better = Row(replace(better.setting, search=weighted), better.values, 1, 1, 1, 32)
+    better = Row(replace(better.setting, search=weighted), better.values, 1, 1, 1, 1, 32)
     assert choose_fusion([default, lucky]) == BOTH
     assert choose_fusion([default, lucky, better]) == weighted
     assert choose_fusion([]) == BOTH
 
 
 def test_a_search_without_bm25_is_never_recommended() -> None:
-    alone = Row(Setting("ef", "exact", PLAIN, ALONE), row("", [1.0]).values, 0.1, 0.1, 1, 32)
+    alone = Row(Setting("ef", "exact", PLAIN, ALONE), row("", [1.0]).values, 0.1, 0.1, 1, 1, 32)
     whole = [row("fast", [0.98], p95=3), row("good", [0.99], p95=5), row("best", [1.0], p95=9)]
     goal = parse_goal("recall@10>=0.99 of exact, min p95")
     assert recommend([alone, *whole], goal, fused=BOTH).setting.label == "good"
+    as_fast = row("measured later", [1.0], p95=4.9)
+    assert recommend([*whole, as_fast], goal, fused=BOTH).setting.label == "good"
+    faster = row("measured later", [1.0], p95=4.7)
+    assert recommend([*whole, faster], goal, fused=BOTH).setting.label == "measured later"
     nearest = parse_goal("p95<=1, max recall@10")
     assert recommend([alone, *whole], nearest, fused=BOTH).setting.label == "fast"
 
