@@ -118,16 +118,11 @@ def connect(
     options: dict[str, Any] = {} if prefer_grpc else {**QUICK_REST}
     if trusted := credentials.authorities():
         options["verify"] = trusted
+    options |= {"prefer_grpc": prefer_grpc, "grpc_port": grpc_port, "timeout": timeout_s}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a key over plain HTTP is the caller's to judge
         client = QdrantClient(
-            url=address.url,
-            api_key=address.api_key,
-            prefer_grpc=prefer_grpc,
-            grpc_port=grpc_port,
-            timeout=timeout_s,
-            check_compatibility=False,
-            **options,
+            url=address.url, api_key=address.api_key, check_compatibility=False, **options
         )
     engine = _guarded(client, str(address), rest=not prefer_grpc)
     try:
