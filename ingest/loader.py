@@ -102,7 +102,7 @@ def load(
     metadata = open_collection(lasting, dataset, encoder, name=name, options=options)
     collection = collection_name(name, encoder.fingerprint)
     with Lease(engine, collection, take_over=settings.take_over) as lease:
-        lasting.update_collection(collection, metadata={"data": describe(dataset, kept=0)})
+        _describe(lasting, collection, dataset, kept=0)
         stored = stored_hashes(lasting, collection, consistency=agreement(engine, collection))
         report = LoadReport(collection)
         with Sender(rate_limit=settings.rate_limit) as sender:
@@ -111,14 +111,11 @@ def load(
             for changes in _changes(lasting, collection, dataset, stored):
                 lease.check()
                 report = report.plus(changes)
-                outbox.send_points(maker.make([*changes.added, *changes.replaced]))
-                outbox.send_payloads(changes.payloads)
+                outbox.write(maker.make([*changes.added, *changes.replaced]), changes.payloads)
             if settings.prune:
                 outbox.delete(stored)
         report = report.ended(dataset.passage_count, beside=len(stored), prune=settings.prune)
-        lasting.update_collection(
-            collection, metadata={"data": describe(dataset, kept=report.kept)}
-        )
+        _describe(lasting, collection, dataset, kept=report.kept)
         many = dataset.passage_count + report.kept > OPTIMIZE_ABOVE
         if many or metadata.options.wants_index:
             lasting.optimize(collection)
@@ -144,6 +141,10 @@ def plan(
     return report.ended(dataset.passage_count, beside=len(stored), prune=prune)
 
 
+def _describe(engine: Engine, collection: str, dataset: Dataset, *, kept: int) -> None:
+    engine.update_collection(collection, metadata={"data": describe(dataset, kept=kept)})
+
+
 def _changes(
     engine: Engine, collection: str, dataset: Dataset, stored: StoredHashes
 ) -> Iterator[Changes]:
@@ -160,16 +161,15 @@ class _Outbox:
         self._sender = sender
         self._batch_points = batch_points
 
-    def send_points(self, points: Iterable[SizedPoint]) -> None:
-        """Send points in batches of a bounded number and size."""
+    def write(
+        self, points: Iterable[SizedPoint], payloads: Iterable[qm.OverwritePayloadOperation]
+    ) -> None:
+        """Send points in batches of a bounded number and size; replace payloads."""
         for batch in pack(points, max_points=self._batch_points):
             self._put(partial(self._engine.upsert, points=batch), len(batch))
-
-    def send_payloads(self, payloads: Iterable[qm.OverwritePayloadOperation]) -> None:
-        """Replace payloads."""
-        for batch in chunks(payloads, self._batch_points):
-            write = partial(self._engine.batch_update_points, update_operations=batch)
-            self._put(write, len(batch))
+        for changed in chunks(payloads, self._batch_points):
+            write = partial(self._engine.batch_update_points, update_operations=changed)
+            self._put(write, len(changed))
 
     def delete(self, point_ids: Iterable[int | str]) -> None:
         """Delete points."""

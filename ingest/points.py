@@ -84,6 +84,8 @@ class PointMaker:
             BundleError: the encoder gives vectors of another shape than it says.
             DataError: a passage is too large for one request.
         """
+        if not passages:
+            return
         texts = [passage.content for passage in passages]
         dense = self._encode(texts)
         sparse = self._bm25.encode_passages(texts)

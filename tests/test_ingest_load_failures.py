@@ -73,7 +73,7 @@ def test_the_disk_is_full_on_the_embedded_engine(
     )
     full, mended = done.stdout.split("ended 1\n")
     assert full == ""
-    assert "expected 64 or more; free some space and run the same command again" in one_line(done.stderr)
+    assert f"expected 64 or more; free some space and {AGAIN}" in one_line(done.stderr)
     unchanged = re.search(r"([\d,]+) unchanged", mended)
     assert unchanged
     assert int(unchanged[1].replace(",", "")) > 0, "the disk was full before the first point"
