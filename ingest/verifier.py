@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from ingest.comparison import difference
 from ingest.opening import describe
+from ingest.patience import patient
 from ingest.points import PassageEncoder, PointMaker, SizedPoint, chunks, pack
 from ingest.selection import Selection, select
 from ingest.stored import StoredHashes, stored_hashes
@@ -139,13 +140,13 @@ def repair(
     metadata = _read(engine, collection)
     _require_same_origin(metadata, dataset, encoder, collection)
     dataset = select(dataset, Selection.from_dict(metadata.data.get("selection")))
-    maker = _maker(metadata, encoder)
+    maker, lasting = _maker(metadata, encoder), patient(engine)
     sent = 0
     passages = progress(dataset.passages(), label="Repairing", total=dataset.passage_count)
     for chunk in chunks(passages):
         wrong = [found.point for found in _wrong_points(engine, collection, maker.make(chunk))]
         for batch in pack(wrong):
-            engine.upsert(collection, batch, wait=True)
+            lasting.upsert(collection, batch, wait=True)
         sent += len(wrong)
     return RepairReport(collection, dataset.passage_count, sent)
 
