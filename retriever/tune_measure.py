@@ -22,7 +22,7 @@ from retriever.errors import DataError
 from retriever.evaluate import TIMED_K, TIMED_QUERIES
 from retriever.goals import OF_EXACT
 from retriever.index_size import bytes_per_dimension, index_mb
-from retriever.measures import Rankings, Values, answerable, per_query
+from retriever.measures import Values, answerable, per_query
 from retriever.options import CollectionOptions, DiskOptions
 from retriever.queries import QueryEncoder
 from retriever.schema import BM25, DENSE, point_id
@@ -110,7 +110,7 @@ class Bench:
         """Encode the queries and search exactly, once for all settings."""
         self._engine = engine
         self._judged = judged
-        self._source = retriever
+        self._points = retriever.size
         self._widths = retriever.metadata.schema.widths
         encoder = QueryEncoder(retriever.bundle, Bm25Encoder(Bm25Config(**retriever.metadata.bm25)))
         texts = [query.text for query in judged.queries]
@@ -119,10 +119,11 @@ class Bench:
         self._learnt = learnt.hybrid if learnt else None
         self._bm25_mb = index_mb(retriever, SearchSettings(legs={BM25: 1}, rerank=False))
         self._exact = list(self._candidates(retriever, EXACT, DEEPEST))
+        self._nearest = [_nearest(found) for found in self._exact]
 
     def rows(self, retriever: Retriever, settings: Sequence[Setting], *, label: str) -> list[Row]:
         """Measure settings on the collection that `retriever` searches, under a progress bar."""
-        times = self._times_ms(retriever, settings)
+        times = self._times_ms(retriever, settings, label=f"Timing {label}")
         pairs = zip(settings, times, strict=True)
         return [self._row(retriever, *pair) for pair in progress([*pairs], label=label)]
 
@@ -134,17 +135,19 @@ class Bench:
             values=self._recalls(retriever, setting),
             p50_ms=float(p50),
             p95_ms=float(p95),
-            memory_mb=self._memory_mb(retriever.size, setting, setting.options),
-            on_disk_mb=self._memory_mb(retriever.size, setting, on_disk),
+            memory_mb=self._memory_mb(setting, setting.options),
+            on_disk_mb=self._memory_mb(setting, on_disk),
             bits=setting.bits(self._widths),
         )
 
-    def _times_ms(self, retriever: Retriever, settings: Sequence[Setting]) -> list[Floats]:
+    def _times_ms(
+        self, retriever: Retriever, settings: Sequence[Setting], *, label: str
+    ) -> list[Floats]:
         """Time some queries one by one, the settings in turns: what else runs slows all alike."""
         queries, k = self._judged.queries[:TIMED_QUERIES], min(TIMED_K, retriever.size)
         searches = [retriever.with_rewriter(None).with_settings(s.search) for s in settings]
         times_ms: list[list[float]] = [[] for _ in settings]
-        for turn in range(TURNS):
+        for turn in progress(range(TURNS), label=label):
             for search, times in zip(searches, times_ms, strict=True):
                 for query in self._judged.queries[-WARM_UP:]:
                     search.search(query.text, k=k)
@@ -161,17 +164,19 @@ class Bench:
         is_shallow = min(search.legs.values()) < DEEPEST
         shallow = self._rank(retriever, search, SHALLOW) if is_shallow else deep
         exact = self._exact_rankings(setting)
+        by_deep = self._judge(deep)
+        by_shallow = self._judge(shallow) if is_shallow else by_deep
         values: Values = {}
         for name, depth in DEPTHS.items():
-            ranked = deep if depth > SHALLOW else shallow
-            values[name] = per_query(self._by_query(ranked), self._judged.qrels)[name]
+            ranked, judged = (deep, by_deep) if depth > SHALLOW else (shallow, by_shallow)
+            values[name] = judged[name]
             pairs = zip(ranked, exact, strict=True)
             values[name + OF_EXACT] = np.array([_overlap(*pair, depth=depth) for pair in pairs])
         return values
 
-    def _by_query(self, ranked: Sequence[Sequence[str]]) -> Rankings:
+    def _judge(self, ranked: Sequence[Sequence[str]]) -> Values:
         ids = [query.query_id for query in self._judged.queries]
-        return dict(zip(ids, ranked, strict=True))
+        return per_query(dict(zip(ids, ranked, strict=True)), self._judged.qrels)
 
     def _rank(self, retriever: Retriever, search: SearchSettings, k: int) -> list[list[str]]:
         candidates = self._candidates(retriever, search, min(k, retriever.size))
@@ -196,15 +201,14 @@ class Bench:
     def _exact_rankings(self, setting: Setting) -> list[list[str]]:
         if setting.is_whole:
             return [self._fused(setting.search, found) for found in self._exact]
-        return [_nearest(found) for found in self._exact]
+        return self._nearest
 
-    def _memory_mb(self, points: int, setting: Setting, options: CollectionOptions) -> float:
+    def _memory_mb(self, setting: Setting, options: CollectionOptions) -> float:
         search = setting.search
         names = search.vectors | ({DENSE} if search.rerank else set())
         dimensions = sum(self._widths[name] for name in names if name in self._widths)
-        dense_mb = points * dimensions * bytes_per_dimension(options) / 1e6
-        lexical_mb = self._bm25_mb * points / self._source.size if BM25 in names else 0.0
-        return dense_mb + lexical_mb
+        dense_mb = self._points * dimensions * bytes_per_dimension(options) / 1e6
+        return dense_mb + (self._bm25_mb if BM25 in names else 0.0)
 
 
 def _nearest(exact: Candidates) -> list[str]:
