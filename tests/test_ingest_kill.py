@@ -60,7 +60,7 @@ def load_command(data: Path, tiny_bundle: Path) -> Callable[..., list[str]]:
 
 
 def read(engine: Engine, collection: str) -> Whole:
-    records, _ = engine.scroll(collection, limit=10 * COUNT, with_vectors=True)
+    records, _ = engine.scroll(collection, limit=2 * COUNT, with_vectors=True)
     info = engine.get_collection(collection)
     metadata = dict(info.config.metadata or {})
     del metadata["created_at"]
