@@ -20,6 +20,8 @@ from retriever.search import Retriever
 from retriever.settings import SearchSettings
 from retriever.tune_choice import QUALITY, Separation, choose_fusion, front, recommend, separate
 from retriever.tune_grid import (
+    CANDIDATES,
+    DEFAULT_CANDIDATES,
     SWEEPS,
     Setting,
     as_whole,
@@ -117,7 +119,7 @@ def tune(
         queries=len(judged.queries),
         goal=goal,
         rows=tuple(rows),
-        recommended=recommend(rows, goal, fused=fused),
+        recommended=recommend(rows, goal),
         separation=separate(rows),
     )
 
@@ -189,9 +191,9 @@ def _in_place(bench: Bench, source: Retriever, goal: Goal, sweeps: Sequence[str]
     if "fusion" in sweeps:
         settings = fusion_settings(options, has_learnt=source.bundle.fusion is not None)
         rows += bench.rows(source, settings, label="fusion")
-    if "candidates" in sweeps:
-        settings = candidate_settings(options, choose_fusion(rows))
-        rows += bench.rows(source, settings, label="candidates")
+    counts = CANDIDATES if "candidates" in sweeps else (DEFAULT_CANDIDATES,)
+    settings = candidate_settings(options, choose_fusion(rows), counts)
+    rows += bench.rows(source, settings, label="candidates")
     alone = ef_settings(options) if "ef" in sweeps else []
     if "pca" in sweeps:
         alone += pca_settings(options, source.metadata.pca_dims)
@@ -217,9 +219,7 @@ def _can_join(alone: Setting) -> bool:
 def _fused(rows: Sequence[Row], goal: Goal) -> SearchSettings:
     """Return how both legs are put together, and how many candidates of each meet the goal."""
     counted = [row for row in rows if row.setting.sweep == "candidates"]
-    if counted:
-        return min(counted, key=lambda row: goal.order(row.mean)).setting.search
-    return choose_fusion([row for row in rows if row.setting.sweep == "fusion"])
+    return min(counted, key=lambda row: goal.order(row.mean)).setting.search
 
 
 def _stored_otherwise(

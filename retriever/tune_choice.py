@@ -63,16 +63,13 @@ def choose_fusion(rows: Sequence[Row]) -> SearchSettings:
     return best.setting.search if is_better else BOTH
 
 
-def recommend(rows: Sequence[Row], goal: Goal, *, fused: SearchSettings) -> Row:
+def recommend(rows: Sequence[Row], goal: Goal) -> Row:
     """Return the row that meets the goal best, or misses it least.
 
-    Only searches by both legs, put together in the way of `fused`, are asked: a goal of time and
-    of exactness alone would else always leave a leg out, or take the weights that chance favours.
+    Only searches by both legs with the chosen fusion are asked: a goal of time and of exactness
+    alone would else always leave a leg out, or take the weights that chance favours.
     """
-    whole = [row for row in rows if row.setting.is_whole]
-    pool = [row for row in whole if row.setting.sweep != "fusion"] or [
-        row for row in whole if row.setting.search == fused or _is_default(row, rows)
-    ]
+    pool = [row for row in rows if row.setting.is_whole and row.setting.sweep != "fusion"]
     best = min(pool, key=lambda row: goal.order(row.mean))
     if goal.aim not in ("p50", "p95") or goal.is_max:
         return best

@@ -16,6 +16,7 @@ SWEEPS = ("ef", "pca", "candidates", "fusion", "quantization", "clusters")
 EFS = (10, 16, 32, 64, 128, 256, 512)
 FIRST_STAGE = (100, 200, 400)
 CANDIDATES = (10, 20, 50, 100, 200, 400)
+DEFAULT_CANDIDATES = 100
 TOWER_WEIGHTS = (5.0, 10.0, 15.0, 20.0, 30.0)
 OVERSAMPLING = (None, 2.0, 4.0)
 QUANTIZATIONS = {
@@ -107,17 +108,19 @@ def fusion_settings(options: CollectionOptions, *, has_learnt: bool) -> list[Set
     return [*found, Setting("fusion", "rrf", options, replace(BOTH, fusion="rrf"))]
 
 
-def candidate_settings(options: CollectionOptions, fused: SearchSettings) -> list[Setting]:
+def candidate_settings(
+    options: CollectionOptions, fused: SearchSettings, counts: Sequence[int]
+) -> list[Setting]:
     """More and more candidates of both legs, put together in the way of `fused`."""
     return [
-        Setting("candidates", f"both legs {count}", options, replace(fused, legs=both(count)))
-        for count in CANDIDATES
+        Setting(
+            "candidates",
+            f"both legs {count}",
+            options,
+            replace(fused, legs={DENSE: count, BM25: count}),
+        )
+        for count in counts
     ]
-
-
-def both(count: int) -> dict[str, int]:
-    """Return legs of so many candidates each."""
-    return {DENSE: count, BM25: count}
 
 
 def quantization_options(

@@ -294,3 +294,12 @@ def test_what_cannot_be_done_is_said_in_one_line(
     assert done.exit_code == 1
     assert re.fullmatch(rf"Error: .*{said}[^\n]*\n", done.stderr), done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_the_default_search_is_always_measured(tuned: Tuned, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = tuned.run("--out", out, "--sweeps", "fusion", "--goal", "max recall@10")
+    assert done.exit_code == 0, done.output
+    rows = tuned._replace(out=out).rows
+    assert rows["both legs 100"]["recommended"] == "True"
+    assert "tower weight 5" in rows

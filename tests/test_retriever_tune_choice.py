@@ -81,13 +81,13 @@ def test_a_search_without_bm25_is_never_recommended() -> None:
     alone = Row(Setting("ef", "exact", PLAIN, ALONE), row("", [1.0]).values, 0.1, 0.1, 1, 1, 32)
     whole = [row("fast", [0.98], p95=3), row("good", [0.99], p95=5), row("best", [1.0], p95=9)]
     goal = parse_goal("recall@10>=0.99 of exact, min p95")
-    assert recommend([alone, *whole], goal, fused=BOTH).setting.label == "good"
+    assert recommend([alone, *whole], goal).setting.label == "good"
     as_fast = row("measured later", [1.0], p95=4.9)
-    assert recommend([*whole, as_fast], goal, fused=BOTH).setting.label == "good"
+    assert recommend([*whole, as_fast], goal).setting.label == "good"
     faster = row("measured later", [1.0], p95=4.7)
-    assert recommend([*whole, faster], goal, fused=BOTH).setting.label == "measured later"
+    assert recommend([*whole, faster], goal).setting.label == "measured later"
     nearest = parse_goal("p95<=1, max recall@10")
-    assert recommend([alone, *whole], nearest, fused=BOTH).setting.label == "fast"
+    assert recommend([alone, *whole], nearest).setting.label == "fast"
 
 
 def test_every_setting_of_the_grid_can_be_asked_and_has_a_name_of_its_own() -> None:
