@@ -50,7 +50,7 @@ class _Differing(NamedTuple):
 
 def _differing(passages: Iterable[Passage], stored: StoredHashes) -> Iterator[_Differing]:
     for passage in passages:
-        found = stored.pop(point_id(passage.passage_id))
+        found = stored.pop(point_id(passage.passage_id)) if stored else None
         if found is None or found != content_hash(passage):
             yield _Differing(passage, found is None)
 

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +69,7 @@ def pca_name(dim: int) -> str:
     return f"pca_{dim}"
 
 
+@lru_cache(maxsize=4096)  # a load asks for each three times
 def point_id(passage_id: str) -> str:
     """Return the UUIDv5 of a passage id: the same passage is always the same point."""
     return str(uuid.uuid5(POINT_NAMESPACE, passage_id))
