@@ -98,7 +98,7 @@ def test_what_makes_no_sense_is_refused(tmp_path: Path, text: str, message: str)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no configuration file at .*nowhere"):
+    with pytest.raises(ConfigError, match=r"no configuration file at .*nowhere"):
         read_file(tmp_path / "nowhere")
 
 
