@@ -249,15 +249,9 @@ def test_a_copy_is_gone_after_ctrl_c(tuned: Tuned) -> None:
     bundle = ModelBundle.load(tuned.bundle)
     retriever = Retriever(engine, tuned.name, bundle, settings=SearchSettings())
     judged = choose_queries(tuned.data, "dev", count=2)
+    goal, extent = parse_goal("min p95"), Extent(("quantization",))
     with pytest.raises(KeyboardInterrupt):
-        tune(
-            engine,
-            retriever,
-            judged,
-            goal=parse_goal("min p95"),
-            extent=Extent(("quantization",)),
-            say=stop,
-        )
+        tune(engine, retriever, judged, goal=goal, extent=extent, say=stop)
     engine.close()
     assert [len(found) for found in copies] == [1]
     assert len(tuned.collections()) == 1
