@@ -18,6 +18,14 @@ if TYPE_CHECKING:
     from retriever.schema import CollectionMetadata
 
 Floats = npt.NDArray[np.float32]
+PER_CLUSTER = 64
+SMALLEST_SAMPLE = 10_000
+SEED = 0
+
+
+def sample_size(clusters: int) -> int:
+    """Return how many vectors k-means is to be fitted to."""
+    return max(SMALLEST_SAMPLE, PER_CLUSTER * clusters)
 
 
 class Centroids:
@@ -29,6 +37,17 @@ class Centroids:
         # In float64, lest a batch of another size rounds a point into another cluster.
         full = self._half.astype(np.float64)
         self._vectors = full / np.maximum(np.linalg.norm(full, axis=1, keepdims=True), 1e-9)
+
+    @classmethod
+    def fit(cls, vectors: Floats, clusters: int) -> "Centroids":
+        """Return the centres of k-means over `(n, dim) float32`, n at least `clusters`.
+
+        Sculley, "Web-Scale K-Means Clustering", 2010, from k-means++ beginnings.
+        """
+        from sklearn.cluster import MiniBatchKMeans
+
+        kmeans = MiniBatchKMeans(clusters, random_state=SEED, batch_size=4096, n_init=1)
+        return cls(kmeans.fit(vectors).cluster_centers_)
 
     def __len__(self) -> int:
         return len(self._half)

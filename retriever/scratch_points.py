@@ -7,14 +7,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from qdrant_client import models as qm
 
-from retriever.clusters import Centroids
+from retriever.clusters import Centroids, sample_size
 from retriever.engine import Engine
 from retriever.schema import BM25, DENSE, read_metadata
 
 PAGE = 256
 BATCH_BYTES = 8 * 2**20
 FLOAT_BYTES = 24  # one float in JSON, at most
-SMALLEST_SAMPLE, PER_CLUSTER, SEED = 10_000, 64, 0
 
 
 class Contents(NamedTuple):
@@ -37,9 +36,7 @@ def fit_centroids(engine: Engine, source: str, counts: Sequence[int]) -> dict[in
     """Return the centres of k-means over points that lie first by id, which is at random."""
     if not counts:
         return {}
-    from sklearn.cluster import MiniBatchKMeans
-
-    size = max(SMALLEST_SAMPLE, PER_CLUSTER * max(counts))
+    size = sample_size(max(counts))
     pages = _pages(engine, source, vectors=[DENSE], payload=False)
     vectors: list[Any] = []
     for page in pages:
@@ -47,11 +44,7 @@ def fit_centroids(engine: Engine, source: str, counts: Sequence[int]) -> dict[in
         if len(vectors) >= size:
             break
     sample = np.array(vectors, dtype=np.float32)
-    found = {}
-    for count in counts:
-        kmeans = MiniBatchKMeans(count, random_state=SEED, batch_size=4096, n_init=1)
-        found[count] = Centroids(kmeans.fit(sample).cluster_centers_)
-    return found
+    return {count: Centroids.fit(sample, count) for count in counts}
 
 
 def read_points(engine: Engine, source: str, contents: Contents) -> Iterator[qm.Record]:

@@ -260,7 +260,7 @@ class Retriever:
         )
 
     def _require_possible(self, settings: SearchSettings) -> None:
-        require_possible(settings, self.bundle.pca_dims, clusters=self.metadata.options.clusters)
+        require_possible(settings, self.bundle.pca_dims, self.metadata.options)
 
     def _order(
         self,

@@ -9,6 +9,7 @@ from typing import Literal
 from qdrant_client import models as qm
 
 from retriever.errors import ConfigError
+from retriever.options import CollectionOptions
 from retriever.schema import BM25, DENSE, pca_name
 
 FIELD = re.compile(r"[A-Za-z0-9_-]+")
@@ -135,24 +136,33 @@ class SearchSettings:
         return frozenset(self.legs) | ({first} if first else frozenset())
 
 
-def require_possible(settings: SearchSettings, pca_dims: Iterable[int], *, clusters: int) -> None:
+def require_possible(
+    settings: SearchSettings, pca_dims: Iterable[int], options: CollectionOptions
+) -> None:
     """Refuse what a collection cannot do.
 
     Args:
         settings: how to search.
         pca_dims: widths of its reduced vectors.
-        clusters: how many it has.
+        options: how it is stored.
 
     Raises:
-        ConfigError: the settings name a vector, or more clusters, than there are.
+        ConfigError: the settings name a vector, or more clusters, than there are, or want to add
+            up scores of different kinds.
     """
     known = [DENSE, *map(pca_name, pca_dims), BM25]
     for name in sorted(settings.vectors):
         if name not in known:
             raise ConfigError(f"unknown leg {name!r}; this bundle has {', '.join(known)}")
     probed = settings.ann.n_probe
-    if probed is not None and probed > clusters:
+    if probed is not None and probed > options.clusters:
         raise ConfigError(
-            f"ann.n_probe is {probed}, but the collection has {clusters or 'no'} clusters; a new "
-            "one has them with clusters in the file of ingest load --options"
+            f"ann.n_probe is {probed}, but the collection has {options.clusters or 'no'} clusters; "
+            "a new one has them with clusters in the file of ingest load --options"
+        )
+    binary = options.quantization.kind == "binary" and not settings.ann.ignore_quantized
+    if binary and not settings.ann.rescore and len(settings.legs) > 1:
+        raise ConfigError(
+            "ann.rescore is false, but scores of the collection's binary copies are no cosines and "
+            "cannot be added to BM25; expected rescore: true"
         )

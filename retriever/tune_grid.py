@@ -7,6 +7,7 @@ an app does. Only `quantization` and `clusters` need the points stored otherwise
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from retriever.clusters import PER_CLUSTER
 from retriever.errors import ConfigError
 from retriever.options import CollectionOptions, QuantizationOptions
 from retriever.schema import BM25, DENSE, pca_name
@@ -27,7 +28,6 @@ QUANTIZATIONS = {
 }
 CLUSTERS = (16, 64, 256)
 PROBES = (1, 2, 4, 8, 16)
-PER_CLUSTER = 64
 SEGMENTS = 16  # more than an engine makes of a collection that it leaves in peace
 BITS = {"none": 32.0, "scalar": 8.0}
 ALONE = SearchSettings(legs={DENSE: 100}, rerank=False, cross=False)

@@ -1,11 +1,13 @@
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from qdrant_client import models as qm
 
 from retriever.errors import ConfigError
 from retriever.options import CollectionOptions, DiskOptions, QuantizationOptions
-from retriever.settings import AnnSettings, SearchSettings
+from retriever.settings import AnnSettings, SearchSettings, require_possible
 from retriever.settings_file import SettingsFile, read_file, read_settings
 
 WHOLE = """
@@ -110,3 +112,20 @@ def test_one_bit_more_is_another_encoding() -> None:
     names = qm.BinaryQuantizationEncoding
     assert encodings == [names.ONE_BIT, names.ONE_AND_HALF_BITS, names.TWO_BITS]
     assert QuantizationOptions().config is None
+
+
+@pytest.mark.parametrize("kind", ["binary", "scalar", "none"])
+def test_scores_of_binary_copies_are_not_added_to_bm25(kind: Literal["binary", "scalar"]) -> None:
+    options = CollectionOptions(quantization=QuantizationOptions(kind=kind))
+    raw = SearchSettings(ann=AnnSettings(rescore=False))
+    for settings in (
+        replace(raw, legs={"dense": 100}),
+        replace(raw, ann=AnnSettings(rescore=False, ignore_quantized=True)),
+        SearchSettings(),
+    ):
+        require_possible(settings, [8], options)
+    if kind != "binary":
+        require_possible(raw, [8], options)
+        return
+    with pytest.raises(ConfigError, match="no cosines and cannot be added to BM25"):
+        require_possible(raw, [8], options)
