@@ -64,7 +64,8 @@ def test_evaluate_writes_the_report(loaded: list[str], tmp_path: Path) -> None:
     assert result.exit_code == 0, result.stderr
     report = json.loads((out / "report.json").read_text())
     assert list(report) == [
-        *("collection", "passages", "data", "split", "bundle", "commit", "systems")
+        *("collection", "passages", "data", "split", "bundle", "commit", "systems"),
+        *("baseline", "relevant_from", "highest_grade"),
     ]
     systems = {row["system"]: row for row in report["systems"]}
     assert list(systems) == ["tfidf", "bm25", "dense", "pca_8", "pca_4", "rrf", "hybrid", "rerank"]

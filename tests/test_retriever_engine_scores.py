@@ -25,6 +25,7 @@ def filled(engine: Engine, name: str) -> None:
         vectors_config={"dense": qm.VectorParams(size=4, distance=qm.Distance.COSINE)},
         sparse_vectors_config={"bm25": qm.SparseVectorParams()},
     )
+    engine.create_payload_index(name, "kind", qm.PayloadSchemaType.INTEGER)
     points = [
         qm.PointStruct(
             id=number if number % 2 else str(uuid.uuid5(uuid.NAMESPACE_URL, str(number))),
