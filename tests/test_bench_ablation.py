@@ -13,8 +13,8 @@ from models.recipe import read_config
 
 sys.path.insert(0, str(Path(__file__).parent / "bench"))
 
-from ablation import ROWS, Bench, Row, read_rows
-from ablation_table import spread, to_markdown
+from ablation import RESULTS, ROOT, ROWS, Bench, Row, read_rows
+from ablation_table import spread, to_brief, to_markdown
 from exact import Judged, best_by_cosine, fuse, means
 
 
@@ -110,3 +110,10 @@ def test_the_table_says_mean_and_deviation() -> None:
     assert cells[-4:] == ["2", "15", "2.00", "9.5"]
     assert "1.000 ±0.000" in hybrid
     assert "not run" not in tower
+    cells = [cell.strip() for cell in to_brief(report).splitlines()[-1].strip("| ").split("|")]
+    assert cells == ["one", *["0.500 ±0.141"] * 3, *["1.000 ±0.000"] * 4, "2", "15"]
+
+
+def test_the_readme_has_the_table_of_what_was_measured() -> None:
+    table = to_brief(json.loads(RESULTS.read_text(encoding="utf-8")))
+    assert table in (ROOT / "README.md").read_text(encoding="utf-8")

@@ -1,6 +1,6 @@
 """Train and measure the rows of the ablation table, each once per seed.
 
-    python tests/bench/ablation.py [--rows 'fast/word2vec only'] [--seeds 0,1,2] [--check | --table]
+    python tests/bench/ablation.py [--rows 'fast/no idf'] [--seeds 0,1,2] [--check|--table|--brief]
 
 tests/bench/ablation.yaml declares the rows. DATA and bundles are kept in runs/ablation. What is
 measured is kept in tests/bench/results/ablation.json, so that a row whose declaration has not
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from ablation_table import to_markdown
+from ablation_table import to_brief, to_markdown
 from exact import Collection, bm25_metrics, measure, read_collection
 from safetensors import safe_open
 
@@ -261,6 +261,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--check", action="store_true", help="only say which rows can be trained")
     parser.add_argument("--table", action="store_true", help="only print what is known")
+    parser.add_argument("--brief", action="store_true", help="the same, as in the README")
     flags = parser.parse_args()
     try:
         rows = read_rows(ROWS)
@@ -270,12 +271,12 @@ def main() -> None:
         names = [name.strip() for name in flags.rows.split("/")] if flags.rows else list(rows)
         if unknown := sorted(set(names) - set(rows)):
             sys.exit(f"no row is named {unknown[0]!r}; {ROWS.name} has: {', '.join(rows)}")
-        for seed in [] if flags.table else map(int, flags.seeds.split(",")):
+        for seed in [] if flags.table or flags.brief else map(int, flags.seeds.split(",")):
             for name in names:
                 try_row(bench, rows[name], seed)
     except TwoTowerError as error:
         sys.exit(str(error))
-    print(to_markdown(bench.read(), list(rows)))
+    print(to_brief(bench.read()) if flags.brief else to_markdown(bench.read(), list(rows)))
 
 
 def try_row(bench: Bench, row: Row, seed: int) -> None:

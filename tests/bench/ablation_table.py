@@ -33,6 +33,16 @@ COLUMNS = (
     *(Column(f"{name} ndcg@10", _of(name, "ndcg@10")) for name in ZERO_SHOT),
     Column("zero-shot mean", _zero_shot),
 )
+BRIEF = (
+    *(
+        ("tower", Column(f"tower: {name}", _of("dev", name)))
+        for name in ("recall@1", "recall@10", "recall@100")
+    ),
+    ("hybrid", Column("with BM25: recall@1", _of("dev", "recall@1"))),
+    ("hybrid", Column("MRR@10", _of("dev", "mrr@10"))),
+    ("hybrid", Column("dl19 nDCG@10", _of("dl19", "ndcg@10"))),
+    ("hybrid", Column("zero-shot nDCG@10", _zero_shot)),
+)
 COSTS = ("seeds", "seconds", "M parameters", "bundle MB")
 
 
@@ -53,6 +63,28 @@ def to_markdown(report: Mapping[str, Any], names: Sequence[str]) -> str:
     return "\n\n".join(parts)
 
 
+def to_brief(report: Mapping[str, Any]) -> str:
+    """Return the table of the README: every measured row, the figures that decide.
+
+    Args:
+        report: the content of ablation.json.
+    """
+    table = [["changed", *(column.head for _, column in BRIEF), "seeds", "seconds"]]
+    for name, found in report["rows"].items():
+        seeds = list(found.values())
+        seconds = fmean(one["seconds"] + one["start_seconds"] for one in seeds)
+        values = [
+            spread([column.value(_scores(one, system)) for one in seeds])
+            for system, column in BRIEF
+        ]
+        table.append([name, *values, str(len(seeds)), f"{seconds:.0f}"])
+    return "\n".join(_aligned(table))
+
+
+def _scores(one: Measured, system: str) -> dict[str, Mapping[str, float]]:
+    return {key: found[system] for key, found in one["sets"].items()}
+
+
 def spread(values: Sequence[float]) -> str:
     """Return the mean and, of two numbers or more, ± the sample standard deviation."""
     mean = f"{fmean(values):.3f}"
@@ -64,7 +96,7 @@ def _head() -> list[str]:
 
 
 def _row(name: str, seeds: Sequence[Measured], system: str) -> list[str]:
-    sets = [{key: found[system] for key, found in one["sets"].items()} for one in seeds]
+    sets = [_scores(one, system) for one in seeds]
     seconds = fmean(one["seconds"] + one["start_seconds"] for one in seeds)
     costs = [
         str(len(seeds)),
