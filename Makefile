@@ -39,6 +39,8 @@ fix: $(INSTALLED)
 
 bench: $(INSTALLED) $(QDRANT)
 	python tests/bench/spine.py
+	python tests/bench/service.py runs/bench/data runs/bench/bundle 60
+	python tests/bench/loading.py --data runs/bench/data --bundle runs/bench/bundle --goal 0
 
 clean:
 	rm -rf $(VENV) .cache .qdrant $(DEMO) $(DEMO).run
