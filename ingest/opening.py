@@ -6,6 +6,7 @@ from typing import Any
 
 from ingest.clusters import fit_centroids
 from ingest.points import PassageEncoder
+from ingest.selection import SelectedData
 from models.console import progress
 from models.data import Dataset
 from models.lexical import Bm25Config, average_length
@@ -76,8 +77,12 @@ def open_collection(
 def _new_metadata(
     dataset: Dataset, encoder: PassageEncoder, options: CollectionOptions
 ) -> CollectionMetadata:
-    """Return all that decides the points, before there is one: no later load decides otherwise."""
-    passages = progress(dataset.passages(), label="Measuring", total=dataset.passage_count)
+    """Return all that decides the points, before there is one: no later load decides otherwise.
+
+    So BM25's mean length is that of all of DATA, also where a part is loaded first.
+    """
+    whole = dataset.whole if isinstance(dataset, SelectedData) else dataset
+    passages = progress(whole.passages(), label="Measuring", total=whole.passage_count)
     avg_len = average_length(passage.content for passage in passages)
     return CollectionMetadata(
         bundle_fingerprint=encoder.fingerprint,

@@ -78,7 +78,11 @@ class Selection:
 
 
 class SelectedData(Dataset):
-    """DATA with the passages of a selection; queries and judgements are all of DATA's."""
+    """DATA with the passages of a selection; queries and judgements are all of DATA's.
+
+    Attributes:
+        whole: DATA itself.
+    """
 
     def __init__(self, dataset: Dataset, selection: Selection) -> None:
         """Count what is selected.
@@ -88,7 +92,7 @@ class SelectedData(Dataset):
             DataError: it names a field that DATA does not have, or selects nothing.
         """
         super().__init__(dataset.path, dict(dataset.manifest))
-        self._whole = dataset
+        self.whole = dataset
         self._selection = selection
         self._wanted = _parse(dataset, selection.where)
         count = sum(1 for _ in self.passages())
@@ -101,7 +105,7 @@ class SelectedData(Dataset):
         """Stream the selected passages in stored order."""
         found = (
             passage
-            for passage in self._whole.passages(batch_size=batch_size)
+            for passage in self.whole.passages(batch_size=batch_size)
             if all(_holds(passage, name, wanted) for name, wanted in self._wanted.items())
         )
         return islice(found, self._selection.limit)

@@ -22,7 +22,7 @@ from retriever.replicas import agreement
 from retriever.schema import CollectionMetadata, content_hash, point_id, read_metadata
 
 SAMPLE = 64
-AGAIN = "run ingest load again"
+AGAIN = "run ingest load again, or ingest verify with --repair"
 RETRIEVE_SIZE = 256
 
 

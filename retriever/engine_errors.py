@@ -71,10 +71,15 @@ def _no_answer(cause: Exception, where: str) -> EngineUnavailable:
 
 
 def _from_status(status: int, reason: str, where: str) -> EngineError:
-    if status in (401, 403):
+    if status == 401:
         return KeyRefused(
-            f"{where} refused the API key (HTTP {status}); set QDRANT_API_KEY to a valid one "
-            "(writing needs more than a read-only key)"
+            f"{where} refused the API key, or was given none (HTTP 401); "
+            "set QDRANT_API_KEY to a valid one"
+        )
+    if status == 403:
+        return KeyRefused(
+            f"{where} refused the API key for this (HTTP 403): a read-only key may only read; "
+            "set QDRANT_API_KEY to one that may write"
         )
     if status == 404:
         return CollectionNotFound(f"{where}: {reason}; see: ingest list")

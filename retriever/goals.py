@@ -79,12 +79,16 @@ def parse_goal(text: str) -> Goal:
             aims.append((_measure(found, text), found["which"] == "max"))
         elif found := CONDITION.fullmatch(clause.strip()):
             bound = _number(found["bound"], text)
+            if found["measure"] in RECALLS and not 0 < bound <= 1:
+                raise _refused(text, f"a recall of {bound:g} is none, expected above 0, at most 1")
             conditions.append(Condition(_measure(found, text), found["sign"][0] == ">", bound))
         else:
             raise _refused(text, f"cannot read {clause.strip()!r}")
     if len(aims) != 1:
         raise _refused(text, f"found {len(aims)} of min and max, expected one")
     aim, is_max = aims[0]
+    if is_max == (aim in COSTS):
+        raise _refused(text, f"{'max' if is_max else 'min'} {aim} is the worst there is")
     return Goal(text, tuple(conditions), aim, is_max)
 
 

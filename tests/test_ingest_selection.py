@@ -11,6 +11,7 @@ from ingest.loader import LoadSettings
 from ingest.selection import Selection, select
 from ingest.verifier import verify, verify_counts
 from models.data import Dataset, Passage
+from models.lexical import average_length
 from retriever.engine import Engine
 from retriever.errors import (
     ConfigError,
@@ -34,6 +35,8 @@ def test_a_selection_is_loaded_verified_and_grows(
     assert (report.added, report.kept) == (12, 0)
     assert verify_counts(engine, report.collection).points == 12
     assert verify(engine, report.collection, data, encoder).compared == 12
+    whole = average_length(passage.content for passage in PASSAGES)
+    assert read_metadata(engine, report.collection).bm25["avg_len"] == pytest.approx(whole)
     selection = read_metadata(engine, report.collection).data["selection"]
     assert select(data, Selection.from_dict(selection)).passage_count == 12
     grown = loader.load(engine, data, encoder, name=name)

@@ -37,6 +37,9 @@ def test_settings_that_meet_it_come_first_then_those_that_miss_least() -> None:
         ("recall@5>=0.9, min p95", "unknown measure 'recall@5', expected one of recall@1"),
         ("min p95 of exact", "unknown measure 'p95', expected one of recall@1, recall@10"),
         ("recall@10>=0.9.9, min p95", "'0.9.9' is no number"),
+        ("recall@10>=2 of exact, min p95", "a recall of 2 is none, expected above 0, at most 1"),
+        ("min recall@10", "min recall@10 is the worst there is"),
+        ("max p95", "max p95 is the worst there is"),
         ("recall@10==1, min p95", "cannot read 'recall@10==1'"),
     ],
 )

@@ -180,8 +180,8 @@ def test_a_read_only_key_writes_nothing(place: Place, monkeypatch: pytest.Monkey
         done = CliRunner().invoke(ingest_app, words)
         assert done.exit_code == 1
         line = done.stderr.splitlines()[-1]
-        assert f"{place.server.url} refused the API key (HTTP 403)" in line
-        assert "writing needs more than a read-only key" in line
+        assert f"{place.server.url} refused the API key for this (HTTP 403)" in line
+        assert "a read-only key may only read" in line
         assert_no_secret(done.stderr)
     monkeypatch.setenv("QDRANT_API_KEY", KEY)
     assert f"{NAME} " in CliRunner().invoke(ingest_app, ["list", *place.url]).stdout
@@ -197,5 +197,5 @@ def test_a_wrong_key_is_one_line(place: Place, monkeypatch: pytest.MonkeyPatch) 
         done = CliRunner().invoke(app, words)
         assert done.exit_code == 1
         (line,) = done.stderr.splitlines()
-        assert "refused the API key (HTTP 401)" in line
+        assert "refused the API key, or was given none (HTTP 401)" in line
         assert "not-it" not in line
