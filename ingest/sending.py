@@ -41,6 +41,7 @@ class Sender:
         self.sent = 0
         self._rate_limit = rate_limit
         self._queue: queue.Queue[tuple[Write, int] | None] = queue.Queue(QUEUED)
+        self._start = 0.0
         self._failure: BaseException | None = None
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sender", daemon=True)
@@ -83,7 +84,7 @@ class Sender:
             raise self._failure
 
     def _run(self) -> None:
-        start = time.monotonic()
+        self._start = time.monotonic()
         held: deque[tuple[Write, int]] = deque()
         number = 0
         while (item := self._queue.get()) is not None:
@@ -91,12 +92,12 @@ class Sender:
             if len(held) > WAITED_AT_THE_END:
                 number += 1
                 self._send(held.popleft(), wait=number % WAIT_EVERY == 0)
-                self._pace(start)
         for item in held:
             self._send(item, wait=True)
 
     def _send(self, item: tuple[Write, int], *, wait: bool) -> None:
         """Send unless something failed; the queue must run empty in any case."""
+        self._pace()
         if self._failure is not None or self._stopped.is_set():
             return
         write, passages = item
@@ -106,6 +107,7 @@ class Sender:
         except BaseException as error:
             self._failure = error
 
-    def _pace(self, start: float) -> None:
+    def _pace(self) -> None:
+        """Wait until what is sent already is within the limit, before the next; the last too."""
         if self._rate_limit and self._failure is None:
-            self._stopped.wait(start + self.sent / self._rate_limit - time.monotonic())
+            self._stopped.wait(self._start + self.sent / self._rate_limit - time.monotonic())

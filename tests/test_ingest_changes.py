@@ -148,5 +148,5 @@ def test_the_rate_is_limited(
     data = make_data(PASSAGES)
     settings = LoadSettings(rate_limit=200)
     report = loader.load(edge_engine, data, encoder, name=name, settings=settings)
-    assert report.seconds > 250 / 200
+    assert report.seconds >= 250 / 200  # the last 50 of 300 leave when 250 had their time
     assert verify(edge_engine, report.collection, data, encoder).points == 300
