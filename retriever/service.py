@@ -156,7 +156,7 @@ def _add_search(app: FastAPI, backend: Backend, metrics: Metrics) -> None:
 
         # As text, for 1 and true are equal otherwise.
         wishes = repr((body.k, body.filter, words, settings, body.budget_ms))
-        return backend.answer(body.query, wishes, ask=ask, show=show)
+        return backend.answer(body.query, wishes, settings=settings, ask=ask, show=show)
 
     @app.post("/search", response_model=bodies.SearchAnswer, responses=ERRORS)
     async def search_by_body(body: bodies.SearchBody) -> Response:

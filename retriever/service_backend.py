@@ -14,9 +14,10 @@ from retriever.errors import CollectionMismatch, EngineError, EngineUnavailable
 from retriever.records import SearchResult
 from retriever.schema import read_metadata
 from retriever.search import Retriever
-from retriever.service_batches import Batches, Question
+from retriever.service_batches import MOST_TOGETHER, Batches, Question
 from retriever.service_config import Limits, ServiceConfig
 from retriever.service_errors import OVERLOADED, TIMED_OUT, ServiceFailure
+from retriever.settings import SearchSettings
 
 T = TypeVar("T")
 EXAMPLES = 4
@@ -76,7 +77,7 @@ class Backend:
         limits = config.limits
         self._slots = threading.BoundedSemaphore(limits.threads + limits.waiting)
         self._pool = ThreadPoolExecutor(limits.threads, thread_name_prefix="search")
-        self._batches: Batches[Any] = Batches(self._pool)
+        self._batches: Batches[Any] = Batches(self._pool, threads=limits.threads)
         self._checks = ThreadPoolExecutor(1, thread_name_prefix="health")
 
     @property
@@ -124,6 +125,7 @@ class Backend:
         query: str,
         wishes: str,
         *,
+        settings: SearchSettings | None,
         ask: Callable[[Retriever, Sequence[str]], list[SearchResult]],
         show: Callable[[SearchResult], T],
     ) -> T:
@@ -132,6 +134,7 @@ class Backend:
         Args:
             query: what to look for.
             wishes: everything else that was asked for, as text.
+            settings: those among the wishes; None for the service's own.
             ask: answers several queries with these wishes.
             show: makes the answer of one result.
 
@@ -140,10 +143,18 @@ class Backend:
             TwoTowerError: what `ask` raises.
         """
         question = Question(
-            query, wishes, lambda queries: ask(self.open().retriever, queries), show
+            query,
+            wishes,
+            lambda queries: ask(self.open().retriever, queries),
+            show,
+            self._most_together(settings or self.config.settings),
         )
         answer: T = await self._within_limits(lambda: self._batches.submit(question))
         return answer
+
+    def _most_together(self, settings: SearchSettings) -> int:
+        """A cross-scorer reads one query at a time, which is nearly all of such a search."""
+        return 1 if settings.cross and self._bundle.has_cross_scorer else MOST_TOGETHER
 
     async def _within_limits(self, start: "Callable[[], Future[T]]") -> T:
         if not self._slots.acquire(blocking=False):

@@ -2,9 +2,10 @@
 
 A batch costs the engine and this process much less than its searches one by one, so a busy service
 is the quicker per search the longer its queue. Nothing waits for a batch to fill: a thread that is
-free takes what is there.
+free takes its share of what is there, and leaves as much for each of the others.
 """
 
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -26,12 +27,15 @@ class Question(NamedTuple, Generic[T]):
         wishes: everything else about it, as text; only equal ones are answered together.
         ask: answers several queries with these wishes.
         show: makes the answer of one result.
+        most_together: how many such are answered together at most; 1 where that saves nothing,
+            for all of a batch wait until its last is done.
     """
 
     query: str
     wishes: str
     ask: Callable[[Sequence[str]], list[SearchResult]]
     show: Callable[[SearchResult], T]
+    most_together: int = MOST_TOGETHER
 
 
 class _Asked(NamedTuple, Generic[T]):
@@ -42,8 +46,9 @@ class _Asked(NamedTuple, Generic[T]):
 class Batches(Generic[T]):
     """The searches that wait for a thread of `pool`, which ends after this is closed."""
 
-    def __init__(self, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, pool: ThreadPoolExecutor, *, threads: int) -> None:
         self._pool = pool
+        self._threads = threads
         self._waiting: deque[_Asked[T]] = deque()
         self._lock = threading.Lock()
 
@@ -69,12 +74,17 @@ class Batches(Generic[T]):
 
     def _take(self) -> list[_Asked[T]]:
         """Return the search that waits longest, and the next ones with the same wishes."""
-        taken: list[_Asked[T]] = []
         with self._lock:
+            if not self._waiting:
+                return []
+            first = self._waiting[0].question
+            share = math.ceil(len(self._waiting) / self._threads)
+            most = min(share, first.most_together)
+            taken: list[_Asked[T]] = []
             others: deque[_Asked[T]] = deque()
             for asked in self._waiting:
-                fits = not taken or asked.question.wishes == taken[0].question.wishes
-                (taken if fits and len(taken) < MOST_TOGETHER else others).append(asked)
+                fits = len(taken) < most and asked.question.wishes == first.wishes
+                (taken if fits else others).append(asked)
             self._waiting = others
         return taken
 
