@@ -50,13 +50,21 @@ def list_collections(
     a load that was not finished shows how many points there are of how many.
     """
     from ingest import collections
+    from retriever.engine import EngineAddress
 
     with opened_engine(url, path) as engine:
         found = collections.versions(engine)
     if as_json:
         typer.echo(json.dumps([version.to_dict() for version in found]))
-    else:
+    elif found:
         typer.echo(_table(found))
+    else:
+        where = EngineAddress.find(url=url, path=path)
+        typer.echo(
+            f"No collection of ingest load at {where}; to make one run: "
+            "ingest load DATA --bundle BUNDLE --collection NAME",
+            err=True,
+        )
 
 
 def drop(

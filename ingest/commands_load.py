@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -12,45 +12,58 @@ from ingest.engine_flags import Bundle, opened_engine
 from retriever.flags import Path_, Url
 
 if TYPE_CHECKING:
+    from ingest.loader import LoadSettings
+    from models.bundle import ModelBundle
+    from models.data import Dataset
     from retriever.engine import Engine
+    from retriever.options import CollectionOptions
+
+
+Options = Annotated[
+    Path | None,
+    typer.Option(help="YAML file whose section `collection:` says how to store it."),
+]
+Where = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Only passages with field=value, field>=value (also > <= <), or field~words; "
+        "again for more. The same field=… twice: either."
+    ),
+]
+Limit = Annotated[
+    int | None, typer.Option(min=1, help="Only the first so many of them, in DATA's order.")
+]
+Prune = Annotated[bool, typer.Option("--prune", help="Delete points that DATA does not have.")]
+Promote = Annotated[
+    bool,
+    typer.Option("--promote/--no-promote", help="Point the name to it once it is verified."),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Say what would be sent and how large it will be.")
+]
+RateLimit = Annotated[float | None, typer.Option(help="Passages per second, at most.")]
+RetryFor = Annotated[
+    float, typer.Option(min=0, help="Seconds to wait for a server that went away.")
+]
+TakeOver = Annotated[
+    bool,
+    typer.Option("--take-over", help="Load although another load seems to run; it will stop."),
+]
 
 
 def load(
     data: Annotated[Path, typer.Argument(help="DATA folder that `ingest prepare` wrote.")],
     bundle: Bundle,
     collection: Annotated[str, typer.Option(help="Name that searches will use.")],
-    options: Annotated[
-        Path | None,
-        typer.Option(help="YAML file whose section `collection:` says how to store it."),
-    ] = None,
-    where: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Only passages with field=value, field>=value (also > <= <), or field~words; "
-            "again for more. The same field=… twice: either."
-        ),
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Only the first so many of them, in DATA's order.")
-    ] = None,
-    prune: Annotated[
-        bool, typer.Option("--prune", help="Delete points that DATA does not have.")
-    ] = False,
-    promote: Annotated[
-        bool,
-        typer.Option("--promote/--no-promote", help="Point the name to it once it is verified."),
-    ] = True,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be sent and how large it will be.")
-    ] = False,
-    rate_limit: Annotated[float | None, typer.Option(help="Passages per second, at most.")] = None,
-    retry_for: Annotated[
-        float, typer.Option(min=0, help="Seconds to wait for a server that went away.")
-    ] = 120.0,
-    take_over: Annotated[
-        bool,
-        typer.Option("--take-over", help="Load although another load seems to run; it will stop."),
-    ] = False,
+    options: Options = None,
+    where: Where = None,
+    limit: Limit = None,
+    prune: Prune = False,
+    promote: Promote = True,
+    dry_run: DryRun = False,
+    rate_limit: RateLimit = None,
+    retry_for: RetryFor = 120.0,
+    take_over: TakeOver = False,
     url: Url = None,
     path: Path_ = None,
 ) -> None:
@@ -60,11 +73,9 @@ def load(
     changed passages are sent, and only those with another title or text are encoded. The name
     moves to the new collection when it has been verified. With --where or --limit the collection
     is complete when it holds that selection; the next load may select more, or everything.
+    What --options changes of a collection that is there changes in place, and is said, or refused.
     """
-    from ingest import collections, loader, verifier
-    from ingest.estimate import estimate
-    from ingest.opening import stored_options
-    from ingest.patience import patient
+    from ingest.loader import LoadSettings
     from ingest.selection import Selection, select
     from models.bundle import ModelBundle
     from models.data import Dataset
@@ -73,27 +84,63 @@ def load(
     selection = Selection(tuple(where or ()), limit)
     if prune:
         selection.require_no_prune()
-    settings = loader.LoadSettings(prune, rate_limit, retry_for, take_over)
+    settings = LoadSettings(prune, rate_limit, retry_for, take_over)
     stored_as = read_file(options).collection if options else None
-    dataset = select(Dataset.open(data), selection)
-    encoder = ModelBundle.load(bundle)
+    job = _Job(select(Dataset.open(data), selection), ModelBundle.load(bundle), collection)
     if dry_run:
         with _as_it_is(url, path) as engine:
-            report = loader.plan(engine, dataset, encoder, name=collection, prune=prune)
-            stored_as = stored_as or stored_options(engine, report.collection)
-        typer.echo(f"{report.collection} would have {report.outcomes}")
-        typer.echo(estimate(dataset, encoder, options=stored_as, points=report.points))
-        return
-    with opened_engine(url, path, create=True) as engine:
-        report = loader.load(
-            engine, dataset, encoder, name=collection, options=stored_as, settings=settings
-        )
-        typer.echo(report)
-        lasting = patient(engine, retry_for_s=retry_for)
-        typer.echo(verifier.verify(lasting, report.collection, dataset, encoder))
-        if promote:
-            collections.promote(lasting, collection, report.collection)
-            typer.echo(f"{collection} -> {report.collection}")
+            _plan(engine, job, stored_as, prune=prune)
+    else:
+        with opened_engine(url, path, create=True) as engine:
+            _load(engine, job, stored_as, settings, promote=promote)
+
+
+class _Job(NamedTuple):
+    """What is loaded, and the name that it is loaded for."""
+
+    dataset: "Dataset"
+    encoder: "ModelBundle"
+    name: str
+
+
+def _plan(engine: "Engine", job: _Job, options: "CollectionOptions | None", *, prune: bool) -> None:
+    """Print what a load would do."""
+    from ingest import loader
+    from ingest.estimate import estimate
+    from ingest.opening import option_changes, stored_options
+
+    report = loader.plan(engine, job.dataset, job.encoder, name=job.name, prune=prune)
+    found = stored_options(engine, report.collection)
+    changes: list[str] = []
+    if options is not None and engine.collection_exists(report.collection):
+        changes = option_changes(report.collection, found, options)
+    typer.echo(f"{report.collection} would have {report.outcomes}")
+    for change in changes:
+        typer.echo(f"{report.collection} would have {change}")
+    typer.echo(estimate(job.dataset, job.encoder, options=options or found, points=report.points))
+
+
+def _load(
+    engine: "Engine",
+    job: _Job,
+    options: "CollectionOptions | None",
+    settings: "LoadSettings",
+    *,
+    promote: bool,
+) -> None:
+    """Load, verify and give the name to what has been loaded."""
+    from ingest import collections, loader, verifier
+    from ingest.patience import patient
+
+    report = loader.load(
+        engine, job.dataset, job.encoder, name=job.name, options=options, settings=settings
+    )
+    typer.echo(report)
+    lasting = patient(engine, retry_for_s=settings.retry_for_s)
+    typer.echo(verifier.verify(lasting, report.collection, job.dataset, job.encoder))
+    if promote:
+        collections.promote(lasting, job.name, report.collection)
+        typer.echo(f"{job.name} -> {report.collection}")
 
 
 @contextmanager

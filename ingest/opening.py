@@ -1,8 +1,11 @@
 """The collection that a load goes into: made where it is missing, checked where it is there."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
+
+import typer
 
 from ingest.clusters import fit_centroids
 from ingest.points import PassageEncoder
@@ -99,21 +102,50 @@ def _new_metadata(
 def _change(
     engine: Engine, collection: str, metadata: CollectionMetadata, options: CollectionOptions
 ) -> CollectionMetadata:
-    """Let the engine store it otherwise; what it cannot change in place is refused."""
-    if fixed := fixed_differences(metadata.options, options):
-        name, values = next(iter(fixed.items()))
-        raise CollectionMismatch(
-            f"collection {collection!r} has {name} {values}, which cannot change in place; load "
-            f"into another name with --collection, or run ingest drop {collection} and load again"
-        )
+    """Let the engine store it otherwise, and say so; what it cannot change in place is refused."""
+    changes = option_changes(collection, metadata.options, options)
     changed = replace(metadata, options=options)
     engine.update_collection(
         collection,
         **options.changes(changed.schema.vectors_config),
         metadata={"options": options.to_dict()},
     )
+    typer.echo(f"{collection} now has {', '.join(changes)}", err=True)
     engine.optimize(collection)
     return changed
+
+
+def option_changes(
+    collection: str, found: CollectionOptions, wanted: CollectionOptions
+) -> list[str]:
+    """Return what changes in place from `found` to `wanted`, as in "hnsw.m 32 (was 16)".
+
+    Raises:
+        CollectionMismatch: some of it cannot.
+    """
+    if fixed := fixed_differences(found, wanted):
+        name, values = next(iter(fixed.items()))
+        raise CollectionMismatch(
+            f"collection {collection!r} has {name} {values}, which cannot change in place; load "
+            f"into another name with --collection, or run ingest drop {collection} and load again"
+        )
+    before, after = _flat(found.to_dict()), _flat(wanted.to_dict())
+    return [
+        f"{name} {after.get(name, 'unset')} (was {before.get(name, 'unset')})"
+        for name in dict.fromkeys((*before, *after))
+        if before.get(name) != after.get(name)
+    ]
+
+
+def _flat(options: Mapping[str, Any], *, within: str = "") -> dict[str, str]:
+    """Return the options that are set, as YAML has them, by their whole names, as in hnsw.m."""
+    flat: dict[str, str] = {}
+    for name, value in options.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, within=f"{within}{name}.")
+        elif value is not None:
+            flat[within + name] = str(value).lower() if isinstance(value, bool) else str(value)
+    return flat
 
 
 def _index(engine: Engine, collection: str, dataset: Dataset, metadata: CollectionMetadata) -> None:

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import free_ports, make_bundle, make_passages, write_data
+from conftest import free_ports, make_bundle, make_passages, running_server, write_data
 from typer.testing import CliRunner, Result
 
 from ingest.cli import app
@@ -118,9 +118,47 @@ def test_what_cannot_work_is_told_in_one_line(
     assert not (tmp_path / ".qdrant").exists()
     monkeypatch.setenv("QDRANT_URL", down)
     assert down in bad("list")
-    assert good("list", "--path", tmp_path / "e").split() == [
-        *("NAME", "COLLECTION", "POINTS", "BUNDLE", "AGE")
-    ]
+
+
+def test_an_engine_without_a_collection_says_what_to_run(tmp_path: Path) -> None:
+    folder = tmp_path / "e"
+    connect(path=folder).close()
+    with running_server(tmp_path / "server") as empty:
+        for where in (["--path", folder], ["--url", empty.url]):
+            done = run("list", *where)
+            assert (done.exit_code, done.stdout) == (0, "")
+            assert done.stderr == (
+                f"No collection of ingest load at {where[1]}; to make one run: "
+                "ingest load DATA --bundle BUNDLE --collection NAME\n"
+            )
+            assert good("list", "--json", *where) == "[]\n"
+
+
+def test_what_options_change_is_said(
+    where: list[str], name: str, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    data = write_data(tmp_path / "DATA", make_passages(30)).path
+    load = ["load", data, "--bundle", tiny_bundle, "--collection", name, *where]
+    collection = good(*load).split(":")[0]
+    options = tmp_path / "options.yaml"
+    options.write_text(
+        "collection: {hnsw: {m: 8}, quantization: {kind: scalar}, on_disk: {vectors: true},"
+        " indexes: {kind: text}}"
+    )
+    changes = (
+        "hnsw.m 8 (was 16)",
+        "quantization.kind scalar (was none)",
+        "on_disk.vectors true (was false)",
+        "indexes.kind text (was unset)",
+    )
+    planned = good(*load, "--options", options, "--dry-run").splitlines()
+    assert planned[1:5] == [f"{collection} would have {change}" for change in changes]
+    done = run(*load, "--options", options)
+    assert done.stderr == f"{collection} now has {', '.join(changes)}\n"
+    assert run(*load, "--options", options).stderr == ""
+    options.write_text("collection: {distance: dot}")
+    for command in ([*load, "--options", options], [*load, "--options", options, "--dry-run"]):
+        assert "has distance cosine, the options say dot" in bad(*command)
 
 
 def test_a_locked_folder_is_told_in_one_line(tmp_path: Path) -> None:
