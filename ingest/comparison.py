@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 from qdrant_client import models as qm
 
+from retriever.engine_points import SPARSE, AnyPoint
+
 # The engine normalises once more, and a batch of another size may round otherwise.
 TOLERANCE = 1e-4
 
 
-def difference(record: qm.Record | None, point: qm.PointStruct) -> str:
+def difference(record: qm.Record | None, point: AnyPoint) -> str:
     """Say in what a stored point differs from the right one; nothing where they are equal."""
     if record is None:
         return "it is missing, or replicas differ in it"
@@ -20,7 +22,7 @@ def difference(record: qm.Record | None, point: qm.PointStruct) -> str:
     return _vector_difference(record, point)
 
 
-def _vector_difference(record: qm.Record, point: qm.PointStruct) -> str:
+def _vector_difference(record: qm.Record, point: AnyPoint) -> str:
     stored = record.vector if isinstance(record.vector, dict) else {}
     expected = point.vector if isinstance(point.vector, dict) else {}
     if stored.keys() != expected.keys():
@@ -56,7 +58,7 @@ def _same_json(stored: Any, expected: Any) -> bool:
 
 def _largest_difference(stored: object, expected: object) -> float:
     """Return the largest difference in any dimension; infinite for vectors of another shape."""
-    if isinstance(stored, qm.SparseVector) and isinstance(expected, qm.SparseVector):
+    if isinstance(stored, SPARSE) and isinstance(expected, SPARSE):
         left, right = (dict(zip(v.indices, v.values, strict=True)) for v in (stored, expected))
         return max((abs(left.get(i, 0) - right.get(i, 0)) for i in left | right), default=0.0)
     left_array, right_array = np.asarray(stored), np.asarray(expected)

@@ -1,17 +1,17 @@
 """Passages to points: encode, pack into batches that an engine takes in one request."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from qdrant_client import models as qm
 
 from models.data import Passage
 from models.lexical import Bm25Config, Bm25Encoder
 from retriever.clusters import Centroids
+from retriever.engine_points import SPARSE, Point, Vector
 from retriever.errors import BundleError, DataError
 from retriever.schema import (
     BM25,
@@ -58,7 +58,7 @@ class PassageEncoder(Protocol):
 class SizedPoint(NamedTuple):
     """A point and the most bytes it takes in a request."""
 
-    point: qm.PointStruct
+    point: Point
     size: int
 
 
@@ -89,16 +89,15 @@ class PointMaker:
             return
         texts = [passage.content for passage in passages]
         dense = self._encode(texts)
-        sparse = self._bm25.encode_passages(texts)
+        sparse = self._bm25.weigh_passages(texts)
         clusters = self._centroids.assign(dense[DENSE]) if self._centroids else None
         for row, passage in enumerate(passages):
-            named: dict[str, list[float] | qm.SparseVector] = {
-                name: vectors[row].tolist() for name, vectors in dense.items()
-            }
+            vector: dict[str, Vector] = {name: part[row] for name, part in dense.items()}
+            vector[BM25] = sparse[row]
             payload = to_payload(passage)
             if clusters is not None:
                 payload[CLUSTER] = clusters[row]
-            yield sized_point(passage.passage_id, {**named, BM25: sparse[row]}, payload)
+            yield sized_point(passage.passage_id, vector, payload)
 
     def _encode(self, texts: Sequence[str]) -> dict[str, Floats]:
         full = self._encoder.encode_passages(texts)
@@ -117,18 +116,14 @@ class PointMaker:
 
 
 def sized_point(
-    passage_id: str,
-    vector: dict[str, list[float] | qm.SparseVector],
-    payload: dict[str, Any],
+    passage_id: str, vector: Mapping[str, Vector], payload: Mapping[str, Any]
 ) -> SizedPoint:
     """Return the point of a passage.
 
     Raises:
         DataError: it is too large for one request.
     """
-    floats = sum(
-        2 * len(v.values) if isinstance(v, qm.SparseVector) else len(v) for v in vector.values()
-    )
+    floats = sum(2 * len(v.values) if isinstance(v, SPARSE) else len(v) for v in vector.values())
     size = _most_bytes(payload) + FLOAT_BYTES * floats
     if size > LARGEST_POINT_BYTES:  # or so it seems
         size = len(json.dumps(payload)) + FLOAT_BYTES * floats
@@ -137,12 +132,10 @@ def sized_point(
             f"passage {passage_id!r} takes {size:,} bytes as a point, at most "
             f"{LARGEST_POINT_BYTES:,} fit in a request; split it and run: ingest prepare"
         )
-    # All values are ours; validating 350 floats per point would cost more than sending them.
-    point = qm.PointStruct.model_construct(id=point_id(passage_id), vector=vector, payload=payload)
-    return SizedPoint(point, size)
+    return SizedPoint(Point(point_id(passage_id), vector, payload), size)
 
 
-def _most_bytes(payload: dict[str, Any]) -> int:
+def _most_bytes(payload: Mapping[str, Any]) -> int:
     """Bound a payload's size in a request; writing it down to see would double the work."""
     return sum(
         LARGEST_CHARACTER * len(value) if isinstance(value, str) else len(json.dumps(value))
@@ -152,9 +145,9 @@ def _most_bytes(payload: dict[str, Any]) -> int:
 
 def pack(
     points: Iterable[SizedPoint], *, max_points: int = BATCH_POINTS, max_bytes: int = BATCH_BYTES
-) -> Iterator[list[qm.PointStruct]]:
+) -> Iterator[list[Point]]:
     """Yield batches in order, each as large as both limits allow and never empty."""
-    batch: list[qm.PointStruct] = []
+    batch: list[Point] = []
     size = 0
     for item in points:
         if batch and (len(batch) == max_points or size + item.size > max_bytes):

@@ -8,12 +8,14 @@ on: without it a crash loses data.
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import qdrant_edge as edge
 from qdrant_client import models as qm
 from qdrant_client.http.models import QueryResponse
 
 from retriever import edge_types
 from retriever.edge_collections import EdgeCollections
+from retriever.engine_points import AnyPoint
 from retriever.engine_scores import Scored
 from retriever.errors import EngineError
 
@@ -45,7 +47,7 @@ class EdgeClient(EdgeCollections):
         return self._update(collection_name, operation, wait=False)
 
     def upsert(
-        self, collection_name: str, points: Sequence[qm.PointStruct], *, wait: bool = True
+        self, collection_name: str, points: Sequence[AnyPoint], *, wait: bool = True
     ) -> qm.UpdateResult:
         """Insert or replace points."""
         self._check_widths(collection_name, points)
@@ -54,7 +56,7 @@ class EdgeClient(EdgeCollections):
             collection_name, edge.UpdateOperation.upsert_points(converted), wait=wait
         )
 
-    def _check_widths(self, collection_name: str, points: Sequence[qm.PointStruct]) -> None:
+    def _check_widths(self, collection_name: str, points: Sequence[AnyPoint]) -> None:
         """Refuse a batch before any of it is written; Edge would stop halfway through a point."""
         description = self._folder.description(collection_name)
         widths = {name: params["size"] for name, params in description["vectors"].items()}
@@ -66,7 +68,8 @@ class EdgeClient(EdgeCollections):
                         f"collection {collection_name!r} has no vector {name!r}; "
                         f"it has {', '.join(sorted(known))}"
                     )
-                if isinstance(vector, list) and len(vector) != widths.get(name):
+                dense = isinstance(vector, list | np.ndarray)
+                if dense and len(vector) != widths.get(name):
                     raise EngineError(
                         f"vector {name!r} of point {point.id} has {len(vector)} dimensions; "
                         f"collection {collection_name!r} expects {widths.get(name, 'a sparse one')}"

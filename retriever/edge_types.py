@@ -8,10 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
+import numpy as np
 import qdrant_edge as edge
 from pydantic import BaseModel
 from qdrant_client import models as qm
 
+from retriever.engine_points import AnyPoint
 from retriever.errors import EngineError
 
 DISTANCES = {
@@ -68,6 +70,10 @@ def to_index(
 
 def to_vector(vector: Any) -> Any:
     """Return one dense (list of floats) or sparse vector."""
+    if isinstance(vector, np.ndarray):
+        return vector.tolist()
+    if isinstance(vector, edge.SparseVector):
+        return vector
     if isinstance(vector, qm.SparseVector):
         return edge.SparseVector(vector.indices, vector.values)
     if isinstance(vector, list) and not (vector and isinstance(vector[0], list)):
@@ -92,7 +98,7 @@ def from_id(point_id: int | str | UUID) -> int | str:
     return str(point_id) if isinstance(point_id, UUID) else point_id
 
 
-def to_point(point: qm.PointStruct) -> edge.Point:
+def to_point(point: AnyPoint) -> edge.Point:
     """Return a point with named vectors."""
     if not isinstance(point.vector, dict):
         raise unsupported("PointStruct with an unnamed vector")

@@ -8,6 +8,7 @@ from qdrant_client import models as qm
 from qdrant_client.conversions.common_types import AliasOperations
 from qdrant_client.http.models import QueryResponse  # the name in qm is fastembed's
 
+from retriever.engine_points import AnyPoint
 from retriever.engine_scores import Scored
 from retriever.snapshot_files import SnapshotFile
 
@@ -92,7 +93,7 @@ class Engine(Protocol):
         self, collection_name: str, field_name: str
     ) -> qm.UpdateResult: ...
     def upsert(  # noqa: D102
-        self, collection_name: str, points: Sequence[qm.PointStruct], *, wait: bool = True
+        self, collection_name: str, points: Sequence[AnyPoint], *, wait: bool = True
     ) -> qm.UpdateResult: ...
     def batch_update_points(  # noqa: D102
         self,

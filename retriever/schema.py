@@ -36,6 +36,7 @@ POINT_NAMESPACE = uuid.UUID("6f6b2d0e-5a86-5d0f-9a53-2d6f0c1e7b41")
 RESERVED = ("title", "text", "url", "passage_id", CLUSTER, CONTENT_HASH)
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}")
 VERSIONED = re.compile(r"(?P<name>.+)--[0-9a-f]{8}")
+TO_JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 NO_INDEXES: "Mapping[str, PayloadIndex]" = MappingProxyType({})
 
 
@@ -78,8 +79,7 @@ def point_id(passage_id: str) -> str:
 def content_hash(passage: Passage) -> str:
     """Return 32 hex digits that change with anything in the passage."""
     content = [passage.passage_id, passage.title, passage.text, passage.url, dict(passage.fields)]
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(TO_JSON(content).encode(), digest_size=16).hexdigest()
 
 
 def to_payload(passage: Passage) -> dict[str, Any]:

@@ -80,9 +80,8 @@ def test_verify_sees_a_wrong_cluster(
     collection = loader.load(edge_engine, data, encoder, name="x", options=OPTIONS).collection
     metadata = read_metadata(edge_engine, collection)
     point = next(PointMaker.of(encoder, metadata).make(PASSAGES[:1])).point
-    payload = {**(point.payload or {}), "cluster": -1}
-    wrong = qm.PointStruct(id=point.id, vector=point.vector, payload=payload)
-    edge_engine.upsert(collection, [wrong])
+    payload = {**point.payload, "cluster": -1}
+    edge_engine.upsert(collection, [point._replace(payload=payload)])
     with pytest.raises(VerificationFailed, match=r"'p0'.*payload"):
         verify(edge_engine, collection, data, encoder)
 

@@ -1,6 +1,7 @@
 """Copies between engines: equal in everything, resumable, verified."""
 
 import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,14 @@ class StopsHalfway:
         return self._engine.upsert(*arguments, **options)
 
 
+def wait_until_written(engine: Engine, collection: str, expected: int) -> None:
+    """Wait for a write that was sent without waiting."""
+    deadline = time.monotonic() + 20
+    while (there := engine.count(collection).count) < expected and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert there == expected
+
+
 def test_a_stopped_copy_goes_on(
     edge_engine: Engine, rest_engine: Engine, name: str, encoder: HashEncoder, make_data: MakeData
 ) -> None:
@@ -102,8 +111,7 @@ def test_a_stopped_copy_goes_on(
     stopping: Any = StopsHalfway(rest_engine, 1)
     with pytest.raises(KeyboardInterrupt):
         copy(edge_engine, stopping, collection)
-    there = rest_engine.count(collection).count
-    assert there == 256
+    wait_until_written(rest_engine, collection, 256)
     assert [version.complete for version in versions(rest_engine, name)] == [False]
     with pytest.raises(VerificationFailed, match="256 points, expected 700"):
         promote(rest_engine, name)

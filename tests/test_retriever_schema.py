@@ -68,6 +68,13 @@ def test_the_content_hash_sees_everything() -> None:
     assert content_hash(PASSAGE._replace(fields=turned)) == content_hash(PASSAGE)
 
 
+def test_the_content_hash_never_changes() -> None:
+    """The literal is what earlier loads wrote: another value would send every passage again."""
+    fields = {"b": [1, {"z": 0.1}], "a": None}
+    passage = Passage("p1", "text é", "title", "u", fields)
+    assert content_hash(passage) == "9f9d37525bc539fc325060991e15f807"
+
+
 def test_the_payload_reads_well_from_the_top() -> None:
     payload = to_payload(PASSAGE)
     assert list(payload) == [
