@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 import quality
 
+from models.data import Dataset
+from models.labelled import LabelledConfig
+
 
 @pytest.fixture(scope="module")
 def found(shared_data: Path) -> quality.Values:
@@ -44,6 +47,18 @@ def test_a_worse_setting_is_noticed(found: quality.Values, stored: dict[str, obj
         broken = copy.deepcopy(found)
         broken[system] = found[worse]
         assert any(line.startswith(f"{system} ndcg@10") for line in quality.falls(stored, broken))
+
+
+@pytest.mark.data
+def test_a_spoilt_labelled_phase_is_noticed(
+    found: quality.Values, stored: dict[str, object], tmp_path: Path
+) -> None:
+    """A learning rate a hundred times too high; early stopping goes back to the start."""
+    quality.prepare(tmp_path / "DATA")
+    data = Dataset.open(tmp_path / "DATA")
+    spoilt = {"labelled.learning_rate": 100 * LabelledConfig.learning_rate}
+    broken = found | {quality.LABELS: quality.gain_of_labels(data, tmp_path, 0, spoilt)}
+    assert any(line.startswith("labels recall@10") for line in quality.falls(stored, broken))
 
 
 def test_a_value_may_lie_its_noise_below_and_no_further() -> None:
