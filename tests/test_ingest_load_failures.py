@@ -32,6 +32,8 @@ MakeData = Callable[..., Dataset]
 COUNT = 3000
 AGAIN = "run the same command again"
 INGEST = [sys.executable, "-c", "from ingest.cli import app; app()"]
+SMALL_LOG = {"QDRANT__STORAGE__WAL__WAL_CAPACITY_MB": "1"}  # another file after each MB written
+LONGEST_FILE = 2**19
 TMPFS = "mount -t tmpfs -o size={size} none {folder}"
 
 
@@ -50,7 +52,8 @@ def small_disk(tmp_path: Path) -> Path:
         not shutil.which("unshare")
         or subprocess.run(["unshare", "-Urm", "sh", "-c", mount], capture_output=True).returncode
     ):
-        pytest.skip("this system lets no user mount a disk of their own")
+        # Also in CI: what may not grow, or is nearly full, is tested below on any system.
+        pytest.skip("this system lets no user mount a disk of their own (unshare -Urm)")
     return folder
 
 
@@ -136,6 +139,34 @@ def test_the_disk_is_full_on_the_server(
     subprocess.run([*inside, "--preserve-credentials", *remount], check=True)
     mended = CliRunner().invoke(app, load)
     assert f"verified {COUNT:,} points" in mended.stdout, mended.stderr
+
+
+def test_the_servers_files_may_not_grow(
+    tmp_path: Path, node: Node, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a full disk, but on any system: the kernel refuses what would make a file longer."""
+    data = write_data(tmp_path / "DATA", make_passages(2 * COUNT)).path
+    told_not_killed = tmp_path / "qdrant"
+    told_not_killed.write_text(f"#!/bin/sh\ntrap '' XFSZ\nexec {qdrant_binary()} \"$@\"\n")
+    told_not_killed.chmod(0o755)
+    monkeypatch.setenv("QDRANT_BINARY", str(told_not_killed))
+    node.start(SMALL_LOG)
+    node.wait_until_ready()
+    load = ["load", str(data), "--bundle", str(tiny_bundle), "--collection", "c", "--url", node.url]
+    assert CliRunner().invoke(app, [*load, "--limit", "300"]).exit_code == 0
+    assert node.process
+    resource.prlimit(node.process.pid, resource.RLIMIT_FSIZE, (LONGEST_FILE, LONGEST_FILE))
+    done = CliRunner().invoke(app, [*load, "--retry-for", "1"])
+    assert done.exit_code == 1, done.stdout
+    error = one_line(done.stderr)
+    assert "Can't write WAL" in error
+    assert AGAIN in error
+    node.kill()
+    node.start(SMALL_LOG)
+    node.wait_until_ready()
+    mended = CliRunner().invoke(app, load)
+    assert f"verified {2 * COUNT:,} points" in mended.stdout, mended.stderr
+    assert " 0 unchanged" not in mended.stdout
 
 
 def test_the_server_runs_out_of_memory(node: Node, data: Path, tiny_bundle: Path) -> None:
