@@ -19,7 +19,8 @@ BAR_CELLS = 10
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 INDENT = " " * 5
 SNIPPET_LINES = 2
-TITLE_CHARS = 40
+TITLE_CHARS, FEWEST_TITLE_CHARS = 40, 8
+SMALLEST_PERCENT = 0.1
 BOLD, DIM, MATCH, RESET = "\x1b[1m", "\x1b[2m", "\x1b[1;33m", "\x1b[0m"
 
 
@@ -61,7 +62,7 @@ def show_result(result: SearchResult, look: Look, *, explain: bool) -> str:
     else:
         blocks = [_show_hit(hit, result, look) for hit in result.hits]
     if explain:
-        blocks += [*([_stage_table(result.hits)] if result.hits else []), _summary(result)]
+        blocks += [*([_stage_table(result, look)] if result.hits else []), _summary(result)]
     return "\n".join([heading, "", *blocks])
 
 
@@ -83,15 +84,28 @@ def score_bar(score: float, scores: Sequence[float]) -> str:
 def result_bar(hit: Hit, result: SearchResult) -> str:
     """Return the bar of a hit; where the cross-scorer ran, it shows the chance of an answer."""
     if CROSS in result.stages_run:
-        chance = 0.5 + 0.5 * math.tanh(hit.score / 2)  # the logistic function; cannot overflow
-        return score_bar(chance, [1.0])
+        return score_bar(_chance(hit), [1.0])
     return score_bar(hit.score, [h.score for h in result.hits])
+
+
+def shown_score(hit: Hit, result: SearchResult) -> str:
+    """Return the score of a hit; where the cross-scorer ran, the chance in percent."""
+    if CROSS not in result.stages_run:
+        return f"{hit.score:.3f}"
+    percent = 100 * _chance(hit)
+    if percent < SMALLEST_PERCENT:
+        return f"<{SMALLEST_PERCENT}% chance"
+    return f"{percent:.{0 if percent >= 10 else 1}f}% chance"
+
+
+def _chance(hit: Hit) -> float:
+    return 0.5 + 0.5 * math.tanh(hit.score / 2)  # the logistic function; cannot overflow
 
 
 def _show_hit(hit: Hit, result: SearchResult, look: Look) -> str:
     bar = look.paint(result_bar(hit, result), DIM)
-    title = look.paint(printable(hit.title or hit.passage_id), BOLD)
-    lines = [f"{hit.rank:>3}. {title}", f"{INDENT}{bar} {hit.score:.3f}"]
+    title = look.paint(printable(hit.title), BOLD) or look.paint(_untitled(hit), DIM)
+    lines = [f"{hit.rank:>3}. {title}", f"{INDENT}{bar} {shown_score(hit, result)}"]
     room = look.width - len(INDENT)
     segments = snippet(
         printable(hit.text), result.query, width=SNIPPET_LINES * room - 10, language=look.language
@@ -100,6 +114,10 @@ def _show_hit(hit: Hit, result: SearchResult, look: Look) -> str:
     if hit.url:
         lines.append(INDENT + look.paint(printable(hit.url), DIM))
     return "\n".join([*lines, ""])
+
+
+def _untitled(hit: Hit) -> str:
+    return f"passage {printable(hit.passage_id)}"
 
 
 def wrap(segments: Sequence[Segment], look: Look, *, width: int) -> list[str]:
@@ -119,16 +137,20 @@ def wrap(segments: Sequence[Segment], look: Look, *, width: int) -> list[str]:
     return lines
 
 
-def _stage_table(hits: Sequence[Hit]) -> str:
+def _stage_table(result: SearchResult, look: Look) -> str:
     """One row per hit, one column per stage: its score and, after #, its rank."""
-    stages = list(dict.fromkeys(stage for hit in hits for stage in hit.stages))
+    hits = result.hits
+    seen = {stage for hit in hits for stage in hit.stages}
+    stages = [stage for stage in result.stages_run if stage in seen]
     rows = [["rank", "score", *stages]]
     for hit in hits:
-        seen = [hit.stages.get(stage) for stage in stages]
-        cells = [f"{s.score:.3f} #{s.rank}" if s else "-" for s in seen]
+        found = [hit.stages.get(stage) for stage in stages]
+        cells = [f"{s.score:.3f} #{s.rank}" if s else "-" for s in found]
         rows.append([str(hit.rank), f"{hit.score:.3f}", *cells])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    titles = ["title", *(printable(hit.title or hit.passage_id)[:TITLE_CHARS] for hit in hits)]
+    room = look.width - sum(widths) - 2 * len(widths)
+    chars = max(FEWEST_TITLE_CHARS, min(TITLE_CHARS, room))
+    titles = ["title", *(printable(hit.title or hit.passage_id)[:chars] for hit in hits)]
     return "\n".join(
         "  ".join([*(cell.rjust(width) for cell, width in zip(row, widths, strict=True)), title])
         for row, title in zip(rows, titles, strict=True)
@@ -137,8 +159,10 @@ def _stage_table(hits: Sequence[Hit]) -> str:
 
 def _summary(result: SearchResult) -> str:
     steps = ", ".join(f"{step} {ms:.1f}" for step, ms in result.timings_ms.items())
+    has_chance = CROSS in result.stages_run
     lines = [
         "",
+        *(["chance: that the passage answers, 1 / (1 + exp(-score))"] if has_chance else []),
         f"stages: {', '.join(result.stages_run) or 'none'}",
         *([f"skipped: {', '.join(result.skipped)}"] if result.skipped else []),
         f"{sum(result.timings_ms.values()):.1f} ms: {steps}",

@@ -202,9 +202,20 @@ def test_bars_where_nothing_scores() -> None:
     assert score_bar(-1.0, [-1.0, -2.0]) == " " * 10
 
 
+def test_the_table_has_the_stages_in_their_order_and_keeps_to_the_width() -> None:
+    late = hit(1, 1.0, title="A title that is long " * 3, stages={"bm25": Stage(8.0, 1)})
+    both = hit(2, 0.5, stages={"dense": Stage(0.5, 1), "bm25": Stage(7.0, 2)})
+    result = SearchResult("q", [late, both], {}, stages_run=("dense", "bm25"))
+    shown = show_result(result, Look(width=50), explain=True).splitlines()
+    head = next(row for row, line in enumerate(shown) if line.split()[:1] == ["rank"])
+    assert shown[head].split() == ["rank", "score", "dense", "bm25", "title"]
+    assert shown[head + 1].startswith("   1  1.000         -  8.000 #1  A title")
+    assert max(map(len, shown[head:])) <= 50
+
+
 def test_no_hit_and_one_without_title() -> None:
     assert "No hit." in show_result(SearchResult("q", [], {}), Look(), explain=True)
-    assert "p1" in show_result(
+    assert "  1. passage p1\n" in show_result(
         SearchResult("q", [hit(1, 1.0, title="")], {}), Look(), explain=False
     )
 

@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,9 +19,8 @@ from models.bundle import ModelBundle
 from retriever import Retriever, SearchSettings
 from retriever.cli import app
 from retriever.records import Hit, SearchResult
-from retriever.service_backend import Backend, modes
-from retriever.service_config import ServiceConfig
-from retriever.terminal import result_bar
+from retriever.service_backend import modes
+from retriever.terminal import result_bar, shown_score
 
 QUERY = "storm on the river bank"
 
@@ -47,19 +47,27 @@ def service(folder: Path, cross_bundle: Path, where: dict[str, str]) -> Iterator
         yield running
 
 
-def test_the_service_gives_each_search_one_torch_thread(
-    folder: Path, cross_bundle: Path, where: dict[str, str], monkeypatch: pytest.MonkeyPatch
+def test_a_search_reads_with_one_torch_thread_and_gives_the_others_back(
+    cross_bundle: Path, server: Server, where: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in where.items():
-        monkeypatch.setenv(name, value)
+    seen = []
+    read = ModelBundle.cross_scores
+
+    def watched(bundle: ModelBundle, *given: Any, **scores: Any) -> Any:
+        seen.append(torch.get_num_threads())
+        return read(bundle, *given, **scores)
+
     before = torch.get_num_threads()
-    backend = Backend(ServiceConfig(name=NAME, bundle=cross_bundle))
-    torch.set_num_threads(2)
+    torch.set_num_threads(3)
     try:
-        backend.open()
-        assert torch.get_num_threads() == 1
+        with Retriever.open(
+            NAME, bundle=cross_bundle, url=server.url, api_key=server.api_key
+        ) as retriever:
+            monkeypatch.setattr(ModelBundle, "cross_scores", watched)
+            retriever.search(QUERY)
+        assert seen == [1]
+        assert torch.get_num_threads() == 3
     finally:
-        backend.close()
         torch.set_num_threads(before)
 
 
@@ -101,9 +109,10 @@ def test_the_page_shows_its_bar_and_the_chance(service: Service) -> None:
         first = page.locator(f'[data-passage="{best["passage_id"]}"]')
         first.wait_for()
         names = first.locator(".stages dt").all_inner_texts()
-        assert names[-2:] == ["Cross", "Score"]
-        chance = round(100 / (1 + math.exp(-best["score"])))
-        assert first.locator(".chance").inner_text() == f"{chance}%"
+        assert names[-2:] == ["Cross", "Chance"]
+        chance = 100 / (1 + math.exp(-best["score"]))
+        told = first.locator(".chance").inner_text()
+        assert float(told.removesuffix("%")) == pytest.approx(chance, abs=0.5)
         page.wait_for_selector(".step-name.step-cross")
         widths = [
             bar.bounding_box()["width"]  # type: ignore[index]
@@ -127,6 +136,7 @@ def test_the_terminal_explains_it(
     table = next(line.split() for line in shown.stdout.splitlines() if " rerank " in line)
     assert table == ["rank", "score", "dense", "bm25", "rerank", "cross", "title"]
     assert "stages: dense, bm25, rerank, cross" in shown.stdout
+    assert "1 / (1 + exp(-score))" in shown.stdout
     told = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
     assert told["stages_run"][-1] == "cross"
     assert set(told["hits"][0]["stages"]["cross"]) == {"score", "rank"}
@@ -134,9 +144,16 @@ def test_the_terminal_explains_it(
 
 
 @pytest.mark.parametrize(
-    ("log_odds", "cells"), [(0.0, "█████     "), (-800.0, " " * 10), (50.0, "█" * 10)]
+    ("log_odds", "cells", "words"),
+    [
+        (0.0, "█████     ", "50% chance"),
+        (-800.0, " " * 10, "<0.1% chance"),
+        (50.0, "█" * 10, "100% chance"),
+        (-3.985, "▏         ", "1.8% chance"),
+    ],
 )
-def test_the_bar_is_the_chance_where_it_is_known(log_odds: float, cells: str) -> None:
+def test_the_chance_is_shown_where_it_is_known(log_odds: float, cells: str, words: str) -> None:
     hit = Hit(1, "p1", log_odds, "Title", "text", "", {}, {})
     result = SearchResult("q", [hit], {}, stages_run=("dense", "bm25", "cross"))
     assert result_bar(hit, result) == cells
+    assert shown_score(hit, result) == words

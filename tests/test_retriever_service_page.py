@@ -45,7 +45,7 @@ def test_typing_shows_hits_with_marks_bars_and_times(page: Page, service: Servic
 
 
 def test_the_start_offers_examples(page: Page, service: Service) -> None:
-    assert page.locator("#examples button").all_inner_texts() == ["a sunny river", "bread <oven>"]
+    expect(page.locator("#examples button")).to_have_text(["a sunny river", "bread <oven>"])
     page.click("text=bread <oven>")
     wait_for_hits(page, expected(service, query="bread <oven>"))
     expect(page.locator("#welcome")).to_be_hidden()

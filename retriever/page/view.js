@@ -74,12 +74,13 @@ function scoreSpans(hits) {
 
 function card({ hit, at, spans, badge, about, actions }) {
   const link = safeLink(hit.url);
-  const title = marked(hit.marked_title.length ? hit.marked_title : [{ text: hit.passage_id, is_match: false }]);
+  const untitled = !hit.marked_title.length;
+  const title = untitled ? [`passage ${hit.passage_id}`] : marked(hit.marked_title);
   const heading = link ? element("a", { href: link, rel: "noreferrer" }, ...title) : element("span", {}, ...title);
   return element("li", {},
     element("article", { class: "hit", tabindex: at ? "-1" : "0", "data-passage": hit.passage_id },
       element("div", { class: "body" },
-        element("h3", {}, element("span", { class: "rank" }, String(hit.rank)), heading, badge),
+        element("h3", { class: untitled ? "untitled" : null }, element("span", { class: "rank" }, String(hit.rank)), heading, badge),
         hit.url && hit.url !== hit.title ? element("p", { class: "url" }, hit.url) : null,
         element("p", { class: "snippet" }, ...marked(hit.snippet)),
         element("div", { class: "foot" }, ...fieldButtons(hit, about, actions),
@@ -129,8 +130,9 @@ function whole(hit, about) {
 // What the cross-scorer read has a calibrated score: its log-odds of being an answer.
 function chance(hit) {
   if (!hit.stages.cross) return element("span", {});
-  const percent = Math.round(100 / (1 + Math.exp(-hit.score)));
-  return element("span", { class: "chance", title: "estimated chance that this answers" }, `${percent}%`);
+  const percent = 100 / (1 + Math.exp(-hit.score));
+  const shown = percent < 0.1 ? "<0.1" : percent.toFixed(percent < 10 ? 1 : 0);
+  return element("span", { class: "chance", title: "estimated chance that this answers" }, `${shown}%`);
 }
 
 function bars(hit, spans) {
@@ -144,7 +146,7 @@ function bars(hit, spans) {
         element("span", { class: "score" }, score.toFixed(Math.abs(score) < 1 ? 3 : 2)),
         element("span", { class: "place", title: `rank ${rank} in this stage` }, `#${rank}`)));
   });
-  const sum = element("div", { class: "stage sum" }, element("dt", {}, "Score"),
+  const sum = element("div", { class: "stage sum" }, element("dt", {}, hit.stages.cross ? "Chance" : "Score"),
     element("dd", {}, chance(hit), element("span", { class: "score" }, hit.score.toFixed(2))));
   return element("dl", { class: "stages", "aria-label": "Why this is here" }, ...rows, sum);
 }
