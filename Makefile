@@ -41,6 +41,7 @@ bench: $(INSTALLED) $(QDRANT)
 	python tests/bench/spine.py
 	python tests/bench/service.py runs/bench/data runs/bench/bundle 60
 	python tests/bench/loading.py --data runs/bench/data --bundle runs/bench/bundle --goal 0
+	python tests/bench/peers.py
 
 clean:
 	rm -rf $(VENV) .cache .qdrant $(DEMO) $(DEMO).run
