@@ -1,11 +1,12 @@
 """Loading: what ends in the collection, idempotence, updates, resuming, refusals."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 from conftest import HashEncoder, make_passages
 from qdrant_client import models as qm
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from ingest import loader, opening
 from ingest.collections import drop, promote, versions
@@ -263,3 +264,29 @@ def test_odd_text_survives(
         for r in everything(engine, collection).values()
     }
     assert texts == {passage.passage_id: passage.text for passage in data.passages()}
+
+
+class WatchingEncoder(HashEncoder):
+    """Notes how many threads BLAS may use while it encodes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threads: set[int] = set()
+
+    def encode_passages(self, texts: Sequence[str]) -> np.ndarray:
+        self.threads |= set(blas_threads())
+        return super().encode_passages(texts)
+
+
+def blas_threads() -> list[int]:
+    return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+
+def test_blas_has_one_thread_for_as_long_as_a_load_takes(
+    edge_engine: Engine, name: str, make_data: MakeData
+) -> None:
+    encoder = WatchingEncoder()
+    with threadpool_limits(2, user_api="blas"):
+        loader.load(edge_engine, make_data(PASSAGES[:10]), encoder, name=name)
+        assert encoder.threads == {1}
+        assert set(blas_threads()) == {2}

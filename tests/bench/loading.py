@@ -2,10 +2,11 @@
 
     python tests/bench/loading.py --data DATA --bundle BUNDLE [--passages 20000] [--rounds 3]
 
-Raw is the engine's own client: qdrant-client's `upsert` of batches of 256 without waiting but for
-the last one, and Edge's `update`. Loading also makes the points: it reads, tokenizes, encodes and
-compares. Rounds take turns, so that what else the machine does meets both. Prints a table; exits
-with 1 where loading is slower than `--goal` of raw.
+Raw is the engine's own client: qdrant-client's `upsert` of `PointStruct`s in batches of 256 without
+waiting but for the last one, and Edge's `update`. Loading also makes the points: it reads,
+tokenizes, encodes and compares. Rounds take turns, so that what else the machine does meets both.
+Prints a table of rates and of this process's CPU per passage, which noise touches least; exits with
+1 where loading is slower than `--goal` of raw.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 import qdrant_edge
 from qdrant_client import QdrantClient
@@ -34,6 +36,7 @@ from models.bundle import ModelBundle  # noqa: E402
 from models.data import Dataset  # noqa: E402
 from retriever import edge_types  # noqa: E402
 from retriever.engine import Engine, connect  # noqa: E402
+from retriever.engine_points import to_structs  # noqa: E402
 from retriever.schema import collection_name  # noqa: E402
 
 Batches = list[list[qm.PointStruct]]
@@ -41,10 +44,10 @@ NAME = "loading"
 
 
 def prepared(engine: Engine, dataset: Dataset, bundle: ModelBundle) -> Batches:
-    """Return the points of DATA as `loader.load` sends them."""
+    """Return the points of DATA in batches as `loader.load` sends them, as the client's models."""
     maker = PointMaker.of(bundle, open_collection(engine, dataset, bundle, name=NAME))
     points = (point for chunk in chunks(dataset.passages()) for point in maker.make(chunk))
-    return list(pack(points))
+    return [to_structs(batch) for batch in pack(points)]
 
 
 def raw_server(url: str, collection: str, batches: Batches) -> None:
@@ -63,10 +66,18 @@ def raw_edge(engine: Engine, collection: str, batches: Batches) -> None:
     shard.flush()
 
 
-def seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
+class Pace(NamedTuple):
+    """How long one upload took: passages per second, and microseconds of CPU per passage."""
+
+    rate: float
+    cpu_us: float
+
+
+def pace(call: Callable[[], object], passages: int) -> Pace:
+    start, cpu = time.perf_counter(), time.process_time()
     call()
-    return time.perf_counter() - start
+    taken, used = time.perf_counter() - start, time.process_time() - cpu
+    return Pace(passages / taken, used / passages * 1e6)
 
 
 def one_round(
@@ -74,29 +85,32 @@ def one_round(
     dataset: Dataset,
     bundle: ModelBundle,
     raw: Callable[[str, Batches], None],
-) -> tuple[float, float]:
-    """Return the rate of raw upload and that of loading, each into an empty collection."""
+) -> tuple[Pace, Pace]:
+    """Return the pace of raw upload and that of loading, each into an empty collection."""
+    passages = dataset.passage_count
     collection = collection_name(NAME, bundle.fingerprint)
     batches = prepared(engine, dataset, bundle)
-    raw_s = seconds(lambda: raw(collection, batches))
-    assert engine.count(collection).count == dataset.passage_count
+    raw_pace = pace(lambda: raw(collection, batches), passages)
+    assert engine.count(collection).count == passages
     engine.delete_collection(collection)
     open_collection(engine, dataset, bundle, name=NAME)
-    load_s = seconds(lambda: loader.load(engine, dataset, bundle, name=NAME))
-    assert engine.count(collection).count == dataset.passage_count
+    batches.clear()  # a million floats kept would be walked by every garbage collection
+    load_pace = pace(lambda: loader.load(engine, dataset, bundle, name=NAME), passages)
+    assert engine.count(collection).count == passages
     engine.delete_collection(collection)
-    return dataset.passage_count / raw_s, dataset.passage_count / load_s
+    return raw_pace, load_pace
 
 
 def measure(
     where: str,
     rounds: int,
-    play: Callable[[], tuple[float, float]],
+    play: Callable[[], tuple[Pace, Pace]],
 ) -> float:
-    rates = [play() for _ in range(rounds)]
-    raw, load = (median(column) for column in zip(*rates, strict=True))
-    ratio = median(load / raw for raw, load in rates)
-    print(f"{where:10} {raw:12,.0f} {load:12,.0f} {ratio:8.0%}", flush=True)
+    paces = [play() for _ in range(rounds)]
+    raw, load = (Pace(*map(median, zip(*one, strict=True))) for one in zip(*paces, strict=True))
+    ratio = median(load.rate / raw.rate for raw, load in paces)
+    rates = f"{where:10} {raw.rate:12,.0f} {load.rate:12,.0f} {ratio:8.0%}"
+    print(f"{rates} {raw.cpu_us:12.0f} {load.cpu_us:12.0f}", flush=True)
     return ratio
 
 
@@ -111,7 +125,8 @@ def main() -> int:
     dataset = select(Dataset.open(chosen.data), Selection(limit=chosen.passages))
     bundle = ModelBundle.load(chosen.bundle)
     print(f"{dataset.passage_count:,} passages, {bundle.dim} + {bundle.pca_dims} dimensions")
-    print(f"{'engine':10} {'raw/s':>12} {'load/s':>12} {'ratio':>8}", flush=True)
+    columns = f"{'raw/s':>12} {'load/s':>12} {'ratio':>8} {'raw CPU us':>12} {'load CPU us':>12}"
+    print(f"{'engine':10} {columns}", flush=True)
     ratios = []
     with tempfile.TemporaryDirectory() as folder, running_server(Path(folder, "server")) as server:
         for where, engine, raw in (
