@@ -68,7 +68,7 @@ def tune(
     from retriever.tune_grid import parse_sweeps
     from retriever.tune_html import write_tuning
     from retriever.tune_measure import choose_queries
-    from retriever.tune_report import LEGEND, remark, table_rows, verdict, warning
+    from retriever.tune_report import LEGEND, doubts, remark, table_rows, ties, verdict
 
     wanted, extent = parse_goal(goal), tuning.Extent(parse_sweeps(sweeps), passages)
     judged = choose_queries(Dataset.open(data), split, count=queries)
@@ -83,13 +83,15 @@ def tune(
     typer.echo(f"{markdown_table(table_rows(found))}\n\n{LEGEND}")
     if said := remark(found):
         _to_stderr(f"Note: {said}")
-    if doubt := warning(found.separation):
+    for doubt in doubts(found):
         _to_stderr(f"Warning: {doubt}")
     _to_stderr(f"Wrote {out / 'tune.html'} and, beside it, tune.csv, settings.yaml …")
     if not found.is_met:
         _to_stderr(f"Error: {verdict(found)}")
         raise typer.Exit(1)
     typer.echo(verdict(found))
+    if tied := ties(found):
+        typer.echo(tied)
 
 
 def _to_stderr(line: str) -> None:

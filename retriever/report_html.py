@@ -1,6 +1,7 @@
 """A report as one page that needs nothing else: no script, no request; light and dark."""
 
 import html
+import re
 from collections.abc import Mapping, Sequence
 
 from retriever.contrast import MEASURE, Column, Contrast, Contrasts, Found
@@ -18,6 +19,7 @@ from retriever.terminal import printable
 
 DEPTHS = {"recall@1": 1, "recall@3": 3, "recall@10": 10, "recall@100": 100}
 LONGEST_TEXT = 600
+WITH_INTERVAL = re.compile(r"(\S+) (±\S+|\[.*\])( \S+|)\s*")
 STYLE = """
 :root { color-scheme: light dark; --ink: #1a1c1f; --soft: #5c636b; --paper: #fff; --card: #f4f5f7;
   --rule: #d9dce0; --good: #00664a; --c0: #0072b2; --c1: #c04f00; --c2: #00805a; --c3: #b0548c;
@@ -34,7 +36,10 @@ p, figcaption, .soft { color: var(--soft); font-size: .9rem; }
 th, td { padding: .25rem .6rem; text-align: right; white-space: nowrap;
   border-bottom: 1px solid var(--rule); font-variant-numeric: tabular-nums; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0;
-  background: var(--paper); }
+  background: var(--paper); white-space: normal; overflow-wrap: normal; min-width: 5.5rem; }
+td small { display: block; color: var(--soft); font-size: .85em; }
+.mark { display: inline-block; min-width: 1.1em; text-align: left; }
+.wide:focus-visible { outline: 2px solid var(--c0); }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr));
   gap: 1.5rem; } figure { margin: 0; } figure > svg { width: 100%; max-width: 34rem; height: auto; }
 svg text { font: 11px system-ui, sans-serif; fill: var(--ink); } .grid { stroke: var(--rule); }
@@ -84,10 +89,21 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     head, *body = rows
     cells = "".join(f"<th>{escaped(cell)}</th>" for cell in head)
     lines = "".join(
-        f"<tr>{''.join(f'<td>{escaped(cell)}</td>' for cell in row)}</tr>" for row in body
+        f"<tr>{''.join(f'<td>{_cell(cell)}</td>' for cell in row)}</tr>" for row in body
     )
     rows_of_table = f"<thead><tr>{cells}</tr></thead><tbody>{lines}</tbody>"
-    return f'<div class="wide"><table>{rows_of_table}</table></div>'
+    return f'<div class="wide" tabindex="0"><table>{rows_of_table}</table></div>'
+
+
+def _cell(text: str) -> str:
+    """Return a number and its mark above its interval: seven measures then fit beside each other.
+
+    Any other text stays as it is.
+    """
+    if not (found := WITH_INTERVAL.fullmatch(text)):
+        return escaped(text)
+    number, interval, mark = (escaped(part.strip()) for part in found.groups())
+    return f'{number} <span class="mark">{mark}</span><small>{interval}</small>'
 
 
 def figures(report: Report) -> list[str]:

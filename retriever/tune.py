@@ -18,7 +18,15 @@ from retriever.scratch import Scratch, clear_leftovers, scratch_copy, wait_until
 from retriever.scratch_points import Contents
 from retriever.search import Retriever
 from retriever.settings import SearchSettings
-from retriever.tune_choice import QUALITY, Separation, choose_fusion, front, recommend, separate
+from retriever.tune_choice import (
+    QUALITY,
+    Choice,
+    Separation,
+    choose_fusion,
+    front,
+    recommend,
+    separate,
+)
 from retriever.tune_grid import (
     CANDIDATES,
     DEFAULT_CANDIDATES,
@@ -62,7 +70,7 @@ class Tuning:
         queries: that were asked.
         goal: what the recommended setting is wanted for.
         rows: every setting, in the order in which it was measured.
-        recommended: the one that meets the goal best, or misses it least.
+        choice: the one that meets the goal best, or misses it least, and what is tied with it.
         separation: whether the queries tell the best settings apart; None where all answer alike.
     """
 
@@ -71,8 +79,13 @@ class Tuning:
     queries: int
     goal: Goal
     rows: tuple[Row, ...]
-    recommended: Row
+    choice: Choice
     separation: Separation | None
+
+    @property
+    def recommended(self) -> Row:
+        """The chosen setting."""
+        return self.choice.row
 
     @property
     def is_met(self) -> bool:
@@ -109,19 +122,17 @@ def tune(
         source = copies.source()
         say(f"Measuring on {len(judged.queries):,} queries over {source.size:,} passages")
         bench = Bench(engine, source, judged)
-        rows = _in_place(bench, source, goal, extent.sweeps)
-        fused = _fused(rows, goal)
-        for options, alone in _stored_otherwise(source, extent.sweeps):
-            rows += _state(bench, copies.stored(options), alone, fused=fused)
-    return Tuning(
-        collection=retriever.collection,
-        passages=source.size,
-        queries=len(judged.queries),
-        goal=goal,
-        rows=tuple(rows),
-        recommended=recommend(rows, goal),
-        separation=separate(rows),
-    )
+        _measure(bench, source, copies, goal=goal, sweeps=extent.sweeps)
+        rows = bench.levelled()
+        return Tuning(
+            collection=retriever.collection,
+            passages=source.size,
+            queries=len(judged.queries),
+            goal=goal,
+            rows=tuple(rows),
+            choice=recommend(rows, goal),
+            separation=separate(rows),
+        )
 
 
 class Copies:
@@ -184,8 +195,17 @@ class Copies:
         return scratch_copy(self._engine, self._retriever.collection, contents)
 
 
+def _measure(
+    bench: Bench, source: Retriever, copies: Copies, *, goal: Goal, sweeps: Sequence[str]
+) -> None:
+    """Measure what needs no other storage, then every other storage by itself."""
+    fused = _fused(_in_place(bench, source, goal, sweeps), goal)
+    for options, alone in _stored_otherwise(source, sweeps):
+        _state(bench, copies.stored(options), alone, fused=fused)
+
+
 def _in_place(bench: Bench, source: Retriever, goal: Goal, sweeps: Sequence[str]) -> list[Row]:
-    """Measure what needs no other storage, ending with the best of it by both legs."""
+    """Measure what needs no other storage; return fusion and candidates of both legs."""
     options = source.metadata.options
     rows: list[Row] = []
     if "fusion" in sweeps:
@@ -197,18 +217,20 @@ def _in_place(bench: Bench, source: Retriever, goal: Goal, sweeps: Sequence[str]
     alone = ef_settings(options) if "ef" in sweeps else []
     if "pca" in sweeps:
         alone += pca_settings(options, source.metadata.pca_dims)
-    return rows + (_state(bench, source, alone, fused=_fused(rows, goal)) if alone else [])
+    if alone:
+        _state(bench, source, alone, fused=_fused(rows, goal))
+    return rows
 
 
 def _state(
     bench: Bench, retriever: Retriever, alone: Sequence[Setting], *, fused: SearchSettings
-) -> list[Row]:
+) -> None:
     """Measure the tower's leg alone; then, of its front, the most exact by both legs."""
     rows = bench.rows(retriever, alone, label=alone[0].sweep)
     able = [row for row in rows if _can_join(row.setting)]
     best = front(able, QUALITY + OF_EXACT)[-WHOLE_PER_STATE:]
     whole = [as_whole(row.setting, fused) for row in best]
-    return rows + bench.rows(retriever, whole, label=f"{alone[0].sweep}, both legs")
+    bench.rows(retriever, whole, label=f"{alone[0].sweep}, both legs")
 
 
 def _can_join(alone: Setting) -> bool:
@@ -219,7 +241,7 @@ def _can_join(alone: Setting) -> bool:
 def _fused(rows: Sequence[Row], goal: Goal) -> SearchSettings:
     """Return how both legs are put together, and how many candidates of each meet the goal."""
     counted = [row for row in rows if row.setting.sweep == "candidates"]
-    return min(counted, key=lambda row: goal.order(row.mean)).setting.search
+    return recommend(counted, goal).row.setting.search
 
 
 def _stored_otherwise(

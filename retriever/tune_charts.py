@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from retriever.goals import OF_EXACT
+from retriever.goals import OF_EXACT, RECALLS
 from retriever.plots import Point
+from retriever.schema import DENSE
 from retriever.tune import Tuning
 from retriever.tune_choice import COST, QUALITY, front
 from retriever.tune_measure import Row
@@ -21,6 +22,9 @@ X_LABELS = {
     "memory": "memory of the vectors that are read, computed, MB",
     "bits": "bits per passage of the vectors searched",
     "clusters": "clusters",
+    "ef": "HNSW ef, candidates that the graph search keeps",
+    "candidates": "candidates of each leg",
+    "tower weight": "tower weight, points of BM25 that a cosine of 1 is worth",
 }
 Series = dict[str, list[Point]]
 
@@ -61,6 +65,9 @@ def charts(tuning: Tuning) -> list[Chart]:
         _front_chart(tuning, alone, "memory", quality=exact, cost="memory"),
         _line_chart(tuning, "bits", _by_bits(alone)),
         _line_chart(tuning, "clusters", _by_clusters(alone)),
+        _line_chart(tuning, "ef", _by_ef(alone)),
+        _line_chart(tuning, "candidates", _by_candidates(whole)),
+        _line_chart(tuning, "tower weight", _by_weight(whole)),
     ]
     return [chart for chart in found if _has_width(chart)]
 
@@ -134,16 +141,17 @@ def _front_chart(
 
 
 def _line_chart(tuning: Tuning, name: str, series: Series) -> Chart:
-    count = sum(map(len, series.values()))
-    exact = QUALITY + OF_EXACT
+    count = len({point.label for points in series.values() for point in points})
+    where = "both legs" if name in ("candidates", "tower weight") else "the tower's leg alone"
+    what = QUALITY + OF_EXACT if name in ("bits", "clusters") else "recall"
     return Chart(
-        name=name,
+        name=name.replace(" ", "_"),
         caption=(
-            f"{exact} against {name}, the tower's leg alone: {count} settings, "
-            f"{tuning.queries:,} queries, {tuning.passages:,} passages."
+            f"{what} against {name}, {where}: {count} settings, {tuning.queries:,} queries, "
+            f"{tuning.passages:,} passages."
         ),
         x_label=X_LABELS[name],
-        y_label=f"{exact}, mean of {tuning.queries:,} queries",
+        y_label=f"{what}, mean of {tuning.queries:,} queries",
         series=series,
         is_line=True,
     )
@@ -170,6 +178,30 @@ def _by_clusters(rows: Iterable[Row]) -> Series:
             point = Point(row.setting.label, clusters, row.mean(QUALITY + OF_EXACT))
             series.setdefault(f"n_probe {probes}", []).append(point)
     return series
+
+
+def _by_ef(rows: Iterable[Row]) -> Series:
+    places = [(row, row.setting.search.ann.ef) for row in rows if row.setting.sweep == "ef"]
+    return _by_measure(places, [name + OF_EXACT for name in RECALLS])
+
+
+def _by_candidates(rows: Iterable[Row]) -> Series:
+    counted = [row for row in rows if row.setting.sweep == "candidates"]
+    places = [(row, row.setting.search.legs[DENSE]) for row in counted]
+    return _by_measure(places, [name + of for name in RECALLS for of in ("", OF_EXACT)])
+
+
+def _by_weight(rows: Iterable[Row]) -> Series:
+    fused = [row for row in rows if row.setting.sweep == "fusion"]
+    return _by_measure([(row, row.setting.search.tower_weight) for row in fused], RECALLS)
+
+
+def _by_measure(places: Sequence[tuple[Row, float | None]], names: Sequence[str]) -> Series:
+    """Return a series per measure; rows without a place on the axis are left out."""
+    return {
+        name: [Point(row.setting.label, x, row.mean(name)) for row, x in places if x is not None]
+        for name in names
+    }
 
 
 def _point(row: Row, cost: str, quality: str) -> Point:

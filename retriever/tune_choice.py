@@ -6,7 +6,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from retriever.goals import Goal
+from retriever.departures import count_departures
+from retriever.goals import COSTS, Goal
+from retriever.options import CollectionOptions
 from retriever.settings import SearchSettings
 from retriever.tune_grid import BOTH
 from retriever.tune_measure import Row
@@ -14,7 +16,19 @@ from retriever.tune_measure import Row
 QUALITY = "recall@10"
 COST = "p95"
 Z95 = 1.96
-TIME_NOISE = 0.05
+LEAST_TIME_NOISE = 0.05
+
+
+class Choice(NamedTuple):
+    """Which setting to keep.
+
+    Attributes:
+        row: the recommended one.
+        tied: others that meet the goal as well, as far as these measurements can tell.
+    """
+
+    row: Row
+    tied: tuple[Row, ...]
 
 
 class Separation(NamedTuple):
@@ -63,20 +77,45 @@ def choose_fusion(rows: Sequence[Row]) -> SearchSettings:
     return best.setting.search if is_better else BOTH
 
 
-def recommend(rows: Sequence[Row], goal: Goal) -> Row:
+def recommend(rows: Sequence[Row], goal: Goal) -> Choice:
     """Return the row that meets the goal best, or misses it least.
 
-    Only searches by both legs with the chosen fusion are asked: a goal of time and of exactness
-    alone would else always leave a leg out, or take the weights that chance favours.
+    Where noise may have put it before others, those are tied with it, and the one that takes the
+    least memory is kept, then the one that departs least from the defaults, then the first. Only
+    searches by both legs with the chosen fusion are asked: a goal of time and of exactness alone
+    would else always leave a leg out, or take the weights that chance favours.
     """
     pool = [row for row in rows if row.setting.is_whole and row.setting.sweep != "fusion"]
     best = min(pool, key=lambda row: goal.order(row.mean))
-    if goal.aim not in ("p50", "p95") or goal.is_max:
-        return best
-    missed, limit = goal.shortfall(best.mean), best.mean(goal.aim) * (1 + TIME_NOISE)
-    return next(
-        row for row in pool if goal.shortfall(row.mean) == missed and row.mean(goal.aim) <= limit
-    )
+    missed = goal.shortfall(best.mean)
+    tied = [
+        row
+        for row in pool
+        if goal.shortfall(row.mean) == missed and is_tied(row, best, measure=goal.aim)
+    ]
+    kept = min(tied, key=_plainness)
+    return Choice(kept, tuple(row for row in tied if row is not kept))
+
+
+def is_tied(row: Row, best: Row, *, measure: str) -> bool:
+    """Return whether noise can explain that `best` is ahead; memory is computed and has none."""
+    if measure == "memory":
+        return row.memory_mb == best.memory_mb
+    if measure in COSTS:
+        return row.mean(measure) <= best.mean(measure) * (1 + time_noise(row, best, measure))
+    return difference(best, row, measure) <= half_width(best, row, measure)
+
+
+def time_noise(one: Row, other: Row, measure: str) -> float:
+    """Return by what share two times may differ by chance: 95% of the time, by their rounds."""
+    paces = [getattr(row.times, measure) for row in (one, other)]
+    return max(LEAST_TIME_NOISE, float(np.hypot(*(pace.noise for pace in paces))))
+
+
+def _plainness(row: Row) -> tuple[float, int]:
+    setting = row.setting
+    departures = count_departures(setting.options, CollectionOptions())
+    return row.memory_mb, departures + count_departures(setting.search, SearchSettings())
 
 
 def separate(rows: Sequence[Row]) -> Separation | None:
@@ -104,15 +143,21 @@ def separate(rows: Sequence[Row]) -> Separation | None:
     )
 
 
-def difference(better: Row, other: Row) -> float:
-    """Return by how much the mean recall@10 of one row is above another's."""
-    return better.mean(QUALITY) - other.mean(QUALITY)
+def difference(better: Row, other: Row, measure: str = QUALITY) -> float:
+    """Return by how much the mean recall of one row is above another's."""
+    return better.mean(measure) - other.mean(measure)
 
 
-def half_width(better: Row, other: Row) -> float:
+def half_width(better: Row, other: Row, measure: str = QUALITY) -> float:
     """Return half of the 95% interval of that difference, paired by query."""
-    gaps: npt.NDArray[np.float64] = better.values[QUALITY] - other.values[QUALITY]
-    return float(Z95 * gaps.std(ddof=1) / np.sqrt(len(gaps))) if len(gaps) > 1 else float("inf")
+    return half_interval(better.values[measure] - other.values[measure])
+
+
+def half_interval(values: npt.NDArray[np.float64]) -> float:
+    """Return half of the 95% interval of the mean of one value per query."""
+    if len(values) < 2:
+        return float("inf")
+    return float(Z95 * values.std(ddof=1) / np.sqrt(len(values)))
 
 
 def _is_default(row: Row, rows: Sequence[Row]) -> bool:

@@ -14,12 +14,22 @@ from retriever.plots import front_plot, line_legend, line_plot
 from retriever.report_html import COLOURS, PAGE, STYLE, escaped, table
 from retriever.tune import Tuning
 from retriever.tune_charts import Chart, charts, save_png
-from retriever.tune_report import LEGEND, remark, table_rows, to_csv, to_yaml, verdict, warning
+from retriever.tune_report import (
+    LEGEND,
+    doubts,
+    remark,
+    table_rows,
+    ties,
+    to_csv,
+    to_yaml,
+    verdict,
+)
 
 MARKS = """
 .front { fill: none; stroke: var(--soft); stroke-width: 1.2; }
 .ring { fill: none; stroke: var(--ink); stroke-width: 1.5; }
 .said { background: var(--card); border-radius: .5rem; padding: .6rem .9rem; color: var(--ink); }
+.said p { margin: .3rem 0; color: var(--ink); }
 pre { background: var(--card); border-radius: .5rem; padding: .6rem .9rem; overflow-x: auto;
   font-size: .85rem; }
 """
@@ -58,9 +68,9 @@ def to_html(tuning: Tuning, *, source: str, settings: str) -> str:
         settings: the text of settings.yaml.
     """
     counts = f"{tuning.queries:,} queries of {source}, over {tuning.passages:,} passages"
-    notes = [f'<p class="said">{escaped(verdict(tuning))}</p>']
-    if doubt := warning(tuning.separation):
-        notes.append(f'<p class="said">Warning: {escaped(doubt)}.</p>')
+    tied = [f"<p>{escaped(said)}.</p>" for said in [ties(tuning)] if said]
+    notes = [f'<div class="said"><p>{escaped(verdict(tuning))}.</p>{"".join(tied)}</div>']
+    notes += [f'<p class="said">Warning: {escaped(doubt)}.</p>' for doubt in doubts(tuning)]
     if said := remark(tuning):
         notes.append(f"<p>{escaped(said)}.</p>")
     figures = "".join(_figure(chart) for chart in charts(tuning))
@@ -74,10 +84,15 @@ def to_html(tuning: Tuning, *, source: str, settings: str) -> str:
     for sweep in (name for name in SHOWN if name in measured):
         rows = [row[1:] for row in table_rows(tuning, sweep)]
         parts.append(f"<h3>{escaped(SHOWN[sweep])}</h3>{table(rows)}")
-    lines = "\n".join(escaped(line) if line.strip() else "" for line in settings.split("\n"))
-    parts.append(f"<h2>settings.yaml</h2><pre>{lines}</pre>")
+    lines = "\n".join(_indented(line) for line in settings.split("\n"))
+    parts.append(f'<h2>settings.yaml</h2><pre tabindex="0">{lines}</pre>')
     title = f"{tuning.collection}: {len(tuning.rows)} settings tried"
     return PAGE.format(title=escaped(title), style=STYLE + COLOURS + MARKS, body="\n".join(parts))
+
+
+def _indented(line: str) -> str:
+    """Return a line of YAML, where spaces at the start say what belongs to what."""
+    return " " * (len(line) - len(line.lstrip(" "))) + escaped(line)
 
 
 def _figure(chart: Chart) -> str:

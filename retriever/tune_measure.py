@@ -5,13 +5,12 @@ tower's leg alone is held against the nearest full vectors. One that searches by
 against the same fusion of `DEEP` exact candidates of each leg.
 """
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from models.console import progress
 from models.data import Dataset, Qrel, Query
@@ -19,7 +18,7 @@ from models.lexical import Bm25Config, Bm25Encoder
 from retriever.clusters import Centroids
 from retriever.engine import Engine
 from retriever.errors import DataError
-from retriever.evaluate import TIMED_K, TIMED_QUERIES
+from retriever.evaluate import TIMED_K
 from retriever.goals import OF_EXACT
 from retriever.index_size import bytes_per_dimension, index_mb
 from retriever.measures import Values, answerable, per_query
@@ -29,19 +28,18 @@ from retriever.schema import BM25, DENSE, point_id
 from retriever.search import QUERIES_PER_REQUEST, Retriever
 from retriever.settings import AnnSettings, SearchSettings
 from retriever.stages import Candidates, Within, fuse, gather, plan
-from retriever.tune_grid import Setting
+from retriever.tune_grid import BOTH, Setting
+from retriever.tune_timing import Search as TimedSearch
+from retriever.tune_timing import Times, summarise, time_rounds, usual
 
 DEEP = 500
 DEPTHS = {"recall@1": 1, "recall@10": 10, "recall@100": 100}
 SHALLOW, DEEPEST = 10, 100
-TURNS, WARM_UP = 4, 3
 EXACT = SearchSettings(
     legs={DENSE: DEEP, BM25: DEEP},
     cross=False,
     ann=AnnSettings(exact=True, ignore_quantized=True),
 )
-
-Floats = npt.NDArray[np.float64]
 
 
 class Judged(NamedTuple):
@@ -63,8 +61,7 @@ class Row:
     Attributes:
         setting: that was measured.
         values: measure -> one value per query; `recall@10` by the qrels, `recall@10 of exact`.
-        p50_ms: median time of one query for 10 hits, payloads included.
-        p95_ms: 95th percentile of the same.
+        times: of one query for 10 hits, payloads included.
         memory_mb: of the vectors that are read, computed from the options.
         on_disk_mb: the same if the vectors were on disk and only their copies in memory.
         bits: per passage, of the vectors that the tower's leg is searched by.
@@ -72,15 +69,15 @@ class Row:
 
     setting: Setting
     values: Values
-    p50_ms: float
-    p95_ms: float
+    times: Times
     memory_mb: float
     on_disk_mb: float
     bits: float
 
     def mean(self, measure: str) -> float:
         """Return a measure of a goal: mean over queries, ms or MB."""
-        costs = {"p50": self.p50_ms, "p95": self.p95_ms, "memory": self.memory_mb}
+        times = self.times
+        costs = {"p50": times.p50.ms, "p95": times.p95.ms, "memory": self.memory_mb}
         return costs[measure] if measure in costs else float(self.values[measure].mean())
 
 
@@ -103,6 +100,13 @@ def choose_queries(dataset: Dataset, split: str, *, count: int) -> Judged:
     return Judged(chosen, sorted(known, key=lambda qrel: place[qrel.query_id]))
 
 
+class _Group(NamedTuple):
+    """Rows that were timed together, and the default search beside them."""
+
+    rows: list[Row]
+    default: Times
+
+
 class Bench:
     """Measures settings of one collection, or of copies of it, on the same queries."""
 
@@ -110,6 +114,8 @@ class Bench:
         """Encode the queries and search exactly, once for all settings."""
         self._engine = engine
         self._judged = judged
+        self._default = retriever
+        self._groups: list[_Group] = []
         self._points = retriever.size
         self._widths = retriever.metadata.schema.widths
         encoder = QueryEncoder(retriever.bundle, Bm25Encoder(Bm25Config(**retriever.metadata.bm25)))
@@ -123,39 +129,45 @@ class Bench:
 
     def rows(self, retriever: Retriever, settings: Sequence[Setting], *, label: str) -> list[Row]:
         """Measure settings on the collection that `retriever` searches, under a progress bar."""
-        times = self._times_ms(retriever, settings, label=f"Timing {label}")
-        pairs = zip(settings, times, strict=True)
-        return [self._row(retriever, *pair) for pair in progress([*pairs], label=label)]
+        default, *times = self._times(retriever, settings, label=f"Timing {label}")
+        pairs = [*zip(settings, times, strict=True)]
+        found = [self._row(retriever, *pair) for pair in progress(pairs, label=label)]
+        self._groups.append(_Group(found, default))
+        return found
 
-    def _row(self, retriever: Retriever, setting: Setting, times_ms: Floats) -> Row:
-        p50, p95 = np.percentile(times_ms, [50, 95])
+    def levelled(self) -> list[Row]:
+        """Return all rows so far with times as if the default search had always taken the same."""
+        level = usual([group.default for group in self._groups])
+        return [
+            replace(row, times=row.times.scaled(group.default, level))
+            for group in self._groups
+            for row in group.rows
+        ]
+
+    def _row(self, retriever: Retriever, setting: Setting, times: Times) -> Row:
         on_disk = replace(setting.options, on_disk=DiskOptions(vectors=True))
         return Row(
             setting=setting,
             values=self._recalls(retriever, setting),
-            p50_ms=float(p50),
-            p95_ms=float(p95),
+            times=times,
             memory_mb=self._memory_mb(setting, setting.options),
             on_disk_mb=self._memory_mb(setting, on_disk),
             bits=setting.bits(self._widths),
         )
 
-    def _times_ms(
+    def _times(
         self, retriever: Retriever, settings: Sequence[Setting], *, label: str
-    ) -> list[Floats]:
-        """Time some queries one by one, the settings in turns: what else runs slows all alike."""
-        queries, k = self._judged.queries[:TIMED_QUERIES], min(TIMED_K, retriever.size)
-        searches = [retriever.with_rewriter(None).with_settings(s.search) for s in settings]
-        times_ms: list[list[float]] = [[] for _ in settings]
-        for turn in progress(range(TURNS), label=label):
-            for search, times in zip(searches, times_ms, strict=True):
-                for query in self._judged.queries[-WARM_UP:]:
-                    search.search(query.text, k=k)
-                for query in queries[turn::TURNS]:
-                    start = time.perf_counter()
-                    search.search(query.text, k=k)
-                    times.append((time.perf_counter() - start) * 1000.0)
-        return [np.array(times) for times in times_ms]
+    ) -> list[Times]:
+        """Return the times of the default search of the source, then those of the settings."""
+        k = min(TIMED_K, retriever.size)
+
+        def fresh(searched: Retriever, settings: SearchSettings) -> TimedSearch:
+            return partial(searched.with_rewriter(None).with_settings(settings).search, k=k)
+
+        makers = [partial(fresh, self._default, BOTH)]
+        makers += [partial(fresh, retriever, setting.search) for setting in settings]
+        texts = [query.text for query in self._judged.queries]
+        return summarise(time_rounds(makers, texts, label=label))
 
     def _recalls(self, retriever: Retriever, setting: Setting) -> Values:
         """Rank for 100 hits, and for 10 too where that asks the engine for fewer candidates."""

@@ -2,28 +2,32 @@
 
 import csv
 import io
-from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import yaml
 
-from retriever.goals import OF_EXACT, RECALLS
+from retriever.departures import departures
+from retriever.goals import COSTS, OF_EXACT, RECALLS
 from retriever.options import CollectionOptions
 from retriever.settings import SearchSettings
 from retriever.tune import Tuning
-from retriever.tune_choice import QUALITY, Separation, front
+from retriever.tune_choice import QUALITY, front, half_interval, time_noise
 from retriever.tune_measure import Row
 
-RECOMMENDED, ON_FRONT = "★", "•"
+RECOMMENDED, TIED, ON_FRONT = "★", "≈", "•"
+MOST_SHOWN = 4
 HEAD = (
     *("sweep", "setting", "recall@1", "@10", "@100", "of exact @1", "@10", "@100"),
     *("p50 ms", "p95 ms", "MB", ""),
 )
 LEGEND = (
-    f"recall@k is against the qrels; of exact, against exact search ({RECOMMENDED} recommended, "
-    f"{ON_FRONT} on a Pareto front of recall@10 and p95). MB is computed: vectors in memory that a "
-    "query reads, quantized copies and BM25 postings included, graphs and payloads not."
+    f"{RECOMMENDED} recommended, {TIED} tied with it, {ON_FRONT} on a Pareto front of recall@10 "
+    "and p95. recall@k is against the qrels; of exact, against exact search: of the tower's leg, "
+    "or of both legs with 500 candidates each. Times are medians over rounds in which the default "
+    "search was timed too. MB is computed: vectors in memory that a query reads, quantized copies "
+    "and BM25 postings included, graphs and payloads not."
 )
 
 
@@ -44,13 +48,18 @@ def table_rows(tuning: Tuning, sweep: str | None = None) -> list[list[str]]:
     for row in tuning.rows:
         if sweep in (None, row.setting.sweep):
             recalls = [name + of for of in ("", OF_EXACT) for name in RECALLS]
-            mark = (RECOMMENDED if row is tuning.recommended else "") + (
-                ON_FRONT if row in best else ""
-            )
+            mark = _mark(row, tuning) + (ON_FRONT if row in best else "")
             numbers = [f"{row.mean(name):.3f}" for name in recalls]
-            costs = [f"{row.p50_ms:.1f}", f"{row.p95_ms:.1f}", f"{row.memory_mb:,.1f}"]
-            found.append([row.setting.sweep, row.setting.label, *numbers, *costs, mark])
+            times = [f"{pace.ms:.1f}" for pace in row.times]
+            costs = [*times, f"{row.memory_mb:,.1f}", mark]
+            found.append([row.setting.sweep, row.setting.label, *numbers, *costs])
     return found
+
+
+def _mark(row: Row, tuning: Tuning) -> str:
+    if row is tuning.recommended:
+        return RECOMMENDED
+    return TIED if row in tuning.choice.tied else ""
 
 
 def fronts(tuning: Tuning) -> list[Row]:
@@ -66,23 +75,74 @@ def verdict(tuning: Tuning) -> str:
     names = dict.fromkeys(
         [c.measure for c in tuning.goal.conditions] + [tuning.goal.aim, QUALITY, "p95"]
     )
-    said = f"{row.setting.label} ({', '.join(f'{name} {row.mean(name):.4g}' for name in names)})"
+    said = f"{row.setting.label} ({', '.join(f'{name} {_value(row, name)}' for name in names)})"
     if tuning.is_met:
         return f"Recommended for {tuning.goal.text!r}: {said}"
     return f"no setting meets {tuning.goal.text!r}; the nearest is {said}"
 
 
-def warning(separation: Separation | None) -> str | None:
-    """Return what chance may have decided; None where the best is settled."""
-    if separation is None or separation.is_settled:
+def ties(tuning: Tuning) -> str | None:
+    """Return what noise cannot tell from the recommended setting, and why that one is kept."""
+    tied, aim = tuning.choice.tied, tuning.goal.aim
+    if not tied:
         return None
-    best, runner_up = separation.best.setting.label, separation.runner_up.setting.label
+    shown = [f"{row.setting.label} ({_value(row, aim)})" for row in tied[:MOST_SHOWN]]
+    more = [f"{len(tied) - MOST_SHOWN} more, marked {TIED}"] if len(tied) > MOST_SHOWN else []
     return (
-        f"too few queries to separate the settings: {QUALITY} of the best two ({best}, "
-        f"{runner_up}) differs by {separation.difference:.4f} ± {separation.half_width:.4f}, and "
-        f"{separation.alike} of {separation.among} others cannot be told from the best; about "
-        f"{separation.needed:,} queries would separate these two"
+        f"Tied with it in {aim}, as far as these measurements can tell: "
+        f"{', '.join([*shown, *more])}. Of all these it takes the least memory, then departs least "
+        "from the defaults"
     )
+
+
+def doubts(tuning: Tuning) -> list[str]:
+    """Return what may be chance, for there are too few queries; nothing where all is settled."""
+    return [*_doubt_of_best(tuning), *_doubts_of_goal(tuning)]
+
+
+def _doubt_of_best(tuning: Tuning) -> Iterator[str]:
+    found = tuning.separation
+    whole = [row for row in tuning.rows if row.setting.is_whole]
+    if found is None and len(whole) > 1:
+        yield (
+            f"too few queries to separate the settings: {QUALITY} of all {len(whole)} searches by "
+            f"both legs is {whole[0].mean(QUALITY):.4f} on these {tuning.queries:,}"
+        )
+    if found is None or found.is_settled:
+        return
+    best, runner_up = found.best.setting.label, found.runner_up.setting.label
+    yield (
+        f"too few queries to separate the settings: {QUALITY} of the best two ({best}, "
+        f"{runner_up}) differs by {found.difference:.4f} ± {found.half_width:.4f}, and "
+        f"{found.alike} of {found.among} others cannot be told from the best; about "
+        f"{found.needed:,} queries would separate these two"
+    )
+
+
+def _doubts_of_goal(tuning: Tuning) -> Iterator[str]:
+    """Conditions on a recall that is nearer to its bound than its interval is wide."""
+    row = tuning.recommended
+    for measure, _, bound in tuning.goal.conditions:
+        if measure in COSTS:
+            continue
+        half, gap = half_interval(row.values[measure]), abs(row.mean(measure) - bound)
+        if gap < half:
+            needed = (
+                f"about {int(np.ceil(tuning.queries * (half / gap) ** 2)):,}" if gap else "more"
+            )
+            yield (
+                f"too few queries to be sure of {bound:g} for {measure}, which is "
+                f"{_value(row, measure)}; {needed} would tell"
+            )
+
+
+def _value(row: Row, measure: str) -> str:
+    """Return a value with its unit, or with half of its 95% interval."""
+    if measure == "memory":
+        return f"{row.memory_mb:,.1f} MB"
+    if measure in COSTS:
+        return f"{row.mean(measure):.1f} ms ± {time_noise(row, row, measure):.0%}"
+    return f"{row.mean(measure):.4f} ± {half_interval(row.values[measure]):.4f}"
 
 
 def remark(tuning: Tuning) -> str | None:
@@ -106,9 +166,9 @@ def to_yaml(tuning: Tuning, *, source: str) -> str:
     """
     row = tuning.recommended
     found = {
-        "collection": differences(row.setting.options, CollectionOptions()),
+        "collection": departures(row.setting.options, CollectionOptions()),
         "search": {"legs": dict(row.setting.search.legs)}
-        | differences(row.setting.search, SearchSettings()),
+        | departures(row.setting.search, SearchSettings()),
     }
     measured = ", ".join(f"{name} {row.mean(name):.4f}" for name in row.values)
     comments = [
@@ -116,25 +176,12 @@ def to_yaml(tuning: Tuning, *, source: str) -> str:
         f"Measured on {tuning.queries:,} queries of {source}",
         f"over {tuning.passages:,} passages of {tuning.collection}:",
         measured,
-        f"p50 {row.p50_ms:.1f} ms, p95 {row.p95_ms:.1f} ms, vectors {row.memory_mb:,.1f} MB.",
+        ", ".join(f"{name} {_value(row, name)}" for name in COSTS) + " of vectors and postings.",
+        *([f"{tied}."] if (tied := ties(tuning)) else []),
         "A cross-scorer took no part; where the bundle has one, `cross: true` lets it read.",
     ]
     text = yaml.safe_dump(found, sort_keys=False)
     return "".join(f"# {line}\n" for line in comments) + text
-
-
-def differences(value: Any, default: Any) -> dict[str, Any]:
-    """Return the fields of a configuration that are not as in another, as plain values."""
-    found: dict[str, Any] = {}
-    for name in (field.name for field in fields(value)):
-        one, other = getattr(value, name), getattr(default, name)
-        if one == other:
-            continue
-        if is_dataclass(one):
-            found[name] = differences(one, other)
-        else:
-            found[name] = dict(one) if isinstance(one, Mapping) else one
-    return found
 
 
 def _record(row: Row, tuning: Tuning) -> dict[str, Any]:
@@ -161,11 +208,14 @@ def _record(row: Row, tuning: Tuning) -> dict[str, Any]:
         "passages": tuning.passages,
         **{f"{name}_qrels": f"{row.mean(name):.6f}" for name in RECALLS},
         **{f"{name}_exact": f"{row.mean(name + OF_EXACT):.6f}" for name in RECALLS},
-        "p50_ms": f"{row.p50_ms:.3f}",
-        "p95_ms": f"{row.p95_ms:.3f}",
+        "p50_ms": f"{row.times.p50.ms:.3f}",
+        "p95_ms": f"{row.times.p95.ms:.3f}",
+        "p50_noise": f"{row.times.p50.noise:.3f}",
+        "p95_noise": f"{row.times.p95.noise:.3f}",
         "memory_mb_computed": f"{row.memory_mb:.3f}",
         "memory_mb_if_vectors_were_on_disk_computed": f"{row.on_disk_mb:.3f}",
         "bits_per_passage_searched": f"{row.bits:g}",
         "on_front": row in fronts(tuning),
         "recommended": row is tuning.recommended,
+        "tied_with_recommended": row in tuning.choice.tied,
     }

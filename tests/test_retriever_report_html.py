@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import running_browser
+from browser import assert_nothing_is_cut_off, running_browser
 from judged import NAME, load_judged, write_judged
 from playwright.sync_api import Browser, Page
 from typer.testing import CliRunner
@@ -66,6 +66,21 @@ def test_it_is_readable_at_every_width(page: Page) -> None:
               .map((e) => e.getBoundingClientRect().height))"""
         )
         assert smallest >= 9
+
+
+def test_the_columns_of_costs_are_in_sight(page: Page) -> None:
+    for width in (360, 1200, 1600):
+        page.set_viewport_size({"width": width, "height": 900})
+        assert_nothing_is_cut_off(page)
+
+
+def test_numbers_marks_and_intervals_are_those_of_the_markdown(page: Page, report: Path) -> None:
+    lines = (report.parent / "report.md").read_text(encoding="utf-8").splitlines()
+    told = [line.replace("|", " ").split() for line in lines if line.startswith("| ")]
+    shown = [text.split() for text in page.locator("table tr").all_inner_texts()]
+    expected = [sorted(words) for words in told if words[0] != "------"]
+    assert [sorted(words) for words in shown] == expected
+    assert len(shown) > 10
 
 
 def test_hostile_texts_are_texts(page: Page) -> None:

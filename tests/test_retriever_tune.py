@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from browser import running_browser
+from browser import assert_nothing_is_cut_off, running_browser
 from conftest import Server, make_passages
 from services import until
 from typer.testing import CliRunner, Result
@@ -213,29 +213,50 @@ def test_fewer_passages_are_measured_on_a_copy_with_all_answers(
     assert len(tuned.collections()) == 1
 
 
-def test_the_page_opens_offline_on_a_phone(tuned: Tuned) -> None:
+def test_the_page_opens_offline_and_nothing_is_cut_off(tuned: Tuned) -> None:
     page_file = (tuned.out / "tune.html").as_uri()
     with running_browser() as browser:
-        for scheme in ("light", "dark"):
+        for scheme, width in ((s, w) for s in ("light", "dark") for w in (360, 1200, 1600)):
             context = browser.new_context(
-                viewport={"width": 390, "height": 844}, color_scheme=scheme, offline=True
+                viewport={"width": width, "height": 800}, color_scheme=scheme, offline=True
             )
             page = context.new_page()
             requests: list[str] = []
             page.on("request", lambda request, found=requests: found.append(request.url))
             page.on("pageerror", lambda error, found=requests: found.append(str(error)))
             page.goto(page_file)
-            assert page.evaluate("document.documentElement.scrollWidth") <= 390
-            assert page.locator("figure > svg").count() == 4
+            assert_nothing_is_cut_off(page)
             words = page.locator("figcaption").all_inner_texts()
             assert all(f"{QUERIES} queries" in text and "1,100 passages" in text for text in words)
             labels = page.locator("figure").first.inner_text()
             assert "p95 of one query, ms" in labels
             assert "recall@10 of exact" in labels
+            shown = page.locator("pre").inner_text().splitlines()
+            assert shown == (tuned.out / "settings.yaml").read_text().splitlines()
             assert requests == [page_file]
             context.close()
-    for name in ("exactness", "quality", "memory", "bits"):
+
+
+def test_every_curve_is_a_file_and_in_the_page(tuned: Tuned) -> None:
+    curves = ("exactness", "quality", "memory", "bits", "ef", "candidates", "tower_weight")
+    assert {file.stem for file in tuned.out.glob("*.png")} == {*curves}  # 1,100 passages fill 16
+    for name in curves:
         assert (tuned.out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    shown = (tuned.out / "tune.html").read_text().count("<figure>")
+    assert shown == len(curves)
+
+
+def test_what_is_tied_with_the_recommended_setting_is_said_everywhere(tuned: Tuned) -> None:
+    tied = [label for label, row in tuned.rows.items() if row["tied_with_recommended"] == "True"]
+    (kept,) = [row for row in tuned.rows.values() if row["recommended"] == "True"]
+    for label in tied:
+        row = tuned.rows[label]
+        assert float(row["memory_mb_computed"]) >= float(kept["memory_mb_computed"])
+        noise = max(0.05, np.hypot(*(2 * [max(float(row["p95_noise"]), float(kept["p95_noise"]))])))
+        assert float(row["p95_ms"]) <= float(kept["p95_ms"]) * (1 + noise) ** 2
+    for text in (tuned.done.stdout, (tuned.out / "settings.yaml").read_text()):
+        assert ("Tied with it in p95" in text) == bool(tied)
+        assert all(label in text for label in tied[:1])
 
 
 def test_a_copy_is_gone_after_ctrl_c(tuned: Tuned) -> None:

@@ -2,12 +2,16 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from retriever.departures import count_departures
 from retriever.goals import OF_EXACT, RECALLS, parse_goal
 from retriever.options import CollectionOptions
+from retriever.settings import AnnSettings
+from retriever.tune import Tuning
 from retriever.tune_choice import choose_fusion, front, recommend, separate
 from retriever.tune_grid import (
     ALONE,
@@ -21,14 +25,36 @@ from retriever.tune_grid import (
     quantization_settings,
 )
 from retriever.tune_measure import Row
+from retriever.tune_report import doubts, ties
+from retriever.tune_timing import Pace, Times
 
 PLAIN = CollectionOptions()
 
 
-def row(label: str, found: list[float], *, p95: float = 1.0, sweep: str = "candidates") -> Row:
+def row(
+    label: str,
+    found: list[float],
+    *,
+    p95: float = 1.0,
+    noise: float = 0.0,
+    memory: float = 1.0,
+    sweep: str = "candidates",
+) -> Row:
     """A search by both legs with one recall@10 per query."""
     values = {name + of: np.array(found) for of in ("", OF_EXACT) for name in RECALLS}
-    return Row(Setting(sweep, label, PLAIN, BOTH), values, p95 / 2, p95, 1.0, 1.0, 32.0)
+    times = Times(Pace(p95 / 2, noise), Pace(p95, noise))
+    return Row(Setting(sweep, label, PLAIN, BOTH), values, times, memory, memory, 32.0)
+
+
+def searching(measured: Row, **changes: Any) -> Row:
+    setting = replace(measured.setting, search=replace(BOTH, **changes))
+    return replace(measured, setting=setting)
+
+
+def tuning(rows: list[Row], goal: str) -> Tuning:
+    wanted = parse_goal(goal)
+    found = recommend(rows, wanted)
+    return Tuning("c", 1000, len(rows[0].values["recall@1"]), wanted, tuple(rows), found, None)
 
 
 def test_the_front_has_what_no_other_beats_in_both() -> None:
@@ -71,23 +97,90 @@ def test_another_fusion_must_win_by_more_than_chance() -> None:
     lucky = row("tower weight 20", [0.5] * (queries - 1) + [1.0], sweep="fusion")
     better = row("tower weight 30", [0.6] * queries, sweep="fusion")
     weighted = replace(BOTH, tower_weight=30.0)
-    better = Row(replace(better.setting, search=weighted), better.values, 1, 1, 1, 1, 32)
+    better = searching(better, tower_weight=30.0)
     assert choose_fusion([default, lucky]) == BOTH
     assert choose_fusion([default, lucky, better]) == weighted
     assert choose_fusion([]) == BOTH
 
 
 def test_a_search_without_bm25_is_never_recommended() -> None:
-    alone = Row(Setting("ef", "exact", PLAIN, ALONE), row("", [1.0]).values, 0.1, 0.1, 1, 1, 32)
+    alone = row("exact", [1.0], p95=0.1, sweep="ef")
+    alone = replace(alone, setting=replace(alone.setting, search=ALONE))
     whole = [row("fast", [0.98], p95=3), row("good", [0.99], p95=5), row("best", [1.0], p95=9)]
     goal = parse_goal("recall@10>=0.99 of exact, min p95")
-    assert recommend([alone, *whole], goal).setting.label == "good"
-    as_fast = row("measured later", [1.0], p95=4.9)
-    assert recommend([*whole, as_fast], goal).setting.label == "good"
-    faster = row("measured later", [1.0], p95=4.7)
-    assert recommend([*whole, faster], goal).setting.label == "measured later"
+    assert recommend([alone, *whole], goal).row.setting.label == "good"
     nearest = parse_goal("p95<=1, max recall@10")
-    assert recommend([alone, *whole], nearest).setting.label == "fast"
+    assert recommend([alone, *whole], nearest).row.setting.label == "fast"
+
+
+@pytest.mark.parametrize(
+    ("noise", "kept", "tied"),
+    [(0.0, "fastest", []), (0.05, "plain", ["fastest", "large"]), (0.5, "plain", None)],
+)
+def test_of_settings_that_noise_cannot_tell_apart_the_plainest_in_least_memory_is_kept(
+    noise: float, kept: str, tied: list[str] | None
+) -> None:
+    """With 5% each, times may differ by the root of twice that squared, 7%, without meaning it."""
+    rows = [
+        searching(row("fastest", [1.0] * 9, p95=10.0, noise=noise), tower_weight=20.0),
+        row("large", [1.0] * 9, p95=10.6, noise=noise, memory=2.0),
+        row("plain", [1.0] * 9, p95=10.65, noise=noise),
+        row("slow", [1.0] * 9, p95=11.5, noise=noise, memory=2.0),
+    ]
+    for order in (rows, rows[::-1]):
+        found = recommend(order, parse_goal("recall@10>=0.99 of exact, min p95"))
+        assert found.row.setting.label == kept
+        labels = {each.setting.label for each in found.tied}
+        assert labels == ({"fastest", "large", "slow"} if tied is None else {*tied})
+
+
+def test_a_tie_stays_within_the_goal() -> None:
+    rows = [row("good", [1.0] * 9, p95=10, memory=2.0), row("poor", [0.5] * 9, p95=10)]
+    found = recommend(rows, parse_goal("recall@10>=0.99 of exact, min p95"))
+    assert (found.row.setting.label, found.tied) == ("good", ())
+
+
+def test_a_recall_that_is_higher_by_chance_does_not_win() -> None:
+    """One query of a hundred differs: 0.01 ± 1.96 * 0.1 / sqrt(100)."""
+    lucky = searching(row("lucky", [1.0] * 50 + [0.0] * 50), tower_weight=20.0)
+    plain = row("plain", [1.0] * 49 + [0.0] * 51)
+    poor = row("poor", [1.0] * 20 + [0.0] * 80)
+    found = recommend([lucky, plain, poor], parse_goal("max recall@10"))
+    assert found.row is plain
+    assert found.tied == (lucky,)
+    said = ties(tuning([lucky, plain, poor], "max recall@10"))
+    assert said is not None
+    assert "Tied with it in recall@10" in said
+    assert "lucky (0.5000 ± 0.0985)" in said
+    assert ties(tuning([plain, poor], "max recall@10")) is None
+
+
+def test_computed_memory_has_no_noise() -> None:
+    small, smaller = row("small", [1.0], memory=1.01), row("smaller", [1.0], memory=1.0)
+    found = recommend([small, smaller], parse_goal("min memory"))
+    assert (found.row, found.tied) == (smaller, ())
+
+
+def test_what_too_few_queries_leave_open_is_said() -> None:
+    alike = tuning([row("a", [1.0, 0.0]), row("b", [0.0, 1.0])], "max recall@10")
+    (doubt,) = doubts(alike)
+    assert doubt == (
+        "too few queries to separate the settings: recall@10 of all 2 searches by both legs is "
+        "0.5000 on these 2"
+    )
+    near = [1.0] * 100 + [0.0]
+    (doubt,) = doubts(tuning([row("a", near)], "recall@10>=0.99 of exact, min p95"))
+    half = 1.96 * np.std(near, ddof=1) / math.sqrt(101)
+    assert f"sure of 0.99 for recall@10 of exact, which is 0.9901 ± {half:.4f}" in doubt
+    needed = math.ceil(101 * (half / (100 / 101 - 0.99)) ** 2)
+    assert f"about {needed:,} would tell" in doubt
+    assert doubts(tuning([row("a", near)], "recall@10>=0.5 of exact, min p95")) == []
+
+
+def test_departures_are_counted_field_by_field() -> None:
+    assert count_departures(BOTH, BOTH) == 0
+    ann = AnnSettings(ef=64, oversampling=2.0)
+    assert count_departures(replace(BOTH, legs={"bm25": 9}, ann=ann), BOTH) == 3
 
 
 def test_every_setting_of_the_grid_can_be_asked_and_has_a_name_of_its_own() -> None:

@@ -1,0 +1,75 @@
+"""Times that a slow machine does not decide: made-up milliseconds with answers by arithmetic."""
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from retriever.tune_timing import (
+    ROUNDS,
+    TIMED_QUERIES,
+    WARM_UP,
+    Pace,
+    Times,
+    summarise,
+    time_rounds,
+    usual,
+)
+
+QUERIES = np.linspace(1.0, 2.0, 101)  # ms of each query; p50 is 1.5, p95 is 1.95
+SLOWDOWN = np.array([1.0, 4.0, 1.0, 1.0, 2.0])  # of each round, whoever is timed in it
+
+
+def test_what_slows_a_round_for_all_slows_no_setting() -> None:
+    twice = np.stack([QUERIES, 2 * QUERIES])[:, None, :] * SLOWDOWN[None, :, None]
+    default, setting = summarise(twice)
+    assert default == Times(Pace(1.5, 0.0), Pace(pytest.approx(1.95), 0.0))  # type: ignore[arg-type]
+    assert setting.p50.ms == pytest.approx(3.0)
+    assert setting.p95.ms == pytest.approx(3.9)
+    assert setting.p95.noise == pytest.approx(0.0, abs=1e-12)
+
+
+def test_one_bad_round_of_a_setting_does_not_move_it_and_shows_as_noise() -> None:
+    times = np.ones((2, ROUNDS, 20))
+    times[1, 2] = 9.0
+    _, setting = summarise(times)
+    assert setting.p95.ms == 1.0
+    # multiples 1 1 9 1 1: standard deviation 3.578; a median scatters 1.2533 times as far as a mean
+    expected = 2.776 * 1.2533 * np.std([1, 1, 9, 1, 1], ddof=1) / np.sqrt(5)
+    assert setting.p95.noise == pytest.approx(expected)
+
+
+def test_groups_timed_in_a_slow_and_a_fast_hour_are_brought_to_one_level() -> None:
+    fast, slow = (Times(Pace(ms, 0.0), Pace(2 * ms, 0.0)) for ms in (1.0, 3.0))
+    level = usual([fast, slow])
+    assert level == Times(Pace(2.0, 0.0), Pace(4.0, 0.0))
+    # the same search, half as slow again as the default, timed in both
+    one = Times(Pace(1.5, 0.1), Pace(3.0, 0.2)).scaled(fast, level)
+    other = Times(Pace(4.5, 0.1), Pace(9.0, 0.2)).scaled(slow, level)
+    assert one == other == Times(Pace(3.0, 0.1), Pace(6.0, 0.2))
+
+
+def test_every_search_answers_the_same_queries_in_every_round_and_remembers_none() -> None:
+    made: list[tuple[str, list[str]]] = []
+
+    def maker(name: str, seconds: float) -> Callable[[], Callable[[str], None]]:
+        def make() -> Callable[[str], None]:
+            asked: list[str] = []
+            made.append((name, asked))
+
+            def search(query: str) -> None:
+                asked.append(query)
+                time.sleep(seconds)
+
+            return search
+
+        return make
+
+    queries = [f"q{number}" for number in range(TIMED_QUERIES + 20)]
+    times = time_rounds([maker("a", 0.0), maker("b", 0.0002)], queries, label="Timing")
+    assert times.shape == (2, ROUNDS, TIMED_QUERIES)
+    assert (times[1] >= 0.2).all()
+    expected = queries[-WARM_UP:] + queries[:TIMED_QUERIES]
+    assert [asked for _, asked in made] == [expected] * 2 * ROUNDS
+    assert [name for name, _ in made[:4]] == ["a", "b", "b", "a"]
