@@ -108,6 +108,7 @@ def _plan(engine: "Engine", job: _Job, options: "CollectionOptions | None", *, p
     from ingest import loader
     from ingest.estimate import estimate
     from ingest.opening import option_changes, stored_options
+    from retriever.engine_protocol import is_embedded
 
     report = loader.plan(engine, job.dataset, job.encoder, name=job.name, prune=prune)
     found = stored_options(engine, report.collection)
@@ -117,7 +118,15 @@ def _plan(engine: "Engine", job: _Job, options: "CollectionOptions | None", *, p
     typer.echo(f"{report.collection} would have {report.outcomes}")
     for change in changes:
         typer.echo(f"{report.collection} would have {change}")
-    typer.echo(estimate(job.dataset, job.encoder, options=options or found, points=report.points))
+    typer.echo(
+        estimate(
+            job.dataset,
+            job.encoder,
+            options=options or found,
+            points=report.points,
+            embedded=is_embedded(engine),
+        )
+    )
 
 
 def _load(

@@ -7,26 +7,35 @@ import pytest
 import typer
 from conftest import ROOT
 
-from ingest import estimate
 from ingest.cli import app as ingest_app
+from ingest.estimate import Estimate, PointSize, estimate_points
 from retriever.cli import app as retriever_app
+from retriever.options import CollectionOptions
 
 TEXT = (ROOT / "deploy" / "README.md").read_text()
 CLAIMS = re.findall(r"^\| (.*) \| `(test_\w+\.py)::(test_\w+)` \|$", TEXT, flags=re.MULTILINE)
 
 
-def test_the_example_of_sizing_is_what_the_formula_gives() -> None:
-    widths, terms, fields, payload = (256, 64, 32), 40, 3, 600
-    shared = (
-        estimate.LINK_BYTES * 16 * len(widths)
-        + (estimate.POSTING_BYTES + estimate.STORED_TERM_BYTES) * terms
-        + estimate.INDEX_BYTES * (2 + fields)
-        + estimate.ID_BYTES
-        + estimate.FLOAT_BYTES * sum(widths)
-    )
-    memory = (shared + estimate.HEAP_BYTES) / 1000
-    disk = (shared + payload) / 1000
-    assert f"{memory:.1f} GB of memory and {disk:.1f} GB of disk" in " ".join(TEXT.split())
+def sized(points: int, *, terms: float, indexes: int, payload: float) -> Estimate:
+    point = PointSize((256, 64, 32), terms=terms, payload=payload, indexes=indexes)
+    return estimate_points(point, points, options=CollectionOptions())
+
+
+def test_the_sizes_are_those_of_the_estimate() -> None:
+    text = " ".join(TEXT.split())
+    million = sized(1_000_000, terms=40, indexes=2 + 3, payload=600)
+    by_hand = 4 * 352 + 48 * 3 + 7.4 * 40 + 45 * (2 + 3) + 260
+    assert million.memory == pytest.approx(1e6 * by_hand + 200e6, rel=0.02)
+    memory, disk = million.memory / 1e9, million.disk / 1e9
+    assert f"{memory:.1f} GB of memory and {disk:.1f} GB of disk" in text
+    rows = re.findall(r"^\| ([\d,]+) \| \d+ MB, .*$", TEXT, flags=re.MULTILINE)
+    assert len(rows) == 5
+    for points in rows:
+        found = sized(int(points.replace(",", "")), terms=32.26, indexes=3, payload=467)
+        estimated = [round(size / 1e6) for size in (found.disk, found.memory, found.restarted)]
+        row = next(line for line in TEXT.splitlines() if line.startswith(f"| {points} |"))
+        told = [int(size) for size in re.findall(r"\d+ MB, (\d+) MB", row)]
+        assert told == estimated[: len(told)]
 
 
 @pytest.mark.parametrize(("program", "app"), [("ingest", ingest_app), ("retriever", retriever_app)])

@@ -1,81 +1,175 @@
 """Estimates of `ingest load --dry-run` against files and processes that are really there."""
 
 import re
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
-from cluster import Node
-from conftest import HashEncoder, make_passages, write_data
+from cluster import Node, until
+from conftest import HashEncoder, Server, make_passages, write_data
 from qdrant_client import models as qm
 from typer.testing import CliRunner
 
 from ingest import loader
 from ingest.cli import app
-from ingest.estimate import Estimate, estimate
-from models.data import Dataset
+from ingest.estimate import Estimate, PointSize, estimate, estimate_points
+from models.data import Dataset, Passage
 from retriever.engine import Engine, connect
 from retriever.options import CollectionOptions, DiskOptions, QuantizationOptions
 
-COUNT = 6000
-ENCODER = HashEncoder(dim=256, pca_dims=(64,))
+SMALL, LARGE = 1_000, 9_000
+ENCODER = HashEncoder(dim=256, pca_dims=(64, 32))
+DEFAULT = CollectionOptions()
+WITHIN = 0.25
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return write_data(tmp_path_factory.mktemp("estimate") / "DATA", make_passages(COUNT))
+    return write_data(tmp_path_factory.mktemp("estimate") / "LARGE", wordy(LARGE))
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return write_data(tmp_path_factory.mktemp("estimate") / "SMALL", wordy(SMALL))
+
+
+def wordy(count: int) -> list[Passage]:
+    """Passages of as many different words as real ones have."""
+    random = np.random.default_rng(0)
+    numbers = random.zipf(1.3, (count, 45)) % 20_000
+    return [
+        passage._replace(text=f"{passage.text} {' '.join(f'word{n}' for n in row)}")
+        for passage, row in zip(make_passages(count), numbers, strict=True)
+    ]
 
 
 def on_disk(folder: Path) -> int:
     return sum(file.stat().st_blocks * 512 for file in folder.rglob("*") if file.is_file())
 
 
-def expected(data: Dataset, options: CollectionOptions | None = None) -> Estimate:
-    return estimate(data, ENCODER, options=options or CollectionOptions(), points=COUNT)
-
-
-def test_the_embedded_engine_needs_what_was_estimated(data: Dataset, tmp_path: Path) -> None:
-    engine = connect(path=tmp_path / "edge")
-    loader.load(engine, data, ENCODER, name="c")
-    engine.close()
-    assert expected(data).disk == pytest.approx(on_disk(tmp_path / "edge"), rel=0.25)
+def resident(process: int | str) -> int:
+    status = Path(f"/proc/{process}/status").read_text()
+    return int(status.split("VmRSS:")[1].split()[0]) * 1024
 
 
 def search(engine: Engine, collection: str, data: Dataset) -> None:
-    vectors = ENCODER.encode_passages([p.content for p in data.passages()][:100])
+    vectors = ENCODER.encode_passages([p.content for p in data.passages()][:200])
     for vector in vectors:
-        engine.query_points(collection, vector.tolist(), using="dense", limit=10)
+        engine.query_points(collection, vector.tolist(), using="dense", limit=100)
 
 
-def test_a_server_needs_what_was_estimated(data: Dataset, tmp_path: Path) -> None:
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
     node = Node("one", tmp_path, [])
-    node.start({})
-    try:
-        node.wait_until_ready()
-        with node.connected() as engine:
-            collection = loader.load(engine, data, ENCODER, name="c").collection
-            search(engine, collection, data)
-            assert engine.get_collection(collection).status is qm.CollectionStatus.GREEN
-        assert expected(data).disk == pytest.approx(on_disk(tmp_path / "storage"), rel=0.25)
-        assert node.process
-        status = Path(f"/proc/{node.process.pid}/status").read_text()
-        held = int(status.split("VmRSS:")[1].split()[0]) * 1024
-        assert expected(data).memory == pytest.approx(held, rel=0.25)
-    finally:
+    yield node
+    if node.alive:
         node.kill()
 
 
-def test_options_change_what_they_should(data: Dataset) -> None:
-    plain = expected(data)
-    away = expected(data, CollectionOptions(on_disk=DiskOptions(vectors=True)))
-    assert (plain.disk, plain.memory - away.memory) == (away.disk, COUNT * 4 * 320)
-    twice = expected(data, CollectionOptions(replicas=2))
-    assert (twice.disk, twice.memory) == (2 * plain.disk, 2 * plain.memory)
+def start(node: Node) -> None:
+    node.start({})
+    node.wait_until_ready()
+
+
+@pytest.mark.parametrize("size", [SMALL, LARGE])
+def test_a_server_needs_what_was_estimated(
+    request: pytest.FixtureRequest, node: Node, size: int
+) -> None:
+    data = request.getfixturevalue("few" if size == SMALL else "data")
+    expected = estimate(data, ENCODER, options=DEFAULT, points=size)
+    start(node)
+    with node.connected() as engine:
+        collection = loader.load(engine, data, ENCODER, name="c").collection
+        until(lambda: engine.get_collection(collection).status is qm.CollectionStatus.GREEN)
+        search(engine, collection, data)
+    assert node.process
+    loaded = resident(node.process.pid)
+    node.process.terminate()
+    node.process.wait()
+    start(node)
+    with node.connected() as engine:
+        search(engine, collection, data)
+    restarted = resident(node.process.pid)
+    assert expected.disk == pytest.approx(on_disk(node.folder / "storage"), rel=WITHIN)
+    assert expected.memory == pytest.approx(loaded, rel=WITHIN)
+    assert expected.restarted == pytest.approx(restarted, rel=WITHIN)
+
+
+OPEN = """
+import sys
+from pathlib import Path
+from retriever.engine import connect
+sys.path.append(sys.argv[1])
+from test_ingest_estimate import Dataset, resident, search
+connect(path=Path(sys.argv[2], "none")).close()
+before = resident("self")
+engine = connect(path=Path(sys.argv[2], "edge"))
+data = Dataset.open(sys.argv[3])
+search(engine, engine.get_collections().collections[0].name, data)
+print(resident("self") - before)
+"""
+
+
+@pytest.mark.parametrize("size", [SMALL, LARGE])
+def test_the_embedded_engine_needs_what_was_estimated(
+    request: pytest.FixtureRequest, tmp_path: Path, size: int
+) -> None:
+    data = request.getfixturevalue("few" if size == SMALL else "data")
+    expected = estimate(data, ENCODER, options=DEFAULT, points=size, embedded=True)
+    engine = connect(path=tmp_path / "edge")
+    loader.load(engine, data, ENCODER, name="c")
+    engine.close()
+    command = [sys.executable, "-c", OPEN, Path(__file__).parent, tmp_path, data.path]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert expected.disk == pytest.approx(on_disk(tmp_path / "edge"), rel=WITHIN)
+    assert expected.memory == expected.restarted == pytest.approx(int(done.stdout), rel=WITHIN)
+
+
+POINT = PointSize(widths=(256, 64, 32), terms=32.0, payload=467.0, indexes=3)
+
+
+@pytest.mark.parametrize(
+    ("points", "memory_mb", "disk_mb"),
+    [(10_000, 162, 52), (30_000, 290, 121), (100_000, 509, 349), (300_000, 907, 919)],
+)
+def test_what_the_growth_benchmark_found_was_estimated(
+    points: int, memory_mb: int, disk_mb: int
+) -> None:
+    """Its table is in LOG.md: VmRSS of the server and its files, where it came to rest."""
+    expected = estimate_points(POINT, points, options=DEFAULT)
+    assert expected.memory == pytest.approx(memory_mb * 1e6, rel=WITHIN)
+    assert expected.disk == pytest.approx(disk_mb * 1e6, rel=WITHIN)
+
+
+def of(options: CollectionOptions, points: int, *, embedded: bool = False) -> Estimate:
+    return estimate_points(POINT, points, options=options, embedded=embedded)
+
+
+@pytest.mark.parametrize("embedded", [False, True])
+def test_options_change_what_they_should(embedded: bool) -> None:
+    many = 1_000_000
+    plain = of(DEFAULT, many, embedded=embedded)
+    away = of(CollectionOptions(on_disk=DiskOptions(vectors=True)), many, embedded=embedded)
+    assert away.disk == plain.disk
+    assert plain.memory - away.memory >= many * POINT.vectors
+    payload = CollectionOptions(on_disk=DiskOptions(payload=False))
+    held = of(payload, many, embedded=embedded)
+    assert held.memory - plain.memory == pytest.approx(many * POINT.payload)
     scalar = CollectionOptions(quantization=QuantizationOptions(kind="scalar"))
-    many = 100_000
-    copies = [
-        estimate(data, ENCODER, options=o, points=many) for o in (CollectionOptions(), scalar)
-    ]
-    assert copies[1].disk - copies[0].disk == pytest.approx(many * 320)
+    for change in ("disk", "memory", "restarted"):
+        copies = getattr(of(scalar, many, embedded=embedded), change) - getattr(plain, change)
+        assert copies == pytest.approx(many * 352)
+
+
+def test_replicas_and_shards_multiply_what_they_should() -> None:
+    one, two = of(DEFAULT, SMALL), of(CollectionOptions(replicas=2), SMALL)
+    assert two[1:4] == tuple(2 * size for size in one[1:4])
+    six = of(CollectionOptions(shards=6), SMALL)
+    assert six.disk == pytest.approx(one.disk)
+    assert one.memory < six.memory < 6 * one.memory  # one process, six times the segments
 
 
 def test_a_dry_run_makes_nothing(data: Dataset, tiny_bundle: Path, tmp_path: Path) -> None:
@@ -86,11 +180,15 @@ def test_a_dry_run_makes_nothing(data: Dataset, tiny_bundle: Path, tmp_path: Pat
     assert done.exit_code == 0, done.stderr
     first, second = done.stdout.splitlines()
     assert re.fullmatch(
-        r"c--[0-9a-f]{8} would have 2,000 added, 0 replaced, 0 payload only, 0 unchanged, "
+        r"c--[0-9a-f]{8} would have 3,000 added, 0 replaced, 0 payload only, 0 unchanged, "
         r"0 pruned, 0 kept",
         first,
     )
-    assert re.fullmatch(r"2,000 points: about \d+ MB on disk, \d+ MB of memory", second)
+    assert re.fullmatch(
+        r"3,000 points: about \d+ MB on disk, \d+ MB of memory in a process that opens it "
+        r"\(resident, at rest, mapped files included, what the options leave on disk not\)",
+        second,
+    )
     assert not folder.exists()
     assert CliRunner().invoke(app, [*command, "--limit", "20"]).exit_code == 0
     done = CliRunner().invoke(app, [*command, "--dry-run", "--limit", "30"])
@@ -98,3 +196,15 @@ def test_a_dry_run_makes_nothing(data: Dataset, tiny_bundle: Path, tmp_path: Pat
     done = CliRunner().invoke(app, [*command, "--prune", "--limit", "30"])
     assert done.exit_code == 1
     assert "would delete what was not selected" in done.stderr
+
+
+def test_a_dry_run_for_a_server_says_what_a_restart_takes(
+    server: Server, few: Dataset, tiny_bundle: Path
+) -> None:
+    words = ["load", few.path, "--bundle", tiny_bundle, "--collection", "dry", "--dry-run"]
+    done = CliRunner().invoke(app, [*map(str, words), "--url", server.url])
+    assert re.search(
+        r"1,000 points: about \d+ MB on disk, \d+ MB of memory in the server's process, \d+ MB "
+        r"after a restart \(resident",
+        done.stdout,
+    )
