@@ -13,6 +13,7 @@ import orjson
 import qdrant_edge as edge
 from qdrant_client import QdrantClient
 from qdrant_client import models as qm
+from qdrant_client.http.exceptions import ResponseHandlingException
 
 SPARSE = (qm.SparseVector, edge.SparseVector)
 Sparse = qm.SparseVector | edge.SparseVector
@@ -55,6 +56,9 @@ def upsert_over_rest(
     """Send points with the client's own connection, key and errors.
 
     The client's `upsert` would look through every vector in case it is text to be embedded.
+
+    Raises:
+        ResponseHandlingException: the answer is JSON, but not Qdrant's.
     """
     answer: Any = client.http.points_api.api_client.request(
         type_=Any,  # leaves the JSON as it was read
@@ -65,7 +69,11 @@ def upsert_over_rest(
         headers={"Content-Type": "application/json"},
         content=to_json(points),
     )
-    return qm.UpdateResult(**answer["result"])
+    try:
+        done = answer["result"]
+        return qm.UpdateResult(status=done["status"], operation_id=done.get("operation_id"))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ResponseHandlingException(error) from None
 
 
 def to_json(points: Sequence[AnyPoint]) -> bytes:

@@ -3,14 +3,17 @@
 import json
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
+from qdrant_client import QdrantClient
 from qdrant_client import models as qm
 
 from models.lexical import Bm25Config, Bm25Encoder
 from retriever.engine import Engine
-from retriever.engine_points import Point, to_json, to_structs
-from retriever.errors import EngineError
+from retriever.engine_errors import engine_errors
+from retriever.engine_points import Point, to_json, to_structs, upsert_over_rest
+from retriever.errors import EngineError, EngineUnavailable
 
 # Subnormal, smallest and largest; what 1e9 neighbours is told by nine digits; random bits.
 ODD = [1e-45, -1.1754944e-38, 3.4028235e38, 0.0, -0.0, 1 / 3, 1e9, 16777217.0]
@@ -68,6 +71,18 @@ def test_the_body_is_what_the_client_would_send() -> None:
             np.array(right["vector"].pop("dense"), np.float32),
         )
         assert left == right
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["[]", "{}", '{"result": null}', '{"result": [1]}', '{"result": {"status": "odd"}}', "<"],
+)
+def test_an_answer_that_is_not_qdrants_is_no_answer(body: str) -> None:
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, text=body))
+    client = QdrantClient(url="http://other", check_compatibility=False, transport=transport)
+    with pytest.raises(EngineUnavailable, match="no Qdrant answers at"), engine_errors("other"):
+        upsert_over_rest(client, "c", points(), wait=True)
+    client.close()
 
 
 def test_what_is_not_plain_json_is_sent_none_the_less() -> None:
