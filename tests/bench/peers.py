@@ -51,7 +51,7 @@ def measure(source: Source, bundle: ModelBundle, sizes: list[int], folder: Path)
     towers, rows = quick_towers(bundle, WORK / "static"), []
     with Engines.running(folder) as engines:
         for size in sizes:
-            corpus, last = source.corpus(size), size == sizes[-1]
+            corpus, last = source.corpus(size, folder / f"data-{size}"), size == sizes[-1]
             say(f"{size:,} passages, {len(corpus.timed.queries)} queries: encode")
             encoded = encode_rows([*towers, *(slow_towers(bundle) if last else [])], corpus)
             if last:
@@ -72,8 +72,7 @@ def run(passages: int, queries: int) -> Row:
     largest = min(passages, data.passage_count)
     sizes = [*(size for size in SIZES if size < largest), largest]
     with tempfile.TemporaryDirectory() as name:
-        source = Source.arrange(data, Path(name, "data"), timed=queries)
-        rows = measure(source, bundle, sizes, Path(name))
+        rows = measure(Source.arrange(data, timed=queries), bundle, sizes, Path(name))
     return {
         "commit": commit(),
         "date": str(date.today()),
@@ -98,7 +97,7 @@ def main() -> None:
     report = run(chosen.passages, chosen.queries)
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     chosen.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    plot(report["rows"], chosen.plot)
+    plot(report, chosen.plot)
     print(to_markdown(report))
 
 

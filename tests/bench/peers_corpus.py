@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ingest.dataset import DatasetWriter
-from ingest.selection import Selection, select
 from models.data import Dataset, Passage, Qrel, Query
 from retriever.measures import answerable, per_query
 
@@ -53,15 +52,15 @@ class Corpus(NamedTuple):
 
 
 class Source(NamedTuple):
-    """DATA in another order: what answers the timed queries comes first, whatever the size."""
+    """Passages in another order: what answers the timed queries comes first, whatever the size."""
 
-    data: Dataset
+    passages: list[Passage]
     judged: Judged
     timed: int
 
     @classmethod
-    def arrange(cls, data: Dataset, folder: Path, *, timed: int) -> "Source":
-        """Write the passages to `folder`; `timed` of the queries are drawn from a seed."""
+    def arrange(cls, data: Dataset, *, timed: int) -> "Source":
+        """Put the passages in order; `timed` of the queries are drawn from a seed."""
         queries, qrels = answerable(data.queries(SPLIT), data.qrels(SPLIT))
         queries = [queries[i] for i in np.random.default_rng(0).permutation(len(queries))]
         places = {query.query_id: place for place, query in enumerate(queries)}
@@ -70,18 +69,21 @@ class Source(NamedTuple):
             place = places[qrel.query_id]
             first[qrel.passage_id] = min(place, first.get(qrel.passage_id, place))
         ordered = sorted(data.passages(), key=lambda p: first.get(p.passage_id, len(queries)))
-        with DatasetWriter(folder, source="peers") as writer:
-            for passage in ordered:
-                writer.add_passage(passage)
-        return cls(Dataset.open(folder), Judged(queries, qrels), timed)
+        return cls(ordered, Judged(queries, qrels), timed)
 
-    def corpus(self, size: int) -> Corpus:
-        """Return the first `size` passages."""
-        data = select(self.data, Selection(limit=size))
-        passages = list(data.passages())
+    def corpus(self, size: int, folder: Path) -> Corpus:
+        """Return the first `size` passages, as a DATA of their own in `folder`.
+
+        A part of a larger one would be weighed by the larger one's statistics.
+        """
+        passages = self.passages[:size]
+        with DatasetWriter(folder, source="peers") as writer:
+            for passage in passages:
+                writer.add_passage(passage)
         ids = {passage.passage_id for passage in passages}
         timed = Judged(self.judged.queries[: self.timed], self.judged.qrels)
         warm_up = [query.text for query in self.judged.queries[self.timed :][:WARM_UP]]
+        data = Dataset.open(folder)
         return Corpus(data, passages, timed.among(ids), self.judged.among(ids), warm_up)
 
 

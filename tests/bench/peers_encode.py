@@ -87,8 +87,8 @@ def slow_towers(bundle: ModelBundle) -> list[Tower]:
         return peer.encode(list(texts), show_progress_bar=False)
 
     return [
-        Tower.of("GRU tower", recurrent(bundle, "gru"), 2048),
-        Tower.of("LSTM tower", recurrent(bundle, "lstm"), 2048),
+        Tower.of("GRU tower, untrained", recurrent(bundle, "gru"), 2048),
+        Tower.of("LSTM tower, untrained", recurrent(bundle, "lstm"), 2048),
         Tower.of("MiniLM, our 8-bit tower", transformer(), 256),
         Tower("MiniLM, sentence-transformers", encode, encode, 256),
     ]

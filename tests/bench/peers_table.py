@@ -84,6 +84,7 @@ def search_table(rows: list[Row], size: int) -> str:
             "recall@10": lambda row: share(row["recall@10"]),
             "MRR@10": lambda row: share(row["mrr@10"]),
             "ingest, passages/s": lambda row: rate(ingested.get(row["system"])),
+            "with indexes, s": lambda row: seconds(ingested.get(row["system"])),
         },
     )
 
@@ -131,6 +132,11 @@ def rate(row: Row | None) -> str:
     return "" if row is None else f"{row['per_second']:,}"
 
 
+def seconds(row: Row | None) -> str:
+    """Return how long it took until nothing was built any more."""
+    return "" if row is None else f"{row['indexed_s']:.1f}"
+
+
 def number(value: float | None) -> str:
     """Return a number with as many digits as it is worth."""
     if value is None:
@@ -138,22 +144,31 @@ def number(value: float | None) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
 
 
-def plot(rows: Sequence[Row], target: Path) -> None:
+def plot(report: Row, target: Path) -> None:
     """Draw the growth, one panel for each job, both axes by powers of ten."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    rows = report["rows"]
+    systems = list(dict.fromkeys(row["system"] for row in rows))
+    columns = sorted({row["passages"] for row in rows})
     figure, axes = plt.subplots(2, 2, figsize=(10, 7.5), layout="constrained")
     for axis, (label, (section, key)) in zip(axes.flat, GROWTH.items(), strict=True):
         for system, found in series(rows, section, key).items():
             if len(found) > 1:
                 style = "o-" if system.startswith(("ours", "mean")) else "s--"
-                axis.plot(list(found), list(found.values()), style, label=system)
+                color = f"C{systems.index(system) % 10}"
+                axis.plot(list(found), list(found.values()), style, label=system, color=color)
         axis.set(title=label, xscale="log", yscale="log", xlabel="passages")
+        axis.set_xticks(columns, [f"{size:,}" for size in columns])
+        axis.yaxis.set_major_formatter("{x:,g}")
+        axis.minorticks_off()
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
+    queries = max(row.get("queries", 0) for row in rows)
+    figure.suptitle(f"{report['source']}, {queries} queries, {report['cores']} cores")
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target, dpi=110)
     plt.close(figure)
