@@ -1,6 +1,7 @@
 """Writes to the engine in a thread of their own, so that encoding and the engine's work overlap."""
 
 import queue
+import sys
 import threading
 import time
 from collections import deque
@@ -16,6 +17,9 @@ QUEUED = 4
 WAIT_EVERY = 16
 # A full batch reaches every shard, the last one may be a single point.
 WAITED_AT_THE_END = 2
+# A request gives the GIL up some five times; to get it back takes up to this long each time, by
+# default 5 ms, in which the engine has nothing to do.
+SWITCH_S = 0.0005
 
 
 class Write(Protocol):
@@ -27,6 +31,8 @@ class Write(Protocol):
 
 class Sender:
     """Sends writes in their order; a context manager whose end means that all are done.
+
+    Threads of this process take turns more often meanwhile.
 
     Attributes:
         sent: passages in the writes that the engine took.
@@ -42,11 +48,14 @@ class Sender:
         self._rate_limit = rate_limit
         self._queue: queue.Queue[tuple[Write, int] | None] = queue.Queue(QUEUED)
         self._start = 0.0
+        self._switched_every_s = 0.0
         self._failure: BaseException | None = None
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sender", daemon=True)
 
     def __enter__(self) -> Self:
+        self._switched_every_s = sys.getswitchinterval()
+        sys.setswitchinterval(min(SWITCH_S, self._switched_every_s))
         self._thread.start()
         return self
 
@@ -70,6 +79,7 @@ class Sender:
             self._stopped.set()
         self._queue.put(None)
         self._thread.join()
+        sys.setswitchinterval(self._switched_every_s)
         if error is None:
             self._require_no_failure()
 
