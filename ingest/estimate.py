@@ -38,7 +38,7 @@ HEAP_BYTES = 260  # of a point in memory beside these
 GROWING_HEAP_BYTES = 600
 ID_BYTES = 30
 INDEX_BYTES = 45  # of a payload index, per point
-LOG_BYTES = 50e6  # of the log that a crash is recovered from; fewer where less was written
+LOG_BYTES = 60e6  # of the log that a crash is recovered from; fewer where less was written
 SLACK = 0.75  # of the log's bytes: what a load leaves with the allocator
 CHUNK_BYTES = 2**25  # a file of vectors
 FLAGS_BYTES = 2**20  # a file of flags
@@ -50,8 +50,7 @@ class Process(NamedTuple):
 
     Attributes:
         bytes: of the process before there is a collection; of Edge, what its first use adds.
-        segments: that it begins with, on up to five cores; on more there are more. Graphs are
-            built in one segment in the end, beside an empty one for what is to come.
+        segments: that it begins with, on up to five cores; on more there are more.
         index_bytes: that it reads of each payload index, however few points there are.
     """
 
@@ -195,6 +194,12 @@ class _Shard(NamedTuple):
         return widest > 1024 * self.options.hnsw.above_kb
 
     @property
+    def segments(self) -> int:
+        """Segments that hold points at rest; small ones with graphs have been merged into one."""
+        small = FLOAT_BYTES * max(self.point.widths) * self.points < CHUNK_BYTES
+        return 1 if self.built and small else self.process.segments
+
+    @property
     def graphs(self) -> float:
         """Bytes of graphs and quantized copies."""
         if not self.built:
@@ -217,7 +222,7 @@ class _Shard(NamedTuple):
     def held(self) -> float:
         """Bytes in memory, vectors aside, whatever happened before."""
         point, process = self.point, self.process
-        segments = 2 if self.built else process.segments
+        segments = self.segments + self.built  # those with graphs take no more points
         flags = FLAGS_BYTES * segments * (len(point.widths) + 2 * point.indexes)
         growing = GROWING_HEAP_BYTES + (GROWING_POSTING_BYTES + STORED_TERM_BYTES) * point.terms
         complete = HEAP_BYTES + POSTING_BYTES * point.terms
@@ -242,9 +247,14 @@ class _Shard(NamedTuple):
     @property
     def files(self) -> float:
         """Bytes of the files that hold vectors, to the end of each."""
-        segments = 1 if self.built else self.process.segments
-        share = FLOAT_BYTES * self.points / segments / CHUNK_BYTES
-        return CHUNK_BYTES * segments * sum(math.ceil(share * width) for width in self.point.widths)
+        if self.built and self.embedded:  # Edge makes these as long as they must be
+            return self.points * self.point.vectors
+        share = FLOAT_BYTES * self.points / self.segments / CHUNK_BYTES
+        return (
+            CHUNK_BYTES
+            * self.segments
+            * sum(math.ceil(share * width) for width in self.point.widths)
+        )
 
     @property
     def scanned(self) -> float:

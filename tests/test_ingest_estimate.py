@@ -18,11 +18,15 @@ from ingest.cli import app
 from ingest.estimate import Estimate, PointSize, estimate, estimate_points
 from models.data import Dataset, Passage
 from retriever.engine import Engine, connect
-from retriever.options import CollectionOptions, DiskOptions, QuantizationOptions
+from retriever.options import CollectionOptions, DiskOptions, HnswOptions, QuantizationOptions
 
 SMALL, LARGE = 1_000, 9_000
 ENCODER = HashEncoder(dim=256, pca_dims=(64, 32))
 DEFAULT = CollectionOptions()
+BUILT = CollectionOptions(
+    hnsw=HnswOptions(above_kb=100), quantization=QuantizationOptions(kind="scalar")
+)
+CASES = [(SMALL, BUILT), (LARGE, DEFAULT)]
 WITHIN = 0.25
 
 
@@ -74,28 +78,32 @@ def start(node: Node) -> None:
     node.wait_until_ready()
 
 
-@pytest.mark.parametrize("size", [SMALL, LARGE])
+@pytest.mark.parametrize(("size", "options"), CASES)
 def test_a_server_needs_what_was_estimated(
-    request: pytest.FixtureRequest, node: Node, size: int
+    request: pytest.FixtureRequest, node: Node, size: int, options: CollectionOptions
 ) -> None:
     data = request.getfixturevalue("few" if size == SMALL else "data")
-    expected = estimate(data, ENCODER, options=DEFAULT, points=size)
+    expected = estimate(data, ENCODER, options=options, points=size)
     start(node)
     with node.connected() as engine:
-        collection = loader.load(engine, data, ENCODER, name="c").collection
-        until(lambda: engine.get_collection(collection).status is qm.CollectionStatus.GREEN)
+        collection = loader.load(engine, data, ENCODER, name="c", options=options).collection
+        until(
+            lambda: engine.get_collection(collection).status is qm.CollectionStatus.GREEN,
+            seconds=120,
+        )
         search(engine, collection, data)
     assert node.process
-    loaded = resident(node.process.pid)
+    process = node.process.pid
+    # The allocator gives back what a load needed in the ten seconds after it.
+    until(lambda: resident(process) < (1 + WITHIN) * expected.memory, seconds=20)
+    assert expected.memory == pytest.approx(resident(process), rel=WITHIN)
     node.process.terminate()
     node.process.wait()
     start(node)
     with node.connected() as engine:
         search(engine, collection, data)
-    restarted = resident(node.process.pid)
+    assert expected.restarted == pytest.approx(resident(node.process.pid), rel=WITHIN)
     assert expected.disk == pytest.approx(on_disk(node.folder / "storage"), rel=WITHIN)
-    assert expected.memory == pytest.approx(loaded, rel=WITHIN)
-    assert expected.restarted == pytest.approx(restarted, rel=WITHIN)
 
 
 OPEN = """
@@ -113,14 +121,14 @@ print(resident("self") - before)
 """
 
 
-@pytest.mark.parametrize("size", [SMALL, LARGE])
+@pytest.mark.parametrize(("size", "options"), CASES)
 def test_the_embedded_engine_needs_what_was_estimated(
-    request: pytest.FixtureRequest, tmp_path: Path, size: int
+    request: pytest.FixtureRequest, tmp_path: Path, size: int, options: CollectionOptions
 ) -> None:
     data = request.getfixturevalue("few" if size == SMALL else "data")
-    expected = estimate(data, ENCODER, options=DEFAULT, points=size, embedded=True)
+    expected = estimate(data, ENCODER, options=options, points=size, embedded=True)
     engine = connect(path=tmp_path / "edge")
-    loader.load(engine, data, ENCODER, name="c")
+    loader.load(engine, data, ENCODER, name="c", options=options)
     engine.close()
     command = [sys.executable, "-c", OPEN, Path(__file__).parent, tmp_path, data.path]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
