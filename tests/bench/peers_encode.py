@@ -176,4 +176,5 @@ def judge(tower: Tower, corpus: Corpus) -> Row:
 def normalized(vectors: npt.NDArray[np.float64]) -> Floats:
     """Return rows of length 1, whatever a peer makes of them."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return (vectors / np.maximum(lengths, 1e-12)).astype(np.float32)
+    scaled: Floats = (vectors / np.maximum(lengths, 1e-12)).astype(np.float32)
+    return scaled

@@ -122,7 +122,8 @@ def lexical_systems(engines: Engines, corpus: Corpus) -> Iterator[list[Built]]:
             found = stack.enter_context(loaded(engine, corpus, Angles()))
             system = found.system(f"ours, {name}", Angles(), legs, k=depth)
             built.append(Built(system, found.indexed_s))
-        for name, peer in {"bm25s": Bm25s, SLOWEST: RankBm25}.items():
+        peers: dict[str, type[Bm25s | RankBm25]] = {"bm25s": Bm25s, SLOWEST: RankBm25}
+        for name, peer in peers.items():
             start = time.perf_counter()
             ask = peer(corpus.passages).ask
             built.append(Built(System(name, ask), time.perf_counter() - start))
