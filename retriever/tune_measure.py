@@ -30,7 +30,7 @@ from retriever.settings import AnnSettings, SearchSettings
 from retriever.stages import Candidates, Within, fuse, gather, plan
 from retriever.tune_grid import BOTH, Setting
 from retriever.tune_timing import Search as TimedSearch
-from retriever.tune_timing import Times, summarise, time_rounds, usual
+from retriever.tune_timing import Times, summarise, time_rounds
 
 DEEP = 500
 DEPTHS = {"recall@1": 1, "recall@10": 10, "recall@100": 100}
@@ -137,9 +137,9 @@ class Bench:
 
     def levelled(self) -> list[Row]:
         """Return all rows so far with times as if the default search had always taken the same."""
-        level = usual([group.default for group in self._groups])
+        level_ms = float(np.median([group.default.p50.ms for group in self._groups]))
         return [
-            replace(row, times=row.times.scaled(group.default, level))
+            replace(row, times=row.times.scaled(level_ms / group.default.p50.ms))
             for group in self._groups
             for row in group.rows
         ]

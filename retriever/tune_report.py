@@ -13,11 +13,12 @@ from retriever.goals import COSTS, OF_EXACT, RECALLS
 from retriever.options import CollectionOptions
 from retriever.settings import SearchSettings
 from retriever.tune import Tuning
-from retriever.tune_choice import QUALITY, front, half_interval, time_noise
+from retriever.tune_choice import QUALITY, front, half_interval
 from retriever.tune_measure import Row
 
 RECOMMENDED, TIED, ON_FRONT = "★", "≈", "•"
 MOST_SHOWN = 4
+NOISY = 0.25
 HEAD = (
     *("sweep", "setting", "recall@1", "@10", "@100", "of exact @1", "@10", "@100"),
     *("p50 ms", "p95 ms", "MB", ""),
@@ -97,7 +98,7 @@ def ties(tuning: Tuning) -> str | None:
 
 def doubts(tuning: Tuning) -> list[str]:
     """Return what may be chance, for there are too few queries; nothing where all is settled."""
-    return [*_doubt_of_best(tuning), *_doubts_of_goal(tuning)]
+    return [*_doubt_of_best(tuning), *_doubts_of_goal(tuning), *_doubt_of_times(tuning)]
 
 
 def _doubt_of_best(tuning: Tuning) -> Iterator[str]:
@@ -136,12 +137,23 @@ def _doubts_of_goal(tuning: Tuning) -> Iterator[str]:
             )
 
 
+def _doubt_of_times(tuning: Tuning) -> Iterator[str]:
+    row, goal = tuning.recommended, tuning.goal
+    for measure in dict.fromkeys([goal.aim, *(c.measure for c in goal.conditions)]):
+        if measure in ("p50", "p95") and getattr(row.times, measure).noise > NOISY:
+            yield (
+                f"{measure} of the recommended setting is {_value(row, measure)}: the machine was "
+                "busy; measure again when it is not"
+            )
+
+
 def _value(row: Row, measure: str) -> str:
     """Return a value with its unit, or with half of its 95% interval."""
     if measure == "memory":
         return f"{row.memory_mb:,.1f} MB"
     if measure in COSTS:
-        return f"{row.mean(measure):.1f} ms ± {time_noise(row, row, measure):.0%}"
+        noise = getattr(row.times, measure).noise
+        return f"{row.mean(measure):.1f} ms ± {min(noise, 9.99):.0%}"
     return f"{row.mean(measure):.4f} ± {half_interval(row.values[measure]):.4f}"
 
 

@@ -1,8 +1,8 @@
 """Times that can be compared, though the machine has other things to do as well.
 
 Settings are timed in groups, a group in rounds. In a round every setting answers the same queries
-one by one, and so does the default search; a setting's time is a multiple of the default's of that
-round, and the median over the rounds counts. What slows the machine for a while slows both.
+one by one, and so does the default search; a setting's times are multiples of the default's median
+of that round, and their median over the rounds counts. What slows the machine slows both.
 """
 
 import time
@@ -19,6 +19,7 @@ TIMED_QUERIES = 80
 WARM_UP = 3
 STUDENT_95 = 2.776  # of a mean of `ROUNDS`
 MEDIAN_FACTOR = 1.2533  # how much further a median scatters than a mean
+DEVIATION_FACTOR = 1.4826  # a standard deviation is so many median absolute deviations
 
 Floats = npt.NDArray[np.float64]
 Search = Callable[[str], object]
@@ -30,7 +31,7 @@ class Pace(NamedTuple):
 
     Attributes:
         ms: milliseconds.
-        noise: half of its 95% interval, as a share of it; 0 for the default search, by definition.
+        noise: about half of its 95% interval, as a share of it.
     """
 
     ms: float
@@ -43,10 +44,9 @@ class Times(NamedTuple):
     p50: Pace
     p95: Pace
 
-    def scaled(self, own: "Times", usual: "Times") -> "Times":
-        """Return these times as if the default search had taken `usual` instead of `own`."""
-        factors = (new.ms / old.ms for new, old in zip(usual, own, strict=True))
-        return Times(*(p._replace(ms=p.ms * f) for p, f in zip(self, factors, strict=True)))
+    def scaled(self, factor: float) -> "Times":
+        """Return these times as they would be on a machine slower by `factor`."""
+        return Times(*(pace._replace(ms=pace.ms * factor) for pace in self))
 
 
 def time_rounds(
@@ -79,22 +79,18 @@ def summarise(times_ms: Floats) -> list[Times]:
     Args:
         times_ms: (searches, rounds, queries), the default search first.
     """
-    both = [_paces(np.percentile(times_ms, percent, axis=2)) for percent in (50, 95)]
-    return [Times(*pair) for pair in zip(*both, strict=True)]
+    speeds = np.median(times_ms[0], axis=1)  # (rounds,)
+    level_ms = float(np.median(speeds))
+    percentiles = np.percentile(times_ms, [50, 95], axis=2) / speeds  # (2, searches, rounds)
+    return [
+        Times(*(_pace(multiples, level_ms) for multiples in percentiles[:, search]))
+        for search in range(len(times_ms))
+    ]
 
 
-def usual(groups: Sequence[Times]) -> Times:
-    """Return the median of what the default search took beside each group."""
-    middles = [float(np.median([pace.ms for pace in paces])) for paces in zip(*groups, strict=True)]
-    return Times(*(Pace(ms, 0.0) for ms in middles))
-
-
-def _paces(percentile_ms: Floats) -> list[Pace]:
-    """Return the pace of each row of (searches, rounds)."""
-    default_ms = float(np.median(percentile_ms[0]))
-    found = []
-    for multiples in percentile_ms / percentile_ms[0]:
-        middle = float(np.median(multiples))
-        error = MEDIAN_FACTOR * float(multiples.std(ddof=1)) / np.sqrt(len(multiples))
-        found.append(Pace(middle * default_ms, float(STUDENT_95 * error / middle)))
-    return found
+def _pace(multiples: Floats, level_ms: float) -> Pace:
+    """Return the median over rounds; one bad round of five makes it no worse, and no noisier."""
+    middle = float(np.median(multiples))
+    deviation = DEVIATION_FACTOR * float(np.median(np.abs(multiples - middle)))
+    error = MEDIAN_FACTOR * deviation / np.sqrt(len(multiples))
+    return Pace(middle * level_ms, float(STUDENT_95 * error / middle))

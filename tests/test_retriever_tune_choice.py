@@ -177,6 +177,18 @@ def test_what_too_few_queries_leave_open_is_said() -> None:
     assert doubts(tuning([row("a", near)], "recall@10>=0.5 of exact, min p95")) == []
 
 
+def test_a_time_measured_on_a_busy_machine_is_doubted() -> None:
+    def said(goal: str) -> list[str]:
+        return doubts(tuning([row("a", [1.0, 1.0], p95=6.0, noise=0.5)], goal))
+
+    assert said("min p95") == [
+        "p95 of the recommended setting is 6.0 ms ± 50%: the machine was busy; measure again when "
+        "it is not"
+    ]
+    assert len(said("p50<=9 ms, max recall@10")) == 1
+    assert said("max recall@10") == []
+
+
 def test_departures_are_counted_field_by_field() -> None:
     assert count_departures(BOTH, BOTH) == 0
     ann = AnnSettings(ef=64, oversampling=2.0)
