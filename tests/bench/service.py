@@ -3,12 +3,15 @@
     python tests/bench/service.py DATA BUNDLE [SECONDS]
 
 DATA and BUNDLE are what `make demo` leaves in runs/demo. Prints the latencies of one client and of
-eight, what happens past the limit, and what happens when Qdrant is killed under load.
+eight, with the cross-scorer and without where the bundle has one, what happens past the limit, and
+what happens when Qdrant is killed under load. CPU is what service and Qdrant spent on a search;
+it says more than a latency where other jobs run.
 """
 
 import http.client
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import threading
@@ -18,7 +21,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -42,17 +45,29 @@ class Load(NamedTuple):
     answers: list[tuple[int, float]]
 
 
-def client(url: str, queries: Sequence[str], seconds: float, number: int) -> Load:
+class Asked(NamedTuple):
+    """What clients ask, over and over: each query with these settings."""
+
+    queries: Sequence[str]
+    settings: dict[str, Any] | None = None
+
+    def body(self, at: int) -> str:
+        return json.dumps(
+            {"query": self.queries[at % len(self.queries)], "settings": self.settings}
+        )
+
+
+def client(url: str, asked: Asked, seconds: float, number: int) -> Load:
     """Search one query after the other over one connection; open another where it breaks."""
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
     answers = []
     end, at = time.monotonic() + seconds, number * 37
     while time.monotonic() < end:
         at += 1
-        body = json.dumps({"query": queries[at % len(queries)]})
         start = time.perf_counter()
         try:
-            connection.request("POST", "/search", body, {"Content-Type": "application/json"})
+            header = {"Content-Type": "application/json"}
+            connection.request("POST", "/search", asked.body(at), header)
             response = connection.getresponse()
             response.read()
             status = response.status
@@ -64,10 +79,10 @@ def client(url: str, queries: Sequence[str], seconds: float, number: int) -> Loa
     return Load(answers)
 
 
-def run_clients(count: int, service: Service, queries: Sequence[str], seconds: float) -> Load:
+def run_clients(count: int, service: Service, asked: Asked, seconds: float) -> Load:
     with ProcessPoolExecutor(count, get_context("spawn")) as pool:
         futures = [
-            pool.submit(client, service.url, queries, seconds, number) for number in range(count)
+            pool.submit(client, service.url, asked, seconds, number) for number in range(count)
         ]
         return Load([answer for future in futures for answer in future.result().answers])
 
@@ -85,29 +100,42 @@ def show(label: str, load: Load, seconds: float) -> float:
     return float(p95)
 
 
-def measure_load(service: Service, queries: Sequence[str], seconds: float) -> None:
-    run_clients(1, service, queries, 3)
-    single = show("1 client", run_clients(1, service, queries, seconds / 3), seconds / 3)
-    eight = run_clients(CLIENTS, service, queries, seconds)
+def cpu_ms(process: "subprocess.Popen[bytes] | None") -> float:
+    assert process
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) * 1000.0 / os.sysconf("SC_CLK_TCK")
+
+
+def measure_load(service: Service, qdrant: Qdrant, asked: Asked, seconds: float) -> None:
+    run_clients(1, service, asked, 3)
+    single = show("1 client", run_clients(1, service, asked, seconds / 3), seconds / 3)
+    processes = (service.process, qdrant.process)
+    before = [cpu_ms(process) for process in processes]
+    eight = run_clients(CLIENTS, service, asked, seconds)
+    own, engine = (
+        (cpu_ms(process) - spent) / len(eight.answers)
+        for process, spent in zip(processes, before, strict=True)
+    )
     p95 = show(f"{CLIENTS} clients", eight, seconds)
-    print(f"p95 of {CLIENTS} clients / p95 of one: {p95 / single:.2f} (goal: at most 5)")
+    print(
+        f"p95 of {CLIENTS} clients / p95 of one: {p95 / single:.2f} (goal: at most 5); "
+        f"CPU per search: service {own:.1f} ms, Qdrant {engine:.1f} ms"
+    )
     if {status for status, _ in eight.answers} != {200}:
         sys.exit("not every answer was 200")
 
 
-def measure_limit(
-    folder: Path, bundle: Path, qdrant: Qdrant, queries: Sequence[str], seconds: float
-) -> None:
+def measure_limit(folder: Path, bundle: Path, qdrant: Qdrant, asked: Asked, seconds: float) -> None:
     flags = ("--url", qdrant.url, "--threads", "2", "--waiting", "2")
     with running_service(folder, bundle, *flags) as service:
-        load = run_clients(16, service, queries, seconds)
+        load = run_clients(16, service, asked, seconds)
         show("16 clients, 4 places", load, seconds)
-        show("then 1 client", run_clients(1, service, queries, 3), 3)
+        show("then 1 client", run_clients(1, service, asked, 3), 3)
     if {status for status, _ in load.answers} != {200, 429}:
         sys.exit("expected answers 200 and 429")
 
 
-def measure_kill(service: Service, qdrant: Qdrant, queries: Sequence[str], seconds: float) -> None:
+def measure_kill(service: Service, qdrant: Qdrant, asked: Asked, seconds: float) -> None:
     def kill_and_restart() -> None:
         time.sleep(seconds / 3)
         qdrant.kill()
@@ -116,28 +144,33 @@ def measure_kill(service: Service, qdrant: Qdrant, queries: Sequence[str], secon
 
     accident = threading.Thread(target=kill_and_restart)
     accident.start()
-    load = run_clients(CLIENTS, service, queries, seconds)
+    load = run_clients(CLIENTS, service, asked, seconds)
     accident.join()
     show("Qdrant killed, restarted", load, seconds)
     if {200, 503} != {status for status, _ in load.answers}:
         sys.exit("expected answers 200 and 503")
-    show("then 1 client", run_clients(1, service, queries, 3), 3)
+    show("then 1 client", run_clients(1, service, asked, 3), 3)
 
 
 def main() -> None:
     data, bundle = Dataset.open(Path(sys.argv[1])), Path(sys.argv[2])
     seconds = float(sys.argv[3]) if len(sys.argv) > 3 else 60.0
-    queries = [query.text for query in data.queries("dev")][:1000]
+    asked = Asked([query.text for query in data.queries("dev")][:1000])
+    model = ModelBundle.load(bundle)
     print(f"{data.manifest['counts']['passages']:,} passages, {os.cpu_count()} cores")
     with tempfile.TemporaryDirectory() as name, running_qdrant(Path(name, "qdrant")) as qdrant:
         engine = connect(url=qdrant.url)
-        report = loader.load(engine, data, ModelBundle.load(bundle), name=NAME)
+        report = loader.load(engine, data, model, name=NAME)
         collections.promote(engine, NAME, report.collection)
         engine.close()
         with running_service(Path(name), bundle, "--url", qdrant.url) as service:
-            measure_load(service, queries, seconds)
-            measure_limit(Path(name), bundle, qdrant, queries, seconds / 4)
-            measure_kill(service, qdrant, queries, seconds / 3)
+            measure_load(service, qdrant, asked, seconds)
+            if model.has_cross_scorer:
+                print("Without the cross-scorer:")
+                plain = asked._replace(settings={"cross": False})
+                measure_load(service, qdrant, plain, seconds)
+            measure_limit(Path(name), bundle, qdrant, asked, seconds / 4)
+            measure_kill(service, qdrant, asked, seconds / 3)
             if "Traceback" in service.log.read_text():
                 sys.exit(f"the service logged a traceback:\n{service.log.read_text()[-3000:]}")
 
