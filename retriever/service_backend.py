@@ -102,6 +102,8 @@ class Backend:
         try:
             settings = self.config.settings
             retriever = Retriever(engine, self.config.name, self._bundle, settings=settings)
+            if self._bundle.has_cross_scorer or self._bundle.config["tower"]["kind"] != "mean":
+                _one_thread_per_search()
         except BaseException:
             engine.close()
             raise
@@ -225,6 +227,13 @@ class Backend:
         self._batches.close()
         if self._opened is not None:
             self._opened.engine.close()
+
+
+def _one_thread_per_search() -> None:
+    """Keep torch from splitting one search among threads, which slows down all others."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 def _titles(engine: Engine, collection: str) -> tuple[str, ...]:

@@ -19,7 +19,8 @@ from models.bundle import ModelBundle
 from retriever import Retriever, SearchSettings
 from retriever.cli import app
 from retriever.records import Hit, SearchResult
-from retriever.service_backend import modes
+from retriever.service_backend import Backend, modes
+from retriever.service_config import ServiceConfig
 from retriever.terminal import result_bar, shown_score
 
 QUERY = "storm on the river bank"
@@ -68,6 +69,22 @@ def test_a_search_reads_with_one_torch_thread_and_gives_the_others_back(
         assert seen == [1]
         assert torch.get_num_threads() == 3
     finally:
+        torch.set_num_threads(before)
+
+
+def test_the_service_gives_each_search_one_torch_thread(
+    cross_bundle: Path, where: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in where.items():
+        monkeypatch.setenv(name, value)
+    before = torch.get_num_threads()
+    backend = Backend(ServiceConfig(name=NAME, bundle=cross_bundle))
+    torch.set_num_threads(2)
+    try:
+        backend.open()
+        assert torch.get_num_threads() == 1
+    finally:
+        backend.close()
         torch.set_num_threads(before)
 
 
