@@ -1,12 +1,15 @@
 """The `retriever tune` command."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from retriever.flags import Bundle, Name, Path_, Url
 from retriever.goals import DEFAULT_GOAL
+
+if TYPE_CHECKING:
+    from retriever.tune import Tuning
 
 Data = Annotated[Path, typer.Argument(help="DATA folder with the judged queries.")]
 Out = Annotated[Path, typer.Option(help="Folder for tune.html, tune.csv, settings.yaml, plots.")]
@@ -62,13 +65,11 @@ def tune(
     from retriever import tune as tuning
     from retriever.engine import connect
     from retriever.goals import parse_goal
-    from retriever.report import markdown_table
     from retriever.search import Retriever
     from retriever.settings import SearchSettings
     from retriever.tune_grid import parse_sweeps
     from retriever.tune_html import write_tuning
     from retriever.tune_measure import choose_queries
-    from retriever.tune_report import LEGEND, doubts, remark, table_rows, ties, verdict
 
     wanted, extent = parse_goal(goal), tuning.Extent(parse_sweeps(sweeps), passages)
     judged = choose_queries(Dataset.open(data), split, count=queries)
@@ -80,6 +81,14 @@ def tune(
     finally:
         engine.close()
     write_tuning(found, out, data=str(data), split=split)
+    _show(found, out)
+
+
+def _show(found: "Tuning", out: Path) -> None:
+    """Print table and verdict; what is to be doubted goes to stderr."""
+    from retriever.report import markdown_table
+    from retriever.tune_report import LEGEND, doubts, remark, table_rows, ties, verdict
+
     typer.echo(f"{markdown_table(table_rows(found))}\n\n{LEGEND}")
     if said := remark(found):
         _to_stderr(f"Note: {said}")

@@ -80,7 +80,7 @@ def line_plot(
     """Return one line per series over a logarithmic x axis; the page needs a `line_legend`."""
     xs = sorted({x for points in series.values() for x, _ in points})
     ys = [y for points in series.values() for _, y in points]
-    ticks = nice_ticks(min(ys), max(ys))
+    ticks = share_ticks(ys)
     x_scale = Scale(xs[0], xs[-1], 40, WIDTH - RIGHT, is_log=True)
     y_scale = Scale(ticks[0], ticks[-1], TOP + ROW + PLOT_HEIGHT, TOP + ROW)
     parts = [_x_axis(x_scale, xs, bottom=y_scale.start, label=x_label, top=y_scale.end)]
@@ -148,7 +148,7 @@ def front_plot(
 def _point_scales(points: Sequence[Point]) -> tuple[Scale, Scale]:
     """Return the x and the y scale that all points fit into."""
     xs, ys = [p.x for p in points], [p.y for p in points]
-    x_ticks, y_ticks = log_ticks(min(xs), max(xs)), nice_ticks(min(ys), max(ys))
+    x_ticks, y_ticks = log_ticks(min(xs), max(xs)), share_ticks(ys)
     return (
         Scale(x_ticks[0], x_ticks[-1], 40, WIDTH - RIGHT, is_log=True),
         Scale(y_ticks[0], y_ticks[-1], TOP + ROW + PLOT_HEIGHT, TOP + ROW),
@@ -158,7 +158,7 @@ def _point_scales(points: Sequence[Point]) -> tuple[Scale, Scale]:
 def _point_axes(points: Sequence[Point], *, x_label: str, y_label: str) -> list[str]:
     x_scale, y_scale = _point_scales(points)
     xs, ys = [p.x for p in points], [p.y for p in points]
-    x_ticks, y_ticks = log_ticks(min(xs), max(xs)), nice_ticks(min(ys), max(ys))
+    x_ticks, y_ticks = log_ticks(min(xs), max(xs)), share_ticks(ys)
     return [
         _x_axis(x_scale, x_ticks, bottom=y_scale.start, label=x_label, top=y_scale.end),
         _y_axis(y_scale, y_ticks, label=y_label),
@@ -174,6 +174,11 @@ def nice_ticks(low: float, high: float) -> list[float]:
     step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(number * step, 10) for number in range(first, last + 1)]
+
+
+def share_ticks(values: Sequence[float]) -> list[float]:
+    """Return round numbers around values of which none can be above 1."""
+    return [tick for tick in nice_ticks(min(values), max(values)) if tick <= 1.0]
 
 
 def log_ticks(low: float, high: float) -> list[float]:

@@ -36,7 +36,7 @@ p, figcaption, .soft { color: var(--soft); font-size: .9rem; }
 th, td { padding: .25rem .6rem; text-align: right; white-space: nowrap;
   border-bottom: 1px solid var(--rule); font-variant-numeric: tabular-nums; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0;
-  background: var(--paper); white-space: normal; overflow-wrap: normal; min-width: 5.5rem; }
+  background: var(--paper); white-space: normal; overflow-wrap: normal; min-width: 7rem; }
 td small { display: block; color: var(--soft); font-size: .85em; }
 .mark { display: inline-block; min-width: 1.1em; text-align: left; }
 .wide:focus-visible { outline: 2px solid var(--c0); }

@@ -129,7 +129,7 @@ def _front_chart(
         name=name,
         caption=(
             f"{what} against {against}: {len(rows)} settings, {tuning.queries:,} queries, "
-            f"{tuning.passages:,} passages; the line is the Pareto front ({len(best)} settings)."
+            f"{tuning.passages:,} passages; the line is the Pareto front, {len(best)} of them."
         ),
         x_label=X_LABELS[cost],
         y_label=f"{quality}, mean of {tuning.queries:,} queries",

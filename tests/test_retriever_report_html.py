@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from models.data import Passage
 from retriever.cli import app
-from retriever.plots import Point, log_ticks, nice_ticks, scatter_plot
+from retriever.plots import Point, log_ticks, nice_ticks, scatter_plot, share_ticks
 
 ATTACK = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
 HOSTILE = (
@@ -146,6 +146,11 @@ def test_ticks_are_round_and_enclose(low: float, high: float, expected: list[flo
     ticks = nice_ticks(low, high)
     assert ticks[0] <= low <= high <= ticks[-1]
     assert all(math.isclose(a, b) for a, b in zip(ticks, expected, strict=True)), ticks
+
+
+def test_no_share_is_above_one() -> None:
+    assert share_ticks([1.0, 1.0]) == [0.94, 0.96, 0.98, 1.0]
+    assert share_ticks([0.31, 0.99]) == [0.2, 0.4, 0.6, 0.8, 1.0]
 
 
 def test_logarithmic_ticks_enclose() -> None:
