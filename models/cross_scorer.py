@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.both_ways import both_ways, packed_both_ways
 from models.bounds import check_least, check_positive
 from models.errors import BundleError, ConfigError
 from models.tokenizer import TokenRows
@@ -192,15 +193,13 @@ class CrossScorer(nn.Module):
         return weights / weights.sum(dim=1, keepdim=True).clamp_min(1e-6)
 
     def _read(self, tokens: Padded) -> States:
-        inputs = self.project(self._vectors(tokens))
-        ahead = self.forwards(inputs)[0]
-        # Each row is turned round within its own length, so that padding comes last both ways.
-        places = torch.arange(tokens.ids.shape[1]).expand_as(tokens.ids)
-        last = tokens.lengths[:, None] - 1
-        turned = torch.where(places <= last, last - places, places)[..., None]
-        back = self.backwards(torch.gather(inputs, 1, turned.expand_as(inputs)))[0]
-        behind = torch.gather(back, 1, turned.expand_as(back))
-        return States(tokens, functional.normalize(torch.cat([ahead, behind], dim=-1), dim=-1))
+        read = both_ways if self.training else packed_both_ways
+        states = read(self._inputs, tokens.ids, tokens.lengths, self.forwards, self.backwards)
+        return States(tokens, functional.normalize(states, dim=-1))
+
+    def _inputs(self, ids: Tensor) -> Tensor:
+        projected: Tensor = self.project(self.vectors[ids])
+        return projected
 
     def _exact(
         self, queries: Padded, passages: Padded, *, apart: Tensor, weights: Tensor

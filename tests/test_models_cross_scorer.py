@@ -64,6 +64,16 @@ def test_padding_never_changes_a_score(config: CrossConfig) -> None:
         assert together[i // 3, i % 3].item() == pytest.approx(alone.item(), abs=2e-5)
 
 
+def test_what_is_read_without_padding_is_what_training_reads() -> None:
+    scorer = made_scorer(CONFIG)
+    passages = Padded.of(made_rows(12, longest=40, seed=2), limit=30)
+    with torch.inference_mode():
+        quick = scorer._read(passages).values
+        slow = scorer.train()._read(passages).values
+    assert quick.shape == slow.shape == (12, 30, 2 * CONFIG.hidden)
+    assert torch.allclose(quick[passages.inside], slow[passages.inside], atol=1e-6)
+
+
 @pytest.mark.parametrize("config", [CONFIG, PLAIN])
 def test_a_scorer_survives_its_arrays(config: CrossConfig) -> None:
     scorer = made_scorer(config)
