@@ -59,7 +59,7 @@ def to_markdown(report: Mapping[str, Any], names: Sequence[str]) -> str:
         table = [_head(), *(_row(name, seeds, system) for name, seeds in shown.items())]
         if "bm25" in report:
             table.append(_bm25_row(report["bm25"]))
-        parts.append("\n".join([caption, "", *_aligned(table)]))
+        parts.append("\n".join([caption, "", *aligned(table)]))
     return "\n\n".join(parts)
 
 
@@ -78,7 +78,7 @@ def to_brief(report: Mapping[str, Any]) -> str:
             for system, column in BRIEF
         ]
         table.append([name, *values, str(len(seeds)), f"{seconds:.0f}"])
-    return "\n".join(_aligned(table))
+    return "\n".join(aligned(table))
 
 
 def _scores(one: Measured, system: str) -> dict[str, Mapping[str, float]]:
@@ -112,7 +112,8 @@ def _bm25_row(sets: Mapping[str, Mapping[str, float]]) -> list[str]:
     return ["BM25 alone", *values, *[""] * len(COSTS)]
 
 
-def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
+def aligned(table: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a Markdown table; the first column is text, the others are numbers."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     rows = [table[0], rule, *table[1:]]
