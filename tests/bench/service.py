@@ -20,11 +20,13 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import numpy as np
+from qdrant_client import models as qm
 
 ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
@@ -79,8 +81,16 @@ def client(url: str, asked: Asked, seconds: float, number: int) -> Load:
     return Load(answers)
 
 
+def wait(everyone: Barrier) -> None:
+    """Return when the others are here, too: a process takes seconds to begin, and both cores."""
+    everyone.wait()
+
+
 def run_clients(count: int, service: Service, asked: Asked, seconds: float) -> Load:
-    with ProcessPoolExecutor(count, get_context("spawn")) as pool:
+    """Let so many clients search, each in a process of its own; all begin when all are there."""
+    spawn = get_context("spawn")
+    everyone = spawn.Barrier(count)
+    with ProcessPoolExecutor(count, spawn, initializer=wait, initargs=(everyone,)) as pool:
         futures = [
             pool.submit(client, service.url, asked, seconds, number) for number in range(count)
         ]
@@ -162,6 +172,8 @@ def main() -> None:
         engine = connect(url=qdrant.url)
         report = loader.load(engine, data, model, name=NAME)
         collections.promote(engine, NAME, report.collection)
+        while engine.get_collection(NAME).status != qm.CollectionStatus.GREEN:
+            time.sleep(0.5)  # Qdrant would take the cores for its graphs
         engine.close()
         with running_service(Path(name), bundle, "--url", qdrant.url) as service:
             measure_load(service, qdrant, asked, seconds)
