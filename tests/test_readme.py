@@ -16,7 +16,12 @@ from retriever.report import to_markdown
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-RESULT = ROOT / "tests" / "bench" / "results" / "msmarco-95k-dev.json"
+sys.path.insert(0, str(ROOT / "tests" / "bench"))
+
+import peers_table  # noqa: E402
+import recipes  # noqa: E402
+
+RESULTS = ROOT / "tests" / "bench" / "results"
 
 
 def blocks(language: str) -> list[str]:
@@ -99,9 +104,21 @@ def test_every_command_is_mentioned() -> None:
 
 
 def test_the_result_table_is_the_committed_run() -> None:
-    stored = json.loads(RESULT.read_text())
+    stored = json.loads((RESULTS / "msmarco-95k-dev.json").read_text())
     table = to_markdown(Report.from_dict(stored)).split("\n\n")[1]
     assert table in README
+
+
+def test_the_table_of_recipes_is_the_committed_run() -> None:
+    assert recipes.to_markdown(json.loads(recipes.RESULTS.read_text())) in README
+
+
+def test_the_tables_beside_other_packages_are_the_committed_run() -> None:
+    tables = peers_table.to_markdown(json.loads((RESULTS / "peers.json").read_text()))
+    *shown, growth = tables.split("\n\n")
+    for table in shown:
+        assert table in README
+    assert growth in (ROOT / "LOG.md").read_text(encoding="utf-8")
 
 
 def test_files_in_the_tree_exist() -> None:
