@@ -102,7 +102,8 @@ def load(
     if not dataset.passage_count:
         raise DataError(f"{dataset.path} has no passages; nothing to load")
     lasting = patient(engine, retry_for_s=settings.retry_for_s)
-    metadata = open_collection(lasting, dataset, encoder, name=name, options=options)
+    with _one_blas_thread():  # for the centroids, too
+        metadata = open_collection(lasting, dataset, encoder, name=name, options=options)
     collection = collection_name(name, encoder.fingerprint)
     with Lease(engine, collection, take_over=settings.take_over) as lease, _one_blas_thread():
         _describe(lasting, collection, dataset, kept=0)

@@ -77,9 +77,11 @@ class Sender:
     ) -> None:
         if error is not None:
             self._stopped.set()
-        self._queue.put(None)
-        self._thread.join()
-        sys.setswitchinterval(self._switched_every_s)
+        try:
+            self._queue.put(None)
+            self._thread.join()
+        finally:
+            sys.setswitchinterval(self._switched_every_s)
         if error is None:
             self._require_no_failure()
 

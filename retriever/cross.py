@@ -1,7 +1,7 @@
 """The cross-scorer's stage: the best candidates are read together with their query."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import threading
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,7 +58,7 @@ class CrossReader:
             return ranking
         column = ranking.candidates.stages.index(BM25)
         bm25 = np.nan_to_num(ranking.candidates.scores[window, column])
-        with _one_torch_thread():
+        with _one_torch_thread:
             logits = self._bundle.cross_scores(
                 query,
                 [_content(payloads.get(ranking.candidates.point_ids[row], {})) for row in window],
@@ -106,20 +106,37 @@ def reordered(ranking: Ranking, logits: FloatArray, weights: FinalWeights) -> Ra
     return ranking._replace(candidates=candidates, order=order, scores=scores)
 
 
-@contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    """Keep torch from splitting a reading among threads, which wait for each other at every step.
+class _OneTorchThread:
+    """Keeps torch from splitting a reading among threads, which wait for each other at every step.
 
-    On idle cores that would save a few milliseconds; on busy ones it costs seconds.
+    On idle cores that would save a few milliseconds; on busy ones it costs seconds. Each thread has
+    a number of its own and a new one takes that of the latest to set it, so what all are given
+    back is what the first of those that read at once had.
     """
-    import torch
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._readers = 0
+        self._threads = 1
+
+    def __enter__(self) -> None:
+        import torch
+
+        with self._lock:
+            if not self._readers:
+                self._threads = torch.get_num_threads()
+            self._readers += 1
+            torch.set_num_threads(1)
+
+    def __exit__(self, *exc_info: object) -> None:
+        import torch
+
+        with self._lock:
+            self._readers -= 1
+            torch.set_num_threads(self._threads)
+
+
+_one_torch_thread = _OneTorchThread()
 
 
 def _content(payload: Mapping[str, Any]) -> str:

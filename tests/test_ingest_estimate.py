@@ -74,7 +74,8 @@ def node(tmp_path: Path) -> Iterator[Node]:
 
 
 def start(node: Node) -> None:
-    node.start({})
+    # As many segments as on the five cores or fewer that the estimate is for.
+    node.start({"QDRANT__STORAGE__OPTIMIZERS__DEFAULT_SEGMENT_NUMBER": "2"})
     node.wait_until_ready()
 
 

@@ -10,6 +10,7 @@ Prints a table of rates and of this process's CPU per passage, which noise touch
 """
 
 import argparse
+import gc
 import sys
 import tempfile
 import time
@@ -74,6 +75,7 @@ class Pace(NamedTuple):
 
 
 def pace(call: Callable[[], object], passages: int) -> Pace:
+    """Time one upload of so many passages."""
     start, cpu = time.perf_counter(), time.process_time()
     call()
     taken, used = time.perf_counter() - start, time.process_time() - cpu
@@ -90,11 +92,14 @@ def one_round(
     passages = dataset.passage_count
     collection = collection_name(NAME, bundle.fingerprint)
     batches = prepared(engine, dataset, bundle)
+    gc.collect()
+    gc.freeze()  # or every collection would walk millions of floats that the upload keeps
     raw_pace = pace(lambda: raw(collection, batches), passages)
     assert engine.count(collection).count == passages
     engine.delete_collection(collection)
     open_collection(engine, dataset, bundle, name=NAME)
-    batches.clear()  # a million floats kept would be walked by every garbage collection
+    batches.clear()
+    gc.unfreeze()
     load_pace = pace(lambda: loader.load(engine, dataset, bundle, name=NAME), passages)
     assert engine.count(collection).count == passages
     engine.delete_collection(collection)
@@ -106,6 +111,7 @@ def measure(
     rounds: int,
     play: Callable[[], tuple[Pace, Pace]],
 ) -> float:
+    """Print the median of some rounds; return the share of the raw rate that a load reaches."""
     paces = [play() for _ in range(rounds)]
     raw, load = (Pace(*map(median, zip(*one, strict=True))) for one in zip(*paces, strict=True))
     ratio = median(load.rate / raw.rate for raw, load in paces)

@@ -53,10 +53,11 @@ def measure(source: Source, bundle: ModelBundle, sizes: list[int], folder: Path)
         for size in sizes:
             corpus, last = source.corpus(size, folder / f"data-{size}"), size == sizes[-1]
             say(f"{size:,} passages, {len(corpus.timed.queries)} queries: encode")
-            encoded = encode_rows([*towers, *(slow_towers(bundle) if last else [])], corpus)
-            if last:
-                for row, tower in zip(encoded, towers, strict=False):
+            encoded = encode_rows(towers, corpus)
+            if last:  # apart: after a transformer's turn the caches are cold for all
+                for row, tower in zip(encoded, towers, strict=True):
                     row |= judge(tower, corpus)
+                encoded += encode_rows(slow_towers(bundle), corpus)
             say("BM25")
             lexical = lexical_rows(engines, corpus, judge_all=last)
             say("search")

@@ -33,7 +33,7 @@ class Judged(NamedTuple):
     def metrics(self, rankings: Rankings, names: Sequence[str]) -> dict[str, float]:
         """Return the mean of each measure over the queries."""
         values = per_query(rankings, self.qrels)
-        return {name: round(float(values[name].mean()), 4) for name in names}
+        return {name: round(float(values[name].mean()), 6) for name in names}
 
 
 class Corpus(NamedTuple):

@@ -30,9 +30,11 @@ class Engines(NamedTuple):
         """Run a server, and close both at the end."""
         with running_server(folder / "server") as server:
             engines = cls(connect(path=folder / "edge"), server.connect(), server.url)
-            yield engines
-            engines.embedded.close()
-            engines.server.close()
+            try:
+                yield engines
+            finally:
+                engines.embedded.close()
+                engines.server.close()
 
     def each(self) -> dict[str, Engine]:
         """Return them by name."""
@@ -65,8 +67,10 @@ def loaded(engine: Engine, corpus: Corpus, encoder: PassageEncoder) -> Iterator[
         time.sleep(0.2)
     indexed_s = time.perf_counter() - start
     collections.promote(engine, name, collection)
-    yield Loaded(engine, name, collection, load_s, indexed_s)
-    collections.drop(engine, collection, yes=True)
+    try:
+        yield Loaded(engine, name, collection, load_s, indexed_s)
+    finally:
+        collections.drop(engine, collection, yes=True)
 
 
 def at_most(k: int, passages: Sequence[object]) -> int:

@@ -6,7 +6,7 @@ txtai adds up its own BM25 and its faiss index as it does by default.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any, NamedTuple
 
@@ -121,8 +121,9 @@ def search_systems(engines: Engines, corpus: Corpus, bundle: ModelBundle) -> Ite
         ready.append(Ready(System("qdrant-client, server", raw.ask)))
         if len(corpus.passages) <= LARGEST_LOCAL:
             local = stack.enter_context(closing(QdrantClient(":memory:")))
+            finished = list(stored_points(client, found.collection))
             start = time.perf_counter()
-            copy_points(client, local, found)
+            copy_points(client, local, found, finished)
             seconds = time.perf_counter() - start
             ask = RawHybrid(local, found.collection, encoders).ask
             ready.append(Ready(System(LOCAL, ask), seconds, seconds))
@@ -146,15 +147,20 @@ def ingest_row(corpus: Corpus, ready: Ready) -> Row:
     }
 
 
-def copy_points(client: QdrantClient, local: QdrantClient, found: Loaded) -> None:
-    """Put the server's very points into local mode."""
+def copy_points(
+    client: QdrantClient,
+    local: QdrantClient,
+    found: Loaded,
+    batches: Iterable[list[qm.PointStruct]],
+) -> None:
+    """Put the server's very points into a collection of local mode like the server's."""
     params = client.get_collection(found.collection).config.params
     local.create_collection(
         found.collection,
         vectors_config=params.vectors,
         sparse_vectors_config=params.sparse_vectors,
     )
-    for batch in stored_points(client, found.collection):
+    for batch in batches:
         local.upsert(found.collection, batch)
 
 

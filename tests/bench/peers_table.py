@@ -81,7 +81,7 @@ def search_table(rows: list[Row], size: int) -> str:
             "p50 ms": lambda row: f"{row['p50_ms']:.1f}",
             "p95 ms": lambda row: f"{row['p95_ms']:.1f}",
             "of ours": lambda row: ratio(row["p50_ms"] / first["p50_ms"]),
-            "recall@10": lambda row: share(row["recall@10"]),
+            f"recall@10 ({first['queries']:,} queries)": lambda row: share(row["recall@10"]),
             "MRR@10": lambda row: share(row["mrr@10"]),
             "ingest, passages/s": lambda row: rate(ingested.get(row["system"])),
             "with indexes, s": lambda row: seconds(ingested.get(row["system"])),

@@ -84,7 +84,7 @@ def to_result(report: Path) -> dict[str, Any]:
         "queries": len(values[BASELINE]),
         "measure": MEASURE,
         "baseline": BASELINE,
-        "differences": {name: round(float(gap.mean()), 4) for name, gap in gaps.items()},
+        "differences": {name: round(float(gap.mean()), 6) for name, gap in gaps.items()},
         "rows": rows,
     }
 

@@ -46,7 +46,6 @@ def measure(recipe: str) -> Row:
     return {
         "commit": commit(),
         "trained_at": card["commit"],
-        "train_s": round(sum(card["seconds"].values())),
         "bundle_mb": round(sum(file.stat().st_size for file in bundle.iterdir()) / 1e6, 1),
         "passages_per_s": encode_rate(bundle, data),
         "sets": sets,
@@ -83,7 +82,7 @@ def encode_rate(bundle: Path, data: Path) -> int:
 
 
 def to_markdown(rows: dict[str, Row]) -> str:
-    """Return the table of the README: the tower, its sum with BM25, and the default search."""
+    """Return the table of the README: the tower, its sum with BM25, and the cross-scorer's."""
     head = ["engine", "recall@1", "recall@10", "recall@100", "MRR@10", "zero-shot nDCG@10"]
     table = [[*head, "p50 ms", "p95 ms", "index MB", "passages/s"]]
     table.append(["BM25", *_cells(next(iter(rows.values())), "bm25"), ""])
@@ -113,7 +112,7 @@ def main() -> None:
     for recipe in [] if chosen.table else chosen.recipes:
         rows[recipe] = measure(recipe)
         write_json(RESULTS, rows)
-    print(to_markdown(rows))
+    print(to_markdown(rows) if rows else "nothing is measured yet")
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def client(url: str, asked: Asked, seconds: float, number: int) -> Load:
 
 def wait(everyone: Barrier) -> None:
     """Return when the others are here, too: a process takes seconds to begin, and both cores."""
-    everyone.wait()
+    everyone.wait(timeout=120)
 
 
 def run_clients(count: int, service: Service, asked: Asked, seconds: float) -> Load:
