@@ -72,7 +72,7 @@ def to_brief(report: Mapping[str, Any]) -> str:
     table = [["changed", *(column.head for _, column in BRIEF), "seeds", "seconds"]]
     for name, found in report["rows"].items():
         seeds = list(found.values())
-        seconds = fmean(one["seconds"] + one["start_seconds"] for one in seeds)
+        seconds = min(one["seconds"] + one["start_seconds"] for one in seeds)
         values = [
             spread([column.value(_scores(one, system)) for one in seeds])
             for system, column in BRIEF
@@ -97,7 +97,7 @@ def _head() -> list[str]:
 
 def _row(name: str, seeds: Sequence[Measured], system: str) -> list[str]:
     sets = [_scores(one, system) for one in seeds]
-    seconds = fmean(one["seconds"] + one["start_seconds"] for one in seeds)
+    seconds = min(one["seconds"] + one["start_seconds"] for one in seeds)
     costs = [
         str(len(seeds)),
         f"{seconds:.0f}",
