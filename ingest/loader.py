@@ -11,19 +11,17 @@ never on the order or the number of attempts.
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import cast
 
 from qdrant_client import models as qm
-from threadpoolctl import threadpool_limits
 
 from ingest.changes import Changes, find_changes
 from ingest.lease import Lease
 from ingest.opening import describe, open_collection
 from ingest.patience import RETRY_FOR_S, patient
 from ingest.points import BATCH_POINTS, PassageEncoder, PointMaker, SizedPoint, chunks, pack
+from ingest.process_wide import ONE_BLAS_THREAD
 from ingest.report import LoadReport
 from ingest.sending import Sender
 from ingest.stored import StoredHashes, stored_hashes
@@ -102,10 +100,10 @@ def load(
     if not dataset.passage_count:
         raise DataError(f"{dataset.path} has no passages; nothing to load")
     lasting = patient(engine, retry_for_s=settings.retry_for_s)
-    with _one_blas_thread():  # for the centroids, too
+    with ONE_BLAS_THREAD:  # for the centroids, too
         metadata = open_collection(lasting, dataset, encoder, name=name, options=options)
     collection = collection_name(name, encoder.fingerprint)
-    with Lease(engine, collection, take_over=settings.take_over) as lease, _one_blas_thread():
+    with Lease(engine, collection, take_over=settings.take_over) as lease, ONE_BLAS_THREAD:
         _describe(lasting, collection, dataset, kept=0)
         stored = stored_hashes(lasting, collection, consistency=agreement(engine, collection))
         report = LoadReport(collection)
@@ -143,14 +141,6 @@ def plan(
     for changes in _changes(engine, collection, dataset, stored):
         report = report.plus(changes)
     return report.ended(dataset.passage_count, beside=len(stored), prune=prune)
-
-
-def _one_blas_thread() -> AbstractContextManager[object]:
-    """Keep BLAS to one thread: after a small product its others spin for ten times as long.
-
-    The engine can use that time. It also makes vectors that do not depend on the number of cores.
-    """
-    return cast(AbstractContextManager[object], threadpool_limits(1, user_api="blas"))
 
 
 def _describe(engine: Engine, collection: str, dataset: Dataset, *, kept: int) -> None:

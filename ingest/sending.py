@@ -1,7 +1,6 @@
 """Writes to the engine in a thread of their own, so that encoding and the engine's work overlap."""
 
 import queue
-import sys
 import threading
 import time
 from collections import deque
@@ -9,6 +8,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from ingest.patience import AGAIN
+from ingest.process_wide import FREQUENT_TURNS
 from retriever.errors import TwoTowerError
 
 # Batches that wait: enough that neither side idles, few enough that memory stays bounded.
@@ -17,9 +17,6 @@ QUEUED = 4
 WAIT_EVERY = 16
 # A full batch reaches every shard, the last one may be a single point.
 WAITED_AT_THE_END = 2
-# A request gives the GIL up some five times; to get it back takes up to this long each time, by
-# default 5 ms, in which the engine has nothing to do.
-SWITCH_S = 0.0005
 
 
 class Write(Protocol):
@@ -48,14 +45,12 @@ class Sender:
         self._rate_limit = rate_limit
         self._queue: queue.Queue[tuple[Write, int] | None] = queue.Queue(QUEUED)
         self._start = 0.0
-        self._switched_every_s = 0.0
         self._failure: BaseException | None = None
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sender", daemon=True)
 
     def __enter__(self) -> Self:
-        self._switched_every_s = sys.getswitchinterval()
-        sys.setswitchinterval(min(SWITCH_S, self._switched_every_s))
+        FREQUENT_TURNS.__enter__()
         self._thread.start()
         return self
 
@@ -81,7 +76,7 @@ class Sender:
             self._queue.put(None)
             self._thread.join()
         finally:
-            sys.setswitchinterval(self._switched_every_s)
+            FREQUENT_TURNS.__exit__()
         if error is None:
             self._require_no_failure()
 

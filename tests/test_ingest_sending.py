@@ -4,7 +4,8 @@ import sys
 
 import pytest
 
-from ingest.sending import SWITCH_S, Sender
+from ingest.process_wide import SWITCH_S
+from ingest.sending import Sender
 
 
 def test_threads_take_turns_more_often_while_something_is_sent() -> None:
@@ -16,4 +17,15 @@ def test_threads_take_turns_more_often_while_something_is_sent() -> None:
     assert sys.getswitchinterval() == before > SWITCH_S
     with pytest.raises(KeyboardInterrupt), Sender():
         raise KeyboardInterrupt
+    assert sys.getswitchinterval() == before
+
+
+def test_the_last_of_several_senders_undoes_it() -> None:
+    before = sys.getswitchinterval()
+    first, second = Sender(), Sender()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert sys.getswitchinterval() == pytest.approx(SWITCH_S)
+    second.__exit__(None, None, None)
     assert sys.getswitchinterval() == before

@@ -155,22 +155,28 @@ def kill_after(records: int, command: list[str], run: Path) -> None:
     assert process.wait() == -signal.SIGKILL
 
 
+def finish(command: list[str]) -> str:
+    """Let a training end; return what it said."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
 def untimed_metrics(run: Path) -> list[dict[str, object]]:
     return [{k: v for k, v in record.items() if k != "seconds"} for record in read_metrics(run)]
 
 
 def test_a_killed_run_goes_on_and_ends_in_the_same_bundle(data: Dataset, tmp_path: Path) -> None:
     config = quick(pretrain__epochs=12, labelled__epochs=12, labelled__patience=12, tower__dim=128)
-    unbroken = train_bundle(data, tmp_path / "unbroken", config=config)
+    finish(train_command(data, tmp_path / "unbroken", config))  # with as many threads as the other
+    unbroken = ModelBundle.load(tmp_path / "unbroken")
     out, run = tmp_path / "killed", run_path(tmp_path / "killed")
     command = train_command(data, out, config)
     for records in (4, 12, 16):
         kill_after(records, command, run)
         assert not out.exists()
         assert RunFolder(run).load().progress.records >= records - 1
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "going on with an unfinished run" in done.stderr
+    assert "going on with an unfinished run" in finish(command)
     assert ModelBundle.load(out).fingerprint == unbroken.fingerprint
     assert untimed_metrics(run) == untimed_metrics(run_path(tmp_path / "unbroken"))
     assert {p.name for p in run.iterdir()} == RECORD | {"finished.json"}
