@@ -21,7 +21,7 @@ from ingest.lease import Lease
 from ingest.opening import describe, open_collection
 from ingest.patience import RETRY_FOR_S, patient
 from ingest.points import BATCH_POINTS, PassageEncoder, PointMaker, SizedPoint, chunks, pack
-from ingest.process_wide import ONE_BLAS_THREAD
+from ingest.process_wide import one_blas_thread
 from ingest.report import LoadReport
 from ingest.sending import Sender
 from ingest.stored import StoredHashes, stored_hashes
@@ -71,6 +71,7 @@ class LoadSettings:
 PLAINLY = LoadSettings()
 
 
+@one_blas_thread()
 def load(
     engine: Engine,
     dataset: Dataset,
@@ -100,10 +101,9 @@ def load(
     if not dataset.passage_count:
         raise DataError(f"{dataset.path} has no passages; nothing to load")
     lasting = patient(engine, retry_for_s=settings.retry_for_s)
-    with ONE_BLAS_THREAD:  # for the centroids, too
-        metadata = open_collection(lasting, dataset, encoder, name=name, options=options)
+    metadata = open_collection(lasting, dataset, encoder, name=name, options=options)
     collection = collection_name(name, encoder.fingerprint)
-    with Lease(engine, collection, take_over=settings.take_over) as lease, ONE_BLAS_THREAD:
+    with Lease(engine, collection, take_over=settings.take_over) as lease:
         _describe(lasting, collection, dataset, kept=0)
         stored = stored_hashes(lasting, collection, consistency=agreement(engine, collection))
         report = LoadReport(collection)

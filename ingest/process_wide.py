@@ -1,9 +1,13 @@
-"""What loads change in their process for as long as any of them runs: BLAS threads, turns."""
+"""What a load changes in its whole process, and puts back: BLAS threads, and who has the GIL.
+
+Of loads in several threads the first changes it, and puts it back when it ends; the others leave it
+alone. Were each to put back what it found, the last would put back the change of another.
+"""
 
 import sys
 import threading
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from threadpoolctl import threadpool_limits
 
@@ -11,49 +15,43 @@ from threadpoolctl import threadpool_limits
 # default 5 ms, in which the engine has nothing to do.
 SWITCH_S = 0.0005
 
+_BLAS, _TURNS = threading.Lock(), threading.Lock()
 
-class WhileAny:
-    """A context that several threads may be in: the first makes a change, the last undoes it.
 
-    If each undid its own, the last to leave could put back what it found: another's change.
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Keep BLAS to one thread: after a small product its others spin for ten times as long.
+
+    The engine can use that time. It also makes vectors that do not depend on the number of cores.
     """
-
-    def __init__(self, change: Callable[[], Callable[[], Any]]) -> None:
-        """Make no change yet.
-
-        Args:
-            change: makes it, and returns what undoes it.
-        """
-        self._change = change
-        self._undo: Callable[[], Any] = lambda: None
-        self._inside = 0
-        self._lock = threading.Lock()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if not self._inside:
-                self._undo = self._change()
-            self._inside += 1
-
-    def __exit__(self, *exc_info: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if not self._inside:
-                self._undo()
+    with _first(_BLAS) as first:
+        if first:
+            with threadpool_limits(1, user_api="blas"):
+                yield
+        else:
+            yield
 
 
-def _take_turns() -> Callable[[], None]:
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(min(SWITCH_S, before))
-    return lambda: sys.setswitchinterval(before)
+@contextmanager
+def frequent_turns() -> Iterator[None]:
+    """Let threads take turns every half millisecond."""
+    with _first(_TURNS) as first:
+        before = sys.getswitchinterval()
+        if first:
+            sys.setswitchinterval(min(SWITCH_S, before))
+        try:
+            yield
+        finally:
+            if first:
+                sys.setswitchinterval(before)
 
 
-def _calm_blas() -> Callable[[], Any]:
-    undo: Callable[[], Any] = threadpool_limits(1, user_api="blas").restore_original_limits
-    return undo
-
-
-FREQUENT_TURNS = WhileAny(_take_turns)
-# After a small product the other threads spin for ten times as long, time that the engine can use.
-# One thread also makes vectors that do not depend on the number of cores.
-ONE_BLAS_THREAD = WhileAny(_calm_blas)
+@contextmanager
+def _first(lock: threading.Lock) -> Iterator[bool]:
+    """Say whether nobody else holds the lock, and hold it if so."""
+    first = lock.acquire(blocking=False)
+    try:
+        yield first
+    finally:
+        if first:
+            lock.release()

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from ingest.patience import AGAIN
-from ingest.process_wide import FREQUENT_TURNS
+from ingest.process_wide import frequent_turns
 from retriever.errors import TwoTowerError
 
 # Batches that wait: enough that neither side idles, few enough that memory stays bounded.
@@ -45,12 +45,13 @@ class Sender:
         self._rate_limit = rate_limit
         self._queue: queue.Queue[tuple[Write, int] | None] = queue.Queue(QUEUED)
         self._start = 0.0
+        self._turns = frequent_turns()
         self._failure: BaseException | None = None
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sender", daemon=True)
 
     def __enter__(self) -> Self:
-        FREQUENT_TURNS.__enter__()
+        self._turns.__enter__()
         self._thread.start()
         return self
 
@@ -76,7 +77,7 @@ class Sender:
             self._queue.put(None)
             self._thread.join()
         finally:
-            FREQUENT_TURNS.__exit__()
+            self._turns.__exit__(None, None, None)
         if error is None:
             self._require_no_failure()
 

@@ -1,5 +1,6 @@
 """Loading: what ends in the collection, idempotence, updates, resuming, refusals."""
 
+import threading
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from ingest import loader, opening
 from ingest.collections import drop, promote, versions
 from ingest.loader import LoadSettings
+from ingest.process_wide import one_blas_thread
 from ingest.verifier import verify, verify_counts
 from models.data import Dataset, Passage
 from models.lexical import Bm25Config, Bm25Encoder, average_length
@@ -290,3 +292,23 @@ def test_blas_has_one_thread_for_as_long_as_a_load_takes(
         loader.load(edge_engine, make_data(PASSAGES[:10]), encoder, name=name)
         assert encoder.threads == {1}
         assert set(blas_threads()) == {2}
+
+
+def test_loads_that_overlap_leave_blas_as_it_was() -> None:
+    inside = threading.Barrier(3)
+
+    def hold(leave: threading.Event) -> None:
+        with one_blas_thread():
+            inside.wait(timeout=10)
+            assert leave.wait(timeout=10)
+
+    before = blas_threads()
+    leaves = [threading.Event(), threading.Event()]
+    threads = [threading.Thread(target=hold, args=(leave,)) for leave in leaves]
+    for thread in threads:
+        thread.start()
+    inside.wait(timeout=10)
+    for thread, leave in zip(threads, leaves, strict=True):
+        leave.set()
+        thread.join()
+    assert blas_threads() == before
