@@ -1,13 +1,18 @@
 """Learnt fusion: how much the scores of the stages are worth beside each other, as plain numbers.
 
-    hybrid = bm25 + tower * cosine
-    final  = a * (hybrid + cross * logit) + b     where a cross-scorer read the candidate
+    hybrid  = bm25 + tower * cosine
+    worth   = a * (hybrid + cross * logit)        where a cross-scorer read the candidates
+    final_i = worth_i - log(e^nothing + sum of e^worth_j over the others j) + offset
 
 `tower` and `cross` are chosen on labelled train queries by the reciprocal rank of the answer, not
 at the very best but as small as they can be without being worse than that by more than one standard
 error (the rule of Breiman et al., "Classification and Regression Trees", 1984): curves are flat at
-their top, and what leans less on what was learnt here holds better on other texts. `a` and `b`
-calibrate: 1 / (1 + exp(-final)) estimates the chance that the passage answers (Platt, 1999).
+their top, and what leans less on what was learnt here holds better on other texts. The other three
+numbers calibrate: 1 / (1 + exp(-final)) estimates the chance that the passage answers. It is what
+the passage is worth beside its rivals and beside `nothing`, that no passage answers (Luce,
+"Individual Choice Behavior", 1959), for scores can be compared within one query only: a score that
+stands alone is a likelier answer than the same score in a crowd. `offset` is for queries that have
+several answers.
 """
 
 import json
@@ -64,16 +69,32 @@ class HybridWeights:
 
 @dataclass(frozen=True)
 class FinalWeights:
-    """final = hybrid * `hybrid` + cross * `cross` + `offset`, a log-odds."""
+    """worth = hybrid * `hybrid` + cross * `cross`, and what turns it into log-odds.
+
+    Attributes:
+        hybrid: a above.
+        cross: a times the cross-scorer's weight.
+        nothing: the worth of no passage being an answer.
+        offset: added to the log-odds.
+    """
 
     hybrid: float
     cross: float
+    nothing: float
     offset: float
 
-    def scores(self, hybrid: Floats, cross: Floats) -> Floats:
-        """Return the final scores, of the same shape as both."""
-        result: Floats = self.hybrid * hybrid + self.cross * cross + self.offset
+    def worth(self, hybrid: Floats, cross: Floats) -> Floats:
+        """Return what candidates are ranked by, of the same shape as both."""
+        result: Floats = self.hybrid * hybrid + self.cross * cross
         return result
+
+    def log_odds(self, worth: Floats) -> Floats:
+        """Return the final scores of lists of candidates, in the order of their worth.
+
+        Args:
+            worth: (..., n), each row all that was read for one query.
+        """
+        return log_odds(worth, self.nothing) + self.offset
 
 
 @dataclass(frozen=True)
@@ -147,12 +168,43 @@ def fit_final(
     weight = cautious_weight(hybrid, cross, relevant, grid=CROSS_GRID)
     if weight is None:
         return None
-    from sklearn.linear_model import LogisticRegression
+    combined = (hybrid + weight * cross).astype(np.float64)
+    spread = float(combined.std()) or 1.0
+    scale, nothing, offset = _calibrated(combined / spread, relevant)
+    return FinalWeights(scale / spread, scale / spread * weight, nothing, offset)
 
-    combined = (hybrid + weight * cross).reshape(-1, 1)
-    scaled = LogisticRegression(C=1e6).fit(combined, relevant.ravel())
-    slope, offset = float(scaled.coef_[0, 0]), float(scaled.intercept_[0])
-    return FinalWeights(slope, slope * weight, offset)
+
+def log_odds(worth: Floats, nothing: float) -> Floats:
+    """Return (..., n): the logarithm of e^worth over what the others of its row add up to.
+
+    Args:
+        worth: (..., n).
+        nothing: stands beside the others of every row.
+    """
+    worth = np.asarray(worth, dtype=np.float64)
+    top = np.maximum(worth.max(axis=-1, keepdims=True), nothing)
+    others = np.exp(worth - top) @ (1.0 - np.eye(worth.shape[-1])) + np.exp(nothing - top)
+    result: Floats = worth - top - np.log(np.maximum(others, np.finfo(np.float64).tiny))
+    return result
+
+
+def _calibrated(combined: Floats, relevant: npt.NDArray[np.bool_]) -> tuple[float, float, float]:
+    """Return the scale, the worth of nothing and the offset of the greatest likelihood.
+
+    Args:
+        combined: (queries, n) scores whose standard deviation is 1.
+        relevant: (queries, n), which candidates are known answers.
+    """
+    from scipy.optimize import minimize
+
+    def loss(numbers: npt.NDArray[np.float64]) -> float:
+        log_scale, nothing, offset = numbers
+        found = log_odds(np.exp(log_scale) * combined, nothing) + offset
+        return float((np.logaddexp(0.0, found) - relevant * found).mean())
+
+    within = [(-5.0, 5.0), (-50.0, 50.0), (-20.0, 20.0)]
+    log_scale, nothing, offset = minimize(loss, np.zeros(3), method="L-BFGS-B", bounds=within).x
+    return float(np.exp(log_scale)), float(nothing), float(offset)
 
 
 def cautious_weight(

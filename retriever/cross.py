@@ -86,10 +86,11 @@ def reordered(ranking: Ranking, logits: FloatArray, weights: FinalWeights) -> Ra
     Args:
         ranking: `n` candidates by their hybrid score.
         logits: `(m,)`, m <= n, of the first m.
-        weights: hybrid and logit to final score.
+        weights: hybrid score and logit to worth and log-odds.
     """
     window, rest = ranking.order[: len(logits)], ranking.order[len(logits) :]
-    final = weights.scores(ranking.scores[window], logits.astype(np.float64))
+    worth = weights.worth(ranking.scores[window], logits.astype(np.float64))
+    final = weights.log_odds(worth)
     scores = np.empty_like(ranking.scores)
     scores[window] = final
     behind = ranking.scores[window[-1]] - ranking.scores[rest]
@@ -102,7 +103,7 @@ def reordered(ranking: Ranking, logits: FloatArray, weights: FinalWeights) -> Ra
         scores=np.hstack([known.scores, cross]),
         floors=np.append(known.floors, np.nan),
     )
-    order = np.concatenate([window[np.argsort(-final, kind="stable")], rest])
+    order = np.concatenate([window[np.argsort(-worth, kind="stable")], rest])
     return ranking._replace(candidates=candidates, order=order, scores=scores)
 
 

@@ -13,7 +13,7 @@ from models.cross_scorer import CrossConfig, CrossScorer, scorer_arrays
 from models.fusion import FinalWeights, Fusion, HybridWeights
 
 HYBRID = HybridWeights(tower=6.0)
-FINAL = FinalWeights(hybrid=0.8, cross=1.5, offset=-4.0)
+FINAL = FinalWeights(hybrid=0.8, cross=1.5, nothing=4.0, offset=-0.5)
 CONFIG = CrossConfig(dim=12, hidden=4)
 
 

@@ -14,7 +14,7 @@ from models.recipe import read_config
 sys.path.insert(0, str(Path(__file__).parent / "bench"))
 
 from ablation import RESULTS, ROOT, ROWS, Bench, Row, read_rows
-from ablation_table import spread, to_brief, to_markdown
+from ablation_table import spread, to_brief, to_brief_engines, to_markdown
 from exact import Judged, best_by_cosine, fuse, means
 
 
@@ -69,8 +69,10 @@ def test_both_legs_are_summed_as_the_engine_does() -> None:
     )
     tower = np.array([[0, 1], [0, 1]])
     # first: 8 + 15, 8 + 9, 20 + 0, 8 - 15; second: 0 + 15, 0 + 9, 8 + 0
-    fused = fuse(tower, bm25, queries=queries, passages=passages)
-    assert [rows.tolist() for rows in fused] == [[0, 2, 1, 3], [0, 1, 2]]
+    fused = fuse(tower, bm25, 15.0, queries=queries, passages=passages)
+    assert [each.rows.tolist() for each in fused] == [[0, 2, 1, 3], [0, 1, 2]]
+    assert fused[0].scores.tolist() == pytest.approx([23, 20, 17, -7])
+    assert fused[0].bm25.tolist() == [0, 20, 0, 8]  # a floor is no score of its own
 
 
 def test_metrics_are_means_over_the_judged_queries() -> None:
@@ -112,8 +114,17 @@ def test_the_table_says_mean_and_deviation() -> None:
     assert "not run" not in tower
     cells = [cell.strip() for cell in to_brief(report).splitlines()[-1].strip("| ").split("|")]
     assert cells == ["one", *["0.500 ±0.141"] * 3, *["1.000 ±0.000"] * 4, "2", "15"]
+    assert len(to_brief_engines(report).splitlines()) == 2  # no row learnt weights
+    whole = {"one": {"0": seed(0.4)}}
+    for found in whole["one"]["0"]["sets"].values():
+        found["cross"] = dict.fromkeys(measures, 0.9)
+    cells = to_brief_engines({"rows": whole}).splitlines()[-1].strip("| ").split("|")
+    assert [cell.strip() for cell in cells] == ["one, cross-scorer", *["0.900"] * 7, "1", "15"]
+    assert "With the cross-scorer" in to_markdown({"rows": whole}, ["one"])
+    assert "With the cross-scorer" not in to_markdown(report, ["one"])
 
 
 def test_the_readme_has_the_table_of_what_was_measured() -> None:
-    table = to_brief(json.loads(RESULTS.read_text(encoding="utf-8")))
-    assert table in (ROOT / "README.md").read_text(encoding="utf-8")
+    found, readme = json.loads(RESULTS.read_text("utf-8")), (ROOT / "README.md").read_text("utf-8")
+    assert to_brief(found) in readme
+    assert to_brief_engines(found) in readme

@@ -1,4 +1,5 @@
 # ruff: noqa: F401, F811 (fixtures are imported, and named again by the tests that use them)
+import math
 import subprocess
 import sys
 import time
@@ -59,7 +60,7 @@ class Expected(NamedTuple):
 
     hybrid: list[float]
     cross: list[float]
-    final: list[float]
+    worth: list[float]
 
 
 def expected(retriever: Retriever, query: str) -> Expected:
@@ -70,14 +71,14 @@ def expected(retriever: Retriever, query: str) -> Expected:
     cosine = retriever.bundle.encode_passages(contents) @ vector
     cross = retriever.bundle.cross_scores(query, contents, bm25=bm25, cosine=cosine)
     hybrid = [float(x) + 6.0 * float(y) for x, y in zip(bm25, cosine, strict=True)]
-    final = [0.8 * h + 1.5 * float(c) - 4.0 for h, c in zip(hybrid, cross, strict=True)]
-    return Expected(hybrid, cross.tolist(), final)
+    worth = [0.8 * h + 1.5 * float(c) for h, c in zip(hybrid, cross, strict=True)]
+    return Expected(hybrid, cross.tolist(), worth)
 
 
 def test_the_best_by_hybrid_are_ranked_by_the_final_score(retriever: Retriever) -> None:
     wanted = expected(retriever, QUERY)
     by_hybrid = sorted(range(120), key=lambda row: -wanted.hybrid[row])
-    window = sorted(by_hybrid[:15], key=lambda row: -wanted.final[row])
+    window = sorted(by_hybrid[:15], key=lambda row: -wanted.worth[row])
     assert window != by_hybrid[:15]
     result = retriever.explain(QUERY, k=40)
     assert result.stages_run == ("dense", "bm25", "rerank", "cross")
@@ -85,7 +86,9 @@ def test_the_best_by_hybrid_are_ranked_by_the_final_score(retriever: Retriever) 
     order = [PASSAGES[row].passage_id for row in [*window, *by_hybrid[15:]]]
     assert ids(result.hits) == order[:40]
     for hit, row in zip(result.hits[:15], window, strict=True):
-        assert hit.score == pytest.approx(wanted.final[row], abs=1e-3)
+        rivals = sum(math.exp(wanted.worth[other]) for other in window if other != row)
+        odds = math.exp(wanted.worth[row]) / (math.exp(4.0) + rivals)
+        assert hit.score == pytest.approx(math.log(odds) - 0.5, abs=1e-3)
         assert hit.stages["cross"].score == pytest.approx(wanted.cross[row], abs=1e-3)
         assert hit.text == PASSAGES[row].text
         assert hit.payload["kind"] == PASSAGES[row].fields["kind"]
@@ -210,7 +213,7 @@ def test_what_was_not_read_stays_in_order_behind(weight: float) -> None:
     for seed in range(20):
         before = ranking(30, seed=seed)
         logits = np.random.default_rng(seed).standard_normal(1 + seed).astype(np.float32)
-        after = reordered(before, logits, FinalWeights(weight, 2.0, -1.0))
+        after = reordered(before, logits, FinalWeights(weight, 2.0, 1.0, 0.0))
         size = len(logits)
         assert set(after.order[:size]) == set(before.order[:size])
         assert after.order[size:].tolist() == before.order[size:].tolist()
@@ -223,10 +226,12 @@ def test_a_window_by_hand() -> None:
     scores = np.array([1.0, 4.0, 3.0, 2.5])
     candidates = Candidates(["a", "b", "c", "d"], ["bm25"], scores[:, None], np.zeros(1))
     before = Ranking(candidates, np.array([1, 2, 3, 0]), scores, is_learnt=True)
-    after = reordered(before, np.array([-1, 5], np.float32), FinalWeights(2.0, 1.0, -3.0))
-    # b: 2*4 - 1 - 3 = 4, c: 2*3 + 5 - 3 = 8; d is 2 * (3 - 2.5) below b, a 2 * (3 - 1)
+    after = reordered(before, np.array([-1, 5], np.float32), FinalWeights(2.0, 1.0, 3.0, 0.5))
+    # worth: b 2*4 - 1 = 7, c 2*3 + 5 = 11; d is 2 * (3 - 2.5) below b, a 2 * (3 - 1)
+    b = 7 - math.log(math.exp(3) + math.exp(11)) + 0.5
+    c = 11 - math.log(math.exp(3) + math.exp(7)) + 0.5
     assert after.order.tolist() == [2, 1, 3, 0]
-    assert after.scores.tolist() == [0.0, 4.0, 8.0, 3.0]
+    assert after.scores.tolist() == pytest.approx([b - 4, b, c, b - 1])
 
 
 def test_the_table_has_a_row_for_what_is_learnt(

@@ -4,9 +4,10 @@
 
 tests/bench/ablation.yaml declares the rows. DATA and bundles are kept in runs/ablation. What is
 measured is kept in tests/bench/results/ablation.json, so that a row whose declaration has not
-changed since is not done again. A row ranks whole corpora by exact search, with its tower alone
-and fused with BM25: dev and dl19 of msmarco-95k, and four corpora that no row has seen. Times are
-of this machine and of what else it did. Prints Markdown, mean ± standard deviation over seeds.
+changed since is not done again. A row ranks whole corpora by exact search, with its tower alone,
+with BM25, and with the weights and the cross-scorer that it learnt, if it did: dev and dl19 of
+msmarco-95k, and four corpora that no row has seen. Times are of this machine and of what else it
+did. Prints Markdown, mean ± standard deviation over seeds.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from ablation_table import to_brief, to_markdown
+from ablation_table import to_brief, to_brief_engines, to_markdown
 from exact import Collection, bm25_metrics, measure, read_collection
 from safetensors import safe_open
 
@@ -276,7 +277,11 @@ def main() -> None:
                 try_row(bench, rows[name], seed)
     except TwoTowerError as error:
         sys.exit(str(error))
-    print(to_brief(bench.read()) if flags.brief else to_markdown(bench.read(), list(rows)))
+    found = bench.read()
+    if flags.brief:
+        print(to_brief(found), to_brief_engines(found), sep="\n\n")
+    else:
+        print(to_markdown(found, list(rows)))
 
 
 def try_row(bench: Bench, row: Row, seed: int) -> None:

@@ -43,23 +43,43 @@ BRIEF = (
     ("hybrid", Column("dl19 nDCG@10", _of("dl19", "ndcg@10"))),
     ("hybrid", Column("zero-shot nDCG@10", _zero_shot)),
 )
-COSTS = ("seeds", "seconds", "M parameters", "bundle MB")
+ENGINE = (
+    *(
+        Column(name.replace("mrr", "MRR"), _of("dev", name))
+        for name in ("recall@1", "recall@3", "recall@10", "recall@100", "mrr@10")
+    ),
+    Column("dl19 nDCG@10", _of("dl19", "ndcg@10")),
+    Column("zero-shot nDCG@10", _zero_shot),
+)
+BRIEF_COSTS = ("seeds", "seconds")
+COSTS = (*BRIEF_COSTS, "M parameters", "bundle MB")
+ENGINES = {"learnt": "learnt weight", "cross": "cross-scorer"}
+SYSTEMS = {
+    "tower": "The tower alone",
+    "hybrid": "BM25 + 15 x cosine",
+    "learnt": "BM25 + learnt weight x cosine",
+    "cross": "With the cross-scorer",
+}
 
 
 def to_markdown(report: Mapping[str, Any], names: Sequence[str]) -> str:
-    """Return one table for the tower alone and one for its sum with BM25.
+    """Return a table for each system: the rows that have it, and BM25 alone.
 
     Args:
         report: the content of ablation.json.
         names: the rows to show, in order; those without a measurement are left out.
     """
-    shown = {name: list(report["rows"][name].values()) for name in names if name in report["rows"]}
+    measured = {
+        name: list(report["rows"][name].values()) for name in names if name in report["rows"]
+    }
     parts = []
-    for system, caption in (("tower", "The tower alone"), ("hybrid", "BM25 + 15 x cosine")):
+    for system, caption in SYSTEMS.items():
+        shown = {name: seeds for name, seeds in measured.items() if _has(seeds, system)}
         table = [_head(), *(_row(name, seeds, system) for name, seeds in shown.items())]
         if "bm25" in report:
             table.append(_bm25_row(report["bm25"]))
-        parts.append("\n".join([caption, "", *aligned(table)]))
+        if shown:
+            parts.append("\n".join([caption, "", *aligned(table)]))
     return "\n\n".join(parts)
 
 
@@ -69,16 +89,41 @@ def to_brief(report: Mapping[str, Any]) -> str:
     Args:
         report: the content of ablation.json.
     """
-    table = [["changed", *(column.head for _, column in BRIEF), "seeds", "seconds"]]
+    table = [["changed", *(column.head for _, column in BRIEF), *BRIEF_COSTS]]
+    for name, found in report["rows"].items():
+        table.append([name, *_brief(list(found.values()), BRIEF)])
+    return "\n".join(aligned(table))
+
+
+def to_brief_engines(report: Mapping[str, Any]) -> str:
+    """Return the second table of the README: the rows whose weights are learnt, as they search.
+
+    Args:
+        report: the content of ablation.json.
+    """
+    table = [["engine", *(column.head for column in ENGINE), *BRIEF_COSTS]]
     for name, found in report["rows"].items():
         seeds = list(found.values())
-        seconds = min(one["seconds"] + one["start_seconds"] for one in seeds)
-        values = [
-            spread([column.value(_scores(one, system)) for one in seeds])
-            for system, column in BRIEF
-        ]
-        table.append([name, *values, str(len(seeds)), f"{seconds:.0f}"])
+        for system, label in ENGINES.items():
+            if _has(seeds, system):
+                columns = [(system, column) for column in ENGINE]
+                table.append([f"{name}, {label}", *_brief(seeds, columns)])
     return "\n".join(aligned(table))
+
+
+def _brief(seeds: Sequence[Measured], columns: Sequence[tuple[str, Column]]) -> list[str]:
+    values = [
+        spread([column.value(_scores(one, system)) for one in seeds]) for system, column in columns
+    ]
+    return [*values, str(len(seeds)), _seconds(seeds)]
+
+
+def _has(seeds: Sequence[Measured], system: str) -> bool:
+    return all(system in found for one in seeds for found in one["sets"].values())
+
+
+def _seconds(seeds: Sequence[Measured]) -> str:
+    return f"{min(one['seconds'] + one['start_seconds'] for one in seeds):.0f}"
 
 
 def _scores(one: Measured, system: str) -> dict[str, Mapping[str, float]]:
@@ -97,10 +142,9 @@ def _head() -> list[str]:
 
 def _row(name: str, seeds: Sequence[Measured], system: str) -> list[str]:
     sets = [_scores(one, system) for one in seeds]
-    seconds = min(one["seconds"] + one["start_seconds"] for one in seeds)
     costs = [
         str(len(seeds)),
-        f"{seconds:.0f}",
+        _seconds(seeds),
         f"{seeds[0]['parameters'] / 1e6:.2f}",
         f"{seeds[0]['bundle_mb']:.1f}",
     ]

@@ -1,6 +1,7 @@
-"""Rank a whole corpus in memory, without an engine: the tower alone, BM25, and both together."""
+"""Rank a whole corpus in memory, without an engine: the tower, BM25, both, the cross-scorer."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,9 +12,11 @@ from models.bundle import ModelBundle
 from models.data import Dataset, Qrel, Query
 from models.lexical import Bm25Index, Ranked
 from retriever.measures import answerable, per_query
+from retriever.settings import SearchSettings
 from retriever.stages import TOWER_WEIGHT
 
 DEPTH = 100
+READ = SearchSettings().cross_candidates
 BLOCK = 256
 
 FloatArray = npt.NDArray[np.float32]
@@ -32,6 +35,22 @@ class Judged(NamedTuple):
     queries: list[Query]
     qrels: list[Qrel]
     bm25: Ranked
+
+
+class Fused(NamedTuple):
+    """The candidates of both legs for one query, best first.
+
+    Attributes:
+        rows: (n,) passages.
+        bm25: (n,) float32, 0 where BM25 did not find them.
+        cosine: (n,) float32.
+        scores: (n,) what they are ranked by.
+    """
+
+    rows: npt.NDArray[np.int64]
+    bm25: FloatArray
+    cosine: FloatArray
+    scores: npt.NDArray[np.float64]
 
 
 class Collection(NamedTuple):
@@ -63,18 +82,36 @@ def read_collection(path: Path, splits: Sequence[str]) -> Collection:
 
 
 def measure(bundle: ModelBundle, collection: Collection) -> dict[str, dict[str, Metrics]]:
-    """Return split -> {"tower": metrics, "hybrid": metrics}, means over its queries."""
+    """Return split -> {"tower": metrics, "hybrid": metrics}, means over its queries.
+
+    "learnt" and "cross" are beside them where the bundle brings weights and a cross-scorer.
+    """
     passages = bundle.encode_passages(collection.contents)
-    results = {}
-    for split, judged in collection.splits.items():
-        queries = bundle.encode_queries([query.text for query in judged.queries])
-        tower = best_by_cosine(queries, passages, k=min(DEPTH, len(passages)))
-        hybrid = fuse(tower.rows, judged.bm25, queries=queries, passages=passages)
-        results[split] = {
-            "tower": means(tower.rows, judged, ids=collection.ids),
-            "hybrid": means(hybrid, judged, ids=collection.ids),
+    return {
+        split: {
+            system: means([rows[:DEPTH] for rows in ranked], judged, ids=collection.ids)
+            for system, ranked in rankings(bundle, passages, judged, collection.contents).items()
         }
-    return results
+        for split, judged in collection.splits.items()
+    }
+
+
+def rankings(
+    bundle: ModelBundle, passages: FloatArray, judged: Judged, contents: Sequence[str]
+) -> dict[str, list[npt.NDArray[np.int64]]]:
+    """Return system -> the passages that it finds for each query, best first."""
+    texts = [query.text for query in judged.queries]
+    queries = bundle.encode_queries(texts)
+    tower = best_by_cosine(queries, passages, k=min(DEPTH, len(passages))).rows
+    summed = partial(fuse, tower, judged.bm25, queries=queries, passages=passages)
+    found = {"tower": list(tower), "hybrid": [each.rows for each in summed(TOWER_WEIGHT)]}
+    if bundle.fusion:
+        learnt = summed(bundle.fusion.hybrid.tower)
+        found["learnt"] = [each.rows for each in learnt]
+        if bundle.has_cross_scorer:
+            pairs = zip(texts, learnt, strict=True)
+            found["cross"] = [read(bundle, text, each, contents) for text, each in pairs]
+    return found
 
 
 def bm25_metrics(collection: Collection) -> dict[str, Metrics]:
@@ -100,9 +137,14 @@ def best_by_cosine(queries: FloatArray, passages: FloatArray, *, k: int) -> Rank
 
 
 def fuse(
-    tower: npt.NDArray[np.int64], bm25: Ranked, *, queries: FloatArray, passages: FloatArray
-) -> list[npt.NDArray[np.int64]]:
-    """Return the candidates of both legs by BM25 + w * cosine, best first, for each query.
+    tower: npt.NDArray[np.int64],
+    bm25: Ranked,
+    weight: float,
+    *,
+    queries: FloatArray,
+    passages: FloatArray,
+) -> list[Fused]:
+    """Return the candidates of both legs by BM25 + weight * cosine, best first, for each query.
 
     As `Retriever.search` does it: every candidate's cosine is exact, and what BM25 left out has
     the last BM25 score, or 0 where BM25 had no more to give.
@@ -112,16 +154,36 @@ def fuse(
         found = bm25.rows[i] >= 0
         floor = float(bm25.scores[i, -1]) if found.all() else 0.0
         candidates = np.union1d(tower[i], bm25.rows[i][found])
+        known = np.zeros(len(candidates), dtype=np.float32)
+        places = np.searchsorted(candidates, bm25.rows[i][found])
+        known[places] = bm25.scores[i][found]
         lexical = np.full(len(candidates), floor)
-        lexical[np.searchsorted(candidates, bm25.rows[i][found])] = bm25.scores[i][found]
-        scores = lexical + TOWER_WEIGHT * (passages[candidates] @ vector)
-        fused.append(candidates[np.argsort(-scores, kind="stable")[:DEPTH]])
+        lexical[places] = known[places]
+        cosine = passages[candidates] @ vector
+        scores = lexical + weight * cosine
+        best = np.argsort(-scores, kind="stable")
+        fused.append(Fused(candidates[best], known[best], cosine[best], scores[best]))
     return fused
 
 
-def means(
-    ranked: npt.NDArray[np.int64] | list[npt.NDArray[np.int64]], judged: Judged, *, ids: list[str]
-) -> Metrics:
+def read(
+    bundle: ModelBundle, query: str, fused: Fused, contents: Sequence[str]
+) -> npt.NDArray[np.int64]:
+    """Return the rows with the best of them in the order that the cross-scorer gives them."""
+    first, weights = slice(READ), bundle.fusion and bundle.fusion.final
+    assert weights, "asked of bundles with a cross-scorer"
+    logits = bundle.cross_scores(
+        query,
+        [contents[row] for row in fused.rows[first]],
+        bm25=fused.bm25[first],
+        cosine=fused.cosine[first],
+    )
+    worth = weights.worth(fused.scores[first], logits.astype(np.float64))
+    order = np.argsort(-worth, kind="stable")
+    return np.concatenate([fused.rows[first][order], fused.rows[READ:]])
+
+
+def means(ranked: Iterable[npt.NDArray[np.int64]], judged: Judged, *, ids: list[str]) -> Metrics:
     """Return every measure of `retriever.evaluate`, its mean over the queries."""
     rankings = {
         query.query_id: [ids[row] for row in rows if row >= 0]
