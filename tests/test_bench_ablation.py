@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent / "bench"))
 from ablation import RESULTS, ROOT, ROWS, Bench, Row, read_rows
 from ablation_table import spread, to_brief, to_brief_engines, to_markdown
 from exact import Judged, best_by_cosine, fuse, means
+from recipes import calibration_error
 
 
 def test_every_declared_row_can_be_trained(tmp_path: Path) -> None:
@@ -128,3 +129,10 @@ def test_the_readme_has_the_table_of_what_was_measured() -> None:
     found, readme = json.loads(RESULTS.read_text("utf-8")), (ROOT / "README.md").read_text("utf-8")
     assert to_brief(found) in readme
     assert to_brief_engines(found) in readme
+
+
+def test_the_calibration_error_is_the_mean_gap_of_the_bins() -> None:
+    chance = np.array([0.05, 0.05, 0.95, 1.0])
+    right = np.array([False, True, True, True])
+    # two hits below .1: said .05, right .5; two above .9: said .975, right 1
+    assert calibration_error(chance, right) == pytest.approx((2 * 0.45 + 2 * 0.025) / 4)

@@ -4,6 +4,7 @@
 
 Trains a recipe on msmarco-95k unless runs/recipes/<name>/bundle is there, loads the whole corpus
 and four that it has not seen into an embedded engine, and measures them with `retriever evaluate`.
+Where a cross-scorer says a chance for every hit, that is compared with how many are right.
 Prints a table and keeps it in tests/bench/results/recipes.json, where rows that are not named
 stay. With --table it only prints. Times are of this machine and of what else it did.
 """
@@ -15,6 +16,8 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from ablation import ROOT, SHARED, TRAINED_ON, ZERO_SHOT, prepared
 from ablation_table import aligned
 from spine import run_command
@@ -23,6 +26,8 @@ from models.bundle import ModelBundle
 from models.data import Dataset
 from models.files import write_json
 from models.provenance import commit
+from retriever import Retriever
+from retriever.measures import answerable
 
 WORK = ROOT / "runs" / "recipes"
 RESULTS = Path(__file__).parent / "results" / "recipes.json"
@@ -41,15 +46,51 @@ def measure(recipe: str) -> Row:
         run_command("models.cli", "train", data, "--out", bundle, "--config", recipe)
     card = json.loads((bundle / "card.json").read_text(encoding="utf-8"))
     sets = {TRAINED_ON: evaluate(bundle, data, "dev")}
+    chances = {TRAINED_ON: calibration(bundle, data, "dev")}
     for name in ZERO_SHOT:
-        sets[name] = evaluate(bundle, prepared(SHARED / "zero-shot" / name), "test")
+        unseen = prepared(SHARED / "zero-shot" / name)
+        sets[name] = evaluate(bundle, unseen, "test")
+        chances[name] = calibration(bundle, unseen, "test")
     return {
         "commit": commit(),
         "trained_at": card["commit"],
         "bundle_mb": round(sum(file.stat().st_size for file in bundle.iterdir()) / 1e6, 1),
         "passages_per_s": encode_rate(bundle, data),
         "sets": sets,
+        "chances": {name: row for name, row in chances.items() if row},
     }
+
+
+def calibration(bundle: Path, data: Path, split: str) -> Row:
+    """Compare the chance that hits are said to have with the share of them that is right.
+
+    Returns:
+        Both for the first hits, and the expected calibration error of the best ten: the mean
+        distance of the two in ten bins of chance, by hits; nothing without a cross-scorer.
+    """
+    dataset = Dataset.open(data)
+    queries, qrels = answerable(dataset.queries(split), dataset.qrels(split))
+    answers = {(qrel.query_id, qrel.passage_id) for qrel in qrels if qrel.relevance > 0}
+    with Retriever.open(data.name, bundle=bundle, path=bundle.parent / "edge") as engine:
+        if not engine.bundle.has_cross_scorer:
+            return {}
+        found = engine.search_many([query.text for query in queries], k=10)
+    pairs = zip(queries, found, strict=True)
+    right = np.array([[(q.query_id, h.passage_id) in answers for h in hits] for q, hits in pairs])
+    chance = 1.0 / (1.0 + np.exp(-np.array([[hit.score for hit in hits] for hits in found])))
+    return {
+        "queries": len(queries),
+        "first_chance": round(float(chance[:, 0].mean()), 4),
+        "first_right": round(float(right[:, 0].mean()), 4),
+        "error": round(calibration_error(chance.ravel(), right.ravel()), 4),
+    }
+
+
+def calibration_error(chance: npt.NDArray[np.float64], right: npt.NDArray[np.bool_]) -> float:
+    """Return the mean |said - right| over ten bins of equal width, weighed by their size."""
+    bins = np.minimum((chance * 10).astype(int), 9)
+    gaps = [abs((chance - right)[bins == b].sum()) for b in range(10)]
+    return float(sum(gaps) / len(chance))
 
 
 def evaluate(bundle: Path, data: Path, split: str) -> Row:
@@ -94,6 +135,16 @@ def to_markdown(rows: dict[str, Row]) -> str:
     return "\n".join(aligned(table))
 
 
+def to_chances(rows: dict[str, Row]) -> str:
+    """Return the table of said and found chances."""
+    table = [["first hits", "queries", "said", "right", "error of the best ten"]]
+    for recipe, row in rows.items():
+        for name, found in row.get("chances", {}).items():
+            values = [f"{found[key]:.3f}" for key in ("first_chance", "first_right", "error")]
+            table.append([f"{recipe}, {name}", f"{found['queries']:,}", *values])
+    return "\n".join(aligned(table))
+
+
 def _cells(row: Row, system: str) -> list[str]:
     dev = row["sets"][TRAINED_ON][system]
     unseen = fmean(row["sets"][name][system]["ndcg@10"] for name in ZERO_SHOT)
@@ -112,7 +163,8 @@ def main() -> None:
     for recipe in [] if chosen.table else chosen.recipes:
         rows[recipe] = measure(recipe)
         write_json(RESULTS, rows)
-    print(to_markdown(rows) if rows else "nothing is measured yet")
+    if rows:
+        print(to_markdown(rows), to_chances(rows), sep="\n\n")
 
 
 if __name__ == "__main__":
