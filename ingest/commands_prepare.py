@@ -18,7 +18,7 @@ Source = Annotated[
     str,
     typer.Argument(
         help="A BEIR folder, a JSONL, CSV, TSV or Parquet table (or a folder of them), "
-        "MS MARCO rows on disk or under a Hugging Face Hub id, or python-docs."
+        "MS MARCO rows on disk or under a Hugging Face Hub id, python-docs, or DATA to be split."
     ),
 ]
 Out = Annotated[Path, typer.Option(help="The DATA folder to make.")]
@@ -34,6 +34,15 @@ DevFraction = Annotated[
     ),
 ]
 Limit = Annotated[int | None, typer.Option(min=1, help="At most so many passages of python-docs.")]
+PassageWords = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Cut the texts of a DATA folder into passages of at most so many words."
+    ),
+]
+OverlapWords = Annotated[
+    int, typer.Option(min=0, help="Words of a passage that the next one repeats.")
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace a DATA folder.")]
 
 
@@ -52,6 +61,8 @@ def prepare(
     split_column: Annotated[str | None, _column("split: train, dev, test, …")] = None,
     dev_fraction: DevFraction = 0.1,
     limit: Limit = None,
+    passage_words: PassageWords = None,
+    overlap_words: OverlapWords = 0,
     force: Force = False,
 ) -> None:
     """Turn a source into one DATA folder: passages, queries, judgements and a manifest.
@@ -60,6 +71,7 @@ def prepare(
     """
     from ingest.dataset import DatasetWriter
     from ingest.sources import SourceOptions, open_source
+    from ingest.splitter import SplitConfig
     from ingest.tables import Columns
 
     started = time.monotonic()
@@ -73,7 +85,9 @@ def prepare(
         relevance=relevance_column,
         split=split_column,
     )
-    opened = open_source(source, SourceOptions(config=config, columns=columns, limit=limit))
+    split = SplitConfig(passage_words, overlap_words) if passage_words else None
+    options = SourceOptions(config=config, columns=columns, limit=limit, split=split)
+    opened = open_source(source, options)
     about: dict[str, Any] = {"source": opened.name, "details": opened.details}
     with DatasetWriter(out, dev_fraction=dev_fraction, overwrite=force, **about) as writer:
         opened.write_to(writer)

@@ -8,8 +8,10 @@ from typing import Any, Protocol
 
 from ingest.beir import BeirFolder
 from ingest.dataset import DatasetWriter
+from ingest.folder import MANIFEST
 from ingest.ms_marco import DEFAULT_CONFIG, DEFAULT_ID, MsMarco
 from ingest.python_docs import PythonDocs
+from ingest.splitter import LongDocuments, SplitConfig
 from ingest.tables import SUFFIXES, Columns, Tables, column_names
 from models.errors import ConfigError, DataError
 
@@ -51,13 +53,15 @@ class SourceOptions:
     config: str | None = None
     columns: Columns = field(default_factory=Columns)
     limit: int | None = None
+    split: SplitConfig | None = None
 
 
 def open_source(spec: str, options: SourceOptions) -> Source:
     """Find out what `spec` means; nothing but the heads of files is read yet.
 
     Args:
-        spec: `python-docs`, a file, a folder, or a dataset id on the Hugging Face Hub.
+        spec: `python-docs`, a file, a folder (DATA to be split among them), or a dataset id on the
+            Hugging Face Hub.
         options: those that the kind of source takes.
 
     Raises:
@@ -70,6 +74,13 @@ def open_source(spec: str, options: SourceOptions) -> Source:
     path = Path(spec)
     if not path.exists():
         return _hub(spec, options)
+    if (path / MANIFEST).is_file():
+        if options.split is None:
+            raise ConfigError(
+                f"{spec} is DATA already; --passage-words N cuts its long texts into passages"
+            )
+        _refuse(options, spec, takes="split")
+        return LongDocuments(path, options.split)
     if path.is_dir() and BeirFolder.fits(path):
         _refuse(options, spec, takes="")
         return BeirFolder(path)
@@ -117,3 +128,8 @@ def _refuse(options: SourceOptions, spec: str, *, takes: str) -> None:
     for flag, (name, is_given) in given.items():
         if is_given and name != takes:
             raise ConfigError(f"{flag} does not apply to {spec}; leave it out")
+    if options.split is not None and takes != "split":
+        raise ConfigError(
+            f"--passage-words does not apply to {spec}; make DATA of it first, then: "
+            "ingest prepare DATA --out PASSAGES --passage-words N"
+        )
