@@ -17,8 +17,8 @@ several answers.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, fields
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -126,19 +126,24 @@ class Fusion:
             found = json.loads(content)
             final = found["final"]
             return cls(
-                HybridWeights(**_numbers(found["hybrid"])),
-                FinalWeights(**_numbers(final)) if final is not None else None,
+                _weights(HybridWeights, found["hybrid"]),
+                _weights(FinalWeights, final) if final is not None else None,
                 dict(found["cross"]) if final is not None else None,
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BundleError(f"fusion.json is broken ({error!r}); train again") from None
 
 
-def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+Weights = TypeVar("Weights", HybridWeights, FinalWeights)
+
+
+def _weights(kind: type[Weights], values: Mapping[str, Any]) -> Weights:
     numbers = {name: float(value) for name, value in values.items()}
+    if set(numbers) != (wanted := {field.name for field in fields(kind)}):
+        raise ValueError(f"found {sorted(numbers)}, expected {sorted(wanted)}")
     if not np.isfinite(list(numbers.values())).all():
         raise ValueError(f"{numbers} are not finite")
-    return numbers
+    return kind(**numbers)
 
 
 def fit_hybrid(

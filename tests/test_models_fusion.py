@@ -160,6 +160,7 @@ def test_a_fusion_survives_its_file() -> None:
         b"[]",
         b"{}",
         json.dumps({"hybrid": {"bm25": 1}, "final": None}).encode(),
+        b'{"hybrid": {"tower": 1}, "final": {"hybrid": 1, "cross": 1, "offset": 1}, "cross": {}}',
         Fusion(HybridWeights(math.nan)).to_bytes(),
         Fusion(HybridWeights(math.inf)).to_bytes(),
         b'{"hybrid": {"tower": "x"}, "final": null, "cross": null}',
