@@ -46,19 +46,26 @@ def measure(recipe: str) -> Row:
         run_command("models.cli", "train", data, "--out", bundle, "--config", recipe)
     card = json.loads((bundle / "card.json").read_text(encoding="utf-8"))
     sets = {TRAINED_ON: evaluate(bundle, data, "dev")}
-    chances = {TRAINED_ON: calibration(bundle, data, "dev")}
     for name in ZERO_SHOT:
-        unseen = prepared(SHARED / "zero-shot" / name)
-        sets[name] = evaluate(bundle, unseen, "test")
-        chances[name] = calibration(bundle, unseen, "test")
+        sets[name] = evaluate(bundle, prepared(SHARED / "zero-shot" / name), "test")
     return {
         "commit": commit(),
         "trained_at": card["commit"],
         "bundle_mb": round(sum(file.stat().st_size for file in bundle.iterdir()) / 1e6, 1),
         "passages_per_s": encode_rate(bundle, data),
         "sets": sets,
-        "chances": {name: row for name, row in chances.items() if row},
+        **measure_chances(bundle),
     }
+
+
+def measure_chances(bundle: Path) -> Row:
+    """Return how right the chances of hits are; nothing where there is no cross-scorer."""
+    if not ModelBundle.load(bundle).has_cross_scorer:
+        return {}
+    chances = {TRAINED_ON: calibration(bundle, prepared(SHARED / TRAINED_ON), "dev")}
+    for name in ZERO_SHOT:
+        chances[name] = calibration(bundle, prepared(SHARED / "zero-shot" / name), "test")
+    return {"chances": {"commit": commit(), "sets": chances}}
 
 
 def calibration(bundle: Path, data: Path, split: str) -> Row:
@@ -66,14 +73,14 @@ def calibration(bundle: Path, data: Path, split: str) -> Row:
 
     Returns:
         Both for the first hits, and the expected calibration error of the best ten: the mean
-        distance of the two in ten bins of chance, by hits; nothing without a cross-scorer.
+        distance of the two in ten bins of chance, by hits.
     """
+    where = ("--bundle", bundle, "--path", bundle.parent / "edge")
+    run_command("ingest.cli", "load", data, "--collection", data.name, *where)
     dataset = Dataset.open(data)
     queries, qrels = answerable(dataset.queries(split), dataset.qrels(split))
     answers = {(qrel.query_id, qrel.passage_id) for qrel in qrels if qrel.relevance > 0}
     with Retriever.open(data.name, bundle=bundle, path=bundle.parent / "edge") as engine:
-        if not engine.bundle.has_cross_scorer:
-            return {}
         found = engine.search_many([query.text for query in queries], k=10)
     pairs = zip(queries, found, strict=True)
     right = np.array([[(q.query_id, h.passage_id) in answers for h in hits] for q, hits in pairs])
@@ -139,7 +146,7 @@ def to_chances(rows: dict[str, Row]) -> str:
     """Return the table of said and found chances."""
     table = [["first hits", "queries", "said", "right", "error of the best ten"]]
     for recipe, row in rows.items():
-        for name, found in row.get("chances", {}).items():
+        for name, found in row.get("chances", {"sets": {}})["sets"].items():
             values = [f"{found[key]:.3f}" for key in ("first_chance", "first_right", "error")]
             table.append([f"{recipe}, {name}", f"{found['queries']:,}", *values])
     return "\n".join(aligned(table))
@@ -158,10 +165,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("recipes", nargs="*", help="names of shipped recipes")
     parser.add_argument("--table", action="store_true", help="only print what was measured")
+    parser.add_argument("--chances", action="store_true", help="only compare chances again")
     chosen = parser.parse_args()
     rows = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
     for recipe in [] if chosen.table else chosen.recipes:
-        rows[recipe] = measure(recipe)
+        if chosen.chances:
+            rows[recipe] |= measure_chances(WORK / recipe / "bundle")
+        else:
+            rows[recipe] = measure(recipe)
         write_json(RESULTS, rows)
     if rows:
         print(to_markdown(rows), to_chances(rows), sep="\n\n")
