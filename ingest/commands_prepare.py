@@ -98,6 +98,12 @@ def prepare(
     typer.echo(f"{'DATA':<14}{out} in {time.monotonic() - started:.1f} s")
     if not writer.counts["labelled_queries"]:
         typer.echo("Warning: no labelled query; models train needs some in split train", err=True)
+    elif set(writer.counts["labelled_queries"]) == {"train"}:
+        typer.echo(
+            "Warning: no labelled query but in split train; a larger --dev-fraction takes some "
+            "to evaluate with",
+            err=True,
+        )
 
 
 def summary(counts: Mapping[str, Any]) -> list[str]:

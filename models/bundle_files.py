@@ -139,11 +139,12 @@ def read_card(path: str | Path) -> dict[str, Any]:
     try:
         card = json.loads((path / CARD).read_text(encoding="utf-8"))
     except OSError:
-        what = "unfinished" if path.is_dir() and any(path.iterdir()) else "missing"
-        raise BundleError(
-            f"{path} is not a bundle ({what}: no {CARD}); "
-            f"make one with: models train DATA --out {path}"
-        ) from None
+        if (path / "manifest.json").is_file():
+            what, mend = "a DATA folder", f"models train {path} --out BUNDLE"
+        else:
+            what = f"unfinished: no {CARD}" if path.is_dir() else "no such folder"
+            mend = f"models train DATA --out {path}"
+        raise BundleError(f"{path} is not a bundle ({what}); make one with: {mend}") from None
     except ValueError as error:
         raise BundleError(f"{path / CARD} is not JSON ({error}); train the bundle again") from None
     found = card.get("format") if isinstance(card, dict) else None

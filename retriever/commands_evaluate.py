@@ -90,6 +90,12 @@ def evaluate(
         engine.close()
     write_report(evaluation, contrasts, out)
     typer.echo(to_markdown(evaluation.report))
+    if lacking := evaluation.report.missing_answers:
+        typer.echo(
+            f"Warning: {lacking:,} of {evaluation.report.answers:,} relevant passages are not in "
+            "the collection and count as not found",
+            err=True,
+        )
     typer.echo(f"Wrote {out / 'report.html'} and, beside it, report.md, report.json …", err=True)
 
 

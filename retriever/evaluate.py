@@ -54,7 +54,10 @@ class SystemResult:
 
 @dataclass(frozen=True)
 class Report:
-    """What `retriever evaluate` found; `to_dict` is REPORT/report.json."""
+    """What `retriever evaluate` found; `to_dict` is REPORT/report.json.
+
+    `answers` counts the relevant passages, `missing_answers` those that are not in the collection.
+    """
 
     collection: str
     passages: int
@@ -66,6 +69,8 @@ class Report:
     baseline: str | None = None
     relevant_from: int = 1
     highest_grade: int = 1
+    answers: int = 0
+    missing_answers: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready mapping."""
@@ -131,10 +136,19 @@ def measure_all(
 
     Raises:
         ConfigError: two systems of one name, or a baseline that is not among them.
-        DataError: no query with a relevant passage in that split.
+        DataError: no query with a relevant passage in that split, or none of those passages in
+            the collection.
     """
     baseline = _baseline([system.name for system in systems], judging.baseline)
     queries, qrels = _judged(dataset, judging)
+    answers = {qrel.passage_id for qrel in qrels if qrel.relevance >= judging.relevant_from}
+    held = retriever.held(answers)
+    if not held:
+        raise DataError(
+            f"{retriever.collection} holds none of the {len(answers):,} relevant passages of "
+            f"{dataset.path}, split {judging.split!r}; expected a collection loaded from that DATA "
+            "or one with the same ids: ingest list"
+        )
     measured = {
         system.name: measure_system(
             system, queries, qrels, size=retriever.size, relevant_from=judging.relevant_from
@@ -156,6 +170,8 @@ def measure_all(
         baseline=baseline,
         relevant_from=judging.relevant_from,
         highest_grade=max(qrel.relevance for qrel in qrels),
+        answers=len(answers),
+        missing_answers=len(answers) - len(held),
     )
     rankings = {name: each.rankings for name, each in measured.items()}
     return Evaluation(report, tuple(queries), tuple(qrels), rankings, values)

@@ -23,6 +23,8 @@ def write_report(evaluation: Evaluation, contrasts: Contrasts, folder: Path) -> 
     """Write all files of a report into `folder`, making it where needed."""
     report = evaluation.report
     (folder / "runs").mkdir(parents=True, exist_ok=True)
+    for earlier in (folder / "runs").glob("*.trec"):
+        earlier.unlink()  # of systems that this report may not have
     for system, rankings in evaluation.rankings.items():
         tag = re.sub(r"\W", "-", system)
         write_run(folder / "runs" / f"{tag}.trec", rankings, tag=tag)

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -236,6 +236,18 @@ class Retriever:
             if offset is None:
                 return
 
+    def held(self, passage_ids: Iterable[str]) -> set[str]:
+        """Return those of the passage ids that the collection holds."""
+        points = {_point_of(passage_id): passage_id for passage_id in passage_ids}
+        asked = list(points)
+        found = (
+            self._engine.retrieve(
+                self.collection, asked[start : start + SCROLL_PAGE], with_payload=False
+            )
+            for start in range(0, len(asked), SCROLL_PAGE)
+        )
+        return {points[str(record.id)] for records in found for record in records}
+
     def close(self) -> None:
         """Release the engine; the embedded folder can then be opened by another process."""
         self._engine.close()
@@ -256,7 +268,7 @@ class Retriever:
             mend = f"ingest promote {base_name(self.collection)} --to {own}, or search {own}"
         raise CollectionMismatch(
             f"collection {name!r} was loaded with bundle {loaded_with[:12]}, this is bundle "
-            f"{bundle.fingerprint[:12]}; run: {mend}"
+            f"{bundle.fingerprint[:12]}; name the other bundle, or run: {mend}"
         )
 
     def _require_possible(self, settings: SearchSettings) -> None:

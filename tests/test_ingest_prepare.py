@@ -49,7 +49,9 @@ def test_prepare_says_what_it_did(table: Path, tmp_path: Path) -> None:
 
 def test_dev_fraction_and_force(table: Path, tmp_path: Path) -> None:
     out = tmp_path / "data"
-    assert run(table, "--out", out, "--dev-fraction", "0").exit_code == 0
+    done = run(table, "--out", out, "--dev-fraction", "0")
+    assert done.exit_code == 0
+    assert "Warning: no labelled query but in split train; a larger --dev-fraction" in done.stderr
     assert Dataset.open(out).splits == ["train"]
     again = run(table, "--out", out)
     assert again.exit_code == 1

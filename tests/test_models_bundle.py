@@ -177,13 +177,16 @@ def test_a_broken_card_is_refused(copied: Path, card: str) -> None:
 
 
 def test_a_folder_that_is_no_bundle_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match=r"missing: no card\.json.*models train DATA"):
+    with pytest.raises(BundleError, match=r"no such folder.*models train DATA"):
         ModelBundle.load(tmp_path / "nothing")
     (tmp_path / "some").write_text("x")
-    with pytest.raises(BundleError, match="unfinished"):
+    with pytest.raises(BundleError, match=r"unfinished: no card\.json.*models train DATA"):
         ModelBundle.load(tmp_path)
-    with pytest.raises(BundleError, match="missing"):
+    with pytest.raises(BundleError, match="no such folder"):
         ModelBundle.load(tmp_path / "some")
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(BundleError, match=r"a DATA folder.*models train \S+ --out BUNDLE"):
+        ModelBundle.load(tmp_path)
 
 
 def test_saving_replaces_nothing_that_it_should_not(saved: Path, tmp_path: Path) -> None:

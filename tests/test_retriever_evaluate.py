@@ -11,7 +11,8 @@ from ir_measures import AP, RR, R, nDCG
 from judged import NAME, load_judged, write_judged
 from typer.testing import CliRunner, Result
 
-from models.data import Dataset
+from ingest.dataset import DatasetWriter
+from models.data import Dataset, Passage, Qrel, Query
 from models.lexical import Bm25Config, Bm25Encoder
 from retriever.cli import app
 from retriever.contrast import find_contrasts
@@ -145,6 +146,41 @@ def test_failures_are_one_line(
     assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
     assert message in done.stderr
     assert not (tmp_path / "report").exists()
+
+
+def test_data_of_another_corpus_is_refused_and_missing_answers_are_counted(
+    place: Place, tmp_path: Path
+) -> None:
+    with DatasetWriter(tmp_path / "other", source="other") as writer:
+        for number in range(3):
+            writer.add_passage(Passage(f"elsewhere {number}", f"text {number}"))
+            writer.add_query(Query(f"q{number}", f"question {number}"))
+            writer.add_qrel(Qrel(f"q{number}", f"elsewhere {number}", 1, "dev"))
+    other = place._replace(data=Dataset.open(tmp_path / "other"))
+    done = other.run(tmp_path / "report")
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    assert "holds none of the 3 relevant passages" in done.stderr
+    assert not (tmp_path / "report").exists()
+    known = next(iter(place.data.passages()))
+    with DatasetWriter(tmp_path / "half", source="half") as writer:
+        for passage in (known, Passage("elsewhere", "text")):
+            writer.add_passage(passage)
+            writer.add_query(Query(f"q {passage.passage_id}", "question"))
+            writer.add_qrel(Qrel(f"q {passage.passage_id}", passage.passage_id, 1, "dev"))
+    half = place._replace(data=Dataset.open(tmp_path / "half"))
+    done = half.run(tmp_path / "report", "--systems", "bm25")
+    assert done.exit_code == 0, done.stderr
+    assert "Warning: 1 of 2 relevant passages are not in the collection" in done.stderr
+    stored = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert (stored["answers"], stored["missing_answers"]) == (2, 1)
+
+
+def test_a_report_that_is_written_again_keeps_no_ranking_of_the_last(
+    place: Place, tmp_path: Path
+) -> None:
+    for systems in ("bm25,dense", "bm25"):
+        assert place.run(tmp_path, "--systems", systems).exit_code == 0
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["bm25.trec"]
 
 
 def test_own_settings_are_the_last_row(place: Place) -> None:
