@@ -120,7 +120,7 @@ def test_the_table_says_mean_and_deviation() -> None:
     for found in whole["one"]["0"]["sets"].values():
         found["cross"] = dict.fromkeys(measures, 0.9)
     cells = to_brief_engines({"rows": whole}).splitlines()[-1].strip("| ").split("|")
-    assert [cell.strip() for cell in cells] == ["one, cross-scorer", *["0.900"] * 7, "1", "15"]
+    assert [cell.strip() for cell in cells] == ["one: with cross-scorer", *["0.900"] * 7, "1", "15"]
     assert "With the cross-scorer" in to_markdown({"rows": whole}, ["one"])
     assert "With the cross-scorer" not in to_markdown(report, ["one"])
 

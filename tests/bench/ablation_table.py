@@ -53,7 +53,7 @@ ENGINE = (
 )
 BRIEF_COSTS = ("seeds", "seconds")
 COSTS = (*BRIEF_COSTS, "M parameters", "bundle MB")
-ENGINES = {"learnt": "learnt weight", "cross": "cross-scorer"}
+ENGINES = {"learnt": "hybrid", "cross": "with cross-scorer"}
 SYSTEMS = {
     "tower": "The tower alone",
     "hybrid": "BM25 + 15 x cosine",
@@ -107,7 +107,7 @@ def to_brief_engines(report: Mapping[str, Any]) -> str:
         for system, label in ENGINES.items():
             if _has(seeds, system):
                 columns = [(system, column) for column in ENGINE]
-                table.append([f"{name}, {label}", *_brief(seeds, columns)])
+                table.append([f"{name}: {label}", *_brief(seeds, columns)])
     return "\n".join(aligned(table))
 
 
