@@ -110,7 +110,9 @@ def test_the_result_table_is_the_committed_run() -> None:
 
 
 def test_the_table_of_recipes_is_the_committed_run() -> None:
-    assert recipes.to_markdown(json.loads(recipes.RESULTS.read_text())) in README
+    stored = json.loads(recipes.RESULTS.read_text())
+    assert recipes.to_markdown(stored) in README
+    assert recipes.to_chances(stored) in README
 
 
 def test_the_tables_beside_other_packages_are_the_committed_run() -> None:
