@@ -173,10 +173,7 @@ def fit_final(
     weight = cautious_weight(hybrid, cross, relevant, grid=CROSS_GRID)
     if weight is None:
         return None
-    combined = (hybrid + weight * cross).astype(np.float64)
-    spread = float(combined.std()) or 1.0
-    scale, nothing, offset = _calibrated(combined / spread, relevant)
-    return FinalWeights(scale / spread, scale / spread * weight, nothing, offset)
+    return _calibrated((hybrid + weight * cross).astype(np.float64), weight, relevant)
 
 
 def log_odds(worth: Floats, nothing: float) -> Floats:
@@ -193,23 +190,28 @@ def log_odds(worth: Floats, nothing: float) -> Floats:
     return result
 
 
-def _calibrated(combined: Floats, relevant: npt.NDArray[np.bool_]) -> tuple[float, float, float]:
-    """Return the scale, the worth of nothing and the offset of the greatest likelihood.
+def _calibrated(combined: Floats, weight: float, relevant: npt.NDArray[np.bool_]) -> FinalWeights:
+    """Return the weights under which the labels are likeliest, every candidate by itself.
 
     Args:
-        combined: (queries, n) scores whose standard deviation is 1.
+        combined: (queries, n), hybrid + `weight` * cross.
+        weight: the cross-scorer's.
         relevant: (queries, n), which candidates are known answers.
     """
     from scipy.optimize import minimize
 
+    spread = float(combined.std()) or 1.0
+
     def loss(numbers: npt.NDArray[np.float64]) -> float:
         log_scale, nothing, offset = numbers
-        found = log_odds(np.exp(log_scale) * combined, nothing) + offset
+        found = log_odds(np.exp(log_scale) / spread * combined, nothing) + offset
         return float((np.logaddexp(0.0, found) - relevant * found).mean())
 
     within = [(-5.0, 5.0), (-50.0, 50.0), (-20.0, 20.0)]
-    log_scale, nothing, offset = minimize(loss, np.zeros(3), method="L-BFGS-B", bounds=within).x
-    return float(np.exp(log_scale)), float(nothing), float(offset)
+    found = minimize(loss, np.zeros(3), method="L-BFGS-B", bounds=within).x
+    log_scale, nothing, offset = map(float, found)
+    scale = float(np.exp(log_scale)) / spread
+    return FinalWeights(scale, scale * weight, nothing, offset)
 
 
 def cautious_weight(
