@@ -65,7 +65,7 @@ def test_evaluate_writes_the_report(loaded: list[str], tmp_path: Path) -> None:
     report = json.loads((out / "report.json").read_text())
     assert list(report) == [
         *("collection", "passages", "data", "split", "bundle", "commit", "systems"),
-        *("baseline", "relevant_from", "highest_grade"),
+        *("baseline", "relevant_from", "highest_grade", "answers", "missing_answers"),
     ]
     systems = {row["system"]: row for row in report["systems"]}
     assert list(systems) == ["tfidf", "bm25", "dense", "pca_8", "pca_4", "rrf", "hybrid", "rerank"]
