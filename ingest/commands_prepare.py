@@ -85,7 +85,8 @@ def prepare(
         relevance=relevance_column,
         split=split_column,
     )
-    split = SplitConfig(passage_words, overlap_words) if passage_words else None
+    cut = passage_words or overlap_words
+    split = SplitConfig(passage_words or 0, overlap_words) if cut else None
     options = SourceOptions(config=config, columns=columns, limit=limit, split=split)
     opened = open_source(source, options)
     about: dict[str, Any] = {"source": opened.name, "details": opened.details}
@@ -96,14 +97,20 @@ def prepare(
     for line in summary(writer.counts):
         typer.echo(line)
     typer.echo(f"{'DATA':<14}{out} in {time.monotonic() - started:.1f} s")
-    if not writer.counts["labelled_queries"]:
-        typer.echo("Warning: no labelled query; models train needs some in split train", err=True)
-    elif set(writer.counts["labelled_queries"]) == {"train"}:
-        typer.echo(
-            "Warning: no labelled query but in split train; a larger --dev-fraction takes some "
-            "to evaluate with",
-            err=True,
+    if warning := _warning(set(writer.counts["labelled_queries"])):
+        typer.echo(f"Warning: {warning}", err=True)
+
+
+def _warning(splits: set[str]) -> str:
+    """Return what cannot be done with DATA whose judgements are of these splits."""
+    if not splits:
+        return "no labelled query; models train needs some in split train"
+    if splits == {"train"}:
+        return (
+            "no labelled query but in split train; a larger --dev-fraction takes some to "
+            "evaluate with"
         )
+    return ""
 
 
 def summary(counts: Mapping[str, Any]) -> list[str]:

@@ -74,7 +74,7 @@ def open_source(spec: str, options: SourceOptions) -> Source:
     path = Path(spec)
     if not path.exists():
         return _hub(spec, options)
-    if (path / MANIFEST).is_file():
+    if (path / MANIFEST).is_file() and (path / "passages.parquet").is_file():
         if options.split is None:
             raise ConfigError(
                 f"{spec} is DATA already; --passage-words N cuts its long texts into passages"

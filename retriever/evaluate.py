@@ -171,7 +171,7 @@ def measure_all(
         relevant_from=judging.relevant_from,
         highest_grade=max(qrel.relevance for qrel in qrels),
         answers=len(answers),
-        missing_answers=len(answers) - len(held),
+        missing_answers=len(answers) - held,
     )
     rankings = {name: each.rankings for name, each in measured.items()}
     return Evaluation(report, tuple(queries), tuple(qrels), rankings, values)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from models.lexical import Bm25Encoder
 from retriever.errors import QueryError
-from retriever.schema import BM25, DENSE, pca_name
+from retriever.schema import BM25, DENSE, pca_name, point_id
 from retriever.stages import QueryVectors
 
 if TYPE_CHECKING:
@@ -166,3 +166,15 @@ def check_query(query: str) -> None:
                 f"the query has U+{ord(character):04X} at position {position}, which is not text; "
                 "expected valid Unicode without NUL"
             )
+
+
+def point_of(passage_id: str) -> str:
+    """Return the id of a passage's point.
+
+    Raises:
+        QueryError: it is no valid text.
+    """
+    try:
+        return point_id(passage_id)
+    except UnicodeEncodeError:
+        raise QueryError(f"passage id {ascii(passage_id)[:100]} is not text") from None

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from models.files import write_bytes
 from retriever.contrast import Contrasts
-from retriever.evaluate import Evaluation
+from retriever.evaluate import Evaluation, Report
 from retriever.report import to_markdown
 from retriever.report_html import to_html
+from retriever.systems import GIVEN
 from retriever.trec import write_run
 
 
@@ -23,11 +24,9 @@ def write_report(evaluation: Evaluation, contrasts: Contrasts, folder: Path) -> 
     """Write all files of a report into `folder`, making it where needed."""
     report = evaluation.report
     (folder / "runs").mkdir(parents=True, exist_ok=True)
-    for earlier in (folder / "runs").glob("*.trec"):
-        earlier.unlink()  # of systems that this report may not have
+    _remove_rankings(folder)
     for system, rankings in evaluation.rankings.items():
-        tag = re.sub(r"\W", "-", system)
-        write_run(folder / "runs" / f"{tag}.trec", rankings, tag=tag)
+        write_run(_run_file(folder, system), rankings, tag=_tag(system))
     texts = {
         "per_query.tsv": to_tsv(evaluation),
         "report.html": to_html(report, contrasts),
@@ -36,6 +35,25 @@ def write_report(evaluation: Evaluation, contrasts: Contrasts, folder: Path) -> 
     }
     for name, text in texts.items():
         write_bytes(folder / name, text.encode())
+
+
+def _remove_rankings(folder: Path) -> None:
+    """Remove the rankings of an earlier report, but no run file that was given to it."""
+    try:
+        stored = Report.from_dict(json.loads((folder / "report.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    for row in stored.systems:
+        if not row.source.startswith(GIVEN):
+            _run_file(folder, row.system).unlink(missing_ok=True)
+
+
+def _run_file(folder: Path, system: str) -> Path:
+    return folder / "runs" / f"{_tag(system)}.trec"
+
+
+def _tag(system: str) -> str:
+    return re.sub(r"\W", "-", system)
 
 
 def to_tsv(evaluation: Evaluation) -> str:

@@ -16,9 +16,9 @@ from retriever.engine import Engine, connect
 from retriever.errors import CollectionMismatch, QueryError
 from retriever.filters import FilterLike, both, field_types, to_filter
 from retriever.pipeline import Order, Pipeline
-from retriever.queries import MAX_QUERY_CHARS, QueryEncoder, Rewriter, check_query
+from retriever.queries import MAX_QUERY_CHARS, QueryEncoder, Rewriter, check_query, point_of
 from retriever.records import Hit, Passage, SearchResult
-from retriever.schema import DENSE, base_name, from_payload, point_id, read_metadata
+from retriever.schema import DENSE, base_name, from_payload, read_metadata
 from retriever.settings import SearchSettings, require_possible
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ class Retriever:
         """
         k = self._hits(k)
         wanted = to_filter(filter, self.fields)
-        own = _point_of(passage_id)
+        own = point_of(passage_id)
         found = self._engine.retrieve(
             self.collection, [own], with_payload=False, with_vectors=[DENSE]
         )
@@ -236,17 +236,14 @@ class Retriever:
             if offset is None:
                 return
 
-    def held(self, passage_ids: Iterable[str]) -> set[str]:
-        """Return those of the passage ids that the collection holds."""
-        points = {_point_of(passage_id): passage_id for passage_id in passage_ids}
-        asked = list(points)
-        found = (
-            self._engine.retrieve(
-                self.collection, asked[start : start + SCROLL_PAGE], with_payload=False
-            )
-            for start in range(0, len(asked), SCROLL_PAGE)
-        )
-        return {points[str(record.id)] for records in found for record in records}
+    def held(self, passage_ids: Iterable[str]) -> int:
+        """Return how many of these passages the collection holds."""
+        points = sorted({point_of(passage_id) for passage_id in passage_ids})
+        found = 0
+        for start in range(0, len(points), SCROLL_PAGE):
+            page = points[start : start + SCROLL_PAGE]
+            found += len(self._engine.retrieve(self.collection, page, with_payload=False))
+        return found
 
     def close(self) -> None:
         """Release the engine; the embedded folder can then be opened by another process."""
@@ -303,10 +300,3 @@ class Retriever:
         for query in queries:
             check_query(query)
         return self._pipeline.run(queries, order)
-
-
-def _point_of(passage_id: str) -> str:
-    try:
-        return point_id(passage_id)
-    except UnicodeEncodeError:
-        raise QueryError(f"passage id {ascii(passage_id)[:100]} is not text") from None

@@ -16,6 +16,9 @@ from retriever.search import Retriever
 from retriever.settings import SearchSettings
 from retriever.trec import read_run
 
+GIVEN = "run "
+"""What the source of a system begins with that was read from a file."""
+
 Ranker = Callable[[str, int], list[str]]
 """(query text, k) -> passage ids, best first."""
 
@@ -161,7 +164,7 @@ def run_system(path: Path) -> System:
     """
     rankings = read_run(path)
     ranked = Started(lambda query, k: rankings.get(query.query_id, [])[:k], None, is_timed=False)
-    return System(path.stem, f"run {path}", lambda: ranked)
+    return System(path.stem, f"{GIVEN}{path}", lambda: ranked)
 
 
 def _engine_system(name: str, part: str, retriever: Retriever) -> System:

@@ -110,11 +110,20 @@ def test_a_folder_of_documents_becomes_one_of_passages(documents: Path, tmp_path
     assert kept["documents"] == Dataset.open(documents).content_hash
 
 
+def test_a_folder_of_tables_with_some_manifest_is_no_data(tmp_path: Path) -> None:
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "rows.jsonl").write_text('{"text": "alone"}\n')
+    (tmp_path / "tables" / "manifest.json").write_text("{}")
+    command = ["prepare", str(tmp_path / "tables"), "--out", str(tmp_path / "data")]
+    assert CliRunner().invoke(app, command).exit_code == 0
+
+
 def test_flags_that_do_not_fit_are_refused_in_one_line(documents: Path, tmp_path: Path) -> None:
     cases = {
         "is DATA already": [documents],
         "make DATA of it first": [tmp_path / "rows.jsonl", "--passage-words", "20"],
         "expected 0 to 10": [documents, "--passage-words", "20", "--overlap-words", "11"],
+        "--passage-words is 0, expected 1": [documents, "--overlap-words", "11"],
         "--limit does not apply": [documents, "--passage-words", "20", "--limit", "3"],
     }
     for message, words in cases.items():

@@ -178,9 +178,13 @@ def test_data_of_another_corpus_is_refused_and_missing_answers_are_counted(
 def test_a_report_that_is_written_again_keeps_no_ranking_of_the_last(
     place: Place, tmp_path: Path
 ) -> None:
-    for systems in ("bm25,dense", "bm25"):
-        assert place.run(tmp_path, "--systems", systems).exit_code == 0
-    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["bm25.trec"]
+    assert place.run(tmp_path, "--systems", "bm25,dense").exit_code == 0
+    own = tmp_path / "runs" / "own.trec"
+    (tmp_path / "runs" / "dense.trec").rename(own)
+    assert place.run(tmp_path, "--systems", "bm25,dense", "--run", str(own)).exit_code == 0
+    assert place.run(tmp_path, "--systems", "bm25").exit_code == 0
+    left = {path.name for path in (tmp_path / "runs").iterdir()}
+    assert left == {"bm25.trec", "own.trec"}  # what was given is not ours to delete
 
 
 def test_own_settings_are_the_last_row(place: Place) -> None:
