@@ -23,9 +23,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from models.console import progress
-from retriever.errors import DataError
-from retriever.snapshot_files import CHUNK, SnapshotFile
+from two_tower.models.console import progress
+from two_tower.retriever.errors import DataError
+from two_tower.retriever.snapshot_files import CHUNK, SnapshotFile
 
 FORMAT = "two-tower-search-snapshot/1"
 MANIFEST = "manifest.json"

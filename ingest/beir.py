@@ -4,12 +4,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ingest.dataset import DatasetWriter
-from ingest.lines import read_lines, read_objects
-from ingest.values import as_id, as_integer, as_text, raw, split_name
-from models.console import progress
-from models.data import Passage, Qrel, Query
-from models.errors import DataError
+from two_tower.ingest.dataset import DatasetWriter
+from two_tower.ingest.lines import read_lines, read_objects
+from two_tower.ingest.values import as_id, as_integer, as_text, raw, split_name
+from two_tower.models.console import progress
+from two_tower.models.data import Passage, Qrel, Query
+from two_tower.models.errors import DataError
 
 
 class BeirFolder:

@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 from qdrant_client import models as qm
 
-from ingest.points import chunks
-from ingest.stored import StoredHashes
-from models.data import Passage
-from retriever.engine import Engine
-from retriever.schema import RESERVED, content_hash, from_payload, point_id, to_payload
+from two_tower.ingest.points import chunks
+from two_tower.ingest.stored import StoredHashes
+from two_tower.models.data import Passage
+from two_tower.retriever.engine import Engine
+from two_tower.retriever.schema import RESERVED, content_hash, from_payload, point_id, to_payload
 
 
 class Changes(NamedTuple):

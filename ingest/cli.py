@@ -2,14 +2,14 @@
 
 import typer
 
-from ingest import (
+from two_tower.ingest import (
     commands_collections,
     commands_load,
     commands_prepare,
     commands_snapshots,
     commands_verify,
 )
-from models.console import CommandGroup
+from two_tower.models.console import CommandGroup
 
 app = typer.Typer(
     cls=CommandGroup,

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ingest.engine_flags import Name, opened_engine
-from retriever.flags import Path_, Url
+from two_tower.ingest.engine_flags import Name, opened_engine
+from two_tower.retriever.flags import Path_, Url
 
 if TYPE_CHECKING:
-    from ingest.collections import Version
+    from two_tower.ingest.collections import Version
 
 
 def promote(
@@ -21,7 +21,7 @@ def promote(
     path: Path_ = None,
 ) -> None:
     """Point a name to another version of its collection, in one step."""
-    from ingest import collections
+    from two_tower.ingest import collections
 
     with opened_engine(url, path) as engine:
         typer.echo(f"{name} -> {collections.promote(engine, name, to)}")
@@ -33,7 +33,7 @@ def rollback(
     path: Path_ = None,
 ) -> None:
     """Point a name back to the version it stood for before; once more undoes that."""
-    from ingest import collections
+    from two_tower.ingest import collections
 
     with opened_engine(url, path) as engine:
         typer.echo(f"{name} -> {collections.rollback(engine, name)}")
@@ -49,8 +49,8 @@ def list_collections(
     * marks the one that the name stands for, - the one that `ingest rollback` would return to;
     a load that was not finished shows how many points there are of how many.
     """
-    from ingest import collections
-    from retriever.engine import EngineAddress
+    from two_tower.ingest import collections
+    from two_tower.retriever.engine import EngineAddress
 
     with opened_engine(url, path) as engine:
         found = collections.versions(engine)
@@ -76,7 +76,7 @@ def drop(
     path: Path_ = None,
 ) -> None:
     """Delete a version that is not in use, or with --yes a name and all its versions."""
-    from ingest import collections
+    from two_tower.ingest import collections
 
     with opened_engine(url, path) as engine:
         for collection in collections.drop(engine, name, yes=yes):

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from ingest.engine_flags import Bundle, opened_engine
-from retriever.flags import Path_, Url
+from two_tower.ingest.engine_flags import Bundle, opened_engine
+from two_tower.retriever.flags import Path_, Url
 
 if TYPE_CHECKING:
-    from ingest.loader import LoadSettings
-    from models.bundle import ModelBundle
-    from models.data import Dataset
-    from retriever.engine import Engine
-    from retriever.options import CollectionOptions
+    from two_tower.ingest.loader import LoadSettings
+    from two_tower.models.bundle import ModelBundle
+    from two_tower.models.data import Dataset
+    from two_tower.retriever.engine import Engine
+    from two_tower.retriever.options import CollectionOptions
 
 
 Options = Annotated[
@@ -75,11 +75,11 @@ def load(
     is complete when it holds that selection; the next load may select more, or everything.
     What --options changes of a collection that is there changes in place, and is said, or refused.
     """
-    from ingest.loader import LoadSettings
-    from ingest.selection import Selection, select
-    from models.bundle import ModelBundle
-    from models.data import Dataset
-    from retriever.settings_file import read_file
+    from two_tower.ingest.loader import LoadSettings
+    from two_tower.ingest.selection import Selection, select
+    from two_tower.models.bundle import ModelBundle
+    from two_tower.models.data import Dataset
+    from two_tower.retriever.settings_file import read_file
 
     selection = Selection(tuple(where or ()), limit)
     if prune:
@@ -105,10 +105,10 @@ class _Job(NamedTuple):
 
 def _plan(engine: "Engine", job: _Job, options: "CollectionOptions | None", *, prune: bool) -> None:
     """Print what a load would do."""
-    from ingest import loader
-    from ingest.estimate import estimate
-    from ingest.opening import option_changes, stored_options
-    from retriever.engine_protocol import is_embedded
+    from two_tower.ingest import loader
+    from two_tower.ingest.estimate import estimate
+    from two_tower.ingest.opening import option_changes, stored_options
+    from two_tower.retriever.engine_protocol import is_embedded
 
     report = loader.plan(engine, job.dataset, job.encoder, name=job.name, prune=prune)
     found = stored_options(engine, report.collection)
@@ -138,8 +138,8 @@ def _load(
     promote: bool,
 ) -> None:
     """Load, verify and give the name to what has been loaded."""
-    from ingest import collections, loader, verifier
-    from ingest.patience import patient
+    from two_tower.ingest import collections, loader, verifier
+    from two_tower.ingest.patience import patient
 
     report = loader.load(
         engine, job.dataset, job.encoder, name=job.name, options=options, settings=settings
@@ -155,7 +155,7 @@ def _load(
 @contextmanager
 def _as_it_is(url: str | None, path: Path | None) -> Iterator["Engine"]:
     """Open an engine to look at; an embedded one that is not there yet is not made."""
-    from retriever.engine import EngineAddress
+    from two_tower.retriever.engine import EngineAddress
 
     folder = EngineAddress.find(url=url, path=path).path
     with TemporaryDirectory() as empty:

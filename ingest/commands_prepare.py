@@ -69,10 +69,10 @@ def prepare(
 
     Identical passages are merged; rows that cannot be used are set aside in rejected.jsonl.
     """
-    from ingest.dataset import DatasetWriter
-    from ingest.sources import SourceOptions, open_source
-    from ingest.splitter import SplitConfig
-    from ingest.tables import Columns
+    from two_tower.ingest.dataset import DatasetWriter
+    from two_tower.ingest.sources import SourceOptions, open_source
+    from two_tower.ingest.splitter import SplitConfig
+    from two_tower.ingest.tables import Columns
 
     started = time.monotonic()
     columns = Columns(

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ingest.engine_flags import Name, opened_engine
-from retriever.flags import Path_, Url
+from two_tower.ingest.engine_flags import Name, opened_engine
+from two_tower.retriever.flags import Path_, Url
 
 if TYPE_CHECKING:
-    from retriever.engine import EngineAddress
+    from two_tower.retriever.engine import EngineAddress
 
 FROM_KEY = "QDRANT_FROM_API_KEY"
 TO_KEY = "QDRANT_TO_API_KEY"
@@ -30,7 +30,7 @@ def snapshot(
     zip, the embedded engine's a zip of its folder; each goes back to its own kind. A collection
     that is spread over a cluster is saved with `ingest copy` instead.
     """
-    from ingest import snapshots
+    from two_tower.ingest import snapshots
 
     with opened_engine(url, path) as engine:
         saved = snapshots.snapshot(engine, name, out)
@@ -54,8 +54,8 @@ def restore(
 
     A collection that is there is never overwritten, and no name moves without --promote.
     """
-    from ingest import collections, snapshots
-    from retriever.schema import base_name
+    from two_tower.ingest import collections, snapshots
+    from two_tower.retriever.schema import base_name
 
     with opened_engine(url, path, create=True) as engine:
         made = snapshots.restore(engine, file, name=collection)
@@ -88,11 +88,11 @@ def copy(
     only what is missing or different is sent. QDRANT_API_KEY is the key of the one server; of
     two, QDRANT_FROM_API_KEY and QDRANT_TO_API_KEY (each with _FILE for a file that holds it).
     """
-    from ingest import collections, copying
-    from retriever.credentials import api_key
-    from retriever.engine import EngineAddress
-    from retriever.schema import base_name
-    from retriever.settings_file import read_file
+    from two_tower.ingest import collections, copying
+    from two_tower.retriever.credentials import api_key
+    from two_tower.retriever.engine import EngineAddress
+    from two_tower.retriever.schema import base_name
+    from two_tower.retriever.settings_file import read_file
 
     if (to_path is None) == (to_url is None):
         raise typer.BadParameter("give one of --to-path and --to-url")
@@ -114,8 +114,8 @@ def copy(
 
 def _require_two(source: "EngineAddress", target: "EngineAddress") -> None:
     """Refuse one place as both, and one key for two servers: it would be shown to the wrong one."""
-    from retriever.credentials import api_key
-    from retriever.errors import ConfigError
+    from two_tower.retriever.credentials import api_key
+    from two_tower.retriever.errors import ConfigError
 
     if str(source) == str(target):
         raise ConfigError(f"found {source} as both source and target; expected two engines")

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from ingest.engine_flags import Name, opened_engine
-from retriever.flags import Path_, Url
+from two_tower.ingest.engine_flags import Name, opened_engine
+from two_tower.retriever.flags import Path_, Url
 
 
 def verify(
@@ -27,7 +27,7 @@ def verify(
     The sample is encoded anew and compared, vectors and payload. In a cluster a passage counts
     where all replicas agree on it; --repair makes them agree again.
     """
-    from ingest import verifier
+    from two_tower.ingest import verifier
 
     if (data is None) != (bundle is None):
         raise typer.BadParameter("--data and --bundle go together")
@@ -38,8 +38,8 @@ def verify(
         if data is None or bundle is None:
             typer.echo(verifier.verify_counts(engine, collection))
             return
-        from models.bundle import ModelBundle
-        from models.data import Dataset
+        from two_tower.models.bundle import ModelBundle
+        from two_tower.models.data import Dataset
 
         encoder = ModelBundle.load(bundle)
         dataset = Dataset.open(data)

@@ -8,22 +8,22 @@ from typing import Any
 
 from qdrant_client import models as qm
 
-from ingest.collections import PREVIOUS
-from ingest.comparison import difference
-from ingest.lease import LEASE, Lease
-from ingest.patience import patient
-from ingest.points import SizedPoint, chunks, pack, sized_point
-from ingest.sending import Sender
-from ingest.stored import SCROLL_SIZE
-from ingest.verifier import RETRIEVE_SIZE, SAMPLE, verify_counts
-from models.console import progress
-from retriever.engine import Engine
-from retriever.engine_protocol import is_embedded
-from retriever.errors import CollectionMismatch, VerificationFailed
-from retriever.filters import field_types
-from retriever.indexes import DECLARED
-from retriever.options import CollectionOptions, fixed_differences
-from retriever.schema import CONTENT_HASH, CollectionMetadata, read_metadata
+from two_tower.ingest.collections import PREVIOUS
+from two_tower.ingest.comparison import difference
+from two_tower.ingest.lease import LEASE, Lease
+from two_tower.ingest.patience import patient
+from two_tower.ingest.points import SizedPoint, chunks, pack, sized_point
+from two_tower.ingest.sending import Sender
+from two_tower.ingest.stored import SCROLL_SIZE
+from two_tower.ingest.verifier import RETRIEVE_SIZE, SAMPLE, verify_counts
+from two_tower.models.console import progress
+from two_tower.retriever.engine import Engine
+from two_tower.retriever.engine_protocol import is_embedded
+from two_tower.retriever.errors import CollectionMismatch, VerificationFailed
+from two_tower.retriever.filters import field_types
+from two_tower.retriever.indexes import DECLARED
+from two_tower.retriever.options import CollectionOptions, fixed_differences
+from two_tower.retriever.schema import CONTENT_HASH, CollectionMetadata, read_metadata
 
 OWN = (PREVIOUS, LEASE, "options")  # in the metadata: of one place alone, never copied
 ORIGIN = ("bundle_fingerprint", "dim", "pca_dims", "bm25", "centroids")

@@ -19,13 +19,13 @@ from typing import Any, Self, TextIO
 
 import pyarrow as pa
 
-from ingest.cleaning import clean, content_id, fingerprint, order_key
-from ingest.fields import FieldCensus, clean_fields, dump_fields
-from ingest.folder import WorkFolder
-from ingest.ledger import Ledger, ResolvedQrel
-from ingest.parquet import ParquetStream
-from models.data import FORMAT, PASSAGES, QRELS, QUERIES, Passage, Qrel, Query
-from models.errors import DataError
+from two_tower.ingest.cleaning import clean, content_id, fingerprint, order_key
+from two_tower.ingest.fields import FieldCensus, clean_fields, dump_fields
+from two_tower.ingest.folder import WorkFolder
+from two_tower.ingest.ledger import Ledger, ResolvedQrel
+from two_tower.ingest.parquet import ParquetStream
+from two_tower.models.data import FORMAT, PASSAGES, QRELS, QUERIES, Passage, Qrel, Query
+from two_tower.models.errors import DataError
 
 _INT32 = range(-(2**31), 2**31)
 

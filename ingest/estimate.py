@@ -21,12 +21,12 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import NamedTuple
 
-from ingest.points import PassageEncoder
-from models.data import Dataset, Passage
-from models.lexical import Bm25Config, Bm25Encoder
-from retriever.indexes import indexable_fields
-from retriever.options import CollectionOptions
-from retriever.schema import to_payload
+from two_tower.ingest.points import PassageEncoder
+from two_tower.models.data import Dataset, Passage
+from two_tower.models.lexical import Bm25Config, Bm25Encoder
+from two_tower.retriever.indexes import indexable_fields
+from two_tower.retriever.options import CollectionOptions
+from two_tower.retriever.schema import to_payload
 
 SAMPLE = 1000
 FLOAT_BYTES = 4

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ingest.cleaning import clean
+from two_tower.ingest.cleaning import clean
 
 RESERVED = frozenset({"passage_id", "title", "text", "url", "cluster", "content_hash"})
 _MAX_FIELDS = 64

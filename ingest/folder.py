@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from models.errors import DataError
+from two_tower.models.errors import DataError
 
 MANIFEST = "manifest.json"
 FILES = frozenset(

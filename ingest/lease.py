@@ -16,8 +16,8 @@ from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Any, Self
 
-from retriever.engine import Engine
-from retriever.errors import EngineError, EngineLocked
+from two_tower.retriever.engine import Engine
+from two_tower.retriever.errors import EngineError, EngineLocked
 
 LEASE = "lease"
 LEASE_S = 30.0

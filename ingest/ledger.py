@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from models.data import Qrel
+from two_tower.models.data import Qrel
 
 _BUFFERED_QRELS = 10_000
 _TABLES = """

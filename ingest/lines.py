@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from ingest.cleaning import one_line
-from models.errors import DataError
+from two_tower.ingest.cleaning import one_line
+from two_tower.models.errors import DataError
 
 _MAX_CELL = 16_000_000
 

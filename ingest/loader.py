@@ -16,22 +16,29 @@ from functools import partial
 
 from qdrant_client import models as qm
 
-from ingest.changes import Changes, find_changes
-from ingest.lease import Lease
-from ingest.opening import describe, open_collection
-from ingest.patience import RETRY_FOR_S, patient
-from ingest.points import BATCH_POINTS, PassageEncoder, PointMaker, SizedPoint, chunks, pack
-from ingest.process_wide import one_blas_thread
-from ingest.report import LoadReport
-from ingest.sending import Sender
-from ingest.stored import StoredHashes, stored_hashes
-from models.console import progress
-from models.data import Dataset
-from retriever.engine import Engine
-from retriever.errors import ConfigError, DataError
-from retriever.options import CollectionOptions
-from retriever.replicas import agreement
-from retriever.schema import collection_name, read_metadata
+from two_tower.ingest.changes import Changes, find_changes
+from two_tower.ingest.lease import Lease
+from two_tower.ingest.opening import describe, open_collection
+from two_tower.ingest.patience import RETRY_FOR_S, patient
+from two_tower.ingest.points import (
+    BATCH_POINTS,
+    PassageEncoder,
+    PointMaker,
+    SizedPoint,
+    chunks,
+    pack,
+)
+from two_tower.ingest.process_wide import one_blas_thread
+from two_tower.ingest.report import LoadReport
+from two_tower.ingest.sending import Sender
+from two_tower.ingest.stored import StoredHashes, stored_hashes
+from two_tower.models.console import progress
+from two_tower.models.data import Dataset
+from two_tower.retriever.engine import Engine
+from two_tower.retriever.errors import ConfigError, DataError
+from two_tower.retriever.options import CollectionOptions
+from two_tower.retriever.replicas import agreement
+from two_tower.retriever.schema import collection_name, read_metadata
 
 DELETED_AT_ONCE = 1024
 OPTIMIZE_ABOVE = 100_000

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from ingest.cleaning import one_line
-from ingest.dataset import DatasetWriter
-from ingest.values import as_id, split_name
-from models.console import progress
-from models.data import Passage, Qrel, Query
-from models.errors import DataError
+from two_tower.ingest.cleaning import one_line
+from two_tower.ingest.dataset import DatasetWriter
+from two_tower.ingest.values import as_id, split_name
+from two_tower.models.console import progress
+from two_tower.models.data import Passage, Qrel, Query
+from two_tower.models.errors import DataError
 
 DEFAULT_ID = "microsoft/ms_marco"
 DEFAULT_CONFIG = "v1.1"

@@ -7,19 +7,19 @@ from typing import Any
 
 import typer
 
-from ingest.clusters import fit_centroids
-from ingest.points import PassageEncoder
-from ingest.selection import SelectedData
-from models.console import progress
-from models.data import Dataset
-from models.lexical import Bm25Config, average_length
-from retriever.engine import Engine
-from retriever.engine_protocol import PayloadIndex
-from retriever.errors import CollectionMismatch, EngineError
-from retriever.filters import field_types
-from retriever.indexes import indexable_fields
-from retriever.options import CollectionOptions, fixed_differences
-from retriever.schema import (
+from two_tower.ingest.clusters import fit_centroids
+from two_tower.ingest.points import PassageEncoder
+from two_tower.ingest.selection import SelectedData
+from two_tower.models.console import progress
+from two_tower.models.data import Dataset
+from two_tower.models.lexical import Bm25Config, average_length
+from two_tower.retriever.engine import Engine
+from two_tower.retriever.engine_protocol import PayloadIndex
+from two_tower.retriever.errors import CollectionMismatch, EngineError
+from two_tower.retriever.filters import field_types
+from two_tower.retriever.indexes import indexable_fields
+from two_tower.retriever.options import CollectionOptions, fixed_differences
+from two_tower.retriever.schema import (
     CollectionMetadata,
     CollectionSchema,
     collection_name,

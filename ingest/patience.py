@@ -8,8 +8,8 @@ from typing import Any, TypeVar, cast
 
 import typer
 
-from retriever.engine import Engine
-from retriever.errors import CertificateRefused, EngineBusy, EngineUnavailable, KeyRefused
+from two_tower.retriever.engine import Engine
+from two_tower.retriever.errors import CertificateRefused, EngineBusy, EngineUnavailable, KeyRefused
 
 RETRY_FOR_S = 120.0
 LONGEST_PAUSE_S = 5.0

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from models.data import Passage
-from models.lexical import Bm25Config, Bm25Encoder
-from retriever.clusters import Centroids
-from retriever.engine_points import SPARSE, Point, Vector
-from retriever.errors import BundleError, DataError
-from retriever.schema import (
+from two_tower.models.data import Passage
+from two_tower.models.lexical import Bm25Config, Bm25Encoder
+from two_tower.retriever.clusters import Centroids
+from two_tower.retriever.engine_points import SPARSE, Point, Vector
+from two_tower.retriever.errors import BundleError, DataError
+from two_tower.retriever.schema import (
     BM25,
     CLUSTER,
     DENSE,

@@ -11,17 +11,17 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from ingest.cleaning import one_line, order_key
-from ingest.dataset import DatasetWriter
-from ingest.python_objects import (
+from two_tower.ingest.cleaning import one_line, order_key
+from two_tower.ingest.dataset import DatasetWriter
+from two_tower.ingest.python_objects import (
     DocObject,
     documented_objects,
     installed_versions,
     package_files,
     stdlib_files,
 )
-from models.console import progress
-from models.data import Passage, Qrel, Query
+from two_tower.models.console import progress
+from two_tower.models.data import Passage, Qrel, Query
 
 MIN_BODY_WORDS = 8
 MIN_QUERY_WORDS = 3

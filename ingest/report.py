@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from ingest.changes import Changes
+from two_tower.ingest.changes import Changes
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ingest.archive import Archive, Manifest, open_archive, write_archive
-from ingest.collections import PREVIOUS
-from ingest.lease import LEASE
-from ingest.verifier import verify_counts
-from retriever.engine import Engine
-from retriever.engine_protocol import is_embedded
-from retriever.errors import CollectionMismatch, DataError, EngineError, VerificationFailed
-from retriever.schema import CollectionMetadata, base_name, collection_name
+from two_tower.ingest.archive import Archive, Manifest, open_archive, write_archive
+from two_tower.ingest.collections import PREVIOUS
+from two_tower.ingest.lease import LEASE
+from two_tower.ingest.verifier import verify_counts
+from two_tower.retriever.engine import Engine
+from two_tower.retriever.engine_protocol import is_embedded
+from two_tower.retriever.errors import (
+    CollectionMismatch,
+    DataError,
+    EngineError,
+    VerificationFailed,
+)
+from two_tower.retriever.schema import CollectionMetadata, base_name, collection_name
 
 
 @dataclass(frozen=True)

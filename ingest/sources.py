@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from ingest.beir import BeirFolder
-from ingest.dataset import DatasetWriter
-from ingest.folder import MANIFEST
-from ingest.ms_marco import DEFAULT_CONFIG, DEFAULT_ID, MsMarco
-from ingest.python_docs import PythonDocs
-from ingest.splitter import LongDocuments, SplitConfig
-from ingest.tables import SUFFIXES, Columns, Tables, column_names
-from models.errors import ConfigError, DataError
+from two_tower.ingest.beir import BeirFolder
+from two_tower.ingest.dataset import DatasetWriter
+from two_tower.ingest.folder import MANIFEST
+from two_tower.ingest.ms_marco import DEFAULT_CONFIG, DEFAULT_ID, MsMarco
+from two_tower.ingest.python_docs import PythonDocs
+from two_tower.ingest.splitter import LongDocuments, SplitConfig
+from two_tower.ingest.tables import SUFFIXES, Columns, Tables, column_names
+from two_tower.models.errors import ConfigError, DataError
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _EXPECTED = (

@@ -15,11 +15,11 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from ingest.dataset import DatasetWriter
-from models.console import progress
-from models.data import Dataset, Passage, Qrel
-from models.errors import ConfigError
-from models.lexical import Analyzer
+from two_tower.ingest.dataset import DatasetWriter
+from two_tower.models.console import progress
+from two_tower.models.data import Dataset, Passage, Qrel
+from two_tower.models.errors import ConfigError
+from two_tower.models.lexical import Analyzer
 
 DOCUMENT, PART = "document_id", "part"
 _WORD = re.compile(r"\S+")

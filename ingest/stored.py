@@ -5,9 +5,9 @@ from uuid import UUID
 
 from qdrant_client import models as qm
 
-from retriever.engine import Engine
-from retriever.replicas import agreement
-from retriever.schema import CONTENT_HASH
+from two_tower.retriever.engine import Engine
+from two_tower.retriever.replicas import agreement
+from two_tower.retriever.schema import CONTENT_HASH
 
 SCROLL_SIZE = 4096
 

@@ -12,13 +12,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ingest.cleaning import one_line
-from ingest.dataset import DatasetWriter
-from ingest.lines import Row, csv_header, read_csv, read_objects
-from ingest.values import as_id, as_integer, as_text, raw, split_name
-from models.console import progress
-from models.data import Passage, Qrel, Query
-from models.errors import DataError
+from two_tower.ingest.cleaning import one_line
+from two_tower.ingest.dataset import DatasetWriter
+from two_tower.ingest.lines import Row, csv_header, read_csv, read_objects
+from two_tower.ingest.values import as_id, as_integer, as_text, raw, split_name
+from two_tower.models.console import progress
+from two_tower.models.data import Passage, Qrel, Query
+from two_tower.models.errors import DataError
 
 SUFFIXES = (".jsonl", ".csv", ".tsv", ".jsonl.gz", ".csv.gz", ".tsv.gz", ".parquet")
 _PEEKED_ROWS = 100

@@ -8,18 +8,18 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from ingest.comparison import difference
-from ingest.opening import describe
-from ingest.patience import patient
-from ingest.points import PassageEncoder, PointMaker, SizedPoint, chunks, pack
-from ingest.selection import Selection, select
-from ingest.stored import StoredHashes, stored_hashes
-from models.console import progress
-from models.data import Dataset, Passage
-from retriever.engine import Engine
-from retriever.errors import CollectionMismatch, VerificationFailed
-from retriever.replicas import agreement
-from retriever.schema import CollectionMetadata, content_hash, point_id, read_metadata
+from two_tower.ingest.comparison import difference
+from two_tower.ingest.opening import describe
+from two_tower.ingest.patience import patient
+from two_tower.ingest.points import PassageEncoder, PointMaker, SizedPoint, chunks, pack
+from two_tower.ingest.selection import Selection, select
+from two_tower.ingest.stored import StoredHashes, stored_hashes
+from two_tower.models.console import progress
+from two_tower.models.data import Dataset, Passage
+from two_tower.retriever.engine import Engine
+from two_tower.retriever.errors import CollectionMismatch, VerificationFailed
+from two_tower.retriever.replicas import agreement
+from two_tower.retriever.schema import CollectionMetadata, content_hash, point_id, read_metadata
 
 SAMPLE = 64
 AGAIN = "run ingest load again, or ingest verify with --repair"

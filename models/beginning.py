@@ -7,19 +7,19 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from models.bundle import ModelBundle
-from models.checkpoint import Checkpoint, Progress, RunFolder, parts
-from models.corpus import Corpus, Say, vocabulary_texts
-from models.data import Dataset
-from models.distillation import Lessons
-from models.examples import Labelled
-from models.negatives_file import file_hash
-from models.tokenizer import Tokenizer
-from models.towers import TwoTower, token_idf
-from models.training import TrainConfig
-from models.transformer import Transformer, open_transformer
-from models.transformer_encoding import TransformerTokenizer
-from models.word2vec import learn_vectors
+from two_tower.models.bundle import ModelBundle
+from two_tower.models.checkpoint import Checkpoint, Progress, RunFolder, parts
+from two_tower.models.corpus import Corpus, Say, vocabulary_texts
+from two_tower.models.data import Dataset
+from two_tower.models.distillation import Lessons
+from two_tower.models.examples import Labelled
+from two_tower.models.negatives_file import file_hash
+from two_tower.models.tokenizer import Tokenizer
+from two_tower.models.towers import TwoTower, token_idf
+from two_tower.models.training import TrainConfig
+from two_tower.models.transformer import Transformer, open_transformer
+from two_tower.models.transformer_encoding import TransformerTokenizer
+from two_tower.models.word2vec import learn_vectors
 
 FloatArray = npt.NDArray[np.float32]
 AnyTokenizer = Tokenizer | TransformerTokenizer

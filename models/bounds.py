@@ -1,6 +1,6 @@
 """Checks that the configurations of all phases have in common."""
 
-from models.errors import ConfigError
+from two_tower.models.errors import ConfigError
 
 
 def check_least(section: str, config: object, **least: float) -> None:

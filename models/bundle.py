@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from safetensors.numpy import save as save_arrays
 
-from models.bundle_files import (
+from two_tower.models.bundle_files import (
     CARD,
     CONFIG,
     CROSS_SCORER,
@@ -38,16 +38,16 @@ from models.bundle_files import (
     parse_config,
     read_files,
 )
-from models.encoders import open_encoder
-from models.encoding import TokenEncoder
-from models.errors import BundleError
-from models.files import new_folder, write_bytes, write_json
-from models.fusion import Fusion
-from models.reduction import Reduction
-from models.tokenizer import Tokenizer
+from two_tower.models.encoders import open_encoder
+from two_tower.models.encoding import TokenEncoder
+from two_tower.models.errors import BundleError
+from two_tower.models.files import new_folder, write_bytes, write_json
+from two_tower.models.fusion import Fusion
+from two_tower.models.reduction import Reduction
+from two_tower.models.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from models.ranker import CrossRanker
+    from two_tower.models.ranker import CrossRanker
 
 
 class ModelBundle:
@@ -235,7 +235,7 @@ class ModelBundle:
 
     @cached_property
     def _ranker(self) -> "CrossRanker":
-        from models.ranker import CrossRanker  # needs torch
+        from two_tower.models.ranker import CrossRanker  # needs torch
 
         if self.fusion is None or CROSS_SCORER not in self.extras:
             raise BundleError(

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 
-from models.errors import BundleError
+from two_tower.models.errors import BundleError
 
 FORMAT = 1
 CARD = "card.json"

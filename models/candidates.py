@@ -6,10 +6,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from models.examples import Labelled
-from models.lexical import Bm25Index
-from models.mining import Vectors
-from models.negatives import dense_candidates
+from two_tower.models.examples import Labelled
+from two_tower.models.lexical import Bm25Index
+from two_tower.models.mining import Vectors
+from two_tower.models.negatives import dense_candidates
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]

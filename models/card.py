@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from models.data import Dataset
-from models.provenance import commit, versions
+from two_tower.models.data import Dataset
+from two_tower.models.provenance import commit, versions
 
 
 def make_card(

@@ -22,9 +22,9 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as save_arrays
 
-from models.config import flatten
-from models.errors import TrainingError
-from models.files import write_bytes, write_json
+from two_tower.models.config import flatten
+from two_tower.models.errors import TrainingError
+from two_tower.models.files import write_bytes, write_json
 
 CHECKPOINT = "checkpoint.safetensors"
 BEFORE_LABELS = "before_labels.safetensors"

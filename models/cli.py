@@ -5,10 +5,10 @@ from typing import Annotated, Any
 
 import typer
 
-from models.commands_mine import mine
-from models.commands_sweep import sweep
-from models.console import CommandGroup
-from models.recipe import recipe_names
+from two_tower.models.commands_mine import mine
+from two_tower.models.commands_sweep import sweep
+from two_tower.models.console import CommandGroup
+from two_tower.models.recipe import recipe_names
 
 RECIPES = "the recipe's"
 
@@ -111,12 +111,12 @@ def train(
         "word2vec.cbow": cbow,
         "seed": seed,
     }
-    from models.beginning import Inputs
-    from models.bundle import ModelBundle
-    from models.data import Dataset
-    from models.pipeline import RunOptions, train_bundle
-    from models.recipe import read_config
-    from models.tracking import wandb_options
+    from two_tower.models.beginning import Inputs
+    from two_tower.models.bundle import ModelBundle
+    from two_tower.models.data import Dataset
+    from two_tower.models.pipeline import RunOptions, train_bundle
+    from two_tower.models.recipe import read_config
+    from two_tower.models.tracking import wandb_options
 
     bundle = train_bundle(
         Dataset.open(data),
@@ -148,8 +148,8 @@ def show(
     """Print what a bundle is, where it came from and how good it was on dev."""
     import json
 
-    from models.bundle import ModelBundle
-    from models.card import describe
+    from two_tower.models.bundle import ModelBundle
+    from two_tower.models.card import describe
 
     loaded = ModelBundle.load(bundle)
     if as_json:
@@ -157,7 +157,7 @@ def show(
     else:
         typer.echo(describe(loaded.card, loaded.config))
     if curves is not None:
-        from models.curves import save_curves
+        from two_tower.models.curves import save_curves
 
         save_curves(bundle, curves)
         typer.echo(f"curves of the run: {curves}", err=True)

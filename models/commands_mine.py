@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from models.errors import ConfigError
+from two_tower.models.errors import ConfigError
 
 if TYPE_CHECKING:
-    from models.negatives import MiningConfig
-    from models.negatives_file import Teacher
+    from two_tower.models.negatives import MiningConfig
+    from two_tower.models.negatives_file import Teacher
 
 Data = Annotated[Path, typer.Argument(help="DATA folder, as ingest prepare makes it.")]
 Out = Annotated[Path, typer.Option(help="Parquet file to write.")]
@@ -53,10 +53,10 @@ def mine(
     Guards leave out what may be an unlabelled answer. Scores are cosines for dense and BM25 for
     bm25. Train with them: models train DATA --negatives FILE.
     """
-    from models.bundle import ModelBundle
-    from models.data import Dataset
-    from models.mining import mine_file
-    from models.negatives import report_lines
+    from two_tower.models.bundle import ModelBundle
+    from two_tower.models.data import Dataset
+    from two_tower.models.mining import mine_file
+    from two_tower.models.negatives import report_lines
 
     first, last = _parse_ranks(ranks)
     guards = {"max_share": max_share, "margin": margin, "max_score": max_score}
@@ -86,15 +86,15 @@ def _parse_ranks(ranks: str | None) -> tuple[int | None, int | None]:
 
 
 def _config(values: dict[str, Any]) -> "MiningConfig":
-    from models.config import from_mapping
-    from models.negatives import MiningConfig
+    from two_tower.models.config import from_mapping
+    from two_tower.models.negatives import MiningConfig
 
     given = {key: value for key, value in values.items() if value is not None}
     return from_mapping(MiningConfig, given, where="mining.")
 
 
 def _teacher(name: str) -> "Teacher":
-    from models.negatives_file import Teacher
-    from models.teacher import score_pairs
+    from two_tower.models.negatives_file import Teacher
+    from two_tower.models.teacher import score_pairs
 
     return Teacher(name, lambda queries, passages: score_pairs(name, queries, passages))

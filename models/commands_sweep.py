@@ -29,11 +29,11 @@ def sweep(
     The table (TSV, best first) goes to stdout, and to sweep.json and sweep.md in the folder. Run
     the same command again after a kill: finished trials are not done again.
     """
-    from models.data import Dataset
-    from models.pipeline import RunOptions
-    from models.recipe import read_config
-    from models.sweep import check_metric, plan, read_space, run_sweep, table
-    from models.tracking import wandb_options
+    from two_tower.models.data import Dataset
+    from two_tower.models.pipeline import RunOptions
+    from two_tower.models.recipe import read_config
+    from two_tower.models.sweep import check_metric, plan, read_space, run_sweep, table
+    from two_tower.models.tracking import wandb_options
 
     check_metric(metric)
     options = RunOptions(device, wandb_options(wandb))

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import yaml
 
-from models.errors import ConfigError
+from two_tower.models.errors import ConfigError
 
 C = TypeVar("C")
 

@@ -8,7 +8,7 @@ import typer
 from tqdm import tqdm
 from typer.core import TyperGroup
 
-from models.errors import TwoTowerError
+from two_tower.models.errors import TwoTowerError
 
 T = TypeVar("T")
 

@@ -7,10 +7,10 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from models.console import progress
-from models.data import Dataset
-from models.examples import Labelled, Split, hold_out, read_labelled
-from models.tokenizer import TokenRows, concat_rows
+from two_tower.models.console import progress
+from two_tower.models.data import Dataset
+from two_tower.models.examples import Labelled, Split, hold_out, read_labelled
+from two_tower.models.tokenizer import TokenRows, concat_rows
 
 READ_BATCH = 8192
 FEW_PAIRS = 200

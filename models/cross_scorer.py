@@ -22,10 +22,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.both_ways import both_ways, packed_both_ways
-from models.bounds import check_least, check_positive
-from models.errors import BundleError, ConfigError
-from models.tokenizer import TokenRows
+from two_tower.models.both_ways import both_ways, packed_both_ways
+from two_tower.models.bounds import check_least, check_positive
+from two_tower.models.errors import BundleError, ConfigError
+from two_tower.models.tokenizer import TokenRows
 
 KERNEL_CENTRES = (1.0, 0.9, 0.7, 0.5, 0.3, 0.1, -0.1, -0.3)
 EXACT_WIDTH, KERNEL_WIDTH = 0.001, 0.1

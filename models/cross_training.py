@@ -16,13 +16,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.candidates import CandidateLists
-from models.checkpoint import Arrays, Checkpoint, Progress, RunFolder, parts
-from models.console import progress as progress_bar
-from models.cross_scorer import CrossConfig, CrossScorer, Padded, scorer_arrays, stage_features
-from models.optimizer import MAX_GRADIENT_NORM, optimizer_arrays, rate_factor, restore_optimizer
-from models.tokenizer import TokenRows
-from models.tracking import Tracker
+from two_tower.models.candidates import CandidateLists
+from two_tower.models.checkpoint import Arrays, Checkpoint, Progress, RunFolder, parts
+from two_tower.models.console import progress as progress_bar
+from two_tower.models.cross_scorer import (
+    CrossConfig,
+    CrossScorer,
+    Padded,
+    scorer_arrays,
+    stage_features,
+)
+from two_tower.models.optimizer import (
+    MAX_GRADIENT_NORM,
+    optimizer_arrays,
+    rate_factor,
+    restore_optimizer,
+)
+from two_tower.models.tokenizer import TokenRows
+from two_tower.models.tracking import Tracker
 
 SCORED_AT_ONCE = 16
 WEIGHT_DECAY = 1e-3

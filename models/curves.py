@@ -5,9 +5,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from models.checkpoint import run_path
-from models.errors import BundleError, ConfigError
-from models.tracking import METRICS, read_metrics
+from two_tower.models.checkpoint import run_path
+from two_tower.models.errors import BundleError, ConfigError
+from two_tower.models.tracking import METRICS, read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

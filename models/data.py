@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from models.errors import DataError
+from two_tower.models.errors import DataError
 
 FORMAT = 1
 NO_FIELDS: Mapping[str, Any] = MappingProxyType({})

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.bounds import check_least, check_positive
-from models.errors import ConfigError
-from models.examples import Batch
-from models.losses import Encoded
-from models.tokenizer import IntArray, TokenRows
+from two_tower.models.bounds import check_least, check_positive
+from two_tower.models.errors import ConfigError
+from two_tower.models.examples import Batch
+from two_tower.models.losses import Encoded
+from two_tower.models.tokenizer import IntArray, TokenRows
 
 
 @dataclass(frozen=True)

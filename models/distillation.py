@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.corpus import Corpus, RowTokenizer, Say
-from models.data import Dataset
-from models.errors import TrainingError
-from models.examples import Batch
-from models.losses import Encoded
-from models.mining import Vectors
-from models.pretrain import NOTHING_MASKED
-from models.teacher import (
+from two_tower.models.corpus import Corpus, RowTokenizer, Say
+from two_tower.models.data import Dataset
+from two_tower.models.errors import TrainingError
+from two_tower.models.examples import Batch
+from two_tower.models.losses import Encoded
+from two_tower.models.mining import Vectors
+from two_tower.models.pretrain import NOTHING_MASKED
+from two_tower.models.teacher import (
     PieceTokenizer,
     Teacher,
     TeacherConfig,
@@ -28,7 +28,7 @@ from models.teacher import (
     random_spans,
     token_vectors,
 )
-from models.tokenizer import IntArray, TokenRows
+from two_tower.models.tokenizer import IntArray, TokenRows
 
 FloatArray = npt.NDArray[np.float32]
 Encode = Callable[[Sequence[str]], FloatArray]

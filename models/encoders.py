@@ -6,11 +6,11 @@ A kind's heavy packages are imported only when a bundle of that kind is opened.
 from collections.abc import Mapping
 from typing import Any
 
-from models.bundle_files import CONFIG, TOKENIZER, TOWERS, FloatArray, parse_arrays
-from models.config import from_mapping
-from models.encoding import Encoder, MeanEncoder, RowEncoder, TokenEncoder
-from models.errors import BundleError, ConfigError
-from models.tokenizer import Tokenizer, TokenizerConfig
+from two_tower.models.bundle_files import CONFIG, TOKENIZER, TOWERS, FloatArray, parse_arrays
+from two_tower.models.config import from_mapping
+from two_tower.models.encoding import Encoder, MeanEncoder, RowEncoder, TokenEncoder
+from two_tower.models.errors import BundleError, ConfigError
+from two_tower.models.tokenizer import Tokenizer, TokenizerConfig
 
 
 def open_encoder(config: Mapping[str, Any], files: Mapping[str, bytes]) -> Encoder:
@@ -26,7 +26,7 @@ def open_encoder(config: Mapping[str, Any], files: Mapping[str, bytes]) -> Encod
     if config["tower"]["kind"] in ("mean", "gru", "lstm"):
         return _token_encoder(config, files)
     if config["tower"]["kind"] == "transformer":
-        from models.transformer_encoding import open_transformer_encoder
+        from two_tower.models.transformer_encoding import open_transformer_encoder
 
         return open_transformer_encoder(
             files["tokenizer.json"], files["transformer.onnx"], files["transformer.json"]
@@ -62,7 +62,7 @@ def _row_encoder(
 ) -> RowEncoder:
     if config["tower"]["kind"] == "mean":
         return _mean_encoder(arrays, tower)
-    from models.recurrent_encoding import open_rnn_encoder
+    from two_tower.models.recurrent_encoding import open_rnn_encoder
 
     return open_rnn_encoder(config, arrays, tower=tower)
 

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from models.tokenizer import Tokenizer, TokenRows
+from two_tower.models.tokenizer import Tokenizer, TokenRows
 
 FloatArray = npt.NDArray[np.float32]
 

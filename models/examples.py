@@ -7,9 +7,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from models.data import Dataset
-from models.errors import TrainingError
-from models.tokenizer import IntArray, TokenRows
+from two_tower.models.data import Dataset
+from two_tower.models.errors import TrainingError
+from two_tower.models.tokenizer import IntArray, TokenRows
 
 FloatArray = npt.NDArray[np.float32]
 

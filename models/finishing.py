@@ -8,16 +8,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from models.bundle_files import FORMAT
-from models.corpus import Corpus
-from models.evaluation import ranking_metrics
-from models.examples import Labelled
-from models.mining import Vectors
-from models.reduction import Reduction
-from models.tokenizer import TokenizerConfig
-from models.towers import TwoTower, encode_rows
-from models.training import TrainConfig
-from models.transformer_encoding import GRAPH, OnnxRows
+from two_tower.models.bundle_files import FORMAT
+from two_tower.models.corpus import Corpus
+from two_tower.models.evaluation import ranking_metrics
+from two_tower.models.examples import Labelled
+from two_tower.models.mining import Vectors
+from two_tower.models.reduction import Reduction
+from two_tower.models.tokenizer import TokenizerConfig
+from two_tower.models.towers import TwoTower, encode_rows
+from two_tower.models.training import TrainConfig
+from two_tower.models.transformer_encoding import GRAPH, OnnxRows
 
 FloatArray = npt.NDArray[np.float32]
 

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from models.errors import BundleError, ConfigError
+from two_tower.models.errors import BundleError, ConfigError
 
 FloatArray = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.floating[Any]]

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.examples import Batch
-from models.losses import Encoded, Loss
-from models.tokenizer import TokenRows
-from models.tokens import Tokens
-from models.towers import TwoTower
+from two_tower.models.examples import Batch
+from two_tower.models.losses import Encoded, Loss
+from two_tower.models.tokenizer import TokenRows
+from two_tower.models.tokens import Tokens
+from two_tower.models.towers import TwoTower
 
 
 def batch_loss(towers: TwoTower, batch: Batch, *, loss: Loss) -> Tensor:

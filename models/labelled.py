@@ -3,15 +3,15 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from models.bounds import check_least, check_positive
-from models.losses import (
+from two_tower.models.bounds import check_least, check_positive
+from two_tower.models.losses import (
     Loss,
     cosine_triplet,
     in_batch_softmax,
     margin_mse,
     sum_loss,
 )
-from models.negatives import MiningConfig
+from two_tower.models.negatives import MiningConfig
 
 
 @dataclass(frozen=True)

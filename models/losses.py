@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.errors import TrainingError
+from two_tower.models.errors import TrainingError
 
 
 class Encoded(NamedTuple):

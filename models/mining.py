@@ -10,11 +10,11 @@ import numpy.typing as npt
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
-from models.bundle import ModelBundle
-from models.data import Dataset
-from models.examples import HardNegatives, Labelled, read_labelled
-from models.files import write_bytes
-from models.negatives import (
+from two_tower.models.bundle import ModelBundle
+from two_tower.models.data import Dataset
+from two_tower.models.examples import HardNegatives, Labelled, read_labelled
+from two_tower.models.files import write_bytes
+from two_tower.models.negatives import (
     Candidates,
     Mined,
     MiningConfig,
@@ -23,7 +23,7 @@ from models.negatives import (
     mine,
     text_groups,
 )
-from models.negatives_file import Teacher, mined_rows, score_rows, write_rows
+from two_tower.models.negatives_file import Teacher, mined_rows, score_rows, write_rows
 
 FloatArray = npt.NDArray[np.float32]
 

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from models.errors import ConfigError
-from models.examples import Labelled
+from two_tower.models.errors import ConfigError
+from two_tower.models.examples import Labelled
 
 DENSE_BLOCK = 128
 SOURCES = ("bm25", "dense")
@@ -117,7 +117,7 @@ class Mined(NamedTuple):
 
 def bm25_candidates(texts: Sequence[str], labelled: Labelled, *, depth: int) -> Candidates:
     """Rank the passages `texts` by BM25 for each labelled query, `depth` deep."""
-    from models.lexical import Bm25Index
+    from two_tower.models.lexical import Bm25Index
 
     index = Bm25Index(texts)
     found = index.search(labelled.texts, depth)

@@ -17,11 +17,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from models.data import Dataset
-from models.errors import DataError
-from models.examples import HardNegatives, Labelled
-from models.files import write_bytes
-from models.negatives import NOTHING, Mined
+from two_tower.models.data import Dataset
+from two_tower.models.errors import DataError
+from two_tower.models.examples import HardNegatives, Labelled
+from two_tower.models.files import write_bytes
+from two_tower.models.negatives import NOTHING, Mined
 
 FORMAT = 1
 ABOUT = b"two_tower_negatives"

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from models.checkpoint import Arrays
+from two_tower.models.checkpoint import Arrays
 
 WARMUP_SHARE = 0.05
 MAX_GRADIENT_NORM = 1.0

@@ -5,16 +5,16 @@ from functools import cached_property, partial
 
 import numpy as np
 
-from models.corpus import Corpus
-from models.denoising import NoisySampler, denoising_loss
-from models.distillation import Lesson, LessonSampler, similarity_loss
-from models.errors import ConfigError
-from models.examples import Batch, HardNegatives, PairSampler, Sampler
-from models.labelled import LabelledConfig, labelled_loss
-from models.losses import in_batch_softmax, matryoshka_loss
-from models.pretrain import SpanSampler
-from models.tokenizer import IntArray
-from models.training import Phase, TrainConfig
+from two_tower.models.corpus import Corpus
+from two_tower.models.denoising import NoisySampler, denoising_loss
+from two_tower.models.distillation import Lesson, LessonSampler, similarity_loss
+from two_tower.models.errors import ConfigError
+from two_tower.models.examples import Batch, HardNegatives, PairSampler, Sampler
+from two_tower.models.labelled import LabelledConfig, labelled_loss
+from two_tower.models.losses import in_batch_softmax, matryoshka_loss
+from two_tower.models.pretrain import SpanSampler
+from two_tower.models.tokenizer import IntArray
+from two_tower.models.training import Phase, TrainConfig
 
 LABELLED, HARD = "labelled", "hard"
 

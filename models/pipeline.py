@@ -11,13 +11,20 @@ import torch
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
-from models.beginning import AnyTokenizer, Beginning, Inputs
-from models.bundle import ModelBundle
-from models.bundle_files import TOKENIZER, TOWERS, check_target
-from models.card import make_card
-from models.checkpoint import BEFORE_LABELS, TEACHER, Checkpoint, Progress, RunFolder, run_path
-from models.clock import Clock
-from models.corpus import (
+from two_tower.models.beginning import AnyTokenizer, Beginning, Inputs
+from two_tower.models.bundle import ModelBundle
+from two_tower.models.bundle_files import TOKENIZER, TOWERS, check_target
+from two_tower.models.card import make_card
+from two_tower.models.checkpoint import (
+    BEFORE_LABELS,
+    TEACHER,
+    Checkpoint,
+    Progress,
+    RunFolder,
+    run_path,
+)
+from two_tower.models.clock import Clock
+from two_tower.models.corpus import (
     Corpus,
     Say,
     dev_corpus,
@@ -25,26 +32,26 @@ from models.corpus import (
     tokenise,
     warn_of_few_pairs,
 )
-from models.data import Dataset
-from models.distillation import Lesson, Lessons
-from models.errors import TrainingError
-from models.evaluation import ranking_metrics
-from models.examples import HardNegatives, Split
-from models.files import write_bytes
-from models.finishing import deciding_config, dev_metrics, final_vectors
-from models.losses import mean_pairwise_cosine
-from models.mining import Vectors, find_negatives, mined_once
-from models.negatives import Mined
-from models.negatives_file import read_negatives
-from models.phases import HARD, LABELLED, check_negatives, make_phases
-from models.provenance import environment
-from models.reduction import fit_reduction
-from models.stacking import Done, RankingPart
-from models.towers import TwoTower, choose_device, encode_rows
-from models.tracking import Tracker, WandbOptions
-from models.training import DevResult, Phase, TrainConfig, Trainer
-from models.transformer import transformer_files
-from models.transformer_encoding import TransformerTokenizer
+from two_tower.models.data import Dataset
+from two_tower.models.distillation import Lesson, Lessons
+from two_tower.models.errors import TrainingError
+from two_tower.models.evaluation import ranking_metrics
+from two_tower.models.examples import HardNegatives, Split
+from two_tower.models.files import write_bytes
+from two_tower.models.finishing import deciding_config, dev_metrics, final_vectors
+from two_tower.models.losses import mean_pairwise_cosine
+from two_tower.models.mining import Vectors, find_negatives, mined_once
+from two_tower.models.negatives import Mined
+from two_tower.models.negatives_file import read_negatives
+from two_tower.models.phases import HARD, LABELLED, check_negatives, make_phases
+from two_tower.models.provenance import environment
+from two_tower.models.reduction import fit_reduction
+from two_tower.models.stacking import Done, RankingPart
+from two_tower.models.towers import TwoTower, choose_device, encode_rows
+from two_tower.models.tracking import Tracker, WandbOptions
+from two_tower.models.training import DevResult, Phase, TrainConfig, Trainer
+from two_tower.models.transformer import transformer_files
+from two_tower.models.transformer_encoding import TransformerTokenizer
 
 MINED = "negatives.safetensors"
 

@@ -5,10 +5,10 @@ from typing import Literal
 
 import numpy as np
 
-from models.bounds import check_least, check_positive
-from models.errors import ConfigError
-from models.examples import Batch
-from models.tokenizer import IntArray, TokenRows
+from two_tower.models.bounds import check_least, check_positive
+from two_tower.models.errors import ConfigError
+from two_tower.models.examples import Batch
+from two_tower.models.tokenizer import IntArray, TokenRows
 
 NOTHING_MASKED = np.zeros((0, 2), dtype=np.int64)
 

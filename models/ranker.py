@@ -4,12 +4,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from models.bundle_files import CROSS_SCORER, FUSION, parse_arrays
-from models.config import from_mapping
-from models.cross_scorer import CrossConfig, Padded, load_scorer, stage_features
-from models.errors import BundleError, ConfigError
-from models.fusion import Fusion
-from models.tokenizer import TokenRows
+from two_tower.models.bundle_files import CROSS_SCORER, FUSION, parse_arrays
+from two_tower.models.config import from_mapping
+from two_tower.models.cross_scorer import CrossConfig, Padded, load_scorer, stage_features
+from two_tower.models.errors import BundleError, ConfigError
+from two_tower.models.fusion import Fusion
+from two_tower.models.tokenizer import TokenRows
 
 FloatArray = npt.NDArray[np.float32]
 

@@ -9,17 +9,17 @@ import numpy.typing as npt
 import torch
 from safetensors.numpy import save as save_arrays
 
-from models.bundle_files import CROSS_SCORER, FUSION
-from models.candidates import CandidateLists, candidate_lists, joined
-from models.checkpoint import Arrays, Checkpoint, Progress, RunFolder
-from models.corpus import Corpus, Say
-from models.cross_scorer import CrossConfig, CrossScorer, scorer_arrays
-from models.cross_training import CrossTrainer, Reading, score_lists
-from models.encoding import normalized
-from models.fusion import Fusion, HybridWeights, fit_final, fit_hybrid
-from models.lexical import Bm25Index
-from models.mining import Vectors
-from models.tracking import Tracker
+from two_tower.models.bundle_files import CROSS_SCORER, FUSION
+from two_tower.models.candidates import CandidateLists, candidate_lists, joined
+from two_tower.models.checkpoint import Arrays, Checkpoint, Progress, RunFolder
+from two_tower.models.corpus import Corpus, Say
+from two_tower.models.cross_scorer import CrossConfig, CrossScorer, scorer_arrays
+from two_tower.models.cross_training import CrossTrainer, Reading, score_lists
+from two_tower.models.encoding import normalized
+from two_tower.models.fusion import Fusion, HybridWeights, fit_final, fit_hybrid
+from two_tower.models.lexical import Bm25Index
+from two_tower.models.mining import Vectors
+from two_tower.models.tracking import Tracker
 
 HELD_OUT = 0.1
 LIST_SIZE = 50

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.config import from_mapping, read_yaml, with_values
-from models.errors import ConfigError
+from two_tower.models.config import from_mapping, read_yaml, with_values
+from two_tower.models.errors import ConfigError
 
 if TYPE_CHECKING:
-    from models.training import TrainConfig
+    from two_tower.models.training import TrainConfig
 
 FOLDER = Path(__file__).parent / "recipes"
 
@@ -28,7 +28,9 @@ def read_config(config: str | None, flags: Mapping[str, Any]) -> "TrainConfig":
     Raises:
         ConfigError: there is no such file or recipe, a key is unknown or a value impossible.
     """
-    from models.training import TrainConfig  # with torch, which the list of recipes can do without
+    from two_tower.models.training import (
+        TrainConfig,  # with torch, which the list of recipes can do without
+    )
 
     return from_mapping(TrainConfig, with_values(_read(config), flags))
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.errors import ConfigError
-from models.tokens import Tokens
+from two_tower.models.errors import ConfigError
+from two_tower.models.tokens import Tokens
 
 BUCKET = 64
 """Rows that are read side by side; on a CPU 64 trains faster than 256 and wastes less padding."""

@@ -5,13 +5,13 @@ from typing import Any
 
 import torch
 
-from models.bundle_files import CONFIG, TOWERS, FloatArray
-from models.config import from_mapping
-from models.encoding import normalized
-from models.errors import BundleError, ConfigError
-from models.recurrent import RnnTower
-from models.tokenizer import TokenRows
-from models.towers import TowerConfig, encode_rows, make_tower
+from two_tower.models.bundle_files import CONFIG, TOWERS, FloatArray
+from two_tower.models.config import from_mapping
+from two_tower.models.encoding import normalized
+from two_tower.models.errors import BundleError, ConfigError
+from two_tower.models.recurrent import RnnTower
+from two_tower.models.tokenizer import TokenRows
+from two_tower.models.towers import TowerConfig, encode_rows, make_tower
 
 
 class RnnEncoder:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from models.encoding import normalized
-from models.errors import BundleError
+from two_tower.models.encoding import normalized
+from two_tower.models.errors import BundleError
 
 FloatArray = npt.NDArray[np.float32]
 

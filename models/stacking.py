@@ -14,21 +14,21 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from models.bundle import ModelBundle
-from models.candidates import CandidateLists
-from models.checkpoint import TEACHER, Checkpoint, Progress, RunFolder
-from models.corpus import Corpus, Say
-from models.data import Dataset
-from models.distillation import Lessons, read_once
-from models.errors import BundleError
-from models.examples import HardNegatives
-from models.lexical import Bm25Index
-from models.mining import Vectors
-from models.phases import labelled_phase
-from models.ranking import FoldVectors, RankingRun, Stand, TokenTable
-from models.towers import TwoTower, encode_rows, token_idf
-from models.tracking import Tracker
-from models.training import TrainConfig, train_quietly
+from two_tower.models.bundle import ModelBundle
+from two_tower.models.candidates import CandidateLists
+from two_tower.models.checkpoint import TEACHER, Checkpoint, Progress, RunFolder
+from two_tower.models.corpus import Corpus, Say
+from two_tower.models.data import Dataset
+from two_tower.models.distillation import Lessons, read_once
+from two_tower.models.errors import BundleError
+from two_tower.models.examples import HardNegatives
+from two_tower.models.lexical import Bm25Index
+from two_tower.models.mining import Vectors
+from two_tower.models.phases import labelled_phase
+from two_tower.models.ranking import FoldVectors, RankingRun, Stand, TokenTable
+from two_tower.models.towers import TwoTower, encode_rows, token_idf
+from two_tower.models.tracking import Tracker
+from two_tower.models.training import TrainConfig, train_quietly
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]

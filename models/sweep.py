@@ -19,13 +19,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from models.bundle_files import read_card
-from models.config import flatten, from_mapping, read_yaml, with_values
-from models.data import Dataset
-from models.errors import BundleError, ConfigError, TrainingError
-from models.files import write_bytes, write_json
-from models.pipeline import RunOptions, train_bundle
-from models.training import TrainConfig
+from two_tower.models.bundle_files import read_card
+from two_tower.models.config import flatten, from_mapping, read_yaml, with_values
+from two_tower.models.data import Dataset
+from two_tower.models.errors import BundleError, ConfigError, TrainingError
+from two_tower.models.files import write_bytes, write_json
+from two_tower.models.pipeline import RunOptions, train_bundle
+from two_tower.models.training import TrainConfig
 
 METRICS = ("recall@1", "recall@3", "recall@10", "recall@100", "mrr@10")
 DRAWS_PER_TRIAL = 100

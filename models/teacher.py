@@ -14,13 +14,13 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from models.bounds import check_least, check_positive
-from models.console import progress
-from models.encoding import Encoder, normalized
-from models.errors import ConfigError
-from models.files import write_bytes
-from models.tokenizer import TokenizerConfig
-from models.word2vec import random_vectors
+from two_tower.models.bounds import check_least, check_positive
+from two_tower.models.console import progress
+from two_tower.models.encoding import Encoder, normalized
+from two_tower.models.errors import ConfigError
+from two_tower.models.files import write_bytes
+from two_tower.models.tokenizer import TokenizerConfig
+from two_tower.models.word2vec import random_vectors
 
 SHARD = 4096
 WORD_START = "▁"
@@ -87,13 +87,18 @@ def open_teacher(name: str) -> Teacher:
         BundleError: the bundle is broken.
         ConfigError: there is no such model, or the extra is not installed.
     """
-    from models.bundle import ModelBundle
-    from models.bundle_files import CARD
+    from two_tower.models.bundle import ModelBundle
+    from two_tower.models.bundle_files import CARD
 
     if (Path(name) / CARD).is_file():
         return ModelBundle.load(name)
-    from models.transformer import open_transformer, transformer_files
-    from models.transformer_encoding import GRAPH, SETTINGS, TEXT, open_transformer_encoder
+    from two_tower.models.transformer import open_transformer, transformer_files
+    from two_tower.models.transformer_encoding import (
+        GRAPH,
+        SETTINGS,
+        TEXT,
+        open_transformer_encoder,
+    )
 
     tower, tokenizer = open_transformer(name, TokenizerConfig())
     files = transformer_files(tower, tokenizer, int8=True)

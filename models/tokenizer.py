@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import sentencepiece as spm
 
-from models.errors import BundleError, ConfigError, TrainingError
+from two_tower.models.errors import BundleError, ConfigError, TrainingError
 
 UNKNOWN_ID = 0
 BYTE_PIECES = 256

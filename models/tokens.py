@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.tokenizer import TokenRows
+from two_tower.models.tokenizer import TokenRows
 
 
 class Tokens(NamedTuple):

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.errors import ConfigError, TrainingError
-from models.recurrent import RnnConfig, RnnTower, TokenVectors
-from models.tokenizer import TokenRows
-from models.tokens import Tokens
+from two_tower.models.errors import ConfigError, TrainingError
+from two_tower.models.recurrent import RnnConfig, RnnTower, TokenVectors
+from two_tower.models.tokenizer import TokenRows
+from two_tower.models.tokens import Tokens
 
 ENCODE_BATCH = 1024
 TOKEN_PARAMETERS = ("vectors", "weights")

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Protocol, Self, get_args
 
-from models.errors import ConfigError, TrainingError
+from two_tower.models.errors import ConfigError, TrainingError
 
 METRICS = "metrics.jsonl"
 

@@ -8,30 +8,30 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from models.checkpoint import Arrays, Checkpoint, Progress, RunFolder, parts
-from models.console import progress as progress_bar
-from models.corpus import PrefixConfig
-from models.cross_scorer import CrossConfig
-from models.denoising import DenoisingConfig
-from models.errors import ConfigError, TrainingError
-from models.examples import Sampler, batches_per_epoch, epoch_batches
-from models.fusion import FusionConfig
-from models.gradients import backward
-from models.labelled import HardConfig, LabelledConfig
-from models.losses import Loss
-from models.optimizer import (
+from two_tower.models.checkpoint import Arrays, Checkpoint, Progress, RunFolder, parts
+from two_tower.models.console import progress as progress_bar
+from two_tower.models.corpus import PrefixConfig
+from two_tower.models.cross_scorer import CrossConfig
+from two_tower.models.denoising import DenoisingConfig
+from two_tower.models.errors import ConfigError, TrainingError
+from two_tower.models.examples import Sampler, batches_per_epoch, epoch_batches
+from two_tower.models.fusion import FusionConfig
+from two_tower.models.gradients import backward
+from two_tower.models.labelled import HardConfig, LabelledConfig
+from two_tower.models.losses import Loss
+from two_tower.models.optimizer import (
     MAX_GRADIENT_NORM,
     optimizer_arrays,
     rate_factor,
     restore_optimizer,
 )
-from models.pretrain import PretrainConfig
-from models.teacher import TeacherConfig
-from models.tokenizer import TokenizerConfig
-from models.towers import TowerConfig, TwoTower
-from models.tracking import Tracker
-from models.transformer import TransformerConfig
-from models.word2vec import Word2VecConfig
+from two_tower.models.pretrain import PretrainConfig
+from two_tower.models.teacher import TeacherConfig
+from two_tower.models.tokenizer import TokenizerConfig
+from two_tower.models.towers import TowerConfig, TwoTower
+from two_tower.models.tracking import Tracker
+from two_tower.models.transformer import TransformerConfig
+from two_tower.models.word2vec import Word2VecConfig
 
 COLLAPSED_COSINE = 0.95
 

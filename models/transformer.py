@@ -18,10 +18,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.errors import ConfigError
-from models.tokenizer import TokenizerConfig
-from models.tokens import Tokens
-from models.transformer_encoding import GRAPH, INPUT, MISSING, SETTINGS, TEXT, TransformerTokenizer
+from two_tower.models.errors import ConfigError
+from two_tower.models.tokenizer import TokenizerConfig
+from two_tower.models.tokens import Tokens
+from two_tower.models.transformer_encoding import (
+    GRAPH,
+    INPUT,
+    MISSING,
+    SETTINGS,
+    TEXT,
+    TransformerTokenizer,
+)
 
 ROWS_AT_ONCE = 32
 MODEL_FILE = "modules.json"

@@ -14,9 +14,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from models.encoding import normalized
-from models.errors import BundleError, ConfigError
-from models.tokenizer import CHARS_PER_TOKEN, TokenizerConfig, TokenRows, clean, token_rows
+from two_tower.models.encoding import normalized
+from two_tower.models.errors import BundleError, ConfigError
+from two_tower.models.tokenizer import (
+    CHARS_PER_TOKEN,
+    TokenizerConfig,
+    TokenRows,
+    clean,
+    token_rows,
+)
 
 FloatArray = npt.NDArray[np.float32]
 

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from models.bounds import check_least
-from models.encoding import normalized
-from models.tokenizer import IntArray, TokenRows
+from two_tower.models.bounds import check_least
+from two_tower.models.encoding import normalized
+from two_tower.models.tokenizer import IntArray, TokenRows
 
 FloatArray = npt.NDArray[np.float32]
 

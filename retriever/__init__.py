@@ -1,36 +1,26 @@
-"""The query side: search a collection that `ingest load` made.
+"""Searching: a collection that `ingest load` made, asked, measured, tuned and served.
 
-    from retriever import Retriever
-
-    with Retriever.open("python-docs", bundle="runs/demo/bundle") as engine:
-        hits = engine.search("parse a date from a string", k=10)
-
-Importing this package loads neither torch nor the engine; the first use of a name does.
+The names of `two_tower` (`Retriever`, `SearchSettings`, …) can be imported from here, too.
 """
 
 from typing import TYPE_CHECKING, Any
 
+import two_tower
+
 if TYPE_CHECKING:
-    from retriever.records import Hit, SearchResult
-    from retriever.search import Retriever
-    from retriever.settings import AnnSettings, SearchSettings
-    from retriever.settings_file import read_settings
+    from two_tower import (
+        AnnSettings,
+        Hit,
+        Retriever,
+        SearchResult,
+        SearchSettings,
+        read_settings,
+    )
 
 __all__ = ["AnnSettings", "Hit", "Retriever", "SearchResult", "SearchSettings", "read_settings"]
 
-_HOME = {
-    "AnnSettings": "retriever.settings",
-    "Hit": "retriever.records",
-    "Retriever": "retriever.search",
-    "SearchResult": "retriever.records",
-    "SearchSettings": "retriever.settings",
-    "read_settings": "retriever.settings_file",
-}
-
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'retriever' has no attribute {name!r}")
-    import importlib
-
-    return getattr(importlib.import_module(_HOME[name]), name)
+    if name not in __all__:
+        raise AttributeError(f"module 'two_tower.retriever' has no attribute {name!r}")
+    return getattr(two_tower, name)

@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from models.console import CommandGroup
-from retriever.commands_evaluate import evaluate
-from retriever.commands_serve import serve
-from retriever.commands_tune import tune
-from retriever.flags import Bundle, Name, Path_, Settings, Url
+from two_tower.models.console import CommandGroup
+from two_tower.retriever.commands_evaluate import evaluate
+from two_tower.retriever.commands_serve import serve
+from two_tower.retriever.commands_tune import tune
+from two_tower.retriever.flags import Bundle, Name, Path_, Settings, Url
 
 if TYPE_CHECKING:
-    from retriever.search import Retriever
+    from two_tower.retriever.search import Retriever
 
 app = typer.Typer(
     cls=CommandGroup,
@@ -56,8 +56,8 @@ def search(
     path: Path_ = None,
 ) -> None:
     """Search, best hits first; without a query, interactively."""
-    from retriever.filter_words import parse_filters
-    from retriever.session import Wishes, answer, answer_lines
+    from two_tower.retriever.filter_words import parse_filters
+    from two_tower.retriever.session import Wishes, answer, answer_lines
 
     with _open(name, bundle, settings, url, path) as retriever:
         chosen = parse_filters(filters or [], retriever.fields)
@@ -76,8 +76,8 @@ app.command()(serve)
 def _open(
     name: str, bundle: Path, settings: Path | None, url: str | None, path: Path | None
 ) -> "Retriever":
-    from retriever.search import Retriever
-    from retriever.settings_file import read_settings
+    from two_tower.retriever.search import Retriever
+    from two_tower.retriever.settings_file import read_settings
 
     chosen = None if settings is None else read_settings(settings)
     return Retriever.open(name, bundle=bundle, url=url, path=path, settings=chosen)

@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 from qdrant_client import models as qm
 
-from retriever.errors import CollectionMismatch
-from retriever.schema import CLUSTER
+from two_tower.retriever.errors import CollectionMismatch
+from two_tower.retriever.schema import CLUSTER
 
 if TYPE_CHECKING:
-    from retriever.schema import CollectionMetadata
+    from two_tower.retriever.schema import CollectionMetadata
 
 Floats = npt.NDArray[np.float32]
 PER_CLUSTER = 64

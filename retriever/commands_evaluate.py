@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from retriever.flags import Bundle, Name, Path_, Settings, Url
+from two_tower.retriever.flags import Bundle, Name, Path_, Settings, Url
 
 if TYPE_CHECKING:
-    from retriever.engine import Engine
-    from retriever.search import Retriever
+    from two_tower.retriever.engine import Engine
+    from two_tower.retriever.search import Retriever
 
 Data = Annotated[Path, typer.Argument(help="DATA folder with the judged queries.")]
 Out = Annotated[
@@ -65,15 +65,15 @@ def evaluate(
     path: Path_ = None,
 ) -> None:
     """Measure systems over the whole corpus: quality, what chance could do, time and size."""
-    from models.data import Dataset
-    from retriever.contrast import find_contrasts
-    from retriever.engine import connect
-    from retriever.evaluate import Judging, measure_all
-    from retriever.report import to_markdown
-    from retriever.report_files import write_report
-    from retriever.settings import SearchSettings
-    from retriever.settings_file import read_settings
-    from retriever.systems import choose_systems, run_system
+    from two_tower.models.data import Dataset
+    from two_tower.retriever.contrast import find_contrasts
+    from two_tower.retriever.engine import connect
+    from two_tower.retriever.evaluate import Judging, measure_all
+    from two_tower.retriever.report import to_markdown
+    from two_tower.retriever.report_files import write_report
+    from two_tower.retriever.settings import SearchSettings
+    from two_tower.retriever.settings_file import read_settings
+    from two_tower.retriever.systems import choose_systems, run_system
 
     dataset = Dataset.open(data)
     words = None if systems is None else [word.strip() for word in systems.split(",")]
@@ -106,8 +106,8 @@ def _others(engine: "Engine", words: Sequence[str], bundle: Path) -> "dict[str, 
 
 
 def _open(engine: "Engine", name: str, bundle: Path) -> "Retriever":
-    from models.bundle import ModelBundle
-    from retriever.search import Retriever
-    from retriever.settings import SearchSettings
+    from two_tower.models.bundle import ModelBundle
+    from two_tower.retriever.search import Retriever
+    from two_tower.retriever.settings import SearchSettings
 
     return Retriever(engine, name, ModelBundle.load(bundle), settings=SearchSettings())

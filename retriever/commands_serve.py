@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
-from retriever.errors import ConfigError, EngineUnavailable
-from retriever.flags import Bundle, Name, Path_, Settings, Url
-from retriever.service_config import KEY_VARIABLE, Limits, ServiceConfig, read_key
-from retriever.settings import SearchSettings
-from retriever.settings_file import read_settings
+from two_tower.retriever.errors import ConfigError, EngineUnavailable
+from two_tower.retriever.flags import Bundle, Name, Path_, Settings, Url
+from two_tower.retriever.service_config import KEY_VARIABLE, Limits, ServiceConfig, read_key
+from two_tower.retriever.settings import SearchSettings
+from two_tower.retriever.settings_file import read_settings
 
 DEFAULTS = Limits()
 BACKLOG = 2048
@@ -84,13 +84,13 @@ def run(config: ServiceConfig, *, host: str, port: int) -> None:
     try:
         import uvicorn
 
-        from retriever.service import create_app
+        from two_tower.retriever.service import create_app
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"retriever serve needs {error.name}, which is not installed; "
             "run: pip install 'two-tower-search[serve]'"
         ) from None
-    from retriever.service_backend import Backend
+    from two_tower.retriever.service_backend import Backend
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from retriever.flags import Bundle, Name, Path_, Url
-from retriever.goals import DEFAULT_GOAL
+from two_tower.retriever.flags import Bundle, Name, Path_, Url
+from two_tower.retriever.goals import DEFAULT_GOAL
 
 if TYPE_CHECKING:
-    from retriever.tune import Tuning
+    from two_tower.retriever.tune import Tuning
 
 Data = Annotated[Path, typer.Argument(help="DATA folder with the judged queries.")]
 Out = Annotated[Path, typer.Option(help="Folder for tune.html, tune.csv, settings.yaml, plots.")]
@@ -60,16 +60,16 @@ def tune(
     are tried in one scratch copy, NAME--tune-…, which is dropped in the end. Exit code 1 where no
     setting meets the goal; the report is written all the same.
     """
-    from models.bundle import ModelBundle
-    from models.data import Dataset
-    from retriever import tune as tuning
-    from retriever.engine import connect
-    from retriever.goals import parse_goal
-    from retriever.search import Retriever
-    from retriever.settings import SearchSettings
-    from retriever.tune_grid import parse_sweeps
-    from retriever.tune_html import write_tuning
-    from retriever.tune_measure import choose_queries
+    from two_tower.models.bundle import ModelBundle
+    from two_tower.models.data import Dataset
+    from two_tower.retriever import tune as tuning
+    from two_tower.retriever.engine import connect
+    from two_tower.retriever.goals import parse_goal
+    from two_tower.retriever.search import Retriever
+    from two_tower.retriever.settings import SearchSettings
+    from two_tower.retriever.tune_grid import parse_sweeps
+    from two_tower.retriever.tune_html import write_tuning
+    from two_tower.retriever.tune_measure import choose_queries
 
     wanted, extent = parse_goal(goal), tuning.Extent(parse_sweeps(sweeps), passages)
     judged = choose_queries(Dataset.open(data), split, count=queries)
@@ -86,8 +86,8 @@ def tune(
 
 def _show(found: "Tuning", out: Path) -> None:
     """Print table and verdict; what is to be doubted goes to stderr."""
-    from retriever.report import markdown_table
-    from retriever.tune_report import LEGEND, doubts, remark, table_rows, ties, verdict
+    from two_tower.retriever.report import markdown_table
+    from two_tower.retriever.tune_report import LEGEND, doubts, remark, table_rows, ties, verdict
 
     typer.echo(f"{markdown_table(table_rows(found))}\n\n{LEGEND}")
     if said := remark(found):

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from models.data import Passage, Query
-from retriever.errors import ConfigError
-from retriever.evaluate import Evaluation
+from two_tower.models.data import Passage, Query
+from two_tower.retriever.errors import ConfigError
+from two_tower.retriever.evaluate import Evaluation
 
 MEASURE = "ndcg@10"
 EACH_WAY = 5

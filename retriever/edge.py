@@ -13,11 +13,11 @@ import qdrant_edge as edge
 from qdrant_client import models as qm
 from qdrant_client.http.models import QueryResponse
 
-from retriever import edge_types
-from retriever.edge_collections import EdgeCollections
-from retriever.engine_points import AnyPoint
-from retriever.engine_scores import Scored
-from retriever.errors import EngineError
+from two_tower.retriever import edge_types
+from two_tower.retriever.edge_collections import EdgeCollections
+from two_tower.retriever.engine_points import AnyPoint
+from two_tower.retriever.engine_scores import Scored
+from two_tower.retriever.errors import EngineError
 
 DONE = qm.UpdateResult(status=qm.UpdateStatus.COMPLETED)
 

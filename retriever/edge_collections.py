@@ -14,10 +14,10 @@ from typing import Any
 import qdrant_edge as edge
 from qdrant_client import models as qm
 
-from retriever import edge_config, edge_types
-from retriever.edge_folder import EdgeFolder, write_json
-from retriever.errors import CollectionNotFound, EngineError
-from retriever.snapshot_files import SnapshotFile, folder_files, write_folder
+from two_tower.retriever import edge_config, edge_types
+from two_tower.retriever.edge_folder import EdgeFolder, write_json
+from two_tower.retriever.errors import CollectionNotFound, EngineError
+from two_tower.retriever.snapshot_files import SnapshotFile, folder_files, write_folder
 
 OPTIMIZE = (
     "import sys, qdrant_edge as e; s = e.EdgeShard.load(sys.argv[1]); s.optimize(); s.close()"

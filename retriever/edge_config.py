@@ -10,8 +10,8 @@ import qdrant_edge as edge
 from pydantic import BaseModel
 from qdrant_client import models as qm
 
-from retriever.edge_types import DISTANCES, only, unsupported
-from retriever.errors import EngineError
+from two_tower.retriever.edge_types import DISTANCES, only, unsupported
+from two_tower.retriever.errors import EngineError
 
 HNSW = qm.HnswConfig(m=16, ef_construct=100, full_scan_threshold=10_000)
 OPTIMIZERS = qm.OptimizersConfig(default_segment_number=0, flush_interval_sec=0)

@@ -16,7 +16,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from retriever.errors import CollectionNotFound, EngineError, EngineLocked, EngineUnavailable
+from two_tower.retriever.errors import (
+    CollectionNotFound,
+    EngineError,
+    EngineLocked,
+    EngineUnavailable,
+)
 
 LEAST_FREE = 64_000_000
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,199}")

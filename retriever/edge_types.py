@@ -13,8 +13,8 @@ import qdrant_edge as edge
 from pydantic import BaseModel
 from qdrant_client import models as qm
 
-from retriever.engine_points import AnyPoint
-from retriever.errors import EngineError
+from two_tower.retriever.engine_points import AnyPoint
+from two_tower.retriever.errors import EngineError
 
 DISTANCES = {
     qm.Distance.COSINE: edge.Distance.Cosine,

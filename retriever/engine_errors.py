@@ -13,7 +13,7 @@ from qdrant_client.http.exceptions import (
     UnexpectedResponse,
 )
 
-from retriever.errors import (
+from two_tower.retriever.errors import (
     CertificateRefused,
     CollectionNotFound,
     EngineBusy,

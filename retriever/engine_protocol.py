@@ -8,9 +8,9 @@ from qdrant_client import models as qm
 from qdrant_client.conversions.common_types import AliasOperations
 from qdrant_client.http.models import QueryResponse  # the name in qm is fastembed's
 
-from retriever.engine_points import AnyPoint
-from retriever.engine_scores import Scored
-from retriever.snapshot_files import SnapshotFile
+from two_tower.retriever.engine_points import AnyPoint
+from two_tower.retriever.engine_scores import Scored
+from two_tower.retriever.snapshot_files import SnapshotFile
 
 PayloadIndex = qm.PayloadSchemaType | qm.TextIndexParams
 Vectors = Mapping[str, qm.VectorParams]

@@ -21,7 +21,13 @@ and exit code 1. A caller's bug is a plain `ValueError`.
         VerificationFailed   what is in the collection is not what DATA says
 """
 
-from models.errors import BundleError, ConfigError, DataError, TrainingError, TwoTowerError
+from two_tower.models.errors import (
+    BundleError,
+    ConfigError,
+    DataError,
+    TrainingError,
+    TwoTowerError,
+)
 
 __all__ = [
     "BundleError",

@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from models.console import progress
-from models.data import Dataset, Qrel, Query
-from models.provenance import commit
-from retriever.errors import ConfigError, DataError
-from retriever.measures import DEPTH, Rankings, Values, answerable, per_query
-from retriever.search import Retriever
-from retriever.significance import Comparison, bootstrap_intervals, compare
-from retriever.systems import Started, System
+from two_tower.models.console import progress
+from two_tower.models.data import Dataset, Qrel, Query
+from two_tower.models.provenance import commit
+from two_tower.retriever.errors import ConfigError, DataError
+from two_tower.retriever.measures import DEPTH, Rankings, Values, answerable, per_query
+from two_tower.retriever.search import Retriever
+from two_tower.retriever.significance import Comparison, bootstrap_intervals, compare
+from two_tower.retriever.systems import Started, System
 
 DEFAULT_BASELINE = "bm25"
 TIMED_QUERIES = 200

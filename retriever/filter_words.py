@@ -6,8 +6,8 @@ from typing import Any
 
 from qdrant_client import models as qm
 
-from retriever.errors import QueryError
-from retriever.filters import Fields
+from two_tower.retriever.errors import QueryError
+from two_tower.retriever.filters import Fields
 
 WORD = re.compile(r"(?P<field>[^=<>~]+)(?P<sign>>=|<=|=|>|<|~)(?P<value>.*)", re.DOTALL)
 BOUNDS = {">=": "gte", ">": "gt", "<=": "lte", "<": "lt"}

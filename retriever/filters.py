@@ -17,8 +17,8 @@ from typing import Any
 
 from qdrant_client import models as qm
 
-from retriever.errors import QueryError
-from retriever.ready_filters import no_index, require_declared
+from two_tower.retriever.errors import QueryError
+from two_tower.retriever.ready_filters import no_index, require_declared
 
 FilterLike = Mapping[str, Any] | qm.Filter
 Fields = Mapping[str, qm.PayloadSchemaType]

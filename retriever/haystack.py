@@ -1,12 +1,12 @@
 """Haystack's view of a `Retriever`; needs `pip install two-tower-search[haystack]`.
 
 Example:
-    from retriever.haystack import TwoTowerRetriever
+    from two_tower.retriever.haystack import TwoTowerRetriever
 
     documents = TwoTowerRetriever("msmarco", bundle="BUNDLE").run("what is rba")["documents"]
 
 Haystack reads a pipeline back only from modules that it is told to trust:
-`Pipeline.loads(text, allowed_modules=["retriever.haystack"])`.
+`Pipeline.loads(text, allowed_modules=["two_tower.retriever.haystack"])`.
 """
 
 from typing import Any
@@ -18,8 +18,8 @@ except ImportError as error:
         "retriever.haystack needs Haystack; run: pip install 'two-tower-search[haystack]'"
     ) from error
 
-from retriever.records import Hit
-from retriever.search import Retriever
+from two_tower.retriever.records import Hit
+from two_tower.retriever.search import Retriever
 
 
 @component

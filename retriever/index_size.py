@@ -3,11 +3,11 @@
 from itertools import islice
 from typing import Any
 
-from models.lexical import Bm25Config, Bm25Encoder
-from retriever.options import CollectionOptions
-from retriever.schema import BM25, DENSE
-from retriever.search import Retriever
-from retriever.settings import SearchSettings
+from two_tower.models.lexical import Bm25Config, Bm25Encoder
+from two_tower.retriever.options import CollectionOptions
+from two_tower.retriever.schema import BM25, DENSE
+from two_tower.retriever.search import Retriever
+from two_tower.retriever.settings import SearchSettings
 
 SAMPLE = 1000
 FLOAT_BYTES = 4

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from qdrant_client import models as qm
 
-from retriever.errors import ConfigError
+from two_tower.retriever.errors import ConfigError
 
 if TYPE_CHECKING:
-    from retriever.engine_protocol import PayloadIndex
+    from two_tower.retriever.engine_protocol import PayloadIndex
 
 PLAIN_FIELD = re.compile(r"[A-Za-z0-9_\-]+")
 ALWAYS = ("text", "url")

@@ -1,7 +1,7 @@
 """LangChain's view of a `Retriever`; needs `pip install two-tower-search[langchain]`.
 
 Example:
-    from retriever.langchain import TwoTowerRetriever
+    from two_tower.retriever.langchain import TwoTowerRetriever
 
     documents = TwoTowerRetriever(retriever=Retriever.open("msmarco"), k=5).invoke("what is rba")
 """
@@ -17,8 +17,8 @@ except ImportError as error:
         "retriever.langchain needs LangChain; run: pip install 'two-tower-search[langchain]'"
     ) from error
 
-from retriever.records import Hit
-from retriever.search import Retriever
+from two_tower.retriever.records import Hit
+from two_tower.retriever.search import Retriever
 
 
 class TwoTowerRetriever(BaseRetriever):

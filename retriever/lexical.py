@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from models.data import Passage
-from models.lexical import Analyzer, Bm25Config
+from two_tower.models.data import Passage
+from two_tower.models.lexical import Analyzer, Bm25Config
 
 
 class TfidfIndex:

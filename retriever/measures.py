@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from ir_measures import AP, RR, R, nDCG
 
-from models.data import Qrel, Query
-from retriever.records import Run
+from two_tower.models.data import Qrel, Query
+from two_tower.retriever.records import Run
 
 DEPTH = 100
 MEASURES = {

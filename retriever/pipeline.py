@@ -14,18 +14,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from qdrant_client import models as qm
 
-from retriever.budget import LAST_STEP, Costs, Stopwatch
-from retriever.clusters import Centroids
-from retriever.cross import CROSS, CrossReader, readable, window_ids
-from retriever.diversity import at_most_per_group, mmr
-from retriever.engine import Engine
-from retriever.engine_scores import scored
-from retriever.queries import QueryEncoder
-from retriever.records import Hit, SearchResult
-from retriever.rerank import RERANK
-from retriever.schema import DENSE
-from retriever.settings import AnnSettings, SearchSettings
-from retriever.stages import (
+from two_tower.retriever.budget import LAST_STEP, Costs, Stopwatch
+from two_tower.retriever.clusters import Centroids
+from two_tower.retriever.cross import CROSS, CrossReader, readable, window_ids
+from two_tower.retriever.diversity import at_most_per_group, mmr
+from two_tower.retriever.engine import Engine
+from two_tower.retriever.engine_scores import scored
+from two_tower.retriever.queries import QueryEncoder
+from two_tower.retriever.records import Hit, SearchResult
+from two_tower.retriever.rerank import RERANK
+from two_tower.retriever.schema import DENSE
+from two_tower.retriever.settings import AnnSettings, SearchSettings
+from two_tower.retriever.stages import (
     Candidates,
     Ranking,
     Winner,

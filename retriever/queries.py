@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from models.lexical import Bm25Encoder
-from retriever.errors import QueryError
-from retriever.schema import BM25, DENSE, pca_name, point_id
-from retriever.stages import QueryVectors
+from two_tower.models.lexical import Bm25Encoder
+from two_tower.retriever.errors import QueryError
+from two_tower.retriever.schema import BM25, DENSE, pca_name, point_id
+from two_tower.retriever.stages import QueryVectors
 
 if TYPE_CHECKING:
-    from models.bundle import ModelBundle
+    from two_tower.models.bundle import ModelBundle
 
 MAX_QUERY_CHARS = 10_000
 REMEMBERED = 512

@@ -10,7 +10,7 @@ from typing import Any
 
 from qdrant_client import models as qm
 
-from retriever.errors import QueryError
+from two_tower.retriever.errors import QueryError
 
 Kind = qm.PayloadSchemaType
 EXACT = frozenset({Kind.KEYWORD, Kind.UUID, Kind.INTEGER, Kind.BOOL})

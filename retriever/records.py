@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from models.data import Passage, Qrel, Query
+from two_tower.models.data import Passage, Qrel, Query
 
 __all__ = ["Hit", "Passage", "Qrel", "Query", "Run", "SearchResult", "Stage"]
 

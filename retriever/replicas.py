@@ -2,8 +2,8 @@
 
 from qdrant_client import models as qm
 
-from retriever.engine_protocol import Engine
-from retriever.errors import EngineError
+from two_tower.retriever.engine_protocol import Engine
+from two_tower.retriever.errors import EngineError
 
 ALL = qm.ReadConsistencyType.ALL
 

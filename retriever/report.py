@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from retriever.evaluate import Report, SystemResult
-from retriever.index_size import HOW
-from retriever.significance import ALPHA, PERMUTATIONS, Comparison
+from two_tower.retriever.evaluate import Report, SystemResult
+from two_tower.retriever.index_size import HOW
+from two_tower.retriever.significance import ALPHA, PERMUTATIONS, Comparison
 
 BETTER, WORSE, ALIKE = "▲", "▼", " "
 UNKNOWN = "-"

@@ -11,13 +11,13 @@ import json
 import re
 from pathlib import Path
 
-from models.files import write_bytes
-from retriever.contrast import Contrasts
-from retriever.evaluate import Evaluation, Report
-from retriever.report import to_markdown
-from retriever.report_html import to_html
-from retriever.systems import GIVEN
-from retriever.trec import write_run
+from two_tower.models.files import write_bytes
+from two_tower.retriever.contrast import Contrasts
+from two_tower.retriever.evaluate import Evaluation, Report
+from two_tower.retriever.report import to_markdown
+from two_tower.retriever.report_html import to_html
+from two_tower.retriever.systems import GIVEN
+from two_tower.retriever.trec import write_run
 
 
 def write_report(evaluation: Evaluation, contrasts: Contrasts, folder: Path) -> None:

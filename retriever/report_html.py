@@ -4,9 +4,9 @@ import html
 import re
 from collections.abc import Mapping, Sequence
 
-from retriever.contrast import MEASURE, Column, Contrast, Contrasts, Found
-from retriever.evaluate import Report
-from retriever.plots import (
+from two_tower.retriever.contrast import MEASURE, Column, Contrast, Contrasts, Found
+from two_tower.retriever.evaluate import Report
+from two_tower.retriever.plots import (
     Interval,
     Point,
     interval_plot,
@@ -14,8 +14,8 @@ from retriever.plots import (
     line_plot,
     scatter_plot,
 )
-from retriever.report import caption, comparison_rows, legend, notes, result_rows
-from retriever.terminal import printable
+from two_tower.retriever.report import caption, comparison_rows, legend, notes, result_rows
+from two_tower.retriever.terminal import printable
 
 DEPTHS = {"recall@1": 1, "recall@3": 3, "recall@10": 10, "recall@100": 100}
 LONGEST_TEXT = 600

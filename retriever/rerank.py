@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from qdrant_client import models as qm
 
-from retriever.schema import DENSE
+from two_tower.retriever.schema import DENSE
 
 RERANK = "rerank"
 

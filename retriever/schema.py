@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 from qdrant_client import models as qm
 
-from models.data import Passage
-from retriever.errors import CollectionMismatch, ConfigError, DataError
-from retriever.indexes import TEXT_INDEX
-from retriever.options import DISTANCES, CollectionOptions
+from two_tower.models.data import Passage
+from two_tower.retriever.errors import CollectionMismatch, ConfigError, DataError
+from two_tower.retriever.indexes import TEXT_INDEX
+from two_tower.retriever.options import DISTANCES, CollectionOptions
 
 if TYPE_CHECKING:
-    from retriever.engine_protocol import Engine, PayloadIndex
+    from two_tower.retriever.engine_protocol import Engine, PayloadIndex
 
 FORMAT = "two-tower-search/1"
 DENSE = "dense"

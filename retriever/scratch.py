@@ -16,13 +16,19 @@ from typing import Any
 import numpy as np
 from qdrant_client import models as qm
 
-from models.console import progress
-from retriever.clusters import Centroids
-from retriever.engine import Engine
-from retriever.errors import EngineError, EngineLocked
-from retriever.options import CollectionOptions
-from retriever.schema import CLUSTER, DENSE, base_name, read_metadata
-from retriever.scratch_points import Contents, fit_centroids, in_batches, named, read_points
+from two_tower.models.console import progress
+from two_tower.retriever.clusters import Centroids
+from two_tower.retriever.engine import Engine
+from two_tower.retriever.errors import EngineError, EngineLocked
+from two_tower.retriever.options import CollectionOptions
+from two_tower.retriever.schema import CLUSTER, DENSE, base_name, read_metadata
+from two_tower.retriever.scratch_points import (
+    Contents,
+    fit_centroids,
+    in_batches,
+    named,
+    read_points,
+)
 
 MARK = "--tune-"
 OWNER = "tune"  # in the metadata: who made the copy, and when it was last heard of

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from qdrant_client import models as qm
 
-from retriever.clusters import Centroids, sample_size
-from retriever.engine import Engine
-from retriever.schema import BM25, DENSE, read_metadata
+from two_tower.retriever.clusters import Centroids, sample_size
+from two_tower.retriever.engine import Engine
+from two_tower.retriever.schema import BM25, DENSE, read_metadata
 
 PAGE = 256
 BATCH_BYTES = 8 * 2**20

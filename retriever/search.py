@@ -9,20 +9,26 @@ from typing import TYPE_CHECKING, Any
 
 from qdrant_client import models as qm
 
-from models.lexical import Bm25Config, Bm25Encoder
-from retriever.bundles import load_bundle
-from retriever.clusters import Centroids
-from retriever.engine import Engine, connect
-from retriever.errors import CollectionMismatch, QueryError
-from retriever.filters import FilterLike, both, field_types, to_filter
-from retriever.pipeline import Order, Pipeline
-from retriever.queries import MAX_QUERY_CHARS, QueryEncoder, Rewriter, check_query, point_of
-from retriever.records import Hit, Passage, SearchResult
-from retriever.schema import DENSE, base_name, from_payload, read_metadata
-from retriever.settings import SearchSettings, require_possible
+from two_tower.models.lexical import Bm25Config, Bm25Encoder
+from two_tower.retriever.bundles import load_bundle
+from two_tower.retriever.clusters import Centroids
+from two_tower.retriever.engine import Engine, connect
+from two_tower.retriever.errors import CollectionMismatch, QueryError
+from two_tower.retriever.filters import FilterLike, both, field_types, to_filter
+from two_tower.retriever.pipeline import Order, Pipeline
+from two_tower.retriever.queries import (
+    MAX_QUERY_CHARS,
+    QueryEncoder,
+    Rewriter,
+    check_query,
+    point_of,
+)
+from two_tower.retriever.records import Hit, Passage, SearchResult
+from two_tower.retriever.schema import DENSE, base_name, from_payload, read_metadata
+from two_tower.retriever.settings import SearchSettings, require_possible
 
 if TYPE_CHECKING:
-    from models.bundle import ModelBundle
+    from two_tower.models.bundle import ModelBundle
 
 __all__ = ["MAX_QUERY_CHARS", "QUERIES_PER_REQUEST", "Retriever", "check_query"]
 

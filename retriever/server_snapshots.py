@@ -16,8 +16,8 @@ import httpx
 from qdrant_client import QdrantClient
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
-from retriever.errors import DataError, EngineError
-from retriever.snapshot_files import CHUNK, SnapshotFile
+from two_tower.retriever.errors import DataError, EngineError
+from two_tower.retriever.snapshot_files import CHUNK, SnapshotFile
 
 SNAPSHOT = "collection.snapshot"
 LONG_S = 3600.0  # a server may take minutes to write a snapshot or to take one in

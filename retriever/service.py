@@ -26,16 +26,16 @@ from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
-from models.errors import TwoTowerError
-from retriever import service_bodies as bodies
-from retriever.filter_words import parse_filters
-from retriever.filters import FilterLike
-from retriever.records import SearchResult
-from retriever.search import Retriever
-from retriever.service_backend import Backend
-from retriever.service_errors import INTERNAL, Failure, ServiceFailure, failure_of
-from retriever.service_guards import BearerKey, BodyLimit, SecurityHeaders
-from retriever.service_metrics import Measured, Metrics
+from two_tower.models.errors import TwoTowerError
+from two_tower.retriever import service_bodies as bodies
+from two_tower.retriever.filter_words import parse_filters
+from two_tower.retriever.filters import FilterLike
+from two_tower.retriever.records import SearchResult
+from two_tower.retriever.search import Retriever
+from two_tower.retriever.service_backend import Backend
+from two_tower.retriever.service_errors import INTERNAL, Failure, ServiceFailure, failure_of
+from two_tower.retriever.service_guards import BearerKey, BodyLimit, SecurityHeaders
+from two_tower.retriever.service_metrics import Measured, Metrics
 
 PAGE = Path(__file__).parent / "page"
 OPEN_PATHS = ("/", "/page/", "/health", "/openapi.json")

@@ -7,17 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
-from models.bundle import ModelBundle
-from retriever.cross import CROSS
-from retriever.engine import Engine, EngineAddress, connect
-from retriever.errors import CollectionMismatch, EngineError, EngineUnavailable
-from retriever.records import SearchResult
-from retriever.schema import read_metadata
-from retriever.search import Retriever
-from retriever.service_batches import MOST_TOGETHER, Batches, Question
-from retriever.service_config import Limits, ServiceConfig
-from retriever.service_errors import OVERLOADED, TIMED_OUT, ServiceFailure
-from retriever.settings import SearchSettings
+from two_tower.models.bundle import ModelBundle
+from two_tower.retriever.cross import CROSS
+from two_tower.retriever.engine import Engine, EngineAddress, connect
+from two_tower.retriever.errors import CollectionMismatch, EngineError, EngineUnavailable
+from two_tower.retriever.records import SearchResult
+from two_tower.retriever.schema import read_metadata
+from two_tower.retriever.search import Retriever
+from two_tower.retriever.service_batches import MOST_TOGETHER, Batches, Question
+from two_tower.retriever.service_config import Limits, ServiceConfig
+from two_tower.retriever.service_errors import OVERLOADED, TIMED_OUT, ServiceFailure
+from two_tower.retriever.settings import SearchSettings
 
 T = TypeVar("T")
 EXAMPLES = 4

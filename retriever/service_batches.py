@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, NamedTuple, TypeVar
 
-from retriever.errors import EngineError
-from retriever.records import SearchResult
+from two_tower.retriever.errors import EngineError
+from two_tower.retriever.records import SearchResult
 
 T = TypeVar("T")
 MOST_TOGETHER = 8

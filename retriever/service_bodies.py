@@ -6,11 +6,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from retriever.records import Hit, SearchResult
-from retriever.schema import RESERVED, point_id
-from retriever.service_errors import Failure, ServiceFailure
-from retriever.settings import MOST_CROSS_CANDIDATES, SearchSettings
-from retriever.snippets import Segment, highlight, snippet
+from two_tower.retriever.records import Hit, SearchResult
+from two_tower.retriever.schema import RESERVED, point_id
+from two_tower.retriever.service_errors import Failure, ServiceFailure
+from two_tower.retriever.settings import MOST_CROSS_CANDIDATES, SearchSettings
+from two_tower.retriever.snippets import Segment, highlight, snippet
 
 LONGEST_QUERY = 10_000
 MOST_PER_GROUP = 1_000

@@ -4,8 +4,8 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from retriever.errors import ConfigError
-from retriever.settings import SearchSettings
+from two_tower.retriever.errors import ConfigError
+from two_tower.retriever.settings import SearchSettings
 
 KEY_VARIABLE = "TWO_TOWER_SERVICE_KEY"
 SHORTEST_KEY = 8

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from starlette.responses import JSONResponse
 
-from retriever.errors import (
+from two_tower.retriever.errors import (
     CollectionMismatch,
     CollectionNotFound,
     ConfigError,

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from retriever.service_errors import UNAUTHORIZED, Failure
+from two_tower.retriever.service_errors import UNAUTHORIZED, Failure
 
 # The page is three files of our own: nothing inline, nothing from elsewhere.
 CONTENT_SECURITY_POLICY = "; ".join(

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from retriever.errors import TwoTowerError
-from retriever.terminal import Look, show_result
+from two_tower.retriever.errors import TwoTowerError
+from two_tower.retriever.terminal import Look, show_result
 
 if TYPE_CHECKING:
-    from retriever.search import Retriever
+    from two_tower.retriever.search import Retriever
 
 PROMPT = "search> "
 GREETING = "One query per line; Ctrl-D ends."

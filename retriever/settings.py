@@ -8,9 +8,9 @@ from typing import Literal
 
 from qdrant_client import models as qm
 
-from retriever.errors import ConfigError
-from retriever.options import CollectionOptions
-from retriever.schema import BM25, DENSE, pca_name
+from two_tower.retriever.errors import ConfigError
+from two_tower.retriever.options import CollectionOptions
+from two_tower.retriever.schema import BM25, DENSE, pca_name
 
 FIELD = re.compile(r"[A-Za-z0-9_-]+")
 DEFAULT_LEGS: Mapping[str, int] = MappingProxyType({"dense": 100, "bm25": 100})

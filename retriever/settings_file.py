@@ -14,10 +14,10 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from models.config import from_mapping, read_yaml
-from retriever.errors import ConfigError
-from retriever.options import CollectionOptions
-from retriever.settings import SearchSettings
+from two_tower.models.config import from_mapping, read_yaml
+from two_tower.retriever.errors import ConfigError
+from two_tower.retriever.options import CollectionOptions
+from two_tower.retriever.settings import SearchSettings
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from retriever.measures import Values
+from two_tower.retriever.measures import Values
 
 RESAMPLES = 2000
 PERMUTATIONS = 10_000

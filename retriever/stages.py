@@ -7,17 +7,17 @@ import numpy as np
 import numpy.typing as npt
 from qdrant_client import models as qm
 
-from retriever import fusion
-from retriever.clusters import Centroids
-from retriever.engine_scores import Scored
-from retriever.filters import both
-from retriever.records import Stage
-from retriever.rerank import RERANK, query_tower_request, request, rescored
-from retriever.schema import BM25, DENSE
-from retriever.settings import AnnSettings, SearchSettings
+from two_tower.retriever import fusion
+from two_tower.retriever.clusters import Centroids
+from two_tower.retriever.engine_scores import Scored
+from two_tower.retriever.filters import both
+from two_tower.retriever.records import Stage
+from two_tower.retriever.rerank import RERANK, query_tower_request, request, rescored
+from two_tower.retriever.schema import BM25, DENSE
+from two_tower.retriever.settings import AnnSettings, SearchSettings
 
 if TYPE_CHECKING:
-    from models.fusion import HybridWeights
+    from two_tower.models.fusion import HybridWeights
 
 LEXICAL = frozenset({"bm25", "tfidf"})
 TOWER_WEIGHT = 15.0

@@ -5,16 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from models.data import Query
-from models.lexical import Bm25Config
-from retriever.cross import CROSS
-from retriever.errors import ConfigError
-from retriever.index_size import index_mb, matrix_mb
-from retriever.lexical import RankBm25Index, TfidfIndex
-from retriever.measures import DEPTH
-from retriever.search import Retriever
-from retriever.settings import SearchSettings
-from retriever.trec import read_run
+from two_tower.models.data import Query
+from two_tower.models.lexical import Bm25Config
+from two_tower.retriever.cross import CROSS
+from two_tower.retriever.errors import ConfigError
+from two_tower.retriever.index_size import index_mb, matrix_mb
+from two_tower.retriever.lexical import RankBm25Index, TfidfIndex
+from two_tower.retriever.measures import DEPTH
+from two_tower.retriever.search import Retriever
+from two_tower.retriever.settings import SearchSettings
+from two_tower.retriever.trec import read_run
 
 GIVEN = "run "
 """What the source of a system begins with that was read from a file."""
@@ -173,7 +173,7 @@ def _engine_system(name: str, part: str, retriever: Retriever) -> System:
 
 
 def _settings_system(name: str, file: Path, retriever: Retriever) -> System:
-    from retriever.settings_file import read_settings
+    from two_tower.retriever.settings_file import read_settings
 
     settings = read_settings(file)
     retriever.with_settings(settings)  # unknown legs are found now, not after an hour

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from retriever.cross import CROSS
-from retriever.records import Hit, SearchResult
-from retriever.snippets import Segment, snippet
+from two_tower.retriever.cross import CROSS
+from two_tower.retriever.records import Hit, SearchResult
+from two_tower.retriever.snippets import Segment, snippet
 
 WIDEST, NARROWEST = 100, 40
 BAR_CELLS = 10

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from retriever.errors import DataError
-from retriever.measures import Rankings
+from two_tower.retriever.errors import DataError
+from two_tower.retriever.measures import Rankings
 
 COLUMNS = "query_id Q0 passage_id rank score tag"
 BREAKS = ("\t", "\n", "\r")

@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 
-from retriever.engine import Engine
-from retriever.engine_protocol import is_embedded
-from retriever.goals import OF_EXACT, Goal
-from retriever.options import CollectionOptions
-from retriever.schema import DENSE
-from retriever.scratch import Scratch, clear_leftovers, scratch_copy, wait_until_green
-from retriever.scratch_points import Contents
-from retriever.search import Retriever
-from retriever.settings import SearchSettings
-from retriever.tune_choice import (
+from two_tower.retriever.engine import Engine
+from two_tower.retriever.engine_protocol import is_embedded
+from two_tower.retriever.goals import OF_EXACT, Goal
+from two_tower.retriever.options import CollectionOptions
+from two_tower.retriever.schema import DENSE
+from two_tower.retriever.scratch import Scratch, clear_leftovers, scratch_copy, wait_until_green
+from two_tower.retriever.scratch_points import Contents
+from two_tower.retriever.search import Retriever
+from two_tower.retriever.settings import SearchSettings
+from two_tower.retriever.tune_choice import (
     QUALITY,
     Choice,
     Separation,
@@ -27,7 +27,7 @@ from retriever.tune_choice import (
     recommend,
     separate,
 )
-from retriever.tune_grid import (
+from two_tower.retriever.tune_grid import (
     CANDIDATES,
     DEFAULT_CANDIDATES,
     SWEEPS,
@@ -42,7 +42,7 @@ from retriever.tune_grid import (
     quantization_options,
     quantization_settings,
 )
-from retriever.tune_measure import Bench, Judged, Row
+from two_tower.retriever.tune_measure import Bench, Judged, Row
 
 WHOLE_PER_STATE = 2
 

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from retriever.goals import OF_EXACT, RECALLS
-from retriever.plots import Point
-from retriever.schema import DENSE
-from retriever.tune import Tuning
-from retriever.tune_choice import COST, QUALITY, front
-from retriever.tune_measure import Row
+from two_tower.retriever.goals import OF_EXACT, RECALLS
+from two_tower.retriever.plots import Point
+from two_tower.retriever.schema import DENSE
+from two_tower.retriever.tune import Tuning
+from two_tower.retriever.tune_choice import COST, QUALITY, front
+from two_tower.retriever.tune_measure import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,12 +6,12 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from retriever.departures import count_departures
-from retriever.goals import COSTS, Goal
-from retriever.options import CollectionOptions
-from retriever.settings import SearchSettings
-from retriever.tune_grid import BOTH
-from retriever.tune_measure import Row
+from two_tower.retriever.departures import count_departures
+from two_tower.retriever.goals import COSTS, Goal
+from two_tower.retriever.options import CollectionOptions
+from two_tower.retriever.settings import SearchSettings
+from two_tower.retriever.tune_grid import BOTH
+from two_tower.retriever.tune_measure import Row
 
 QUALITY = "recall@10"
 COST = "p95"

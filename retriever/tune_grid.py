@@ -7,11 +7,11 @@ an app does. Only `quantization` and `clusters` need the points stored otherwise
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from retriever.clusters import PER_CLUSTER
-from retriever.errors import ConfigError
-from retriever.options import CollectionOptions, QuantizationOptions
-from retriever.schema import BM25, DENSE, pca_name
-from retriever.settings import AnnSettings, SearchSettings
+from two_tower.retriever.clusters import PER_CLUSTER
+from two_tower.retriever.errors import ConfigError
+from two_tower.retriever.options import CollectionOptions, QuantizationOptions
+from two_tower.retriever.schema import BM25, DENSE, pca_name
+from two_tower.retriever.settings import AnnSettings, SearchSettings
 
 SWEEPS = ("ef", "pca", "candidates", "fusion", "quantization", "clusters")
 EFS = (10, 16, 32, 64, 128, 256, 512)

@@ -8,13 +8,13 @@ settings.yaml  the recommended setting, for `ingest load --options` and `--setti
 
 from pathlib import Path
 
-from models.files import write_bytes
-from models.provenance import commit
-from retriever.plots import front_plot, line_legend, line_plot
-from retriever.report_html import COLOURS, PAGE, STYLE, escaped, table
-from retriever.tune import Tuning
-from retriever.tune_charts import Chart, charts, save_png
-from retriever.tune_report import (
+from two_tower.models.files import write_bytes
+from two_tower.models.provenance import commit
+from two_tower.retriever.plots import front_plot, line_legend, line_plot
+from two_tower.retriever.report_html import COLOURS, PAGE, STYLE, escaped, table
+from two_tower.retriever.tune import Tuning
+from two_tower.retriever.tune_charts import Chart, charts, save_png
+from two_tower.retriever.tune_report import (
     LEGEND,
     doubts,
     remark,

@@ -12,25 +12,25 @@ from typing import NamedTuple
 
 import numpy as np
 
-from models.console import progress
-from models.data import Dataset, Qrel, Query
-from models.lexical import Bm25Config, Bm25Encoder
-from retriever.clusters import Centroids
-from retriever.engine import Engine
-from retriever.errors import DataError
-from retriever.evaluate import TIMED_K
-from retriever.goals import OF_EXACT
-from retriever.index_size import bytes_per_dimension, index_mb
-from retriever.measures import Values, answerable, per_query
-from retriever.options import CollectionOptions, DiskOptions
-from retriever.queries import QueryEncoder
-from retriever.schema import BM25, DENSE, point_id
-from retriever.search import QUERIES_PER_REQUEST, Retriever
-from retriever.settings import AnnSettings, SearchSettings
-from retriever.stages import Candidates, Within, fuse, gather, plan
-from retriever.tune_grid import BOTH, Setting
-from retriever.tune_timing import Search as TimedSearch
-from retriever.tune_timing import Times, summarise, time_rounds
+from two_tower.models.console import progress
+from two_tower.models.data import Dataset, Qrel, Query
+from two_tower.models.lexical import Bm25Config, Bm25Encoder
+from two_tower.retriever.clusters import Centroids
+from two_tower.retriever.engine import Engine
+from two_tower.retriever.errors import DataError
+from two_tower.retriever.evaluate import TIMED_K
+from two_tower.retriever.goals import OF_EXACT
+from two_tower.retriever.index_size import bytes_per_dimension, index_mb
+from two_tower.retriever.measures import Values, answerable, per_query
+from two_tower.retriever.options import CollectionOptions, DiskOptions
+from two_tower.retriever.queries import QueryEncoder
+from two_tower.retriever.schema import BM25, DENSE, point_id
+from two_tower.retriever.search import QUERIES_PER_REQUEST, Retriever
+from two_tower.retriever.settings import AnnSettings, SearchSettings
+from two_tower.retriever.stages import Candidates, Within, fuse, gather, plan
+from two_tower.retriever.tune_grid import BOTH, Setting
+from two_tower.retriever.tune_timing import Search as TimedSearch
+from two_tower.retriever.tune_timing import Times, summarise, time_rounds
 
 DEEP = 500
 DEPTHS = {"recall@1": 1, "recall@10": 10, "recall@100": 100}

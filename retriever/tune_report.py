@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import yaml
 
-from retriever.departures import departures
-from retriever.goals import COSTS, OF_EXACT, RECALLS
-from retriever.options import CollectionOptions
-from retriever.settings import SearchSettings
-from retriever.tune import Tuning
-from retriever.tune_choice import QUALITY, front, half_interval
-from retriever.tune_measure import Row
+from two_tower.retriever.departures import departures
+from two_tower.retriever.goals import COSTS, OF_EXACT, RECALLS
+from two_tower.retriever.options import CollectionOptions
+from two_tower.retriever.settings import SearchSettings
+from two_tower.retriever.tune import Tuning
+from two_tower.retriever.tune_choice import QUALITY, front, half_interval
+from two_tower.retriever.tune_measure import Row
 
 RECOMMENDED, TIED, ON_FRONT = "★", "≈", "•"
 MOST_SHOWN = 4

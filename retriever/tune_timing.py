@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from models.console import progress
+from two_tower.models.console import progress
 
 ROUNDS = 5
 TIMED_QUERIES = 80

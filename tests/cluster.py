@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import yaml
 from conftest import ROOT, free_ports, qdrant_binary, wait_until_ready
 
-from retriever.engine import Engine, connect
+from two_tower.retriever.engine import Engine, connect
 
 COMPOSE = ROOT / "deploy" / "cluster.yaml"
 KEY = "cluster-key"

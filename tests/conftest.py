@@ -18,12 +18,12 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 import pytest
 
-from ingest.dataset import DatasetWriter
-from models.bundle import ModelBundle
-from models.data import Dataset, Passage
-from models.reduction import fit_reduction
-from models.tokenizer import Tokenizer, TokenizerConfig
-from retriever.engine import Engine, connect
+from two_tower.ingest.dataset import DatasetWriter
+from two_tower.models.bundle import ModelBundle
+from two_tower.models.data import Dataset, Passage
+from two_tower.models.reduction import fit_reduction
+from two_tower.models.tokenizer import Tokenizer, TokenizerConfig
+from two_tower.retriever.engine import Engine, connect
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 from conftest import WORDS, make_passages
 
-from ingest import collections, loader
-from ingest.dataset import DatasetWriter
-from models.bundle import ModelBundle
-from models.data import Dataset, Passage, Qrel, Query
-from retriever.engine import connect
+from two_tower.ingest import collections, loader
+from two_tower.ingest.dataset import DatasetWriter
+from two_tower.models.bundle import ModelBundle
+from two_tower.models.data import Dataset, Passage, Qrel, Query
+from two_tower.retriever.engine import connect
 
 NAME = "pages"
 

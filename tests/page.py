@@ -9,7 +9,7 @@ from conftest import make_passages
 from playwright.sync_api import Browser, Page, expect
 from services import Qdrant, Service, load, running_qdrant, running_service, until
 
-from models.data import Passage
+from two_tower.models.data import Passage
 
 QUERY = "storm on the river bank"
 ATTACK = "<script>document.title='owned'</script>"

@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from models.bundle import ModelBundle
-    from models.data import Dataset
+    from two_tower.models.bundle import ModelBundle
+    from two_tower.models.data import Dataset
 
 ROOT = Path(__file__).parent.parent
 CORPUS = ROOT.parent / "shared" / "data" / "msmarco-95k"
@@ -62,8 +62,8 @@ Values = dict[str, dict[str, float]]
 
 def prepare(path: Path) -> None:
     """Write DATA: some dev and train queries, what answers them, and other passages."""
-    from ingest.dataset import DatasetWriter
-    from models.data import Passage, Qrel, Query
+    from two_tower.ingest.dataset import DatasetWriter
+    from two_tower.models.data import Passage, Qrel, Query
 
     random = np.random.default_rng(0)
     qrels = [
@@ -107,13 +107,13 @@ def measure(seed: int, folder: Path, changes: Mapping[str, Any] | None = None) -
     """Train with `seed` and return what each system reaches; `changes` are for trying it out."""
     import torch
 
-    from ingest import collections, loader
-    from models.data import Dataset
-    from retriever.engine import connect
-    from retriever.evaluate import Judging, measure_all
-    from retriever.search import Retriever
-    from retriever.settings import SearchSettings
-    from retriever.systems import choose_systems
+    from two_tower.ingest import collections, loader
+    from two_tower.models.data import Dataset
+    from two_tower.retriever.engine import connect
+    from two_tower.retriever.evaluate import Judging, measure_all
+    from two_tower.retriever.search import Retriever
+    from two_tower.retriever.settings import SearchSettings
+    from two_tower.retriever.systems import choose_systems
 
     torch.set_num_threads(1)
     prepare(folder / "DATA")
@@ -152,10 +152,10 @@ def gain_of_labels(
 def train(
     data: "Dataset", out: Path, changes: Mapping[str, Any], *, start: "ModelBundle | None" = None
 ) -> "ModelBundle":
-    from models.beginning import Inputs
-    from models.config import from_mapping, with_values
-    from models.pipeline import train_bundle
-    from models.training import TrainConfig
+    from two_tower.models.beginning import Inputs
+    from two_tower.models.config import from_mapping, with_values
+    from two_tower.models.pipeline import train_bundle
+    from two_tower.models.training import TrainConfig
 
     config = from_mapping(TrainConfig, with_values(CONFIG, changes))
     return train_bundle(data, out, config=config, inputs=Inputs(start=start))
@@ -188,7 +188,7 @@ def record(runs: list[Values], commit: str) -> dict[str, Any]:
 def main() -> None:
     if any(os.environ.get(name) != "1" for name in ONE_THREAD):  # libraries read it when they start
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | ONE_THREAD)
-    from models.provenance import commit
+    from two_tower.models.provenance import commit
 
     seeds = [int(sys.argv[2])] if sys.argv[1:2] == ["--seed"] else list(SEEDS)
     runs = []

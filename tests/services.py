@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import pytest
 from conftest import ROOT, free_ports, qdrant_binary, wait_until_ready, write_data
 
-from ingest import collections, loader
-from models.bundle import ModelBundle
-from models.data import Passage
-from retriever.engine import connect
+from two_tower.ingest import collections, loader
+from two_tower.models.bundle import ModelBundle
+from two_tower.models.data import Passage
+from two_tower.retriever.engine import connect
 
 START = "from retriever.cli import app; app()"
 NAME = "service_test"

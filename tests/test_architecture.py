@@ -17,10 +17,10 @@ def imported_packages(path: Path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
+            found |= {alias.name.removeprefix("two_tower.").split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             assert node.level == 0, f"{path}: relative import"
-            found.add(node.module.split(".")[0])
+            found.add(node.module.removeprefix("two_tower.").split(".")[0])
     return found
 
 
@@ -48,10 +48,10 @@ def test_only_the_engine_module_makes_a_client() -> None:
 
 def test_importing_retriever_is_light() -> None:
     program = (
-        "import sys, time; start = time.perf_counter(); import retriever; "
+        "import sys, time; start = time.perf_counter(); import two_tower; "
         "took = time.perf_counter() - start; "
         "heavy = {'torch', 'qdrant_client', 'sklearn', 'gensim', 'datasets', 'wandb'}; "
-        "print(sorted(heavy & set(sys.modules))); from retriever import Retriever; "
+        "print(sorted(heavy & set(sys.modules))); from two_tower import Retriever; "
         "print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
@@ -59,15 +59,15 @@ def test_importing_retriever_is_light() -> None:
 
 
 def test_exported_names() -> None:
-    import retriever
+    import two_tower
 
-    assert retriever.__all__ == [
+    assert two_tower.__all__ == [
         *("AnnSettings", "Hit", "Retriever", "SearchResult", "SearchSettings", "read_settings")
     ]
-    for name in retriever.__all__:
-        assert getattr(retriever, name).__name__ == name
+    for name in two_tower.__all__:
+        assert getattr(two_tower, name).__name__ == name
     with pytest.raises(AttributeError, match="no attribute 'Nope'"):
-        _ = retriever.Nope
+        _ = two_tower.Nope
 
 
 def test_packages_are_listed_and_tests_are_flat() -> None:

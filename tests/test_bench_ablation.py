@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import yaml
 
-from models.data import Qrel, Query
-from models.errors import ConfigError
-from models.lexical import Ranked
-from models.recipe import read_config
+from two_tower.models.data import Qrel, Query
+from two_tower.models.errors import ConfigError
+from two_tower.models.lexical import Ranked
+from two_tower.models.recipe import read_config
 
 sys.path.insert(0, str(Path(__file__).parent / "bench"))
 

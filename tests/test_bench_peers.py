@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from conftest import make_passages
 
-from ingest.dataset import DatasetWriter
-from models.bundle import ModelBundle
-from models.data import Dataset, Qrel, Query
+from two_tower.ingest.dataset import DatasetWriter
+from two_tower.models.bundle import ModelBundle
+from two_tower.models.data import Dataset, Qrel, Query
 
 sys.path.insert(0, str(Path(__file__).parent / "bench"))
 

@@ -12,18 +12,18 @@ from cluster import Cluster, Node, running_cluster, until
 from conftest import HashEncoder, make_passages, write_data
 from qdrant_client import models as qm
 
-from ingest import loader
-from ingest.opening import open_collection
-from ingest.points import PointMaker, SizedPoint, pack
-from ingest.stored import stored_hashes
-from ingest.verifier import repair, verify
-from models.data import Dataset
-from retriever.engine import Engine
-from retriever.errors import EngineError, VerificationFailed
-from retriever.options import CollectionOptions
-from retriever.schema import collection_name, point_id, read_metadata
-from retriever.search import Retriever
-from retriever.settings import SearchSettings
+from two_tower.ingest import loader
+from two_tower.ingest.opening import open_collection
+from two_tower.ingest.points import PointMaker, SizedPoint, pack
+from two_tower.ingest.stored import stored_hashes
+from two_tower.ingest.verifier import repair, verify
+from two_tower.models.data import Dataset
+from two_tower.retriever.engine import Engine
+from two_tower.retriever.errors import EngineError, VerificationFailed
+from two_tower.retriever.options import CollectionOptions
+from two_tower.retriever.schema import collection_name, point_id, read_metadata
+from two_tower.retriever.search import Retriever
+from two_tower.retriever.settings import SearchSettings
 
 pytestmark = pytest.mark.cluster
 

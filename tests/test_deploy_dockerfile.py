@@ -53,7 +53,7 @@ def test_it_copies_all_that_the_package_is_built_from(instructions: list[Instruc
     needed = {
         *("pyproject.toml", "constraints.txt", project["project"]["readme"]),
         *project["project"]["license-files"],
-        *project["tool"]["setuptools"]["packages"],
+        *("two_tower", "models", "retriever", "ingest"),
     }
     assert sources == needed
     for source in sources:

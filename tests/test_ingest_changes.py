@@ -8,13 +8,13 @@ import numpy as np
 from conftest import HashEncoder, make_passages
 from qdrant_client import models as qm
 
-from ingest import loader
-from ingest.loader import LoadSettings
-from ingest.verifier import verify
-from models.data import Dataset, Passage
-from retriever.engine import Engine
-from retriever.options import CollectionOptions
-from retriever.schema import point_id
+from two_tower.ingest import loader
+from two_tower.ingest.loader import LoadSettings
+from two_tower.ingest.verifier import verify
+from two_tower.models.data import Dataset, Passage
+from two_tower.retriever.engine import Engine
+from two_tower.retriever.options import CollectionOptions
+from two_tower.retriever.schema import point_id
 
 MakeData = Callable[..., Dataset]
 PASSAGES = make_passages(300)

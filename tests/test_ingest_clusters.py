@@ -8,16 +8,16 @@ import pytest
 from conftest import HashEncoder, make_passages
 from qdrant_client import models as qm
 
-from ingest import loader
-from ingest.clusters import fit_centroids
-from ingest.points import PointMaker
-from ingest.verifier import verify
-from models.data import Dataset
-from retriever.clusters import Centroids
-from retriever.engine import Engine
-from retriever.errors import CollectionMismatch, ConfigError, VerificationFailed
-from retriever.options import MOST_CLUSTERS, CollectionOptions
-from retriever.schema import point_id, read_metadata
+from two_tower.ingest import loader
+from two_tower.ingest.clusters import fit_centroids
+from two_tower.ingest.points import PointMaker
+from two_tower.ingest.verifier import verify
+from two_tower.models.data import Dataset
+from two_tower.retriever.clusters import Centroids
+from two_tower.retriever.engine import Engine
+from two_tower.retriever.errors import CollectionMismatch, ConfigError, VerificationFailed
+from two_tower.retriever.options import MOST_CLUSTERS, CollectionOptions
+from two_tower.retriever.schema import point_id, read_metadata
 
 PASSAGES = make_passages(300)
 MakeData = Callable[..., Dataset]

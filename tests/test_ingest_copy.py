@@ -11,17 +11,17 @@ from conftest import HashEncoder, Server, make_passages, running_server
 from qdrant_client import models as qm
 from typer.testing import CliRunner, Result
 
-from ingest import loader
-from ingest.cli import app
-from ingest.collections import drop, promote, versions
-from ingest.copying import copy
-from ingest.verifier import verify
-from models.data import Dataset
-from retriever.engine import Engine, connect
-from retriever.errors import CollectionMismatch, CollectionNotFound, VerificationFailed
-from retriever.filters import field_types
-from retriever.options import CollectionOptions
-from retriever.schema import point_id
+from two_tower.ingest import loader
+from two_tower.ingest.cli import app
+from two_tower.ingest.collections import drop, promote, versions
+from two_tower.ingest.copying import copy
+from two_tower.ingest.verifier import verify
+from two_tower.models.data import Dataset
+from two_tower.retriever.engine import Engine, connect
+from two_tower.retriever.errors import CollectionMismatch, CollectionNotFound, VerificationFailed
+from two_tower.retriever.filters import field_types
+from two_tower.retriever.options import CollectionOptions
+from two_tower.retriever.schema import point_id
 
 MakeData = Callable[..., Dataset]
 COUNT = 700  # three pages

@@ -8,13 +8,13 @@ from cluster import KEY, Cluster, running_cluster
 from conftest import HashEncoder, Server, make_passages, write_data
 from typer.testing import CliRunner
 
-from ingest import loader
-from ingest.cli import app
-from ingest.snapshots import restore, snapshot
-from ingest.verifier import verify
-from models.data import Dataset
-from retriever.engine import connect
-from retriever.errors import EngineError
+from two_tower.ingest import loader
+from two_tower.ingest.cli import app
+from two_tower.ingest.snapshots import restore, snapshot
+from two_tower.ingest.verifier import verify
+from two_tower.models.data import Dataset
+from two_tower.retriever.engine import connect
+from two_tower.retriever.errors import EngineError
 
 pytestmark = pytest.mark.cluster
 

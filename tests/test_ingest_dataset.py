@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest.cleaning import clean
-from ingest.dataset import DatasetWriter, is_dev
-from models.data import Dataset, Passage, Qrel, Query
-from models.errors import DataError
+from two_tower.ingest.cleaning import clean
+from two_tower.ingest.dataset import DatasetWriter, is_dev
+from two_tower.models.data import Dataset, Passage, Qrel, Query
+from two_tower.models.errors import DataError
 
 
 def jsonl(path: Path) -> list[dict[str, Any]]:

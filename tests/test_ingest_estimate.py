@@ -13,12 +13,17 @@ from conftest import HashEncoder, Server, make_passages, write_data
 from qdrant_client import models as qm
 from typer.testing import CliRunner
 
-from ingest import loader
-from ingest.cli import app
-from ingest.estimate import Estimate, PointSize, estimate, estimate_points
-from models.data import Dataset, Passage
-from retriever.engine import Engine, connect
-from retriever.options import CollectionOptions, DiskOptions, HnswOptions, QuantizationOptions
+from two_tower.ingest import loader
+from two_tower.ingest.cli import app
+from two_tower.ingest.estimate import Estimate, PointSize, estimate, estimate_points
+from two_tower.models.data import Dataset, Passage
+from two_tower.retriever.engine import Engine, connect
+from two_tower.retriever.options import (
+    CollectionOptions,
+    DiskOptions,
+    HnswOptions,
+    QuantizationOptions,
+)
 
 SMALL, LARGE = 1_000, 9_000
 ENCODER = HashEncoder(dim=256, pca_dims=(64, 32))
@@ -110,7 +115,7 @@ def test_a_server_needs_what_was_estimated(
 OPEN = """
 import sys
 from pathlib import Path
-from retriever.engine import connect
+from two_tower.retriever.engine import connect
 sys.path.append(sys.argv[1])
 from test_ingest_estimate import Dataset, resident, search
 connect(path=Path(sys.argv[2], "none")).close()

@@ -19,8 +19,8 @@ from cluster import Node
 from conftest import make_passages, write_data
 from qdrant_client import models as qm
 
-from retriever.engine import Engine, connect
-from retriever.errors import EngineError
+from two_tower.retriever.engine import Engine, connect
+from two_tower.retriever.errors import EngineError
 
 INGEST = [sys.executable, "-c", "from ingest.cli import app; app()"]
 COUNT = 1500

@@ -12,19 +12,19 @@ import pytest
 from cluster import Node
 from conftest import HashEncoder, make_passages
 
-from ingest import lease as leases
-from ingest import loader
-from ingest.lease import Lease
-from ingest.loader import LoadSettings
-from ingest.patience import patient
-from models.data import Dataset
-from retriever.engine import Engine, connect
-from retriever.errors import (
+from two_tower.ingest import lease as leases
+from two_tower.ingest import loader
+from two_tower.ingest.lease import Lease
+from two_tower.ingest.loader import LoadSettings
+from two_tower.ingest.patience import patient
+from two_tower.models.data import Dataset
+from two_tower.retriever.engine import Engine, connect
+from two_tower.retriever.errors import (
     EngineError,
     EngineLocked,
     EngineUnavailable,
 )
-from retriever.schema import read_metadata
+from two_tower.retriever.schema import read_metadata
 
 MakeData = Callable[..., Dataset]
 PASSAGES = make_passages(300)

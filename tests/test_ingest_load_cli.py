@@ -9,8 +9,8 @@ import pytest
 from conftest import free_ports, make_bundle, make_passages, running_server, write_data
 from typer.testing import CliRunner, Result
 
-from ingest.cli import app
-from retriever.engine import connect
+from two_tower.ingest.cli import app
+from two_tower.retriever.engine import connect
 
 
 @pytest.fixture(params=["edge", "server"])

@@ -19,14 +19,14 @@ from qdrant_client import QdrantClient
 from qdrant_client import models as qm
 from typer.testing import CliRunner
 
-from ingest import loader
-from ingest.cli import app
-from ingest.collections import promote
-from ingest.verifier import verify
-from models.data import Dataset
-from retriever import edge_folder
-from retriever.engine import Engine
-from retriever.errors import EngineError
+from two_tower.ingest import loader
+from two_tower.ingest.cli import app
+from two_tower.ingest.collections import promote
+from two_tower.ingest.verifier import verify
+from two_tower.models.data import Dataset
+from two_tower.retriever import edge_folder
+from two_tower.retriever.engine import Engine
+from two_tower.retriever.errors import EngineError
 
 MakeData = Callable[..., Dataset]
 COUNT = 3000

@@ -9,15 +9,15 @@ from conftest import HashEncoder, make_passages
 from qdrant_client import models as qm
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from ingest import loader, opening
-from ingest.collections import drop, promote, versions
-from ingest.loader import LoadSettings
-from ingest.process_wide import one_blas_thread
-from ingest.verifier import verify, verify_counts
-from models.data import Dataset, Passage
-from models.lexical import Bm25Config, Bm25Encoder, average_length
-from retriever.engine import Engine
-from retriever.errors import (
+from two_tower.ingest import loader, opening
+from two_tower.ingest.collections import drop, promote, versions
+from two_tower.ingest.loader import LoadSettings
+from two_tower.ingest.process_wide import one_blas_thread
+from two_tower.ingest.verifier import verify, verify_counts
+from two_tower.models.data import Dataset, Passage
+from two_tower.models.lexical import Bm25Config, Bm25Encoder, average_length
+from two_tower.retriever.engine import Engine
+from two_tower.retriever.errors import (
     BundleError,
     CollectionMismatch,
     ConfigError,
@@ -25,8 +25,8 @@ from retriever.errors import (
     EngineError,
     VerificationFailed,
 )
-from retriever.options import CollectionOptions
-from retriever.schema import collection_name, point_id, read_metadata
+from two_tower.retriever.options import CollectionOptions
+from two_tower.retriever.schema import collection_name, point_id, read_metadata
 
 MakeData = Callable[..., Dataset]
 PASSAGES = make_passages(300)

@@ -10,12 +10,17 @@ import pytest
 from conftest import HashEncoder, make_passages
 from qdrant_client import models as qm
 
-from ingest import loader
-from models.data import Dataset
-from retriever.engine import Engine, connect
-from retriever.errors import CollectionMismatch, ConfigError, EngineError
-from retriever.options import CollectionOptions, DiskOptions, HnswOptions, QuantizationOptions
-from retriever.schema import CollectionMetadata, read_metadata
+from two_tower.ingest import loader
+from two_tower.models.data import Dataset
+from two_tower.retriever.engine import Engine, connect
+from two_tower.retriever.errors import CollectionMismatch, ConfigError, EngineError
+from two_tower.retriever.options import (
+    CollectionOptions,
+    DiskOptions,
+    HnswOptions,
+    QuantizationOptions,
+)
+from two_tower.retriever.schema import CollectionMetadata, read_metadata
 
 PASSAGES = make_passages(40)
 MakeData = Callable[..., Dataset]

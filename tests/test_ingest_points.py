@@ -5,11 +5,11 @@ from itertools import pairwise
 import pytest
 from conftest import HashEncoder, make_passages
 
-from ingest.points import PointMaker, chunks, pack
-from models.data import Passage
-from models.lexical import Bm25Config, Bm25Encoder
-from retriever.engine_points import to_json, to_structs
-from retriever.errors import DataError
+from two_tower.ingest.points import PointMaker, chunks, pack
+from two_tower.models.data import Passage
+from two_tower.models.lexical import Bm25Config, Bm25Encoder
+from two_tower.retriever.engine_points import to_json, to_structs
+from two_tower.retriever.errors import DataError
 
 PASSAGES = make_passages(300)
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from ingest.cli import app
-from ingest.commands_prepare import summary
-from models.data import Dataset
+from two_tower.ingest.cli import app
+from two_tower.ingest.commands_prepare import summary
+from two_tower.models.data import Dataset
 
 
 def run(*arguments: str | Path) -> Result:

@@ -17,21 +17,21 @@ from qdrant_client import QdrantClient
 from qdrant_client import models as qm
 from qdrant_client.http.models import QueryResponse  # the name in qm is fastembed's
 
-from ingest import loader
-from ingest.collections import drop, promote, rollback, versions
-from ingest.verifier import verify_counts
-from models.bundle import ModelBundle
-from models.data import Dataset, Passage
-from retriever import Retriever
-from retriever.engine import Engine, connect
-from retriever.errors import (
+from two_tower.ingest import loader
+from two_tower.ingest.collections import drop, promote, rollback, versions
+from two_tower.ingest.verifier import verify_counts
+from two_tower.models.bundle import ModelBundle
+from two_tower.models.data import Dataset, Passage
+from two_tower.retriever import Retriever
+from two_tower.retriever.engine import Engine, connect
+from two_tower.retriever.errors import (
     CollectionMismatch,
     CollectionNotFound,
     EngineError,
     VerificationFailed,
 )
-from retriever.schema import DENSE, point_id
-from retriever.settings import SearchSettings
+from two_tower.retriever.schema import DENSE, point_id
+from two_tower.retriever.settings import SearchSettings
 
 MakeData = Callable[..., Dataset]
 SWITCHES = 20
@@ -150,8 +150,8 @@ def test_no_step_of_a_switch_leaves_the_name_without_a_version(
 
 SWITCHING = """
 import sys
-from ingest.collections import rollback
-from retriever.engine import connect
+from two_tower.ingest.collections import rollback
+from two_tower.retriever.engine import connect
 engine = connect(**{sys.argv[1]: sys.argv[2]})
 print("ready", flush=True)
 while True:

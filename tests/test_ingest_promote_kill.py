@@ -14,11 +14,11 @@ import pytest
 from cluster import Node
 from conftest import HashEncoder, make_passages, write_data
 
-from ingest import loader
-from ingest.collections import promote, rollback
-from ingest.verifier import verify_counts
-from retriever.engine import Engine, connect
-from retriever.errors import EngineError
+from two_tower.ingest import loader
+from two_tower.ingest.collections import promote, rollback
+from two_tower.ingest.verifier import verify_counts
+from two_tower.retriever.engine import Engine, connect
+from two_tower.retriever.errors import EngineError
 
 NAME = "c"
 POINTS = 20

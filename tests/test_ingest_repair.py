@@ -8,12 +8,12 @@ from conftest import HashEncoder, make_passages, write_data
 from qdrant_client import models as qm
 from typer.testing import CliRunner
 
-from ingest import loader
-from ingest.cli import app
-from ingest.verifier import repair, verify
-from models.data import Dataset
-from retriever.engine import Engine, connect
-from retriever.schema import point_id
+from two_tower.ingest import loader
+from two_tower.ingest.cli import app
+from two_tower.ingest.verifier import repair, verify
+from two_tower.models.data import Dataset
+from two_tower.retriever.engine import Engine, connect
+from two_tower.retriever.schema import point_id
 
 MakeData = Callable[..., Dataset]
 PASSAGES = make_passages(300)

@@ -6,19 +6,19 @@ from collections.abc import Callable
 import pytest
 from conftest import HashEncoder, make_passages
 
-from ingest import loader
-from ingest.loader import LoadSettings
-from ingest.selection import Selection, select
-from ingest.verifier import verify, verify_counts
-from models.data import Dataset, Passage
-from models.lexical import average_length
-from retriever.engine import Engine
-from retriever.errors import (
+from two_tower.ingest import loader
+from two_tower.ingest.loader import LoadSettings
+from two_tower.ingest.selection import Selection, select
+from two_tower.ingest.verifier import verify, verify_counts
+from two_tower.models.data import Dataset, Passage
+from two_tower.models.lexical import average_length
+from two_tower.retriever.engine import Engine
+from two_tower.retriever.errors import (
     ConfigError,
     DataError,
     QueryError,
 )
-from retriever.schema import read_metadata
+from two_tower.retriever.schema import read_metadata
 
 MakeData = Callable[..., Dataset]
 PASSAGES = make_passages(300)

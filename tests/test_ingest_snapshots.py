@@ -18,22 +18,22 @@ from conftest import HashEncoder, make_passages, write_data
 from qdrant_client import models as qm
 from typer.testing import CliRunner
 
-from ingest import loader
-from ingest.archive import open_archive
-from ingest.cli import app
-from ingest.collections import promote, rollback, versions
-from ingest.snapshots import restore, snapshot
-from ingest.verifier import verify
-from models.data import Dataset
-from retriever.engine import Engine, connect
-from retriever.errors import (
+from two_tower.ingest import loader
+from two_tower.ingest.archive import open_archive
+from two_tower.ingest.cli import app
+from two_tower.ingest.collections import promote, rollback, versions
+from two_tower.ingest.snapshots import restore, snapshot
+from two_tower.ingest.verifier import verify
+from two_tower.models.data import Dataset
+from two_tower.retriever.engine import Engine, connect
+from two_tower.retriever.errors import (
     CollectionMismatch,
     CollectionNotFound,
     DataError,
     EngineError,
     VerificationFailed,
 )
-from retriever.schema import point_id
+from two_tower.retriever.schema import point_id
 
 MakeData = Callable[..., Dataset]
 COUNT = 120

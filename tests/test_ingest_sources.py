@@ -7,11 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ingest.dataset import DatasetWriter
-from ingest.sources import SourceOptions, open_source
-from ingest.tables import Columns
-from models.data import Dataset, Passage, Qrel, Query
-from models.errors import ConfigError, DataError
+from two_tower.ingest.dataset import DatasetWriter
+from two_tower.ingest.sources import SourceOptions, open_source
+from two_tower.ingest.tables import Columns
+from two_tower.models.data import Dataset, Passage, Qrel, Query
+from two_tower.models.errors import ConfigError, DataError
 
 NOTHING = SourceOptions()
 

@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from ingest.cli import app
-from ingest.splitter import SplitConfig, most_like, split_passage, split_text
-from models.data import Dataset, Passage
-from models.errors import ConfigError
-from models.lexical import Analyzer
+from two_tower.ingest.cli import app
+from two_tower.ingest.splitter import SplitConfig, most_like, split_passage, split_text
+from two_tower.models.data import Dataset, Passage
+from two_tower.models.errors import ConfigError
+from two_tower.models.lexical import Analyzer
 
 STORY = (
     "Cats sleep for most of the day. They wake at dusk.\n\n"

@@ -6,13 +6,13 @@ import pytest
 from conftest import HashEncoder, make_passages
 from qdrant_client import models as qm
 
-from ingest import loader
-from ingest.collections import drop, promote, versions
-from ingest.verifier import verify
-from models.data import Dataset
-from retriever.engine import Engine
-from retriever.errors import CollectionNotFound, EngineError, VerificationFailed
-from retriever.schema import point_id
+from two_tower.ingest import loader
+from two_tower.ingest.collections import drop, promote, versions
+from two_tower.ingest.verifier import verify
+from two_tower.models.data import Dataset
+from two_tower.retriever.engine import Engine
+from two_tower.retriever.errors import CollectionNotFound, EngineError, VerificationFailed
+from two_tower.retriever.schema import point_id
 
 MakeData = Callable[..., Dataset]
 PASSAGES = make_passages(300)

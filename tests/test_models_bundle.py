@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from topics import QUICK, write_topics
 
-from models.bundle import ModelBundle
-from models.bundle_files import (
+from two_tower.models.bundle import ModelBundle
+from two_tower.models.bundle_files import (
     CARD,
     CONFIG,
     CROSS_SCORER,
@@ -21,11 +21,11 @@ from models.bundle_files import (
     TOKENIZER,
     TOWERS,
 )
-from models.config import from_mapping
-from models.errors import BundleError
-from models.fusion import Fusion, HybridWeights
-from models.pipeline import train_bundle
-from models.training import TrainConfig
+from two_tower.models.config import from_mapping
+from two_tower.models.errors import BundleError
+from two_tower.models.fusion import Fusion, HybridWeights
+from two_tower.models.pipeline import train_bundle
+from two_tower.models.training import TrainConfig
 
 TEXTS = ["what is it", "the river bank", "", "\x00\ud800", "漢字", "word " * 2000]
 

@@ -4,10 +4,10 @@ from typing import Literal
 
 import pytest
 
-from models.config import flatten, from_mapping, read_yaml, with_values
-from models.errors import ConfigError
-from models.recipe import read_config, recipe_names
-from models.training import TrainConfig
+from two_tower.models.config import flatten, from_mapping, read_yaml, with_values
+from two_tower.models.errors import ConfigError
+from two_tower.models.recipe import read_config, recipe_names
+from two_tower.models.training import TrainConfig
 
 
 @dataclass(frozen=True)

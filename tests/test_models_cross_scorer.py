@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.cross_scorer import (
+from two_tower.models.cross_scorer import (
     KERNEL_CENTRES,
     WINDOWS,
     CrossConfig,
@@ -14,8 +14,8 @@ from models.cross_scorer import (
     scorer_arrays,
     stage_features,
 )
-from models.errors import BundleError, ConfigError
-from models.tokenizer import TokenRows, token_rows
+from two_tower.models.errors import BundleError, ConfigError
+from two_tower.models.tokenizer import TokenRows, token_rows
 
 VOCABULARY, DIM = 50, 12
 CONFIG = CrossConfig(dim=DIM, hidden=6, dropout=0.0)

@@ -7,14 +7,14 @@ import torch
 from topics import QUICK, write_topics
 from torch.nn import functional
 
-from models.config import from_mapping, with_values
-from models.denoising import DenoisingConfig, NoisySampler, denoising_loss
-from models.errors import ConfigError
-from models.losses import Encoded
-from models.pipeline import train_bundle
-from models.tokenizer import TokenRows, token_rows
-from models.tracking import read_metrics
-from models.training import TrainConfig
+from two_tower.models.config import from_mapping, with_values
+from two_tower.models.denoising import DenoisingConfig, NoisySampler, denoising_loss
+from two_tower.models.errors import ConfigError
+from two_tower.models.losses import Encoded
+from two_tower.models.pipeline import train_bundle
+from two_tower.models.tokenizer import TokenRows, token_rows
+from two_tower.models.tracking import read_metrics
+from two_tower.models.training import TrainConfig
 
 
 def as_lists(rows: TokenRows) -> list[list[int]]:

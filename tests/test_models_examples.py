@@ -6,9 +6,9 @@ import pytest
 from scipy import sparse
 from topics import write_topics
 
-from models.data import Qrel
-from models.errors import DataError, TrainingError
-from models.examples import (
+from two_tower.models.data import Qrel
+from two_tower.models.errors import DataError, TrainingError
+from two_tower.models.examples import (
     HardNegatives,
     Labelled,
     PairSampler,
@@ -18,7 +18,7 @@ from models.examples import (
     known_answers,
     read_labelled,
 )
-from models.tokenizer import token_rows
+from two_tower.models.tokenizer import token_rows
 
 # Query 0 is answered by passages 1 and 2, query 1 by 2, query 2 by 0.
 RELEVANT = sparse.csr_matrix(np.array([[0, 1, 1, 0], [0, 0, 1, 0], [1, 0, 0, 0]], dtype=bool))

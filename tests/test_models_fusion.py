@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from models.errors import BundleError
-from models.fusion import (
+from two_tower.models.errors import BundleError
+from two_tower.models.fusion import (
     FinalWeights,
     Fusion,
     HybridWeights,

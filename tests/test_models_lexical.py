@@ -7,8 +7,8 @@ from conftest import make_passages
 from qdrant_client import models as qm
 from rank_bm25 import BM25Okapi
 
-from models.lexical import Analyzer, Bm25Config, Bm25Encoder, Bm25Index, average_length
-from retriever.engine import Engine
+from two_tower.models.lexical import Analyzer, Bm25Config, Bm25Encoder, Bm25Index, average_length
+from two_tower.retriever.engine import Engine
 
 TEXTS = [
     "the cat sat on the mat",

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.errors import TrainingError
-from models.losses import (
+from two_tower.models.errors import TrainingError
+from two_tower.models.losses import (
     Encoded,
     cosine_triplet,
     in_batch_softmax,

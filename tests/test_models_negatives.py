@@ -8,15 +8,15 @@ from scipy import sparse
 from topics import QUICK, write_topics
 from typer.testing import CliRunner
 
-from models.beginning import Inputs
-from models.bundle import ModelBundle
-from models.cli import app
-from models.config import from_mapping, with_values
-from models.data import Dataset
-from models.errors import ConfigError, DataError, TrainingError
-from models.examples import Labelled, read_labelled
-from models.mining import mine_file, mined_once
-from models.negatives import (
+from two_tower.models.beginning import Inputs
+from two_tower.models.bundle import ModelBundle
+from two_tower.models.cli import app
+from two_tower.models.config import from_mapping, with_values
+from two_tower.models.data import Dataset
+from two_tower.models.errors import ConfigError, DataError, TrainingError
+from two_tower.models.examples import Labelled, read_labelled
+from two_tower.models.mining import mine_file, mined_once
+from two_tower.models.negatives import (
     OUTCOMES,
     Candidates,
     Mined,
@@ -26,10 +26,10 @@ from models.negatives import (
     mine,
     text_groups,
 )
-from models.negatives_file import Teacher, read_about, read_negatives
-from models.pipeline import train_bundle
-from models.tracking import read_metrics
-from models.training import TrainConfig
+from two_tower.models.negatives_file import Teacher, read_about, read_negatives
+from two_tower.models.pipeline import train_bundle
+from two_tower.models.tracking import read_metrics
+from two_tower.models.training import TrainConfig
 
 
 def labelled(relevant: list[list[int]], texts: list[str] | None = None) -> Labelled:

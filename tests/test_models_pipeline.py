@@ -13,14 +13,14 @@ import yaml
 from safetensors.numpy import load_file
 from topics import QUICK, write_aliases, write_topics
 
-from models.bundle import ModelBundle
-from models.checkpoint import RunFolder
-from models.config import from_mapping, with_values
-from models.data import Dataset
-from models.errors import BundleError, DataError, TrainingError
-from models.pipeline import RunOptions, run_path, train_bundle
-from models.tracking import read_metrics
-from models.training import TrainConfig
+from two_tower.models.bundle import ModelBundle
+from two_tower.models.checkpoint import RunFolder
+from two_tower.models.config import from_mapping, with_values
+from two_tower.models.data import Dataset
+from two_tower.models.errors import BundleError, DataError, TrainingError
+from two_tower.models.pipeline import RunOptions, run_path, train_bundle
+from two_tower.models.tracking import read_metrics
+from two_tower.models.training import TrainConfig
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ def test_a_tiny_corpus_gets_the_reductions_that_are_possible(tmp_path: Path) -> 
 def train_command(data: Dataset, out: Path, config: TrainConfig) -> list[str]:
     path = out.with_name(f"{out.name}.yaml")
     path.write_text(yaml.safe_dump(config.to_dict()))
-    command = [sys.executable, "-m", "models.cli", "train", str(data.path)]
+    command = [sys.executable, "-m", "two_tower.models.cli", "train", str(data.path)]
     return [*command, "--out", str(out), "--config", str(path)]
 
 

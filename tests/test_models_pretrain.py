@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from models.errors import ConfigError
-from models.pretrain import PretrainConfig, SpanSampler
-from models.tokenizer import TokenRows, token_rows
+from two_tower.models.errors import ConfigError
+from two_tower.models.pretrain import PretrainConfig, SpanSampler
+from two_tower.models.tokenizer import TokenRows, token_rows
 
 
 def passages(count: int = 200) -> TokenRows:

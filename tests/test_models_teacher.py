@@ -8,15 +8,15 @@ from scipy.special import log_softmax
 from sklearn.decomposition import PCA
 from topics import QUICK, write_topics
 
-from models.bundle import ModelBundle
-from models.checkpoint import Checkpoint, RunFolder
-from models.config import from_mapping
-from models.distillation import Lesson, LessonSampler, similarity_loss
-from models.errors import ConfigError, TrainingError
-from models.losses import Encoded
-from models.pipeline import RunOptions, run_path, train_bundle
-from models.recipe import read_config
-from models.teacher import (
+from two_tower.models.bundle import ModelBundle
+from two_tower.models.checkpoint import Checkpoint, RunFolder
+from two_tower.models.config import from_mapping
+from two_tower.models.distillation import Lesson, LessonSampler, similarity_loss
+from two_tower.models.errors import ConfigError, TrainingError
+from two_tower.models.losses import Encoded
+from two_tower.models.pipeline import RunOptions, run_path, train_bundle
+from two_tower.models.recipe import read_config
+from two_tower.models.teacher import (
     TeacherConfig,
     kept_vectors,
     random_spans,
@@ -24,9 +24,9 @@ from models.teacher import (
     score_pairs,
     token_vectors,
 )
-from models.tokenizer import token_rows
-from models.tracking import read_metrics
-from models.training import TrainConfig
+from two_tower.models.tokenizer import token_rows
+from two_tower.models.tracking import read_metrics
+from two_tower.models.training import TrainConfig
 
 TAUGHT = {
     **QUICK,

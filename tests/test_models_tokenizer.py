@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from models.errors import BundleError, ConfigError, TrainingError
-from models.tokenizer import (
+from two_tower.models.errors import BundleError, ConfigError, TrainingError
+from two_tower.models.tokenizer import (
     UNKNOWN_ID,
     Tokenizer,
     TokenizerConfig,

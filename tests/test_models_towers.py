@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch import nn
 
-from models.config import from_mapping
-from models.encoding import MeanEncoder, normalized
-from models.errors import ConfigError
-from models.tokenizer import token_rows
-from models.tokens import Tokens
-from models.towers import (
+from two_tower.models.config import from_mapping
+from two_tower.models.encoding import MeanEncoder, normalized
+from two_tower.models.errors import ConfigError
+from two_tower.models.tokenizer import token_rows
+from two_tower.models.tokens import Tokens
+from two_tower.models.towers import (
     MeanTower,
     TowerConfig,
     TwoTower,
@@ -67,7 +67,7 @@ def test_encoding_in_pieces_changes_nothing(
 ) -> None:
     tower, rows = MeanTower(vectors, weights), token_rows(LISTS)
     whole = encode_rows(tower, rows)
-    monkeypatch.setattr("models.towers.ENCODE_BATCH", 3)
+    monkeypatch.setattr("two_tower.models.towers.ENCODE_BATCH", 3)
     assert torch.equal(encode_rows(tower, rows), whole)
 
 

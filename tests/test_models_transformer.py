@@ -11,19 +11,24 @@ import torch
 from conftest import unavailable
 from topics import write_topics
 
-from models.bundle import ModelBundle
-from models.checkpoint import Checkpoint, RunFolder
-from models.config import from_mapping
-from models.corpus import dev_corpus, read_split, tokenise
-from models.data import Dataset
-from models.errors import BundleError, ConfigError
-from models.pipeline import train_bundle
-from models.recipe import read_config
-from models.tokenizer import Tokenizer, TokenizerConfig
-from models.tokens import Tokens
-from models.training import TrainConfig
-from models.transformer import Transformer, model_source, open_transformer, transformer_files
-from models.transformer_encoding import (
+from two_tower.models.bundle import ModelBundle
+from two_tower.models.checkpoint import Checkpoint, RunFolder
+from two_tower.models.config import from_mapping
+from two_tower.models.corpus import dev_corpus, read_split, tokenise
+from two_tower.models.data import Dataset
+from two_tower.models.errors import BundleError, ConfigError
+from two_tower.models.pipeline import train_bundle
+from two_tower.models.recipe import read_config
+from two_tower.models.tokenizer import Tokenizer, TokenizerConfig
+from two_tower.models.tokens import Tokens
+from two_tower.models.training import TrainConfig
+from two_tower.models.transformer import (
+    Transformer,
+    model_source,
+    open_transformer,
+    transformer_files,
+)
+from two_tower.models.transformer_encoding import (
     OnnxRows,
     TransformerTokenizer,
     open_transformer_encoder,

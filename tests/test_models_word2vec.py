@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from models.errors import ConfigError
-from models.tokenizer import TokenRows, token_rows
-from models.word2vec import Word2VecConfig, learn_vectors, random_vectors
+from two_tower.models.errors import ConfigError
+from two_tower.models.tokenizer import TokenRows, token_rows
+from two_tower.models.word2vec import Word2VecConfig, learn_vectors, random_vectors
 
 
 def two_topics() -> TokenRows:

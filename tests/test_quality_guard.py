@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import quality
 
-from models.data import Dataset
-from models.labelled import LabelledConfig
+from two_tower.models.data import Dataset
+from two_tower.models.labelled import LabelledConfig
 
 
 @pytest.fixture(scope="module")

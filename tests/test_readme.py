@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from retriever.evaluate import Report
-from retriever.report import to_markdown
+from two_tower.retriever.evaluate import Report
+from two_tower.retriever.report import to_markdown
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -93,9 +93,9 @@ def test_json_snippets_are_json() -> None:
 
 
 def test_every_command_is_mentioned() -> None:
-    from ingest.cli import app as ingest
-    from models.cli import app as models
-    from retriever.cli import app as retriever
+    from two_tower.ingest.cli import app as ingest
+    from two_tower.models.cli import app as models
+    from two_tower.retriever.cli import app as retriever
 
     for program, app in {"ingest": ingest, "models": models, "retriever": retriever}.items():
         for name, command in get_command(app).commands.items():

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from conftest import make_passages
 
-from ingest import collections, loader
-from models.bundle import ModelBundle
-from models.data import Dataset
-from retriever import Retriever
-from retriever.engine import connect
+from two_tower.ingest import collections, loader
+from two_tower.models.bundle import ModelBundle
+from two_tower.models.data import Dataset
+from two_tower.retriever import Retriever
+from two_tower.retriever.engine import connect
 
 os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"
 PASSAGES = make_passages(60)
@@ -37,7 +37,7 @@ def retriever(folder: Path, tiny_bundle: Path) -> Iterator[Retriever]:
 def test_langchain_gives_the_hits_as_documents(retriever: Retriever) -> None:
     from langchain_core.retrievers import BaseRetriever
 
-    from retriever.langchain import TwoTowerRetriever
+    from two_tower.retriever.langchain import TwoTowerRetriever
 
     adapter = TwoTowerRetriever(retriever=retriever, k=4, filter={"kind": "note"})
     assert isinstance(adapter, BaseRetriever)
@@ -54,7 +54,7 @@ def test_langchain_gives_the_hits_as_documents(retriever: Retriever) -> None:
 def test_langchain_composes_and_batches(retriever: Retriever) -> None:
     from langchain_core.runnables import RunnableLambda
 
-    from retriever.langchain import TwoTowerRetriever
+    from two_tower.retriever.langchain import TwoTowerRetriever
 
     chain = TwoTowerRetriever(retriever=retriever, k=2) | RunnableLambda(lambda found: found[0].id)
     queries = [p.content for p in PASSAGES[:8]]
@@ -66,12 +66,12 @@ def test_haystack_runs_in_a_pipeline_that_was_written_and_read(
 ) -> None:
     from haystack import Pipeline
 
-    from retriever.haystack import TwoTowerRetriever
+    from two_tower.retriever.haystack import TwoTowerRetriever
 
     pipeline = Pipeline()
     component = TwoTowerRetriever("pages", bundle=str(tiny_bundle), path=str(folder), top_k=3)
     pipeline.add_component("retriever", component)
-    again = Pipeline.loads(pipeline.dumps(), allowed_modules=["retriever.haystack"])
+    again = Pipeline.loads(pipeline.dumps(), allowed_modules=["two_tower.retriever.haystack"])
     inputs = {"query": QUERY, "filters": {"year": {"gte": 2010}}}
     documents = again.run({"retriever": inputs})["retriever"]["documents"]
     again.get_component("retriever").close()
@@ -84,7 +84,7 @@ def test_haystack_runs_in_a_pipeline_that_was_written_and_read(
 
 
 def test_haystack_opens_when_first_run_and_closes(folder: Path, tiny_bundle: Path) -> None:
-    from retriever.haystack import TwoTowerRetriever
+    from two_tower.retriever.haystack import TwoTowerRetriever
 
     component = TwoTowerRetriever("pages", bundle=str(tiny_bundle), path=str(folder))
     component.close()

@@ -10,14 +10,14 @@ import pytest
 from conftest import HashEncoder, Server, server_engine, write_data
 from qdrant_client import models as qm
 
-from ingest import loader
-from ingest.verifier import verify
-from models.data import Passage
-from retriever import Retriever, SearchSettings
-from retriever.engine import Engine, connect
-from retriever.errors import ConfigError
-from retriever.options import CollectionOptions, HnswOptions, QuantizationOptions
-from retriever.settings import AnnSettings
+from two_tower.ingest import loader
+from two_tower.ingest.verifier import verify
+from two_tower.models.data import Passage
+from two_tower.retriever import Retriever, SearchSettings
+from two_tower.retriever.engine import Engine, connect
+from two_tower.retriever.errors import ConfigError
+from two_tower.retriever.options import CollectionOptions, HnswOptions, QuantizationOptions
+from two_tower.retriever.settings import AnnSettings
 
 DIM, POINTS, QUERIES, K, CLUSTERS = 32, 2000, 20, 10, 12
 

@@ -12,14 +12,14 @@ import pytest
 from conftest import make_passages
 from typer.testing import CliRunner, Result
 
-from ingest import collections, loader
-from models.bundle import ModelBundle
-from models.data import Dataset, Passage
-from retriever.cli import app
-from retriever.engine import connect
-from retriever.records import Hit, SearchResult, Stage
-from retriever.snippets import Segment
-from retriever.terminal import Look, printable, score_bar, show_result, wrap
+from two_tower.ingest import collections, loader
+from two_tower.models.bundle import ModelBundle
+from two_tower.models.data import Dataset, Passage
+from two_tower.retriever.cli import app
+from two_tower.retriever.engine import connect
+from two_tower.retriever.records import Hit, SearchResult, Stage
+from two_tower.retriever.snippets import Segment
+from two_tower.retriever.terminal import Look, printable, score_bar, show_result, wrap
 
 PASSAGES = [
     *make_passages(40),

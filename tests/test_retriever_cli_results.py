@@ -5,10 +5,10 @@ import pytest
 from conftest import make_bundle, make_passages, write_data
 from typer.testing import CliRunner, Result
 
-from ingest.cli import app as ingest_app
-from ingest.dataset import DatasetWriter
-from models.data import Passage, Qrel, Query
-from retriever.cli import app
+from two_tower.ingest.cli import app as ingest_app
+from two_tower.ingest.dataset import DatasetWriter
+from two_tower.models.data import Passage, Qrel, Query
+from two_tower.retriever.cli import app
 
 PASSAGES = make_passages(60)
 ASKED = PASSAGES[7]

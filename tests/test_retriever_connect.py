@@ -14,9 +14,9 @@ from conftest import GIVEN_URL, Server, free_ports, running_server, unavailable
 from qdrant_client import models as qm
 from typer.testing import CliRunner
 
-from ingest.cli import app as ingest_app
-from retriever.engine import EngineAddress, connect
-from retriever.errors import (
+from two_tower.ingest.cli import app as ingest_app
+from two_tower.retriever.engine import EngineAddress, connect
+from two_tower.retriever.errors import (
     ConfigError,
     EngineError,
     EngineLocked,
@@ -26,7 +26,7 @@ from retriever.errors import (
 
 HOLD = """
 import sys, time
-from retriever.engine import connect
+from two_tower.retriever.engine import connect
 engine = connect(path=sys.argv[1])
 print("open", flush=True)
 time.sleep(60)

@@ -14,16 +14,16 @@ import pytest
 from conftest import make_passages
 from crossing import cross_bundle, crossed, fused
 
-from ingest import collections, loader
-from models.bundle import ModelBundle
-from models.data import Dataset
-from models.fusion import FinalWeights
-from models.lexical import Bm25Config, Bm25Index
-from retriever import Hit, Retriever, SearchSettings
-from retriever.cross import reordered
-from retriever.engine import Engine, connect
-from retriever.stages import Candidates, Ranking
-from retriever.systems import build_ranker, default_systems
+from two_tower.ingest import collections, loader
+from two_tower.models.bundle import ModelBundle
+from two_tower.models.data import Dataset
+from two_tower.models.fusion import FinalWeights
+from two_tower.models.lexical import Bm25Config, Bm25Index
+from two_tower.retriever import Hit, Retriever, SearchSettings
+from two_tower.retriever.cross import reordered
+from two_tower.retriever.engine import Engine, connect
+from two_tower.retriever.stages import Candidates, Ranking
+from two_tower.retriever.systems import build_ranker, default_systems
 
 PASSAGES = make_passages(120)
 QUERY = "storm on the river bank"
@@ -266,7 +266,7 @@ def test_only_a_cross_scorer_loads_torch_and_when_opening(
     engine.close()
     program = f"""
 import sys
-from retriever import Retriever
+from two_tower.retriever import Retriever
 for bundle in {str(tiny_bundle)!r}, {str(cross_bundle)!r}:
     with Retriever.open("things", bundle=bundle, path={str(tmp_path / "edge")!r}) as opened:
         print("torch" in sys.modules)

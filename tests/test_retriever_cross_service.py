@@ -15,13 +15,13 @@ from crossing import cross_bundle
 from services import NAME, Service, load, running_service
 from typer.testing import CliRunner
 
-from models.bundle import ModelBundle
-from retriever import Retriever, SearchSettings
-from retriever.cli import app
-from retriever.records import Hit, SearchResult
-from retriever.service_backend import Backend, modes
-from retriever.service_config import ServiceConfig
-from retriever.terminal import result_bar, shown_score
+from two_tower.models.bundle import ModelBundle
+from two_tower.retriever import Retriever, SearchSettings
+from two_tower.retriever.cli import app
+from two_tower.retriever.records import Hit, SearchResult
+from two_tower.retriever.service_backend import Backend, modes
+from two_tower.retriever.service_config import ServiceConfig
+from two_tower.retriever.terminal import result_bar, shown_score
 
 QUERY = "storm on the river bank"
 

@@ -9,9 +9,9 @@ import pytest
 from conftest import HashEncoder, make_passages, write_data
 from qdrant_client import models as qm
 
-from ingest import loader
-from retriever.engine import Engine, connect
-from retriever.errors import EngineError
+from two_tower.ingest import loader
+from two_tower.retriever.engine import Engine, connect
+from two_tower.retriever.errors import EngineError
 
 DENSE = {"dense": qm.VectorParams(size=2, distance=qm.Distance.COSINE)}
 NEAREST = qm.NearestQuery(nearest=[1.0, 0.0])

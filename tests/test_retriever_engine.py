@@ -10,11 +10,11 @@ import pytest
 from conftest import HashEncoder, make_passages
 from qdrant_client import models as qm
 
-from ingest import loader
-from models.data import Dataset
-from retriever.engine import Engine
-from retriever.errors import CollectionNotFound, EngineError
-from retriever.schema import point_id
+from two_tower.ingest import loader
+from two_tower.models.data import Dataset
+from two_tower.retriever.engine import Engine
+from two_tower.retriever.errors import CollectionNotFound, EngineError
+from two_tower.retriever.schema import point_id
 
 PASSAGES = make_passages(120, seed=3)
 IDS = [point_id(passage.passage_id) for passage in PASSAGES]

@@ -6,10 +6,10 @@ import numpy as np
 from conftest import HashEncoder, Server, make_passages
 from qdrant_client import models as qm
 
-from ingest import loader
-from models.data import Dataset
-from models.lexical import Bm25Config, Bm25Encoder
-from retriever.engine import Engine
+from two_tower.ingest import loader
+from two_tower.models.data import Dataset
+from two_tower.models.lexical import Bm25Config, Bm25Encoder
+from two_tower.retriever.engine import Engine
 
 ENCODER = HashEncoder()
 

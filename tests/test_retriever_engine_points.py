@@ -9,11 +9,11 @@ import pytest
 from qdrant_client import QdrantClient
 from qdrant_client import models as qm
 
-from models.lexical import Bm25Config, Bm25Encoder
-from retriever.engine import Engine
-from retriever.engine_errors import engine_errors
-from retriever.engine_points import Point, to_json, to_structs, upsert_over_rest
-from retriever.errors import EngineError, EngineUnavailable
+from two_tower.models.lexical import Bm25Config, Bm25Encoder
+from two_tower.retriever.engine import Engine
+from two_tower.retriever.engine_errors import engine_errors
+from two_tower.retriever.engine_points import Point, to_json, to_structs, upsert_over_rest
+from two_tower.retriever.errors import EngineError, EngineUnavailable
 
 # Subnormal, smallest and largest; what 1e9 neighbours is told by nine digits; random bits.
 ODD = [1e-45, -1.1754944e-38, 3.4028235e38, 0.0, -0.0, 1 / 3, 1e9, 16777217.0]

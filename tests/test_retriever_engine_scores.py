@@ -8,10 +8,10 @@ import pytest
 from qdrant_client import QdrantClient
 from qdrant_client import models as qm
 
-from retriever.engine import Engine
-from retriever.engine_errors import engine_errors
-from retriever.engine_scores import rest_scores, scored
-from retriever.errors import CollectionNotFound, EngineError, EngineUnavailable
+from two_tower.retriever.engine import Engine
+from two_tower.retriever.engine_errors import engine_errors
+from two_tower.retriever.engine_scores import rest_scores, scored
+from two_tower.retriever.errors import CollectionNotFound, EngineError, EngineUnavailable
 
 RANDOM = np.random.default_rng(5)
 NEAREST = [1.0, 0.5, -0.25, 0.125]

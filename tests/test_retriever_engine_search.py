@@ -11,11 +11,11 @@ from conftest import HashEncoder, make_passages, server_engine, write_data
 from qdrant_client import models as qm
 from rank_bm25 import BM25Okapi
 
-from ingest import loader
-from models.data import Dataset
-from models.lexical import Bm25Config, Bm25Encoder, average_length
-from retriever.engine import Engine, connect
-from retriever.schema import point_id
+from two_tower.ingest import loader
+from two_tower.models.data import Dataset
+from two_tower.models.lexical import Bm25Config, Bm25Encoder, average_length
+from two_tower.retriever.engine import Engine, connect
+from two_tower.retriever.schema import point_id
 
 PASSAGES = make_passages(120, seed=3)
 TEXTS = [passage.content for passage in PASSAGES]

@@ -11,20 +11,20 @@ from ir_measures import AP, RR, R, nDCG
 from judged import NAME, load_judged, write_judged
 from typer.testing import CliRunner, Result
 
-from ingest.dataset import DatasetWriter
-from models.data import Dataset, Passage, Qrel, Query
-from models.lexical import Bm25Config, Bm25Encoder
-from retriever.cli import app
-from retriever.contrast import find_contrasts
-from retriever.evaluate import Judging, Report, SystemResult, measure_all
-from retriever.index_size import bytes_per_dimension, index_mb
-from retriever.measures import MEASURES
-from retriever.options import CollectionOptions, DiskOptions, QuantizationOptions
-from retriever.report import to_markdown
-from retriever.search import Retriever
-from retriever.settings import AnnSettings, SearchSettings
-from retriever.significance import Comparison
-from retriever.systems import choose_systems
+from two_tower.ingest.dataset import DatasetWriter
+from two_tower.models.data import Dataset, Passage, Qrel, Query
+from two_tower.models.lexical import Bm25Config, Bm25Encoder
+from two_tower.retriever.cli import app
+from two_tower.retriever.contrast import find_contrasts
+from two_tower.retriever.evaluate import Judging, Report, SystemResult, measure_all
+from two_tower.retriever.index_size import bytes_per_dimension, index_mb
+from two_tower.retriever.measures import MEASURES
+from two_tower.retriever.options import CollectionOptions, DiskOptions, QuantizationOptions
+from two_tower.retriever.report import to_markdown
+from two_tower.retriever.search import Retriever
+from two_tower.retriever.settings import AnnSettings, SearchSettings
+from two_tower.retriever.significance import Comparison
+from two_tower.retriever.systems import choose_systems
 
 
 class Place(NamedTuple):

@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from qdrant_client import models as qm
 
-from ingest import collections, loader
-from models.data import Dataset, Passage
-from retriever import Retriever, SearchSettings
-from retriever.engine import Engine
-from retriever.errors import QueryError
-from retriever.filter_words import parse_filters
-from retriever.filters import both, to_filter
+from two_tower.ingest import collections, loader
+from two_tower.models.data import Dataset, Passage
+from two_tower.retriever import Retriever, SearchSettings
+from two_tower.retriever.engine import Engine
+from two_tower.retriever.errors import QueryError
+from two_tower.retriever.filter_words import parse_filters
+from two_tower.retriever.filters import both, to_filter
 
 PASSAGES = make_passages(120)
 Kind = qm.PayloadSchemaType

@@ -3,8 +3,8 @@ import math
 import numpy as np
 import pytest
 
-from models.data import Qrel, Query
-from retriever.measures import MEASURES, answerable, per_query
+from two_tower.models.data import Qrel, Query
+from two_tower.retriever.measures import MEASURES, answerable, per_query
 
 QRELS = [
     Qrel("q1", "a", 1, "dev"),

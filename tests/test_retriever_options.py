@@ -5,10 +5,10 @@ from typing import Literal
 import pytest
 from qdrant_client import models as qm
 
-from retriever.errors import ConfigError
-from retriever.options import CollectionOptions, DiskOptions, QuantizationOptions
-from retriever.settings import AnnSettings, SearchSettings, require_possible
-from retriever.settings_file import SettingsFile, read_file, read_settings
+from two_tower.retriever.errors import ConfigError
+from two_tower.retriever.options import CollectionOptions, DiskOptions, QuantizationOptions
+from two_tower.retriever.settings import AnnSettings, SearchSettings, require_possible
+from two_tower.retriever.settings_file import SettingsFile, read_file, read_settings
 
 WHOLE = """
 collection:

@@ -6,14 +6,14 @@ import pytest
 from conftest import HashEncoder, make_passages
 from qdrant_client import models as qm
 
-from ingest import loader
-from models.data import Dataset, Passage
-from retriever import Retriever, SearchSettings
-from retriever.engine import Engine
-from retriever.errors import EngineError, QueryError
-from retriever.filters import to_filter
-from retriever.options import CollectionOptions
-from retriever.schema import point_id
+from two_tower.ingest import loader
+from two_tower.models.data import Dataset, Passage
+from two_tower.retriever import Retriever, SearchSettings
+from two_tower.retriever.engine import Engine
+from two_tower.retriever.errors import EngineError, QueryError
+from two_tower.retriever.filters import to_filter
+from two_tower.retriever.options import CollectionOptions
+from two_tower.retriever.schema import point_id
 
 PASSAGES = make_passages(60)
 Kind = qm.PayloadSchemaType

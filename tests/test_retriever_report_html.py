@@ -11,9 +11,9 @@ from judged import NAME, load_judged, write_judged
 from playwright.sync_api import Browser, Page
 from typer.testing import CliRunner
 
-from models.data import Passage
-from retriever.cli import app
-from retriever.plots import Point, log_ticks, nice_ticks, scatter_plot, share_ticks
+from two_tower.models.data import Passage
+from two_tower.retriever.cli import app
+from two_tower.retriever.plots import Point, log_ticks, nice_ticks, scatter_plot, share_ticks
 
 ATTACK = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
 HOSTILE = (

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from conftest import HashEncoder, Server, make_passages, server_engine
 
-from ingest import collections, loader
-from models.bundle import ModelBundle
-from models.data import Dataset, Passage
-from models.lexical import Bm25Config, Bm25Encoder
-from retriever import Retriever, SearchSettings
-from retriever.engine import Engine, connect
-from retriever.errors import BundleError, ConfigError, QueryError
-from retriever.queries import QueryEncoder, RecentVectors, average
-from retriever.stages import QueryVectors
+from two_tower.ingest import collections, loader
+from two_tower.models.bundle import ModelBundle
+from two_tower.models.data import Dataset, Passage
+from two_tower.models.lexical import Bm25Config, Bm25Encoder
+from two_tower.retriever import Retriever, SearchSettings
+from two_tower.retriever.engine import Engine, connect
+from two_tower.retriever.errors import BundleError, ConfigError, QueryError
+from two_tower.retriever.queries import QueryEncoder, RecentVectors, average
+from two_tower.retriever.stages import QueryVectors
 
 PASSAGES = make_passages(120)
 QUERY = "storm on the river bank"

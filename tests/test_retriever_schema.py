@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from qdrant_client import models as qm
 
-from models.data import Passage
-from retriever.engine import Engine
-from retriever.errors import CollectionMismatch, ConfigError, DataError
-from retriever.indexes import indexable_fields
-from retriever.schema import (
+from two_tower.models.data import Passage
+from two_tower.retriever.engine import Engine
+from two_tower.retriever.errors import CollectionMismatch, ConfigError, DataError
+from two_tower.retriever.indexes import indexable_fields
+from two_tower.retriever.schema import (
     CollectionMetadata,
     CollectionSchema,
     base_name,

@@ -5,13 +5,18 @@ from collections.abc import Callable
 import pytest
 from conftest import HashEncoder, make_passages
 
-from ingest import collections, loader
-from models.data import Dataset, Passage
-from models.lexical import Bm25Config, Bm25Encoder
-from retriever import Retriever, SearchSettings
-from retriever.engine import Engine
-from retriever.errors import CollectionMismatch, CollectionNotFound, ConfigError, QueryError
-from retriever.search import MAX_QUERY_CHARS, check_query
+from two_tower.ingest import collections, loader
+from two_tower.models.data import Dataset, Passage
+from two_tower.models.lexical import Bm25Config, Bm25Encoder
+from two_tower.retriever import Retriever, SearchSettings
+from two_tower.retriever.engine import Engine
+from two_tower.retriever.errors import (
+    CollectionMismatch,
+    CollectionNotFound,
+    ConfigError,
+    QueryError,
+)
+from two_tower.retriever.search import MAX_QUERY_CHARS, check_query
 
 PASSAGES = make_passages(120)
 QUERY = "storm on the river bank"

@@ -11,10 +11,10 @@ from conftest import Server, make_passages
 from prometheus_client.parser import text_string_to_metric_families
 from services import NAME, Service, load, running_service
 
-from retriever import Retriever, SearchSettings
-from retriever.schema import point_id
-from retriever.service_bodies import SettingsBody
-from retriever.settings import AnnSettings
+from two_tower.retriever import Retriever, SearchSettings
+from two_tower.retriever.schema import point_id
+from two_tower.retriever.service_bodies import SettingsBody
+from two_tower.retriever.settings import AnnSettings
 
 PASSAGES = make_passages(120)
 QUERY = "storm on the river bank"

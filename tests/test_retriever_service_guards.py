@@ -7,7 +7,7 @@ from conftest import ROOT, make_bundle, make_passages
 from services import NAME, Service, load, running_service
 from typer.testing import CliRunner
 
-from retriever.cli import app
+from two_tower.retriever.cli import app
 
 PASSAGES = make_passages(20)
 QUERY = "storm on the river bank"

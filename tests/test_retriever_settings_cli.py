@@ -8,12 +8,12 @@ import pytest
 from conftest import make_passages
 from typer.testing import CliRunner, Result
 
-from ingest.cli import app as ingest
-from models.data import Dataset
-from retriever.cli import app as retriever
-from retriever.engine import connect
-from retriever.options import CollectionOptions
-from retriever.schema import read_metadata
+from two_tower.ingest.cli import app as ingest
+from two_tower.models.data import Dataset
+from two_tower.retriever.cli import app as retriever
+from two_tower.retriever.engine import connect
+from two_tower.retriever.options import CollectionOptions
+from two_tower.retriever.schema import read_metadata
 
 FILE = """
 collection: {clusters: 4, quantization: {kind: scalar}, indexes: {text: text}}

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from retriever.significance import (
+from two_tower.retriever.significance import (
     PERMUTATIONS,
     bootstrap_interval,
     compare,

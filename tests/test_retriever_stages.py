@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from qdrant_client import models as qm
 
-from models.fusion import HybridWeights
-from retriever.engine_scores import Scored
-from retriever.errors import ConfigError
-from retriever.stages import (
+from two_tower.models.fusion import HybridWeights
+from two_tower.retriever.engine_scores import Scored
+from two_tower.retriever.errors import ConfigError
+from two_tower.retriever.stages import (
     QueryVectors,
     SearchSettings,
     choose,

@@ -16,20 +16,20 @@ from conftest import Server, make_passages
 from services import until
 from typer.testing import CliRunner, Result
 
-from ingest import collections, loader
-from ingest.cli import app as ingest_app
-from ingest.dataset import DatasetWriter
-from models.bundle import ModelBundle
-from models.data import Dataset, Qrel, Query
-from retriever.cli import app
-from retriever.engine import Engine, connect
-from retriever.goals import parse_goal
-from retriever.scratch import MARK, OWNER
-from retriever.search import Retriever
-from retriever.settings import SearchSettings
-from retriever.settings_file import read_file, read_settings
-from retriever.tune import Extent, tune
-from retriever.tune_measure import choose_queries
+from two_tower.ingest import collections, loader
+from two_tower.ingest.cli import app as ingest_app
+from two_tower.ingest.dataset import DatasetWriter
+from two_tower.models.bundle import ModelBundle
+from two_tower.models.data import Dataset, Qrel, Query
+from two_tower.retriever.cli import app
+from two_tower.retriever.engine import Engine, connect
+from two_tower.retriever.goals import parse_goal
+from two_tower.retriever.scratch import MARK, OWNER
+from two_tower.retriever.search import Retriever
+from two_tower.retriever.settings import SearchSettings
+from two_tower.retriever.settings_file import read_file, read_settings
+from two_tower.retriever.tune import Extent, tune
+from two_tower.retriever.tune_measure import choose_queries
 
 PASSAGES, QUERIES = 1100, 20
 TUNE = [sys.executable, "-c", "from retriever.cli import app; app()"]

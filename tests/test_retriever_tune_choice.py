@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from retriever.departures import count_departures
-from retriever.goals import OF_EXACT, RECALLS, parse_goal
-from retriever.options import CollectionOptions
-from retriever.settings import AnnSettings
-from retriever.tune import Tuning
-from retriever.tune_choice import choose_fusion, front, recommend, separate
-from retriever.tune_grid import (
+from two_tower.retriever.departures import count_departures
+from two_tower.retriever.goals import OF_EXACT, RECALLS, parse_goal
+from two_tower.retriever.options import CollectionOptions
+from two_tower.retriever.settings import AnnSettings
+from two_tower.retriever.tune import Tuning
+from two_tower.retriever.tune_choice import choose_fusion, front, recommend, separate
+from two_tower.retriever.tune_grid import (
     ALONE,
     BOTH,
     Setting,
@@ -24,9 +24,9 @@ from retriever.tune_grid import (
     quantization_options,
     quantization_settings,
 )
-from retriever.tune_measure import Row
-from retriever.tune_report import doubts, ties
-from retriever.tune_timing import Pace, Times
+from two_tower.retriever.tune_measure import Row
+from two_tower.retriever.tune_report import doubts, ties
+from two_tower.retriever.tune_timing import Pace, Times
 
 PLAIN = CollectionOptions()
 

@@ -14,12 +14,12 @@ import pytest
 from conftest import make_passages, write_data
 from typer.testing import CliRunner
 
-from ingest.cli import app as ingest_app
-from models.bundle import ModelBundle
-from models.bundle_files import CARD, CONFIG, PCA, TOWERS, digests, fingerprint
-from models.data import Dataset
-from models.errors import BundleError, TwoTowerError
-from retriever.settings_file import read_settings
+from two_tower.ingest.cli import app as ingest_app
+from two_tower.models.bundle import ModelBundle
+from two_tower.models.bundle_files import CARD, CONFIG, PCA, TOWERS, digests, fingerprint
+from two_tower.models.data import Dataset
+from two_tower.models.errors import BundleError, TwoTowerError
+from two_tower.retriever.settings_file import read_settings
 
 
 class Bomb:

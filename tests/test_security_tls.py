@@ -8,9 +8,9 @@ from conftest import running_server, unavailable
 from tls import make_authority, sign
 from typer.testing import CliRunner
 
-from ingest.cli import app
-from retriever.engine import connect
-from retriever.errors import CertificateRefused, ConfigError
+from two_tower.ingest.cli import app
+from two_tower.retriever.engine import connect
+from two_tower.retriever.errors import CertificateRefused, ConfigError
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ingest.dataset import DatasetWriter
-from models.data import Dataset, Passage, Qrel, Query
+from two_tower.ingest.dataset import DatasetWriter
+from two_tower.models.data import Dataset, Passage, Qrel, Query
 
 LETTERS = list("abcdefghijklmnopqrstuvwxyz")
 

@@ -27,12 +27,12 @@ from ablation_table import to_brief, to_brief_engines, to_markdown
 from exact import Collection, bm25_metrics, measure, read_collection
 from safetensors import safe_open
 
-from models.bundle import ModelBundle
-from models.config import read_yaml, with_values
-from models.errors import ConfigError, TwoTowerError
-from models.files import write_json
-from models.provenance import commit
-from models.recipe import FOLDER, read_config
+from two_tower.models.bundle import ModelBundle
+from two_tower.models.config import read_yaml, with_values
+from two_tower.models.errors import ConfigError, TwoTowerError
+from two_tower.models.files import write_json
+from two_tower.models.provenance import commit
+from two_tower.models.recipe import FOLDER, read_config
 
 ROOT = Path(__file__).parent.parent.parent
 SHARED = ROOT.parent / "shared" / "data"
@@ -113,7 +113,7 @@ def prepared(source: Path) -> Path:
     """Return the DATA folder of a benchmark set, prepared where it is not."""
     path = WORK / "data" / source.name
     if not (path / "manifest.json").is_file():
-        run_command("ingest.cli", "prepare", str(source), "--out", str(path))
+        run_command("two_tower.ingest.cli", "prepare", str(source), "--out", str(path))
     return path
 
 
@@ -185,7 +185,7 @@ class Bench:
         started = self.train(self.rows[row.start], seed) if row.start else {}
         seconds = sum(run_command(*words) for words in self._before(row, seed))
         words = self._train_words(row, seed)
-        seconds += run_command("models.cli", *words, "--force")
+        seconds += run_command("two_tower.models.cli", *words, "--force")
         trained = {
             "settings": self.settings(row),
             "command": shlex.join(["models", *map(_relative, words)]),

@@ -8,12 +8,12 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from models.bundle import ModelBundle
-from models.data import Dataset, Qrel, Query
-from models.lexical import Bm25Index, Ranked
-from retriever.measures import answerable, per_query
-from retriever.settings import SearchSettings
-from retriever.stages import TOWER_WEIGHT
+from two_tower.models.bundle import ModelBundle
+from two_tower.models.data import Dataset, Qrel, Query
+from two_tower.models.lexical import Bm25Index, Ranked
+from two_tower.retriever.measures import answerable, per_query
+from two_tower.retriever.settings import SearchSettings
+from two_tower.retriever.stages import TOWER_WEIGHT
 
 DEPTH = 100
 READ = SearchSettings().cross_candidates

@@ -32,14 +32,14 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "bench")]
 from cluster import Node  # noqa: E402
 from spine import percentiles, run_command  # noqa: E402
 
-from ingest.dataset import DatasetWriter  # noqa: E402
-from ingest.estimate import estimate  # noqa: E402
-from ingest.selection import Selection, select  # noqa: E402
-from models.bundle import ModelBundle  # noqa: E402
-from models.data import Dataset, Passage  # noqa: E402
-from models.provenance import commit  # noqa: E402
-from retriever import Retriever  # noqa: E402
-from retriever.options import CollectionOptions  # noqa: E402
+from two_tower.ingest.dataset import DatasetWriter  # noqa: E402
+from two_tower.ingest.estimate import estimate  # noqa: E402
+from two_tower.ingest.selection import Selection, select  # noqa: E402
+from two_tower.models.bundle import ModelBundle  # noqa: E402
+from two_tower.models.data import Dataset, Passage  # noqa: E402
+from two_tower.models.provenance import commit  # noqa: E402
+from two_tower.retriever import Retriever  # noqa: E402
+from two_tower.retriever.options import CollectionOptions  # noqa: E402
 
 SIZES = (10_000, 30_000, 100_000, 300_000, 1_000_000)
 MEAN_WORDS = 60
@@ -118,7 +118,7 @@ def settle(node: Node, collection: str, longest_s: float) -> Row:
 
 def step(node: Node, dataset: Dataset, bundle: Path, size: int, longest_s: float) -> Row:
     loaded = run_command(
-        "ingest.cli",
+        "two_tower.ingest.cli",
         *("load", dataset.path, "--bundle", bundle, "--collection", NAME),
         *("--limit", str(size), "--url", node.url),
     )

@@ -30,9 +30,9 @@ from peers_search import search_rows  # noqa: E402
 from peers_table import plot, to_markdown  # noqa: E402
 from spine import CORPUS, WORK, prepare_and_train  # noqa: E402
 
-from models.bundle import ModelBundle  # noqa: E402
-from models.data import Dataset  # noqa: E402
-from models.provenance import commit  # noqa: E402
+from two_tower.models.bundle import ModelBundle  # noqa: E402
+from two_tower.models.data import Dataset  # noqa: E402
+from two_tower.models.provenance import commit  # noqa: E402
 
 SIZES = (1_000, 3_000, 10_000, 30_000, 100_000)
 PEERS = (

@@ -10,11 +10,11 @@ from conftest import running_server
 from peers_corpus import Corpus, System
 from qdrant_client import models as qm
 
-from ingest import collections, loader
-from ingest.points import PassageEncoder
-from retriever.engine import Engine, connect
-from retriever.search import Retriever
-from retriever.settings import SearchSettings
+from two_tower.ingest import collections, loader
+from two_tower.ingest.points import PassageEncoder
+from two_tower.retriever.engine import Engine, connect
+from two_tower.retriever.search import Retriever
+from two_tower.retriever.settings import SearchSettings
 
 
 class Engines(NamedTuple):

@@ -11,10 +11,10 @@ import numpy.typing as npt
 from peers_corpus import Corpus, Row, System, ask_in_turns, compare
 from peers_engines import Engines, at_most, loaded
 
-from models.data import Passage
-from models.lexical import Bm25Config, average_length
-from retriever.lexical import RankBm25Index
-from retriever.settings import SearchSettings
+from two_tower.models.data import Passage
+from two_tower.models.lexical import Bm25Config, average_length
+from two_tower.retriever.lexical import RankBm25Index
+from two_tower.retriever.settings import SearchSettings
 
 DEPTH = 100
 MEASURES = ("ndcg@10", "recall@100")

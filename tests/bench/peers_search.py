@@ -16,10 +16,10 @@ from qdrant_client import QdrantClient
 from qdrant_client import models as qm
 from txtai import Embeddings
 
-from models.bundle import ModelBundle
-from models.data import Passage
-from models.lexical import Bm25Config, Bm25Encoder, average_length
-from retriever.settings import SearchSettings
+from two_tower.models.bundle import ModelBundle
+from two_tower.models.data import Passage
+from two_tower.models.lexical import Bm25Config, Bm25Encoder, average_length
+from two_tower.retriever.settings import SearchSettings
 
 K = 10
 LEG = 100

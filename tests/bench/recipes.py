@@ -22,12 +22,12 @@ from ablation import ROOT, SHARED, TRAINED_ON, ZERO_SHOT, prepared
 from ablation_table import aligned
 from spine import run_command
 
-from models.bundle import ModelBundle
-from models.data import Dataset
-from models.files import write_json
-from models.provenance import commit
-from retriever import Retriever
-from retriever.measures import answerable
+from two_tower.models.bundle import ModelBundle
+from two_tower.models.data import Dataset
+from two_tower.models.files import write_json
+from two_tower.models.provenance import commit
+from two_tower.retriever import Retriever
+from two_tower.retriever.measures import answerable
 
 WORK = ROOT / "runs" / "recipes"
 RESULTS = Path(__file__).parent / "results" / "recipes.json"
@@ -43,7 +43,7 @@ def measure(recipe: str) -> Row:
     bundle = WORK / recipe / "bundle"
     data = prepared(SHARED / TRAINED_ON)
     if not (bundle / "card.json").is_file():
-        run_command("models.cli", "train", data, "--out", bundle, "--config", recipe)
+        run_command("two_tower.models.cli", "train", data, "--out", bundle, "--config", recipe)
     card = json.loads((bundle / "card.json").read_text(encoding="utf-8"))
     sets = {TRAINED_ON: evaluate(bundle, data, "dev")}
     for name in ZERO_SHOT:
@@ -76,7 +76,7 @@ def calibration(bundle: Path, data: Path, split: str) -> Row:
         distance of the two in ten bins of chance, by hits.
     """
     where = ("--bundle", bundle, "--path", bundle.parent / "edge")
-    run_command("ingest.cli", "load", data, "--collection", data.name, *where)
+    run_command("two_tower.ingest.cli", "load", data, "--collection", data.name, *where)
     dataset = Dataset.open(data)
     queries, qrels = answerable(dataset.queries(split), dataset.qrels(split))
     answers = {(qrel.query_id, qrel.passage_id) for qrel in qrels if qrel.relevance > 0}
@@ -104,8 +104,10 @@ def evaluate(bundle: Path, data: Path, split: str) -> Row:
     """Return system -> measures and costs, over the whole corpus."""
     name, out = data.name, bundle.parent / f"report-{data.name}"
     where = ("--bundle", bundle, "--path", bundle.parent / "edge")
-    run_command("ingest.cli", "load", data, "--collection", name, *where)
-    run_command("retriever.cli", "evaluate", name, data, "--split", split, "--out", out, *where)
+    run_command("two_tower.ingest.cli", "load", data, "--collection", name, *where)
+    run_command(
+        "two_tower.retriever.cli", "evaluate", name, data, "--split", split, "--out", out, *where
+    )
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))
     return {
         row["system"]: {

@@ -24,17 +24,17 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from conftest import HashEncoder  # noqa: E402
 
-from ingest import collections, loader  # noqa: E402
-from ingest.dataset import DatasetWriter  # noqa: E402
-from ingest.sources import SourceOptions, open_source  # noqa: E402
-from models.data import Dataset, Passage, Query  # noqa: E402
-from models.lexical import Analyzer  # noqa: E402
-from models.provenance import commit  # noqa: E402
-from retriever.engine import connect  # noqa: E402
-from retriever.evaluate import Evaluation, Judging, measure_all  # noqa: E402
-from retriever.search import Retriever  # noqa: E402
-from retriever.settings import SearchSettings  # noqa: E402
-from retriever.systems import Started, System, choose_systems  # noqa: E402
+from two_tower.ingest import collections, loader  # noqa: E402
+from two_tower.ingest.dataset import DatasetWriter  # noqa: E402
+from two_tower.ingest.sources import SourceOptions, open_source  # noqa: E402
+from two_tower.models.data import Dataset, Passage, Query  # noqa: E402
+from two_tower.models.lexical import Analyzer  # noqa: E402
+from two_tower.models.provenance import commit  # noqa: E402
+from two_tower.retriever.engine import connect  # noqa: E402
+from two_tower.retriever.evaluate import Evaluation, Judging, measure_all  # noqa: E402
+from two_tower.retriever.search import Retriever  # noqa: E402
+from two_tower.retriever.settings import SearchSettings  # noqa: E402
+from two_tower.retriever.systems import Started, System, choose_systems  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
 NOTES = RESULTS / "msmarco-95k-dev.json"

@@ -18,10 +18,10 @@ from browser import running_browser  # noqa: E402
 from playwright.sync_api import Browser  # noqa: E402
 from services import running_qdrant, running_service  # noqa: E402
 
-from ingest import collections, loader  # noqa: E402
-from models.bundle import ModelBundle  # noqa: E402
-from models.data import Dataset  # noqa: E402
-from retriever.engine import connect  # noqa: E402
+from two_tower.ingest import collections, loader  # noqa: E402
+from two_tower.models.bundle import ModelBundle  # noqa: E402
+from two_tower.models.data import Dataset  # noqa: E402
+from two_tower.retriever.engine import connect  # noqa: E402
 
 CORPUS = "python-docs"
 LARGEST = 150 * 1024

@@ -30,10 +30,10 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from conftest import Server, running_server  # noqa: E402
 
-from models.bundle import ModelBundle  # noqa: E402
-from models.data import Dataset  # noqa: E402
-from models.provenance import commit  # noqa: E402
-from retriever import Retriever, SearchSettings  # noqa: E402
+from two_tower.models.bundle import ModelBundle  # noqa: E402
+from two_tower.models.data import Dataset  # noqa: E402
+from two_tower.models.provenance import commit  # noqa: E402
+from two_tower.retriever import Retriever, SearchSettings  # noqa: E402
 
 WORK = ROOT / "runs" / "bench"
 CORPUS = ROOT.parent / "shared" / "data" / "msmarco-95k"
@@ -67,10 +67,12 @@ def run_command(module: str, *words: str | Path) -> Row:
 def prepare_and_train(source: str) -> list[Row]:
     rows = [
         {"job": "ingest prepare"}
-        | run_command("ingest.cli", "prepare", source, "--out", WORK / "data", "--force")
+        | run_command("two_tower.ingest.cli", "prepare", source, "--out", WORK / "data", "--force")
     ]
     if not (WORK / "bundle" / "card.json").is_file():
-        train = run_command("models.cli", "train", WORK / "data", "--out", WORK / "bundle")
+        train = run_command(
+            "two_tower.models.cli", "train", WORK / "data", "--out", WORK / "bundle"
+        )
         rows.append({"job": "models train"} | train)
     return rows
 
@@ -206,7 +208,7 @@ def opened(address: dict[str, str]) -> Iterator[Retriever]:
 
 
 def import_row() -> Row:
-    program = "import time; t = time.perf_counter(); import retriever; print(time.perf_counter()-t)"
+    program = "import time; t = time.perf_counter(); import two_tower; print(time.perf_counter()-t)"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, check=True, cwd=ROOT
     )
@@ -225,7 +227,7 @@ def measure(source: str) -> list[Row]:
             "server": {"url": server.url},
         }.items():
             option = [f"--{key}={value}" for key, value in address.items()]
-            loaded = run_command("ingest.cli", *load, *option)
+            loaded = run_command("two_tower.ingest.cli", *load, *option)
             rows.append({"job": f"ingest load, {where}"} | loaded)
             with opened(address) as retriever:
                 if where == "server":
