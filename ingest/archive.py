@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from two_tower.models.console import progress
-from two_tower.retriever.errors import DataError
+from two_tower.models.errors import DataError
 from two_tower.retriever.snapshot_files import CHUNK, SnapshotFile
 
 FORMAT = "two-tower-search-snapshot/1"

@@ -11,8 +11,8 @@ import numpy as np
 from two_tower.ingest.points import PassageEncoder, chunks
 from two_tower.models.console import progress
 from two_tower.models.data import Dataset
+from two_tower.models.errors import ConfigError
 from two_tower.retriever.clusters import PER_CLUSTER, Centroids, sample_size
-from two_tower.retriever.errors import ConfigError
 
 
 def fit_centroids(dataset: Dataset, encoder: PassageEncoder, *, clusters: int) -> str:

@@ -13,9 +13,9 @@ from two_tower.retriever.flags import Path_, Url
 
 if TYPE_CHECKING:
     from two_tower.ingest.loader import LoadSettings
-    from two_tower.models.bundle import ModelBundle
+    from two_tower.models.bundle.bundle import ModelBundle
     from two_tower.models.data import Dataset
-    from two_tower.retriever.engine import Engine
+    from two_tower.retriever.engine_protocol import Engine
     from two_tower.retriever.options import CollectionOptions
 
 
@@ -77,7 +77,7 @@ def load(
     """
     from two_tower.ingest.loader import LoadSettings
     from two_tower.ingest.selection import Selection, select
-    from two_tower.models.bundle import ModelBundle
+    from two_tower.models.bundle.bundle import ModelBundle
     from two_tower.models.data import Dataset
     from two_tower.retriever.settings_file import read_file
 

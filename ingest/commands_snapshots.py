@@ -114,8 +114,8 @@ def copy(
 
 def _require_two(source: "EngineAddress", target: "EngineAddress") -> None:
     """Refuse one place as both, and one key for two servers: it would be shown to the wrong one."""
+    from two_tower.models.errors import ConfigError
     from two_tower.retriever.credentials import api_key
-    from two_tower.retriever.errors import ConfigError
 
     if str(source) == str(target):
         raise ConfigError(f"found {source} as both source and target; expected two engines")

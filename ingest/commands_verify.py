@@ -38,7 +38,7 @@ def verify(
         if data is None or bundle is None:
             typer.echo(verifier.verify_counts(engine, collection))
             return
-        from two_tower.models.bundle import ModelBundle
+        from two_tower.models.bundle.bundle import ModelBundle
         from two_tower.models.data import Dataset
 
         encoder = ModelBundle.load(bundle)

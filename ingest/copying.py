@@ -17,8 +17,7 @@ from two_tower.ingest.sending import Sender
 from two_tower.ingest.stored import SCROLL_SIZE
 from two_tower.ingest.verifier import RETRIEVE_SIZE, SAMPLE, verify_counts
 from two_tower.models.console import progress
-from two_tower.retriever.engine import Engine
-from two_tower.retriever.engine_protocol import is_embedded
+from two_tower.retriever.engine_protocol import Engine, is_embedded
 from two_tower.retriever.errors import CollectionMismatch, VerificationFailed
 from two_tower.retriever.filters import field_types
 from two_tower.retriever.indexes import DECLARED

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from two_tower.retriever.engine import Engine
+    from two_tower.retriever.engine_protocol import Engine
 
 Name = Annotated[str, typer.Argument(help="Collection: its alias or versioned name.")]
 Bundle = Annotated[Path, typer.Option(help="Folder that `models train` wrote.")]

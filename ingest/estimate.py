@@ -23,7 +23,8 @@ from typing import NamedTuple
 
 from two_tower.ingest.points import PassageEncoder
 from two_tower.models.data import Dataset, Passage
-from two_tower.models.lexical import Bm25Config, Bm25Encoder
+from two_tower.models.text.bm25 import Bm25Config
+from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
 from two_tower.retriever.indexes import indexable_fields
 from two_tower.retriever.options import CollectionOptions
 from two_tower.retriever.schema import to_payload

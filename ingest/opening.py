@@ -12,9 +12,8 @@ from two_tower.ingest.points import PassageEncoder
 from two_tower.ingest.selection import SelectedData
 from two_tower.models.console import progress
 from two_tower.models.data import Dataset
-from two_tower.models.lexical import Bm25Config, average_length
-from two_tower.retriever.engine import Engine
-from two_tower.retriever.engine_protocol import PayloadIndex
+from two_tower.models.text.bm25 import Bm25Config, average_length
+from two_tower.retriever.engine_protocol import Engine, PayloadIndex
 from two_tower.retriever.errors import CollectionMismatch, EngineError
 from two_tower.retriever.filters import field_types
 from two_tower.retriever.indexes import indexable_fields

@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from two_tower.models.data import Passage
-from two_tower.models.lexical import Bm25Config, Bm25Encoder
+from two_tower.models.errors import BundleError, DataError
+from two_tower.models.text.bm25 import Bm25Config
 from two_tower.retriever.clusters import Centroids
+from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
 from two_tower.retriever.engine_points import SPARSE, Point, Vector
-from two_tower.retriever.errors import BundleError, DataError
 from two_tower.retriever.schema import (
     BM25,
     CLUSTER,

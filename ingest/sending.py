@@ -9,7 +9,7 @@ from typing import Protocol, Self
 
 from two_tower.ingest.patience import AGAIN
 from two_tower.ingest.process_wide import frequent_turns
-from two_tower.retriever.errors import TwoTowerError
+from two_tower.models.errors import TwoTowerError
 
 # Batches that wait: enough that neither side idles, few enough that memory stays bounded.
 QUEUED = 4

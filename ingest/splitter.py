@@ -19,7 +19,7 @@ from two_tower.ingest.dataset import DatasetWriter
 from two_tower.models.console import progress
 from two_tower.models.data import Dataset, Passage, Qrel
 from two_tower.models.errors import ConfigError
-from two_tower.models.lexical import Analyzer
+from two_tower.models.text.bm25 import Analyzer
 
 DOCUMENT, PART = "document_id", "part"
 _WORD = re.compile(r"\S+")

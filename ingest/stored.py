@@ -5,7 +5,7 @@ from uuid import UUID
 
 from qdrant_client import models as qm
 
-from two_tower.retriever.engine import Engine
+from two_tower.retriever.engine_protocol import Engine
 from two_tower.retriever.replicas import agreement
 from two_tower.retriever.schema import CONTENT_HASH
 

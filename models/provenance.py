@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import time
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -55,3 +56,17 @@ def environment(device: str) -> dict[str, Any]:
 def _git(*words: str, cwd: Path) -> str:
     done = subprocess.run(["git", *words], cwd=cwd, check=True, capture_output=True, text=True)
     return done.stdout.strip()
+
+
+class Clock:
+    """Seconds spent on each named part of a run."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """Book the time since the last lap under `name`."""
+        now = time.perf_counter()
+        self.seconds[name] = round(now - self._last, 1)
+        self._last = now

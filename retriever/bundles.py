@@ -4,10 +4,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from two_tower.retriever.errors import ConfigError
+from two_tower.models.errors import ConfigError
 
 if TYPE_CHECKING:
-    from two_tower.models.bundle import ModelBundle
+    from two_tower.models.bundle.bundle import ModelBundle
 
 
 def load_bundle(bundle: "str | Path | ModelBundle | None") -> "ModelBundle":
@@ -17,7 +17,7 @@ def load_bundle(bundle: "str | Path | ModelBundle | None") -> "ModelBundle":
         BundleError: no complete bundle there.
         ConfigError: none is named.
     """
-    from two_tower.models.bundle import ModelBundle
+    from two_tower.models.bundle.bundle import ModelBundle
 
     if isinstance(bundle, ModelBundle):
         return bundle

@@ -9,7 +9,7 @@ import typer
 from two_tower.retriever.flags import Bundle, Name, Path_, Settings, Url
 
 if TYPE_CHECKING:
-    from two_tower.retriever.engine import Engine
+    from two_tower.retriever.engine_protocol import Engine
     from two_tower.retriever.search import Retriever
 
 Data = Annotated[Path, typer.Argument(help="DATA folder with the judged queries.")]
@@ -106,7 +106,7 @@ def _others(engine: "Engine", words: Sequence[str], bundle: Path) -> "dict[str, 
 
 
 def _open(engine: "Engine", name: str, bundle: Path) -> "Retriever":
-    from two_tower.models.bundle import ModelBundle
+    from two_tower.models.bundle.bundle import ModelBundle
     from two_tower.retriever.search import Retriever
     from two_tower.retriever.settings import SearchSettings
 

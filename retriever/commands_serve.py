@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from two_tower.retriever.errors import ConfigError, EngineUnavailable
+from two_tower.models.errors import ConfigError
+from two_tower.retriever.errors import EngineUnavailable
 from two_tower.retriever.flags import Bundle, Name, Path_, Settings, Url
 from two_tower.retriever.service_config import KEY_VARIABLE, Limits, ServiceConfig, read_key
 from two_tower.retriever.settings import SearchSettings

@@ -60,7 +60,7 @@ def tune(
     are tried in one scratch copy, NAME--tune-…, which is dropped in the end. Exit code 1 where no
     setting meets the goal; the report is written all the same.
     """
-    from two_tower.models.bundle import ModelBundle
+    from two_tower.models.bundle.bundle import ModelBundle
     from two_tower.models.data import Dataset
     from two_tower.retriever import tune as tuning
     from two_tower.retriever.engine import connect

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from two_tower.models.data import Passage, Query
-from two_tower.retriever.errors import ConfigError
+from two_tower.models.errors import ConfigError
 from two_tower.retriever.evaluate import Evaluation
 
 MEASURE = "ndcg@10"

@@ -10,7 +10,7 @@ import re
 import ssl
 from pathlib import Path
 
-from two_tower.retriever.errors import ConfigError
+from two_tower.models.errors import ConfigError
 
 
 def api_key(variable: str = "QDRANT_API_KEY") -> str | None:

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from two_tower.models.bundle.fusion import FinalWeights
 from two_tower.models.data import Passage
-from two_tower.models.fusion import FinalWeights
 from two_tower.retriever.schema import BM25
 from two_tower.retriever.settings import SearchSettings
 from two_tower.retriever.stages import Ranking, hybrid_scores
 
 if TYPE_CHECKING:
-    from two_tower.models.bundle import ModelBundle
+    from two_tower.models.bundle.bundle import ModelBundle
 
 CROSS = "cross"
 

@@ -22,18 +22,14 @@ from qdrant_client import QdrantClient
 from qdrant_client import models as qm
 from qdrant_client.http.models import QueryResponse  # the name in qm is fastembed's
 
+from two_tower.models.errors import ConfigError
 from two_tower.retriever import credentials
 from two_tower.retriever.edge import EdgeClient
 from two_tower.retriever.engine_errors import engine_errors
 from two_tower.retriever.engine_points import AnyPoint, to_structs, upsert_over_rest
 from two_tower.retriever.engine_protocol import Engine
 from two_tower.retriever.engine_scores import Scored, rest_scores, scored
-from two_tower.retriever.errors import (
-    CollectionNotFound,
-    ConfigError,
-    EngineTooOld,
-    EngineUnavailable,
-)
+from two_tower.retriever.errors import CollectionNotFound, EngineTooOld, EngineUnavailable
 from two_tower.retriever.server_snapshots import restore_to_server, server_snapshot
 from two_tower.retriever.snapshot_files import SnapshotFile
 

@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from two_tower.models.console import progress
 from two_tower.models.data import Dataset, Qrel, Query
+from two_tower.models.errors import ConfigError, DataError
 from two_tower.models.provenance import commit
-from two_tower.retriever.errors import ConfigError, DataError
 from two_tower.retriever.measures import DEPTH, Rankings, Values, answerable, per_query
 from two_tower.retriever.search import Retriever
 from two_tower.retriever.significance import Comparison, bootstrap_intervals, compare

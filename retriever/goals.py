@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from two_tower.retriever.errors import ConfigError
+from two_tower.models.errors import ConfigError
 
 DEFAULT_GOAL = "recall@10>=0.99 of exact, min p95"
 EXAMPLE = f"{DEFAULT_GOAL!r} or 'max recall@10, p95<=20 ms, memory<=500 MB'"

@@ -3,7 +3,8 @@
 from itertools import islice
 from typing import Any
 
-from two_tower.models.lexical import Bm25Config, Bm25Encoder
+from two_tower.models.text.bm25 import Bm25Config
+from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
 from two_tower.retriever.options import CollectionOptions
 from two_tower.retriever.schema import BM25, DENSE
 from two_tower.retriever.search import Retriever

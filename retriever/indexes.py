@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from qdrant_client import models as qm
 
-from two_tower.retriever.errors import ConfigError
+from two_tower.models.errors import ConfigError
 
 if TYPE_CHECKING:
     from two_tower.retriever.engine_protocol import PayloadIndex

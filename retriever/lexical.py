@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from two_tower.models.data import Passage
-from two_tower.models.lexical import Analyzer, Bm25Config
+from two_tower.models.text.bm25 import Analyzer, Bm25Config
 
 
 class TfidfIndex:

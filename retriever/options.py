@@ -7,7 +7,7 @@ from typing import Any, Literal
 from qdrant_client import models as qm
 
 from two_tower.models.config import from_mapping
-from two_tower.retriever.errors import ConfigError
+from two_tower.models.errors import ConfigError
 
 IndexKind = Literal["keyword", "integer", "float", "bool", "datetime", "text", "none"]
 DISTANCES = {"cosine": qm.Distance.COSINE, "dot": qm.Distance.DOT}

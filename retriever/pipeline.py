@@ -18,7 +18,7 @@ from two_tower.retriever.budget import LAST_STEP, Costs, Stopwatch
 from two_tower.retriever.clusters import Centroids
 from two_tower.retriever.cross import CROSS, CrossReader, readable, window_ids
 from two_tower.retriever.diversity import at_most_per_group, mmr
-from two_tower.retriever.engine import Engine
+from two_tower.retriever.engine_protocol import Engine
 from two_tower.retriever.engine_scores import scored
 from two_tower.retriever.queries import QueryEncoder
 from two_tower.retriever.records import Hit, SearchResult

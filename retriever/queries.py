@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from two_tower.models.lexical import Bm25Encoder
+from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
 from two_tower.retriever.errors import QueryError
 from two_tower.retriever.schema import BM25, DENSE, pca_name, point_id
 from two_tower.retriever.stages import QueryVectors
 
 if TYPE_CHECKING:
-    from two_tower.models.bundle import ModelBundle
+    from two_tower.models.bundle.bundle import ModelBundle
 
 MAX_QUERY_CHARS = 10_000
 REMEMBERED = 512

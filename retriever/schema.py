@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 from qdrant_client import models as qm
 
 from two_tower.models.data import Passage
-from two_tower.retriever.errors import CollectionMismatch, ConfigError, DataError
+from two_tower.models.errors import ConfigError, DataError
+from two_tower.retriever.errors import CollectionMismatch
 from two_tower.retriever.indexes import TEXT_INDEX
 from two_tower.retriever.options import DISTANCES, CollectionOptions
 

@@ -18,7 +18,7 @@ from qdrant_client import models as qm
 
 from two_tower.models.console import progress
 from two_tower.retriever.clusters import Centroids
-from two_tower.retriever.engine import Engine
+from two_tower.retriever.engine_protocol import Engine
 from two_tower.retriever.errors import EngineError, EngineLocked
 from two_tower.retriever.options import CollectionOptions
 from two_tower.retriever.schema import CLUSTER, DENSE, base_name, read_metadata

@@ -8,7 +8,7 @@ import numpy as np
 from qdrant_client import models as qm
 
 from two_tower.retriever.clusters import Centroids, sample_size
-from two_tower.retriever.engine import Engine
+from two_tower.retriever.engine_protocol import Engine
 from two_tower.retriever.schema import BM25, DENSE, read_metadata
 
 PAGE = 256

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from qdrant_client import models as qm
 
-from two_tower.models.lexical import Bm25Config, Bm25Encoder
+from two_tower.models.data import Passage
+from two_tower.models.text.bm25 import Bm25Config
 from two_tower.retriever.bundles import load_bundle
 from two_tower.retriever.clusters import Centroids
-from two_tower.retriever.engine import Engine, connect
+from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
+from two_tower.retriever.engine import connect
+from two_tower.retriever.engine_protocol import Engine
 from two_tower.retriever.errors import CollectionMismatch, QueryError
 from two_tower.retriever.filters import FilterLike, both, field_types, to_filter
 from two_tower.retriever.pipeline import Order, Pipeline
@@ -23,12 +26,12 @@ from two_tower.retriever.queries import (
     check_query,
     point_of,
 )
-from two_tower.retriever.records import Hit, Passage, SearchResult
+from two_tower.retriever.records import Hit, SearchResult
 from two_tower.retriever.schema import DENSE, base_name, from_payload, read_metadata
 from two_tower.retriever.settings import SearchSettings, require_possible
 
 if TYPE_CHECKING:
-    from two_tower.models.bundle import ModelBundle
+    from two_tower.models.bundle.bundle import ModelBundle
 
 __all__ = ["MAX_QUERY_CHARS", "QUERIES_PER_REQUEST", "Retriever", "check_query"]
 

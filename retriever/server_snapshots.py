@@ -16,7 +16,8 @@ import httpx
 from qdrant_client import QdrantClient
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
-from two_tower.retriever.errors import DataError, EngineError
+from two_tower.models.errors import DataError
+from two_tower.retriever.errors import EngineError
 from two_tower.retriever.snapshot_files import CHUNK, SnapshotFile
 
 SNAPSHOT = "collection.snapshot"

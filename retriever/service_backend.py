@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
-from two_tower.models.bundle import ModelBundle
+from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.retriever.cross import CROSS
-from two_tower.retriever.engine import Engine, EngineAddress, connect
+from two_tower.retriever.engine import EngineAddress, connect
+from two_tower.retriever.engine_protocol import Engine
 from two_tower.retriever.errors import CollectionMismatch, EngineError, EngineUnavailable
 from two_tower.retriever.records import SearchResult
 from two_tower.retriever.schema import read_metadata

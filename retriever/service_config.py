@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from two_tower.retriever.errors import ConfigError
+from two_tower.models.errors import ConfigError
 from two_tower.retriever.settings import SearchSettings
 
 KEY_VARIABLE = "TWO_TOWER_SERVICE_KEY"

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 from starlette.responses import JSONResponse
 
+from two_tower.models.errors import ConfigError
 from two_tower.retriever.errors import (
     CollectionMismatch,
     CollectionNotFound,
-    ConfigError,
     EngineError,
     EngineUnavailable,
     QueryError,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from two_tower.retriever.errors import TwoTowerError
+from two_tower.models.errors import TwoTowerError
 from two_tower.retriever.terminal import Look, show_result
 
 if TYPE_CHECKING:

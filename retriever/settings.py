@@ -8,7 +8,7 @@ from typing import Literal
 
 from qdrant_client import models as qm
 
-from two_tower.retriever.errors import ConfigError
+from two_tower.models.errors import ConfigError
 from two_tower.retriever.options import CollectionOptions
 from two_tower.retriever.schema import BM25, DENSE, pca_name
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from two_tower.models.config import from_mapping, read_yaml
-from two_tower.retriever.errors import ConfigError
+from two_tower.models.errors import ConfigError
 from two_tower.retriever.options import CollectionOptions
 from two_tower.retriever.settings import SearchSettings
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from two_tower.retriever.errors import DataError
+from two_tower.models.errors import DataError
 
 CHUNK = 2**20
 DESCRIPTION = "collection.json"

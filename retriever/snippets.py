@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from two_tower.models.lexical import Analyzer
+from two_tower.models.text.bm25 import Analyzer
 
 WORD = re.compile(r"\w+")
 WIDTH = 180

@@ -17,7 +17,7 @@ from two_tower.retriever.schema import BM25, DENSE
 from two_tower.retriever.settings import AnnSettings, SearchSettings
 
 if TYPE_CHECKING:
-    from two_tower.models.fusion import HybridWeights
+    from two_tower.models.bundle.fusion import HybridWeights
 
 LEXICAL = frozenset({"bm25", "tfidf"})
 TOWER_WEIGHT = 15.0

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from two_tower.models.data import Query
-from two_tower.models.lexical import Bm25Config
+from two_tower.models.errors import ConfigError
+from two_tower.models.text.bm25 import Bm25Config
 from two_tower.retriever.cross import CROSS
-from two_tower.retriever.errors import ConfigError
 from two_tower.retriever.index_size import index_mb, matrix_mb
 from two_tower.retriever.lexical import RankBm25Index, TfidfIndex
 from two_tower.retriever.measures import DEPTH

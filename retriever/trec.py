@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from two_tower.retriever.errors import DataError
+from two_tower.models.errors import DataError
 from two_tower.retriever.measures import Rankings
 
 COLUMNS = "query_id Q0 passage_id rank score tag"

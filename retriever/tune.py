@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 
-from two_tower.retriever.engine import Engine
-from two_tower.retriever.engine_protocol import is_embedded
+from two_tower.retriever.engine_protocol import Engine, is_embedded
 from two_tower.retriever.goals import OF_EXACT, Goal
 from two_tower.retriever.options import CollectionOptions
 from two_tower.retriever.schema import DENSE

@@ -7,8 +7,8 @@ an app does. Only `quantization` and `clusters` need the points stored otherwise
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from two_tower.models.errors import ConfigError
 from two_tower.retriever.clusters import PER_CLUSTER
-from two_tower.retriever.errors import ConfigError
 from two_tower.retriever.options import CollectionOptions, QuantizationOptions
 from two_tower.retriever.schema import BM25, DENSE, pca_name
 from two_tower.retriever.settings import AnnSettings, SearchSettings

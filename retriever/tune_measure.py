@@ -14,10 +14,11 @@ import numpy as np
 
 from two_tower.models.console import progress
 from two_tower.models.data import Dataset, Qrel, Query
-from two_tower.models.lexical import Bm25Config, Bm25Encoder
+from two_tower.models.errors import DataError
+from two_tower.models.text.bm25 import Bm25Config
 from two_tower.retriever.clusters import Centroids
-from two_tower.retriever.engine import Engine
-from two_tower.retriever.errors import DataError
+from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
+from two_tower.retriever.engine_protocol import Engine
 from two_tower.retriever.evaluate import TIMED_K
 from two_tower.retriever.goals import OF_EXACT
 from two_tower.retriever.index_size import bytes_per_dimension, index_mb

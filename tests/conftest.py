@@ -19,11 +19,12 @@ import numpy as np
 import pytest
 
 from two_tower.ingest.dataset import DatasetWriter
-from two_tower.models.bundle import ModelBundle
+from two_tower.models.bundle.bundle import ModelBundle
+from two_tower.models.bundle.reduction import fit_reduction
 from two_tower.models.data import Dataset, Passage
-from two_tower.models.reduction import fit_reduction
-from two_tower.models.tokenizer import Tokenizer, TokenizerConfig
-from two_tower.retriever.engine import Engine, connect
+from two_tower.models.text.tokenizer import Tokenizer, TokenizerConfig
+from two_tower.retriever.engine import connect
+from two_tower.retriever.engine_protocol import Engine
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"

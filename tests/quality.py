@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from two_tower.models.bundle import ModelBundle
+    from two_tower.models.bundle.bundle import ModelBundle
     from two_tower.models.data import Dataset
 
 ROOT = Path(__file__).parent.parent
@@ -152,10 +152,9 @@ def gain_of_labels(
 def train(
     data: "Dataset", out: Path, changes: Mapping[str, Any], *, start: "ModelBundle | None" = None
 ) -> "ModelBundle":
-    from two_tower.models.beginning import Inputs
     from two_tower.models.config import from_mapping, with_values
-    from two_tower.models.pipeline import train_bundle
-    from two_tower.models.training import TrainConfig
+    from two_tower.models.training.config import TrainConfig
+    from two_tower.models.training.run import Inputs, train_bundle
 
     config = from_mapping(TrainConfig, with_values(CONFIG, changes))
     return train_bundle(data, out, config=config, inputs=Inputs(start=start))

@@ -17,7 +17,7 @@ import pytest
 from conftest import ROOT, free_ports, qdrant_binary, wait_until_ready, write_data
 
 from two_tower.ingest import collections, loader
-from two_tower.models.bundle import ModelBundle
+from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.data import Passage
 from two_tower.retriever.engine import connect
 

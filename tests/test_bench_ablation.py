@@ -8,8 +8,8 @@ import yaml
 
 from two_tower.models.data import Qrel, Query
 from two_tower.models.errors import ConfigError
-from two_tower.models.lexical import Ranked
-from two_tower.models.recipe import read_config
+from two_tower.models.text.bm25 import Ranked
+from two_tower.models.training.recipe import read_config
 
 sys.path.insert(0, str(Path(__file__).parent / "bench"))
 

@@ -9,7 +9,7 @@ import pytest
 from conftest import make_passages
 
 from two_tower.ingest.dataset import DatasetWriter
-from two_tower.models.bundle import ModelBundle
+from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.data import Dataset, Qrel, Query
 
 sys.path.insert(0, str(Path(__file__).parent / "bench"))

@@ -12,7 +12,7 @@ from two_tower.ingest import loader
 from two_tower.ingest.loader import LoadSettings
 from two_tower.ingest.verifier import verify
 from two_tower.models.data import Dataset, Passage
-from two_tower.retriever.engine import Engine
+from two_tower.retriever.engine_protocol import Engine
 from two_tower.retriever.options import CollectionOptions
 from two_tower.retriever.schema import point_id
 

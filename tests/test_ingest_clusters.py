@@ -13,9 +13,10 @@ from two_tower.ingest.clusters import fit_centroids
 from two_tower.ingest.points import PointMaker
 from two_tower.ingest.verifier import verify
 from two_tower.models.data import Dataset
+from two_tower.models.errors import ConfigError
 from two_tower.retriever.clusters import Centroids
-from two_tower.retriever.engine import Engine
-from two_tower.retriever.errors import CollectionMismatch, ConfigError, VerificationFailed
+from two_tower.retriever.engine_protocol import Engine
+from two_tower.retriever.errors import CollectionMismatch, VerificationFailed
 from two_tower.retriever.options import MOST_CLUSTERS, CollectionOptions
 from two_tower.retriever.schema import point_id, read_metadata
 

@@ -17,7 +17,8 @@ from two_tower.ingest.collections import drop, promote, versions
 from two_tower.ingest.copying import copy
 from two_tower.ingest.verifier import verify
 from two_tower.models.data import Dataset
-from two_tower.retriever.engine import Engine, connect
+from two_tower.retriever.engine import connect
+from two_tower.retriever.engine_protocol import Engine
 from two_tower.retriever.errors import CollectionMismatch, CollectionNotFound, VerificationFailed
 from two_tower.retriever.filters import field_types
 from two_tower.retriever.options import CollectionOptions

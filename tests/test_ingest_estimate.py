@@ -17,7 +17,8 @@ from two_tower.ingest import loader
 from two_tower.ingest.cli import app
 from two_tower.ingest.estimate import Estimate, PointSize, estimate, estimate_points
 from two_tower.models.data import Dataset, Passage
-from two_tower.retriever.engine import Engine, connect
+from two_tower.retriever.engine import connect
+from two_tower.retriever.engine_protocol import Engine
 from two_tower.retriever.options import (
     CollectionOptions,
     DiskOptions,

@@ -15,16 +15,11 @@ from two_tower.ingest.loader import LoadSettings
 from two_tower.ingest.process_wide import one_blas_thread
 from two_tower.ingest.verifier import verify, verify_counts
 from two_tower.models.data import Dataset, Passage
-from two_tower.models.lexical import Bm25Config, Bm25Encoder, average_length
-from two_tower.retriever.engine import Engine
-from two_tower.retriever.errors import (
-    BundleError,
-    CollectionMismatch,
-    ConfigError,
-    DataError,
-    EngineError,
-    VerificationFailed,
-)
+from two_tower.models.errors import BundleError, ConfigError, DataError
+from two_tower.models.text.bm25 import Bm25Config, average_length
+from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
+from two_tower.retriever.engine_protocol import Engine
+from two_tower.retriever.errors import CollectionMismatch, EngineError, VerificationFailed
 from two_tower.retriever.options import CollectionOptions
 from two_tower.retriever.schema import collection_name, point_id, read_metadata
 

@@ -12,8 +12,10 @@ from qdrant_client import models as qm
 
 from two_tower.ingest import loader
 from two_tower.models.data import Dataset
-from two_tower.retriever.engine import Engine, connect
-from two_tower.retriever.errors import CollectionMismatch, ConfigError, EngineError
+from two_tower.models.errors import ConfigError
+from two_tower.retriever.engine import connect
+from two_tower.retriever.engine_protocol import Engine
+from two_tower.retriever.errors import CollectionMismatch, EngineError
 from two_tower.retriever.options import (
     CollectionOptions,
     DiskOptions,

@@ -20,10 +20,11 @@ from qdrant_client.http.models import QueryResponse  # the name in qm is fastemb
 from two_tower.ingest import loader
 from two_tower.ingest.collections import drop, promote, rollback, versions
 from two_tower.ingest.verifier import verify_counts
-from two_tower.models.bundle import ModelBundle
+from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.data import Dataset, Passage
 from two_tower.retriever import Retriever
-from two_tower.retriever.engine import Engine, connect
+from two_tower.retriever.engine import connect
+from two_tower.retriever.engine_protocol import Engine
 from two_tower.retriever.errors import (
     CollectionMismatch,
     CollectionNotFound,

@@ -12,7 +12,8 @@ from two_tower.ingest import loader
 from two_tower.ingest.cli import app
 from two_tower.ingest.verifier import repair, verify
 from two_tower.models.data import Dataset
-from two_tower.retriever.engine import Engine, connect
+from two_tower.retriever.engine import connect
+from two_tower.retriever.engine_protocol import Engine
 from two_tower.retriever.schema import point_id
 
 MakeData = Callable[..., Dataset]

@@ -11,13 +11,10 @@ from two_tower.ingest.loader import LoadSettings
 from two_tower.ingest.selection import Selection, select
 from two_tower.ingest.verifier import verify, verify_counts
 from two_tower.models.data import Dataset, Passage
-from two_tower.models.lexical import average_length
-from two_tower.retriever.engine import Engine
-from two_tower.retriever.errors import (
-    ConfigError,
-    DataError,
-    QueryError,
-)
+from two_tower.models.errors import ConfigError, DataError
+from two_tower.models.text.bm25 import average_length
+from two_tower.retriever.engine_protocol import Engine
+from two_tower.retriever.errors import QueryError
 from two_tower.retriever.schema import read_metadata
 
 MakeData = Callable[..., Dataset]

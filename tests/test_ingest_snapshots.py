@@ -25,11 +25,12 @@ from two_tower.ingest.collections import promote, rollback, versions
 from two_tower.ingest.snapshots import restore, snapshot
 from two_tower.ingest.verifier import verify
 from two_tower.models.data import Dataset
-from two_tower.retriever.engine import Engine, connect
+from two_tower.models.errors import DataError
+from two_tower.retriever.engine import connect
+from two_tower.retriever.engine_protocol import Engine
 from two_tower.retriever.errors import (
     CollectionMismatch,
     CollectionNotFound,
-    DataError,
     EngineError,
     VerificationFailed,
 )

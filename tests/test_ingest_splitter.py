@@ -11,7 +11,7 @@ from two_tower.ingest.cli import app
 from two_tower.ingest.splitter import SplitConfig, most_like, split_passage, split_text
 from two_tower.models.data import Dataset, Passage
 from two_tower.models.errors import ConfigError
-from two_tower.models.lexical import Analyzer
+from two_tower.models.text.bm25 import Analyzer
 
 STORY = (
     "Cats sleep for most of the day. They wake at dusk.\n\n"

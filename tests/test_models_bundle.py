@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from topics import QUICK, write_topics
 
-from two_tower.models.bundle import ModelBundle
-from two_tower.models.bundle_files import (
+from two_tower.models.bundle.bundle import ModelBundle
+from two_tower.models.bundle.files import (
     CARD,
     CONFIG,
     CROSS_SCORER,
@@ -21,11 +21,11 @@ from two_tower.models.bundle_files import (
     TOKENIZER,
     TOWERS,
 )
+from two_tower.models.bundle.fusion import Fusion, HybridWeights
 from two_tower.models.config import from_mapping
 from two_tower.models.errors import BundleError
-from two_tower.models.fusion import Fusion, HybridWeights
-from two_tower.models.pipeline import train_bundle
-from two_tower.models.training import TrainConfig
+from two_tower.models.training.config import TrainConfig
+from two_tower.models.training.run import train_bundle
 
 TEXTS = ["what is it", "the river bank", "", "\x00\ud800", "漢字", "word " * 2000]
 

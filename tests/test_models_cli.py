@@ -8,9 +8,9 @@ import yaml
 from topics import QUICK, write_topics
 from typer.testing import CliRunner, Result
 
-from two_tower.models.bundle import ModelBundle
+from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.cli import app
-from two_tower.models.recipe import recipe_names
+from two_tower.models.training.recipe import recipe_names
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import pytest
 
 from two_tower.models.config import flatten, from_mapping, read_yaml, with_values
 from two_tower.models.errors import ConfigError
-from two_tower.models.recipe import read_config, recipe_names
-from two_tower.models.training import TrainConfig
+from two_tower.models.training.config import TrainConfig
+from two_tower.models.training.recipe import read_config, recipe_names
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from two_tower.models.cross_scorer import (
+from two_tower.models.errors import BundleError, ConfigError
+from two_tower.models.networks.cross_scorer import (
     KERNEL_CENTRES,
     WINDOWS,
     CrossConfig,
@@ -14,8 +15,7 @@ from two_tower.models.cross_scorer import (
     scorer_arrays,
     stage_features,
 )
-from two_tower.models.errors import BundleError, ConfigError
-from two_tower.models.tokenizer import TokenRows, token_rows
+from two_tower.models.text.tokenizer import TokenRows, token_rows
 
 VOCABULARY, DIM = 50, 12
 CONFIG = CrossConfig(dim=DIM, hidden=6, dropout=0.0)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from two_tower.models.curves import Stretch, dev_metrics, save_curves, stretches
 from two_tower.models.errors import BundleError, ConfigError
+from two_tower.models.training.curves import Stretch, dev_metrics, save_curves, stretches
 
 RECORDS = [
     {"phase": "pretrain", "epoch": 1, "loss": 4.0, "recall@1": 0.1, "mrr@10": 0.2, "cosine": 0.0},

@@ -8,13 +8,13 @@ from topics import QUICK, write_topics
 from torch.nn import functional
 
 from two_tower.models.config import from_mapping, with_values
-from two_tower.models.denoising import DenoisingConfig, NoisySampler, denoising_loss
 from two_tower.models.errors import ConfigError
-from two_tower.models.losses import Encoded
-from two_tower.models.pipeline import train_bundle
-from two_tower.models.tokenizer import TokenRows, token_rows
-from two_tower.models.tracking import read_metrics
-from two_tower.models.training import TrainConfig
+from two_tower.models.objectives.denoising import DenoisingConfig, NoisySampler, denoising_loss
+from two_tower.models.objectives.losses import Encoded
+from two_tower.models.text.tokenizer import TokenRows, token_rows
+from two_tower.models.training.config import TrainConfig
+from two_tower.models.training.run import train_bundle
+from two_tower.models.training.tracking import read_metrics
 
 
 def as_lists(rows: TokenRows) -> list[list[int]]:

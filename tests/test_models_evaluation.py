@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy import sparse
 
-from two_tower.models.evaluation import ranking_metrics
+from two_tower.models.training.dev_metrics import ranking_metrics
 
 
 def test_metrics_by_hand() -> None:

@@ -8,7 +8,7 @@ from topics import write_topics
 
 from two_tower.models.data import Qrel
 from two_tower.models.errors import DataError, TrainingError
-from two_tower.models.examples import (
+from two_tower.models.examples.pairs import (
     HardNegatives,
     Labelled,
     PairSampler,
@@ -18,7 +18,7 @@ from two_tower.models.examples import (
     known_answers,
     read_labelled,
 )
-from two_tower.models.tokenizer import token_rows
+from two_tower.models.text.tokenizer import token_rows
 
 # Query 0 is answered by passages 1 and 2, query 1 by 2, query 2 by 0.
 RELEVANT = sparse.csr_matrix(np.array([[0, 1, 1, 0], [0, 0, 1, 0], [1, 0, 0, 0]], dtype=bool))

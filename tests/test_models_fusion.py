@@ -5,8 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from two_tower.models.errors import BundleError
-from two_tower.models.fusion import (
+from two_tower.models.bundle.fusion import (
     FinalWeights,
     Fusion,
     HybridWeights,
@@ -15,6 +14,7 @@ from two_tower.models.fusion import (
     fit_hybrid,
     reciprocal_ranks,
 )
+from two_tower.models.errors import BundleError
 
 QUERIES, LISTED = 400, 12
 

@@ -7,8 +7,9 @@ from conftest import make_passages
 from qdrant_client import models as qm
 from rank_bm25 import BM25Okapi
 
-from two_tower.models.lexical import Analyzer, Bm25Config, Bm25Encoder, Bm25Index, average_length
-from two_tower.retriever.engine import Engine
+from two_tower.models.text.bm25 import Analyzer, Bm25Config, Bm25Index, average_length
+from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
+from two_tower.retriever.engine_protocol import Engine
 
 TEXTS = [
     "the cat sat on the mat",

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from two_tower.models.errors import TrainingError
-from two_tower.models.losses import (
+from two_tower.models.objectives.losses import (
     Encoded,
     cosine_triplet,
     in_batch_softmax,

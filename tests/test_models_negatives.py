@@ -8,15 +8,19 @@ from scipy import sparse
 from topics import QUICK, write_topics
 from typer.testing import CliRunner
 
-from two_tower.models.beginning import Inputs
-from two_tower.models.bundle import ModelBundle
+from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.cli import app
 from two_tower.models.config import from_mapping, with_values
 from two_tower.models.data import Dataset
 from two_tower.models.errors import ConfigError, DataError, TrainingError
-from two_tower.models.examples import Labelled, read_labelled
-from two_tower.models.mining import mine_file, mined_once
-from two_tower.models.negatives import (
+from two_tower.models.examples.mining import (
+    Teacher,
+    mine_file,
+    mined_once,
+    read_about,
+    read_negatives,
+)
+from two_tower.models.examples.negatives import (
     OUTCOMES,
     Candidates,
     Mined,
@@ -26,10 +30,10 @@ from two_tower.models.negatives import (
     mine,
     text_groups,
 )
-from two_tower.models.negatives_file import Teacher, read_about, read_negatives
-from two_tower.models.pipeline import train_bundle
-from two_tower.models.tracking import read_metrics
-from two_tower.models.training import TrainConfig
+from two_tower.models.examples.pairs import Labelled, read_labelled
+from two_tower.models.training.config import TrainConfig
+from two_tower.models.training.run import Inputs, train_bundle
+from two_tower.models.training.tracking import read_metrics
 
 
 def labelled(relevant: list[list[int]], texts: list[str] | None = None) -> Labelled:

@@ -13,14 +13,14 @@ import yaml
 from safetensors.numpy import load_file
 from topics import QUICK, write_aliases, write_topics
 
-from two_tower.models.bundle import ModelBundle
-from two_tower.models.checkpoint import RunFolder
+from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.config import from_mapping, with_values
 from two_tower.models.data import Dataset
 from two_tower.models.errors import BundleError, DataError, TrainingError
-from two_tower.models.pipeline import RunOptions, run_path, train_bundle
-from two_tower.models.tracking import read_metrics
-from two_tower.models.training import TrainConfig
+from two_tower.models.training.checkpoint import RunFolder, run_path
+from two_tower.models.training.config import TrainConfig
+from two_tower.models.training.run import RunOptions, train_bundle
+from two_tower.models.training.tracking import read_metrics
 
 
 @pytest.fixture(scope="module")

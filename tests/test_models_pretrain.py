@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from two_tower.models.errors import ConfigError
-from two_tower.models.pretrain import PretrainConfig, SpanSampler
-from two_tower.models.tokenizer import TokenRows, token_rows
+from two_tower.models.objectives.inverse_cloze import PretrainConfig, SpanSampler
+from two_tower.models.text.tokenizer import TokenRows, token_rows
 
 
 def passages(count: int = 200) -> TokenRows:

@@ -6,17 +6,16 @@ import pytest
 import torch
 from scipy import sparse
 
-from two_tower.models.candidates import TOWER_WEIGHT, CandidateLists, candidate_lists
-from two_tower.models.checkpoint import Checkpoint, Progress, RunFolder
-from two_tower.models.cross_scorer import CrossConfig, CrossScorer, scorer_arrays
-from two_tower.models.cross_training import CrossTrainer, Reading, draw_lists, score_lists
-from two_tower.models.encoding import normalized
-from two_tower.models.examples import Labelled
-from two_tower.models.lexical import Bm25Index
-from two_tower.models.mining import Vectors
-from two_tower.models.ranking import narrowed
-from two_tower.models.tokenizer import token_rows
-from two_tower.models.tracking import Tracker, WandbOptions
+from two_tower.models.examples.candidates import TOWER_WEIGHT, CandidateLists, candidate_lists
+from two_tower.models.examples.pairs import Labelled
+from two_tower.models.networks.cross_scorer import CrossConfig, CrossScorer, scorer_arrays
+from two_tower.models.text.bm25 import Bm25Index
+from two_tower.models.text.tokenizer import token_rows
+from two_tower.models.training.checkpoint import Checkpoint, Progress, RunFolder
+from two_tower.models.training.cross_training import CrossTrainer, Reading, draw_lists, score_lists
+from two_tower.models.training.out_of_fold import narrowed
+from two_tower.models.training.tracking import Tracker, WandbOptions
+from two_tower.models.vectors import Vectors, normalized
 
 WORDS = ["apple", "river", "stone", "cloud", "tiger", "violin", "market", "engine", "garden"]
 QUIET = WandbOptions()

@@ -9,20 +9,19 @@ from topics import QUICK, write_aliases, write_topics
 from torch import nn
 from typer.testing import CliRunner
 
-from two_tower.models.beginning import Inputs
-from two_tower.models.bundle import ModelBundle
-from two_tower.models.bundle_files import CONFIG, DECIDING_FILES
+from two_tower.models.bundle.bundle import ModelBundle
+from two_tower.models.bundle.files import CONFIG, DECIDING_FILES
 from two_tower.models.cli import app
 from two_tower.models.config import from_mapping, with_values
 from two_tower.models.data import Dataset
 from two_tower.models.errors import BundleError, ConfigError, TrainingError
-from two_tower.models.losses import Encoded, in_batch_softmax
-from two_tower.models.pipeline import train_bundle
-from two_tower.models.recurrent import BUCKET, RnnConfig, RnnTower, TokenVectors
-from two_tower.models.tokenizer import TokenRows, token_rows
-from two_tower.models.tokens import Tokens
-from two_tower.models.towers import MeanTower, TowerConfig, TwoTower, encode_rows
-from two_tower.models.training import TrainConfig
+from two_tower.models.networks.recurrent import BUCKET, RnnConfig, RnnTower, TokenVectors
+from two_tower.models.networks.tokens import Tokens
+from two_tower.models.networks.towers import MeanTower, TowerConfig, TwoTower, encode_rows
+from two_tower.models.objectives.losses import Encoded, in_batch_softmax
+from two_tower.models.text.tokenizer import TokenRows, token_rows
+from two_tower.models.training.config import TrainConfig
+from two_tower.models.training.run import Inputs, train_bundle
 
 CPU = torch.device("cpu")
 RANDOM = np.random.default_rng(0)

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
+from two_tower.models.bundle.reduction import Reduction, fit_reduction, possible_dims
 from two_tower.models.errors import BundleError
-from two_tower.models.reduction import Reduction, fit_reduction, possible_dims
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_arrays_rebuild_a_reduction(vectors: np.ndarray) -> None:
 def test_a_large_corpus_is_sampled_with_the_seed(
     vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("two_tower.models.reduction.MAX_FITTED", 100)
+    monkeypatch.setattr("two_tower.models.bundle.reduction.MAX_FITTED", 100)
     first, again, other = (fit_reduction(vectors, (3,), seed=s) for s in (0, 0, 1))
     assert np.array_equal(first.mean, again.mean)
     assert not np.array_equal(first.mean, other.mean)

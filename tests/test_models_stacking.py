@@ -4,16 +4,15 @@ import numpy as np
 import pytest
 from topics import QUICK, write_topics
 
-from two_tower.models.beginning import Inputs
-from two_tower.models.bundle import ModelBundle
-from two_tower.models.bundle_files import CROSS_SCORER, FUSION
-from two_tower.models.checkpoint import run_path
+from two_tower.models.bundle.bundle import ModelBundle
+from two_tower.models.bundle.files import CROSS_SCORER, FUSION
 from two_tower.models.config import from_mapping, with_values
 from two_tower.models.data import Dataset
 from two_tower.models.errors import ConfigError
-from two_tower.models.pipeline import train_bundle
-from two_tower.models.tracking import read_metrics
-from two_tower.models.training import TrainConfig
+from two_tower.models.training.checkpoint import run_path
+from two_tower.models.training.config import TrainConfig
+from two_tower.models.training.run import Inputs, train_bundle
+from two_tower.models.training.tracking import read_metrics
 
 CROSS = {
     **{"epochs": 2, "negatives": 4, "pool": 10, "batch_size": 16, "dim": 16, "hidden": 8},

@@ -9,12 +9,12 @@ import yaml
 from topics import QUICK, write_topics
 from typer.testing import CliRunner, Result
 
-from two_tower.models.bundle import ModelBundle
-from two_tower.models.checkpoint import run_path
+from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.cli import app
 from two_tower.models.config import with_values
 from two_tower.models.errors import ConfigError
-from two_tower.models.sweep import Outcome, Range, Trial, plan, read_space, to_markdown
+from two_tower.models.training.checkpoint import run_path
+from two_tower.models.training.sweep import Outcome, Range, Trial, plan, read_space, to_markdown
 
 BASE = with_values(QUICK, {"pretrain.epochs": 1, "labelled.epochs": 1})
 LISTS = {"labelled.temperature": [0.05, 0.1], "tower.dim": [16, 32, 48]}

@@ -8,25 +8,27 @@ from scipy.special import log_softmax
 from sklearn.decomposition import PCA
 from topics import QUICK, write_topics
 
-from two_tower.models.bundle import ModelBundle
-from two_tower.models.checkpoint import Checkpoint, RunFolder
+from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.config import from_mapping
-from two_tower.models.distillation import Lesson, LessonSampler, similarity_loss
 from two_tower.models.errors import ConfigError, TrainingError
-from two_tower.models.losses import Encoded
-from two_tower.models.pipeline import RunOptions, run_path, train_bundle
-from two_tower.models.recipe import read_config
-from two_tower.models.teacher import (
+from two_tower.models.objectives.distillation import (
+    Lesson,
+    LessonSampler,
     TeacherConfig,
     kept_vectors,
     random_spans,
     reduced,
     score_pairs,
+    similarity_loss,
     token_vectors,
 )
-from two_tower.models.tokenizer import token_rows
-from two_tower.models.tracking import read_metrics
-from two_tower.models.training import TrainConfig
+from two_tower.models.objectives.losses import Encoded
+from two_tower.models.text.tokenizer import token_rows
+from two_tower.models.training.checkpoint import Checkpoint, RunFolder, run_path
+from two_tower.models.training.config import TrainConfig
+from two_tower.models.training.recipe import read_config
+from two_tower.models.training.run import RunOptions, train_bundle
+from two_tower.models.training.tracking import read_metrics
 
 TAUGHT = {
     **QUICK,

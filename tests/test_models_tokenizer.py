@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from two_tower.models.errors import BundleError, ConfigError, TrainingError
-from two_tower.models.tokenizer import (
+from two_tower.models.text.tokenizer import (
     UNKNOWN_ID,
     Tokenizer,
     TokenizerConfig,

@@ -5,12 +5,11 @@ import pytest
 import torch
 from torch import nn
 
+from two_tower.models.bundle.encoders import MeanEncoder
 from two_tower.models.config import from_mapping
-from two_tower.models.encoding import MeanEncoder, normalized
 from two_tower.models.errors import ConfigError
-from two_tower.models.tokenizer import token_rows
-from two_tower.models.tokens import Tokens
-from two_tower.models.towers import (
+from two_tower.models.networks.tokens import Tokens
+from two_tower.models.networks.towers import (
     MeanTower,
     TowerConfig,
     TwoTower,
@@ -18,6 +17,8 @@ from two_tower.models.towers import (
     encode_rows,
     token_idf,
 )
+from two_tower.models.text.tokenizer import token_rows
+from two_tower.models.vectors import normalized
 
 CPU = torch.device("cpu")
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
@@ -67,7 +68,7 @@ def test_encoding_in_pieces_changes_nothing(
 ) -> None:
     tower, rows = MeanTower(vectors, weights), token_rows(LISTS)
     whole = encode_rows(tower, rows)
-    monkeypatch.setattr("two_tower.models.towers.ENCODE_BATCH", 3)
+    monkeypatch.setattr("two_tower.models.networks.towers.ENCODE_BATCH", 3)
     assert torch.equal(encode_rows(tower, rows), whole)
 
 

@@ -6,7 +6,13 @@ from types import SimpleNamespace
 import pytest
 
 from two_tower.models.errors import ConfigError
-from two_tower.models.tracking import METRICS, Tracker, WandbOptions, read_metrics, wandb_options
+from two_tower.models.training.tracking import (
+    METRICS,
+    Tracker,
+    WandbOptions,
+    read_metrics,
+    wandb_options,
+)
 
 
 def test_records_are_lines_of_json(tmp_path: Path) -> None:
@@ -94,7 +100,7 @@ class Unreachable:
 def test_a_failing_wandb_costs_a_line_and_nothing_else(
     tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("two_tower.models.tracking._start_wandb", lambda *_: Unreachable())
+    monkeypatch.setattr("two_tower.models.training.tracking._start_wandb", lambda *_: Unreachable())
     said: list[str] = []
     with Tracker(tmp_path, config={}, wandb=WandbOptions(), say=said.append) as tracker:
         tracker.log({"epoch": 1})
@@ -111,7 +117,7 @@ def test_a_run_that_goes_on_is_told_to_wandb_from_its_start(
         tracker.log({"epoch": 2})
     told: list[object] = []
     run = SimpleNamespace(log=told.append, finish=lambda exit_code: None)
-    monkeypatch.setattr("two_tower.models.tracking._start_wandb", lambda *_: run)
+    monkeypatch.setattr("two_tower.models.training.tracking._start_wandb", lambda *_: run)
     with Tracker(tmp_path, config={}, wandb=WandbOptions(), resumed=1) as tracker:
         tracker.log({"epoch": "again"})
     assert told == [{"epoch": 1}, {"epoch": "again"}]

@@ -8,24 +8,27 @@ from scipy import sparse
 from torch import Tensor, nn
 from torch.nn import functional
 
-from two_tower.models.checkpoint import Checkpoint, Progress, RunFolder, parts
 from two_tower.models.errors import ConfigError, TrainingError
-from two_tower.models.examples import PairSampler
-from two_tower.models.gradients import backward, batch_loss
-from two_tower.models.labelled import HardConfig, LabelledConfig, labelled_loss
-from two_tower.models.losses import Encoded, in_batch_softmax, matryoshka_loss
-from two_tower.models.optimizer import optimizer_arrays, rate_factor, restore_optimizer
-from two_tower.models.tokenizer import token_rows
-from two_tower.models.tokens import Tokens
-from two_tower.models.towers import TowerConfig, TwoTower
-from two_tower.models.tracking import Tracker, WandbOptions, read_metrics
-from two_tower.models.training import (
+from two_tower.models.examples.pairs import PairSampler
+from two_tower.models.networks.tokens import Tokens
+from two_tower.models.networks.towers import TowerConfig, TwoTower
+from two_tower.models.networks.word2vec import random_vectors
+from two_tower.models.objectives.labelled import HardConfig, LabelledConfig, labelled_loss
+from two_tower.models.objectives.losses import Encoded, in_batch_softmax, matryoshka_loss
+from two_tower.models.text.tokenizer import token_rows
+from two_tower.models.training.checkpoint import Checkpoint, Progress, RunFolder, parts
+from two_tower.models.training.config import TrainConfig
+from two_tower.models.training.loop import (
     DevResult,
     Phase,
-    TrainConfig,
     Trainer,
+    backward,
+    batch_loss,
+    optimizer_arrays,
+    rate_factor,
+    restore_optimizer,
 )
-from two_tower.models.word2vec import random_vectors
+from two_tower.models.training.tracking import Tracker, WandbOptions, read_metrics
 
 COUNT = 16
 

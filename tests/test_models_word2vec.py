@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from two_tower.models.errors import ConfigError
-from two_tower.models.tokenizer import TokenRows, token_rows
-from two_tower.models.word2vec import Word2VecConfig, learn_vectors, random_vectors
+from two_tower.models.networks.word2vec import Word2VecConfig, learn_vectors, random_vectors
+from two_tower.models.text.tokenizer import TokenRows, token_rows
 
 
 def two_topics() -> TokenRows:

@@ -11,7 +11,7 @@ import pytest
 import quality
 
 from two_tower.models.data import Dataset
-from two_tower.models.labelled import LabelledConfig
+from two_tower.models.objectives.labelled import LabelledConfig
 
 
 @pytest.fixture(scope="module")

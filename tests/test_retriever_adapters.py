@@ -8,7 +8,7 @@ import pytest
 from conftest import make_passages
 
 from two_tower.ingest import collections, loader
-from two_tower.models.bundle import ModelBundle
+from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.data import Dataset
 from two_tower.retriever import Retriever
 from two_tower.retriever.engine import connect

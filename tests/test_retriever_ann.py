@@ -13,9 +13,10 @@ from qdrant_client import models as qm
 from two_tower.ingest import loader
 from two_tower.ingest.verifier import verify
 from two_tower.models.data import Passage
+from two_tower.models.errors import ConfigError
 from two_tower.retriever import Retriever, SearchSettings
-from two_tower.retriever.engine import Engine, connect
-from two_tower.retriever.errors import ConfigError
+from two_tower.retriever.engine import connect
+from two_tower.retriever.engine_protocol import Engine
 from two_tower.retriever.options import CollectionOptions, HnswOptions, QuantizationOptions
 from two_tower.retriever.settings import AnnSettings
 

@@ -13,7 +13,7 @@ from conftest import make_passages
 from typer.testing import CliRunner, Result
 
 from two_tower.ingest import collections, loader
-from two_tower.models.bundle import ModelBundle
+from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.data import Dataset, Passage
 from two_tower.retriever.cli import app
 from two_tower.retriever.engine import connect

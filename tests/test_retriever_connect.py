@@ -15,14 +15,9 @@ from qdrant_client import models as qm
 from typer.testing import CliRunner
 
 from two_tower.ingest.cli import app as ingest_app
+from two_tower.models.errors import ConfigError
 from two_tower.retriever.engine import EngineAddress, connect
-from two_tower.retriever.errors import (
-    ConfigError,
-    EngineError,
-    EngineLocked,
-    EngineTooOld,
-    EngineUnavailable,
-)
+from two_tower.retriever.errors import EngineError, EngineLocked, EngineTooOld, EngineUnavailable
 
 HOLD = """
 import sys, time

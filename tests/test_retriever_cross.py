@@ -15,13 +15,14 @@ from conftest import make_passages
 from crossing import cross_bundle, crossed, fused
 
 from two_tower.ingest import collections, loader
-from two_tower.models.bundle import ModelBundle
+from two_tower.models.bundle.bundle import ModelBundle
+from two_tower.models.bundle.fusion import FinalWeights
 from two_tower.models.data import Dataset
-from two_tower.models.fusion import FinalWeights
-from two_tower.models.lexical import Bm25Config, Bm25Index
+from two_tower.models.text.bm25 import Bm25Config, Bm25Index
 from two_tower.retriever import Hit, Retriever, SearchSettings
 from two_tower.retriever.cross import reordered
-from two_tower.retriever.engine import Engine, connect
+from two_tower.retriever.engine import connect
+from two_tower.retriever.engine_protocol import Engine
 from two_tower.retriever.stages import Candidates, Ranking
 from two_tower.retriever.systems import build_ranker, default_systems
 

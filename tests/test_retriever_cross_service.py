@@ -15,7 +15,7 @@ from crossing import cross_bundle
 from services import NAME, Service, load, running_service
 from typer.testing import CliRunner
 
-from two_tower.models.bundle import ModelBundle
+from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.retriever import Retriever, SearchSettings
 from two_tower.retriever.cli import app
 from two_tower.retriever.records import Hit, SearchResult

@@ -12,7 +12,7 @@ from qdrant_client import models as qm
 
 from two_tower.ingest import loader
 from two_tower.models.data import Dataset
-from two_tower.retriever.engine import Engine
+from two_tower.retriever.engine_protocol import Engine
 from two_tower.retriever.errors import CollectionNotFound, EngineError
 from two_tower.retriever.schema import point_id
 

@@ -13,8 +13,10 @@ from rank_bm25 import BM25Okapi
 
 from two_tower.ingest import loader
 from two_tower.models.data import Dataset
-from two_tower.models.lexical import Bm25Config, Bm25Encoder, average_length
-from two_tower.retriever.engine import Engine, connect
+from two_tower.models.text.bm25 import Bm25Config, average_length
+from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
+from two_tower.retriever.engine import connect
+from two_tower.retriever.engine_protocol import Engine
 from two_tower.retriever.schema import point_id
 
 PASSAGES = make_passages(120, seed=3)

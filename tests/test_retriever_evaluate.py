@@ -13,8 +13,9 @@ from typer.testing import CliRunner, Result
 
 from two_tower.ingest.dataset import DatasetWriter
 from two_tower.models.data import Dataset, Passage, Qrel, Query
-from two_tower.models.lexical import Bm25Config, Bm25Encoder
+from two_tower.models.text.bm25 import Bm25Config
 from two_tower.retriever.cli import app
+from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
 from two_tower.retriever.contrast import find_contrasts
 from two_tower.retriever.evaluate import Judging, Report, SystemResult, measure_all
 from two_tower.retriever.index_size import bytes_per_dimension, index_mb

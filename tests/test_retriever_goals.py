@@ -1,6 +1,6 @@
 import pytest
 
-from two_tower.retriever.errors import ConfigError
+from two_tower.models.errors import ConfigError
 from two_tower.retriever.goals import Condition, parse_goal
 
 

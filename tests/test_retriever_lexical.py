@@ -1,5 +1,5 @@
 from two_tower.models.data import Passage
-from two_tower.models.lexical import Bm25Config, average_length
+from two_tower.models.text.bm25 import Bm25Config, average_length
 from two_tower.retriever.lexical import RankBm25Index, TfidfIndex
 
 TEXTS = [

@@ -5,7 +5,7 @@ from typing import Literal
 import pytest
 from qdrant_client import models as qm
 
-from two_tower.retriever.errors import ConfigError
+from two_tower.models.errors import ConfigError
 from two_tower.retriever.options import CollectionOptions, DiskOptions, QuantizationOptions
 from two_tower.retriever.settings import AnnSettings, SearchSettings, require_possible
 from two_tower.retriever.settings_file import SettingsFile, read_file, read_settings

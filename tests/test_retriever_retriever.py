@@ -12,12 +12,15 @@ import pytest
 from conftest import HashEncoder, Server, make_passages, server_engine
 
 from two_tower.ingest import collections, loader
-from two_tower.models.bundle import ModelBundle
+from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.data import Dataset, Passage
-from two_tower.models.lexical import Bm25Config, Bm25Encoder
+from two_tower.models.errors import BundleError, ConfigError
+from two_tower.models.text.bm25 import Bm25Config
 from two_tower.retriever import Retriever, SearchSettings
-from two_tower.retriever.engine import Engine, connect
-from two_tower.retriever.errors import BundleError, ConfigError, QueryError
+from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
+from two_tower.retriever.engine import connect
+from two_tower.retriever.engine_protocol import Engine
+from two_tower.retriever.errors import QueryError
 from two_tower.retriever.queries import QueryEncoder, RecentVectors, average
 from two_tower.retriever.stages import QueryVectors
 

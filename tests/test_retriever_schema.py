@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from qdrant_client import models as qm
 
 from two_tower.models.data import Passage
-from two_tower.retriever.engine import Engine
-from two_tower.retriever.errors import CollectionMismatch, ConfigError, DataError
+from two_tower.models.errors import ConfigError, DataError
+from two_tower.retriever.engine_protocol import Engine
+from two_tower.retriever.errors import CollectionMismatch
 from two_tower.retriever.indexes import indexable_fields
 from two_tower.retriever.schema import (
     CollectionMetadata,

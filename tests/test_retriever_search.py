@@ -7,16 +7,13 @@ from conftest import HashEncoder, make_passages
 
 from two_tower.ingest import collections, loader
 from two_tower.models.data import Dataset, Passage
-from two_tower.models.lexical import Bm25Config, Bm25Encoder
+from two_tower.models.errors import ConfigError
+from two_tower.models.text.bm25 import Bm25Config
 from two_tower.retriever import Retriever, SearchSettings
-from two_tower.retriever.engine import Engine
-from two_tower.retriever.errors import (
-    CollectionMismatch,
-    CollectionNotFound,
-    ConfigError,
-    QueryError,
-)
-from two_tower.retriever.search import MAX_QUERY_CHARS, check_query
+from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
+from two_tower.retriever.engine_protocol import Engine
+from two_tower.retriever.errors import CollectionMismatch, CollectionNotFound, QueryError
+from two_tower.retriever.queries import MAX_QUERY_CHARS, check_query
 
 PASSAGES = make_passages(120)
 QUERY = "storm on the river bank"

@@ -4,18 +4,11 @@ import numpy as np
 import pytest
 from qdrant_client import models as qm
 
-from two_tower.models.fusion import HybridWeights
+from two_tower.models.bundle.fusion import HybridWeights
+from two_tower.models.errors import ConfigError
 from two_tower.retriever.engine_scores import Scored
-from two_tower.retriever.errors import ConfigError
-from two_tower.retriever.stages import (
-    QueryVectors,
-    SearchSettings,
-    choose,
-    fuse,
-    gather,
-    plan,
-    stage_weights,
-)
+from two_tower.retriever.settings import SearchSettings
+from two_tower.retriever.stages import QueryVectors, choose, fuse, gather, plan, stage_weights
 
 TOWER = np.array([1.0, 0.0], dtype=np.float32)
 VECTORS = QueryVectors(

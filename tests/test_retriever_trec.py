@@ -5,7 +5,7 @@ import pytest
 from ir_measures import RR, nDCG
 
 from two_tower.models.data import Qrel
-from two_tower.retriever.errors import DataError
+from two_tower.models.errors import DataError
 from two_tower.retriever.measures import per_query
 from two_tower.retriever.trec import read_run, write_run
 

@@ -19,10 +19,11 @@ from typer.testing import CliRunner, Result
 from two_tower.ingest import collections, loader
 from two_tower.ingest.cli import app as ingest_app
 from two_tower.ingest.dataset import DatasetWriter
-from two_tower.models.bundle import ModelBundle
+from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.data import Dataset, Qrel, Query
 from two_tower.retriever.cli import app
-from two_tower.retriever.engine import Engine, connect
+from two_tower.retriever.engine import connect
+from two_tower.retriever.engine_protocol import Engine
 from two_tower.retriever.goals import parse_goal
 from two_tower.retriever.scratch import MARK, OWNER
 from two_tower.retriever.search import Retriever

@@ -15,8 +15,8 @@ from conftest import make_passages, write_data
 from typer.testing import CliRunner
 
 from two_tower.ingest.cli import app as ingest_app
-from two_tower.models.bundle import ModelBundle
-from two_tower.models.bundle_files import CARD, CONFIG, PCA, TOWERS, digests, fingerprint
+from two_tower.models.bundle.bundle import ModelBundle
+from two_tower.models.bundle.files import CARD, CONFIG, PCA, TOWERS, digests, fingerprint
 from two_tower.models.data import Dataset
 from two_tower.models.errors import BundleError, TwoTowerError
 from two_tower.retriever.settings_file import read_settings

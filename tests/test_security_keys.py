@@ -14,9 +14,10 @@ from services import running_service
 from typer.testing import CliRunner
 
 from two_tower.ingest.cli import app as ingest_app
+from two_tower.models.errors import ConfigError
 from two_tower.retriever.cli import app as retriever_app
 from two_tower.retriever.engine import EngineAddress, connect
-from two_tower.retriever.errors import ConfigError, EngineUnavailable, KeyRefused
+from two_tower.retriever.errors import EngineUnavailable, KeyRefused
 
 KEY = "the-full-key-9f3c"
 READ_ONLY = "the-reading-key-51aa"

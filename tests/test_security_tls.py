@@ -9,8 +9,9 @@ from tls import make_authority, sign
 from typer.testing import CliRunner
 
 from two_tower.ingest.cli import app
+from two_tower.models.errors import ConfigError
 from two_tower.retriever.engine import connect
-from two_tower.retriever.errors import CertificateRefused, ConfigError
+from two_tower.retriever.errors import CertificateRefused
 
 
 @pytest.fixture(scope="module")

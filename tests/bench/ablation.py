@@ -27,12 +27,12 @@ from ablation_table import to_brief, to_brief_engines, to_markdown
 from exact import Collection, bm25_metrics, measure, read_collection
 from safetensors import safe_open
 
-from two_tower.models.bundle import ModelBundle
+from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.config import read_yaml, with_values
 from two_tower.models.errors import ConfigError, TwoTowerError
 from two_tower.models.files import write_json
 from two_tower.models.provenance import commit
-from two_tower.models.recipe import FOLDER, read_config
+from two_tower.models.training.recipe import FOLDER, read_config
 
 ROOT = Path(__file__).parent.parent.parent
 SHARED = ROOT.parent / "shared" / "data"

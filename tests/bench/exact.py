@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from two_tower.models.bundle import ModelBundle
+from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.data import Dataset, Qrel, Query
-from two_tower.models.lexical import Bm25Index, Ranked
+from two_tower.models.text.bm25 import Bm25Index, Ranked
 from two_tower.retriever.measures import answerable, per_query
 from two_tower.retriever.settings import SearchSettings
 from two_tower.retriever.stages import TOWER_WEIGHT

@@ -33,11 +33,12 @@ from two_tower.ingest import loader  # noqa: E402
 from two_tower.ingest.opening import open_collection  # noqa: E402
 from two_tower.ingest.points import PointMaker, chunks, pack  # noqa: E402
 from two_tower.ingest.selection import Selection, select  # noqa: E402
-from two_tower.models.bundle import ModelBundle  # noqa: E402
+from two_tower.models.bundle.bundle import ModelBundle  # noqa: E402
 from two_tower.models.data import Dataset  # noqa: E402
 from two_tower.retriever import edge_types  # noqa: E402
-from two_tower.retriever.engine import Engine, connect  # noqa: E402
+from two_tower.retriever.engine import connect  # noqa: E402
 from two_tower.retriever.engine_points import to_structs  # noqa: E402
+from two_tower.retriever.engine_protocol import Engine  # noqa: E402
 from two_tower.retriever.schema import collection_name  # noqa: E402
 
 Batches = list[list[qm.PointStruct]]

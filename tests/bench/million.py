@@ -35,7 +35,7 @@ from spine import percentiles, run_command  # noqa: E402
 from two_tower.ingest.dataset import DatasetWriter  # noqa: E402
 from two_tower.ingest.estimate import estimate  # noqa: E402
 from two_tower.ingest.selection import Selection, select  # noqa: E402
-from two_tower.models.bundle import ModelBundle  # noqa: E402
+from two_tower.models.bundle.bundle import ModelBundle  # noqa: E402
 from two_tower.models.data import Dataset, Passage  # noqa: E402
 from two_tower.models.provenance import commit  # noqa: E402
 from two_tower.retriever import Retriever  # noqa: E402

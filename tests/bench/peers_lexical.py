@@ -12,7 +12,7 @@ from peers_corpus import Corpus, Row, System, ask_in_turns, compare
 from peers_engines import Engines, at_most, loaded
 
 from two_tower.models.data import Passage
-from two_tower.models.lexical import Bm25Config, average_length
+from two_tower.models.text.bm25 import Bm25Config, average_length
 from two_tower.retriever.lexical import RankBm25Index
 from two_tower.retriever.settings import SearchSettings
 

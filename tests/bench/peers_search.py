@@ -16,9 +16,10 @@ from qdrant_client import QdrantClient
 from qdrant_client import models as qm
 from txtai import Embeddings
 
-from two_tower.models.bundle import ModelBundle
+from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.data import Passage
-from two_tower.models.lexical import Bm25Config, Bm25Encoder, average_length
+from two_tower.models.text.bm25 import Bm25Config, average_length
+from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
 from two_tower.retriever.settings import SearchSettings
 
 K = 10

@@ -22,7 +22,7 @@ from ablation import ROOT, SHARED, TRAINED_ON, ZERO_SHOT, prepared
 from ablation_table import aligned
 from spine import run_command
 
-from two_tower.models.bundle import ModelBundle
+from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.data import Dataset
 from two_tower.models.files import write_json
 from two_tower.models.provenance import commit

@@ -28,8 +28,8 @@ from two_tower.ingest import collections, loader  # noqa: E402
 from two_tower.ingest.dataset import DatasetWriter  # noqa: E402
 from two_tower.ingest.sources import SourceOptions, open_source  # noqa: E402
 from two_tower.models.data import Dataset, Passage, Query  # noqa: E402
-from two_tower.models.lexical import Analyzer  # noqa: E402
 from two_tower.models.provenance import commit  # noqa: E402
+from two_tower.models.text.bm25 import Analyzer  # noqa: E402
 from two_tower.retriever.engine import connect  # noqa: E402
 from two_tower.retriever.evaluate import Evaluation, Judging, measure_all  # noqa: E402
 from two_tower.retriever.search import Retriever  # noqa: E402

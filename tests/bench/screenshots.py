@@ -19,7 +19,7 @@ from playwright.sync_api import Browser  # noqa: E402
 from services import running_qdrant, running_service  # noqa: E402
 
 from two_tower.ingest import collections, loader  # noqa: E402
-from two_tower.models.bundle import ModelBundle  # noqa: E402
+from two_tower.models.bundle.bundle import ModelBundle  # noqa: E402
 from two_tower.models.data import Dataset  # noqa: E402
 from two_tower.retriever.engine import connect  # noqa: E402
 

@@ -34,7 +34,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from services import NAME, Qdrant, Service, running_qdrant, running_service  # noqa: E402
 
 from two_tower.ingest import collections, loader  # noqa: E402
-from two_tower.models.bundle import ModelBundle  # noqa: E402
+from two_tower.models.bundle.bundle import ModelBundle  # noqa: E402
 from two_tower.models.data import Dataset  # noqa: E402
 from two_tower.retriever.engine import connect  # noqa: E402
 

@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from conftest import Server, running_server  # noqa: E402
 
-from two_tower.models.bundle import ModelBundle  # noqa: E402
+from two_tower.models.bundle.bundle import ModelBundle  # noqa: E402
 from two_tower.models.data import Dataset  # noqa: E402
 from two_tower.models.provenance import commit  # noqa: E402
 from two_tower.retriever import Retriever, SearchSettings  # noqa: E402

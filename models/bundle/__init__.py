@@ -1,0 +1,1 @@
+"""A trained model on disk: save, load, fingerprint, and encoding without torch."""

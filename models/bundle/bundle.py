@@ -1,0 +1,284 @@
+"""A trained model on disk: text in, vectors out, no pickle and, for the mean tower, no torch.
+
+    BUNDLE/config.json          what else decides a vector: tower kind, dims, truncation, prefixes
+    BUNDLE/tokenizer.model      SentencePiece
+    BUNDLE/towers.safetensors   query.vectors, query.weights, … (and passage.* where separate)
+    BUNDLE/pca.safetensors      mean, components
+    BUNDLE/card.json            where it came from: data, commit, seed, versions, metrics
+
+`models.bundle_files` says which files other kinds of tower have, and which extra ones there may be.
+The card is written last, so that its presence means complete. The fingerprint is a hash of the
+files that decide a vector: all but the card and the extras.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from safetensors.numpy import save as save_arrays
+
+from two_tower.models.bundle.encoders import TokenEncoder, open_encoder
+from two_tower.models.bundle.files import (
+    CARD,
+    CONFIG,
+    CROSS_SCORER,
+    FORMAT,
+    FUSION,
+    PCA,
+    TOKENIZER,
+    TOWERS,
+    check_target,
+    deciding_files,
+    digests,
+    fingerprint,
+    parse_arrays,
+    parse_config,
+    read_files,
+)
+from two_tower.models.bundle.fusion import Fusion
+from two_tower.models.bundle.reduction import Reduction
+from two_tower.models.errors import BundleError
+from two_tower.models.files import new_folder, write_bytes, write_json
+from two_tower.models.text.tokenizer import Tokenizer
+from two_tower.models.vectors import FloatArray
+
+if TYPE_CHECKING:
+    from two_tower.models.bundle.cross_ranker import CrossRanker
+
+
+class ModelBundle:
+    """Encoders of queries and passages, and a PCA.
+
+    An empty or blank text is read as the unknown token: its vector is valid, and the same for
+    all such texts.
+
+    Attributes:
+        config: the content of config.json.
+        card: the content of card.json.
+        fingerprint: 64 hex digits; equal fingerprints mean equal vectors.
+        extras: name -> content of the files that decide no vector.
+        fusion: how the scores of the stages are put together, None where that was not learnt.
+    """
+
+    def __init__(
+        self,
+        files: Mapping[str, bytes],
+        card: Mapping[str, Any],
+        *,
+        extras: Mapping[str, bytes] | None = None,
+        threads: int = 0,
+    ) -> None:
+        """Read the deciding files (name -> content; config.json says which there must be).
+
+        Args:
+            files: their content by name.
+            card: what else to know about the bundle.
+            extras: name -> content of the files that decide no vector.
+            threads: cores for encoding batches (0: all).
+
+        Raises:
+            BundleError: a file is broken, or they do not fit each other.
+        """
+        self.config = parse_config(files[CONFIG])
+        self._files = {name: files[name] for name in deciding_files(self.config)}
+        self._threads = threads
+        self.extras = dict(extras or {})
+        self.fingerprint = fingerprint(self._files)
+        self.card = {**card, "fingerprint": self.fingerprint}
+        if self.extras:
+            self.card["extras"] = digests(self.extras)
+        self.fusion = Fusion.of_bytes(self.extras[FUSION]) if FUSION in self.extras else None
+        self._encoder = open_encoder(self.config, self._files)
+        self._prefixes = {"query": "", "passage": "", **self.config.get("prefixes", {})}
+        self._reduction = Reduction.of_arrays(
+            parse_arrays(PCA, files[PCA]), self.config["pca_dims"]
+        )
+        if len(self._reduction.mean) != self.dim:
+            raise BundleError(
+                f"{PCA} is for {len(self._reduction.mean)} dims, the towers have {self.dim}; "
+                "train the bundle again"
+            )
+
+    @classmethod
+    def build(
+        cls,
+        config: Mapping[str, Any],
+        tokenizer: Tokenizer,
+        *,
+        towers: dict[str, FloatArray],
+        reduction: Reduction,
+        card: Mapping[str, Any],
+    ) -> "ModelBundle":
+        """Make a bundle of trained parts; `towers` as `models.towers.TwoTower.arrays` gives it."""
+        files = {TOKENIZER: tokenizer.model, TOWERS: save_arrays(towers)}
+        return cls.of_files(config, files, reduction=reduction, card=card)
+
+    @classmethod
+    def of_files(
+        cls,
+        config: Mapping[str, Any],
+        files: Mapping[str, bytes],
+        *,
+        reduction: Reduction,
+        card: Mapping[str, Any],
+    ) -> "ModelBundle":
+        """Make a bundle of any kind; `files` are the deciding ones that only this kind has."""
+        common = {
+            CONFIG: (json.dumps(config, indent=2, sort_keys=True) + "\n").encode(),
+            PCA: save_arrays(reduction.arrays()),
+        }
+        return cls({**files, **common}, card)
+
+    @classmethod
+    def load(cls, path: str | Path, *, threads: int = 0) -> "ModelBundle":
+        """Read a bundle folder.
+
+        Args:
+            path: the folder.
+            threads: cores for encoding batches (0: all).
+
+        Raises:
+            BundleError: the folder is missing, unfinished, changed or broken.
+        """
+        found = read_files(Path(path))
+        return cls(found.deciding, found.card, extras=found.extras, threads=threads)
+
+    def with_extras(self, extras: Mapping[str, bytes]) -> "ModelBundle":
+        """Return this bundle with exactly these extra files; its vectors stay the same."""
+        card = {key: value for key, value in self.card.items() if key != "extras"}
+        return ModelBundle(self._files, card, extras=extras, threads=self._threads)
+
+    def save(self, path: str | Path, *, force: bool = False) -> None:
+        """Write the folder in one step.
+
+        Args:
+            path: the folder to make.
+            force: replace a complete bundle.
+
+        Raises:
+            BundleError: the path holds a bundle and `force` is off, or something else.
+        """
+        path = Path(path)
+        check_target(path, force=force)
+        try:
+            with new_folder(path) as work:
+                for name, content in {**self._files, **self.extras}.items():
+                    write_bytes(work / name, content)
+                write_json(work / CARD, {"format": FORMAT, **self.card})
+        except OSError as error:
+            raise BundleError(f"{path} cannot be written ({error.strerror})") from None
+
+    @property
+    def dim(self) -> int:
+        """Width of the full vectors."""
+        return self._encoder.dim
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens."""
+        return self._encoder.tokenizer.vocab_size
+
+    @property
+    def pca_dims(self) -> tuple[int, ...]:
+        """Widths of the reduced vectors, largest first."""
+        return self._reduction.dims
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The SentencePiece tokenizer.
+
+        Raises:
+            BundleError: this kind of tower has none.
+        """
+        if not isinstance(self._encoder, TokenEncoder):
+            raise BundleError(
+                f"a bundle of kind {self.config['tower']['kind']} has no {TOKENIZER}; "
+                "use one of kind mean, gru or lstm"
+            )
+        return self._encoder.tokenizer
+
+    def towers(self) -> dict[str, FloatArray]:
+        """Return the towers' parameters as `build` took them.
+
+        Raises:
+            BundleError: this kind of tower keeps them elsewhere.
+        """
+        if TOWERS not in self._files:
+            raise BundleError(
+                f"a bundle of kind {self.config['tower']['kind']} has no {TOWERS}; "
+                "use one of kind mean, gru or lstm"
+            )
+        return parse_arrays(TOWERS, self._files[TOWERS])
+
+    def encode_passages(self, texts: Sequence[str]) -> FloatArray:
+        """Return (n, dim) float32, L2-normalised, for `Passage.content` of n passages."""
+        if not texts:
+            return np.zeros((0, self.dim), dtype=np.float32)
+        ready = prefixed(texts, self._prefixes["passage"])
+        return self._encoder.encode_passages(ready, threads=self._threads)
+
+    def encode_queries(self, texts: Sequence[str]) -> FloatArray:
+        """Return (n, dim) float32, L2-normalised, for n queries."""
+        if not texts:
+            return np.zeros((0, self.dim), dtype=np.float32)
+        ready = prefixed(texts, self._prefixes["query"])
+        return self._encoder.encode_queries(ready, threads=self._threads)
+
+    @property
+    def has_cross_scorer(self) -> bool:
+        """Whether candidates can be read together with their query."""
+        return CROSS_SCORER in self.extras and self.fusion is not None
+
+    @cached_property
+    def _ranker(self) -> "CrossRanker":
+        from two_tower.models.bundle.cross_ranker import CrossRanker
+
+        if self.fusion is None or CROSS_SCORER not in self.extras:
+            raise BundleError(
+                f"this bundle has no {CROSS_SCORER}; train one with cross.epochs above 0"
+            )
+        return CrossRanker(self.extras[CROSS_SCORER], self.fusion)
+
+    def cross_scores(
+        self, query: str, passages: Sequence[str], *, bm25: FloatArray, cosine: FloatArray
+    ) -> FloatArray:
+        """Return (n,) float32: the cross-scorer's logits, comparable within one query.
+
+        The first call loads torch.
+
+        Args:
+            query: what was asked.
+            passages: `Passage.content` of n candidates.
+            bm25: (n,) float32, their BM25 scores, 0 where no term matches.
+            cosine: (n,) float32, their cosines by the towers.
+
+        Raises:
+            BundleError: the bundle has no cross-scorer, or a broken one.
+        """
+        if not passages:
+            return np.zeros(0, dtype=np.float32)
+        tokenizer, threads = self._encoder.tokenizer, self._threads
+        asked = prefixed([query], self._prefixes["query"])
+        texts = prefixed(passages, self._prefixes["passage"])
+        return self._ranker.score(
+            tokenizer.encode_queries(asked, threads=threads),
+            tokenizer.encode_passages(texts, threads=threads),
+            bm25=bm25,
+            cosine=cosine,
+        )
+
+    def reduce(self, vectors: FloatArray) -> dict[int, FloatArray]:
+        """Project (n, dim) vectors to {d: (n, d) float32, L2-normalised} for d in `pca_dims`.
+
+        Raises:
+            ValueError: the vectors are of another width.
+        """
+        return self._reduction.apply(vectors)
+
+
+def prefixed(texts: Sequence[str], prefix: str) -> Sequence[str]:
+    """Return the texts behind a prefix, such as E5's `query: `."""
+    return [prefix + text for text in texts] if prefix else texts

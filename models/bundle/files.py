@@ -1,0 +1,209 @@
+"""What a bundle folder holds: which files, their fingerprint, their card.
+
+The kind of tower says which files decide a vector. Beside them a bundle may hold extra files,
+which decide a rank but no vector: the fingerprint leaves them out, the card has their hashes.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_arrays
+
+from two_tower.models.errors import BundleError
+
+FORMAT = 1
+
+CARD = "card.json"
+
+CONFIG, TOKENIZER, TOWERS, PCA = (
+    "config.json",
+    "tokenizer.model",
+    "towers.safetensors",
+    "pca.safetensors",
+)
+
+DECIDING_FILES = (CONFIG, PCA, TOKENIZER, TOWERS)
+"""The deciding files of towers that read SentencePiece tokens."""
+
+DECIDING_BY_KIND: Mapping[str, tuple[str, ...]] = {
+    "mean": DECIDING_FILES,
+    "gru": DECIDING_FILES,
+    "lstm": DECIDING_FILES,
+    "transformer": (CONFIG, PCA, "tokenizer.json", "transformer.json", "transformer.onnx"),
+}
+
+CROSS_SCORER, FUSION = "cross_scorer.safetensors", "fusion.json"
+
+EXTRA_FILES = (CROSS_SCORER, FUSION)
+
+FloatArray = npt.NDArray[np.float32]
+
+
+class BundleFiles(NamedTuple):
+    """The content of a complete bundle folder.
+
+    Attributes:
+        deciding: name -> content of the files that decide a vector.
+        extras: name -> content of the others.
+        card: the content of card.json.
+    """
+
+    deciding: dict[str, bytes]
+    extras: dict[str, bytes]
+    card: dict[str, Any]
+
+
+def read_files(path: Path) -> BundleFiles:
+    """Read a bundle folder and check that nothing in it was changed.
+
+    Raises:
+        BundleError: the folder is missing, unfinished, changed or broken.
+    """
+    card = read_card(path)
+    config = _read(path, CONFIG)
+    deciding = {CONFIG: config}
+    try:
+        names = deciding_files(parse_config(config))
+    except BundleError:
+        # A changed config.json is worse news than what it says.
+        names = ()
+    deciding |= {name: _read(path, name) for name in names if name != CONFIG}
+    found = fingerprint(deciding)
+    if found != card.get("fingerprint"):
+        raise BundleError(
+            f"{path} has fingerprint {found[:8]}, its card says "
+            f"{str(card.get('fingerprint'))[:8]}: a file was changed; train it again"
+        )
+    return BundleFiles(deciding, _read_extras(path, card), card)
+
+
+def _read(path: Path, name: str) -> bytes:
+    try:
+        return (path / name).read_bytes()
+    except OSError as error:
+        raise BundleError(
+            f"{path} cannot be read ({error.strerror}: {error.filename}); train it again"
+        ) from None
+
+
+def _read_extras(path: Path, card: Mapping[str, Any]) -> dict[str, bytes]:
+    recorded = dict(card.get("extras", {}))
+    if odd := sorted(recorded.keys() - set(EXTRA_FILES)):
+        raise BundleError(f"{path / CARD} names {odd[0]!r}, expected {', '.join(EXTRA_FILES)}")
+    present = {name for name in EXTRA_FILES if (path / name).exists()}
+    extras = {name: _read(path, name) for name in sorted(recorded.keys() | present)}
+    for name, digest in digests(extras).items():
+        if digest != recorded.get(name):
+            raise BundleError(
+                f"{path / name} has hash {digest[:8]}, {CARD} says "
+                f"{str(recorded.get(name))[:8]}: the file was changed; train it again"
+            )
+    return extras
+
+
+def digests(files: Mapping[str, bytes]) -> dict[str, str]:
+    """Return the SHA-256 (64 hex digits) of each file, by name."""
+    return {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+
+
+def fingerprint(files: Mapping[str, bytes]) -> str:
+    """Return the SHA-256 (64 hex digits) over names and contents of the deciding files."""
+    total = hashlib.sha256()
+    for name, digest in sorted(digests(files).items()):
+        total.update(f"{name} {digest}\n".encode())
+    return total.hexdigest()
+
+
+def deciding_files(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return which files decide a vector, by the content of config.json.
+
+    Raises:
+        BundleError: the kind of tower is unknown.
+    """
+    kind = config["tower"]["kind"]
+    if kind not in DECIDING_BY_KIND:
+        known = ", ".join(DECIDING_BY_KIND)
+        raise BundleError(f"{CONFIG} names tower {kind!r}, expected {known}; update this package")
+    return DECIDING_BY_KIND[kind]
+
+
+def read_card(path: str | Path) -> dict[str, Any]:
+    """Return the card of a complete bundle.
+
+    Raises:
+        BundleError: there is no bundle, or one that is unfinished or of another format.
+    """
+    path = Path(path)
+    try:
+        card = json.loads((path / CARD).read_text(encoding="utf-8"))
+    except OSError:
+        if (path / "manifest.json").is_file():
+            what, mend = "a DATA folder", f"models train {path} --out BUNDLE"
+        else:
+            what = f"unfinished: no {CARD}" if path.is_dir() else "no such folder"
+            mend = f"models train DATA --out {path}"
+        raise BundleError(f"{path} is not a bundle ({what}); make one with: {mend}") from None
+    except ValueError as error:
+        raise BundleError(f"{path / CARD} is not JSON ({error}); train the bundle again") from None
+    found = card.get("format") if isinstance(card, dict) else None
+    if found != FORMAT:
+        raise BundleError(f"{path} has bundle format {found}, expected {FORMAT}; train it again")
+    return dict(card)
+
+
+def check_target(path: Path, *, force: bool) -> None:
+    """Refuse to write a bundle over something.
+
+    Raises:
+        BundleError: the path is a file, another folder, or a bundle and `force` is off.
+    """
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise BundleError(f"{path} is a file, expected a folder or a new name")
+    names = {entry.name for entry in path.iterdir()}
+    known = {CARD, *EXTRA_FILES}.union(*DECIDING_BY_KIND.values())
+    if names - known:
+        odd = min(names - known)
+        raise BundleError(f"{path} is not a bundle alone (found {odd}); choose another --out")
+    if names and not force:
+        raise BundleError(f"{path} already holds a bundle; replace it with --force")
+
+
+def parse_config(content: bytes) -> dict[str, Any]:
+    """Return the content of config.json.
+
+    Raises:
+        BundleError: it is not JSON, or lacks what every bundle must say.
+    """
+    try:
+        config = json.loads(content)
+        prefixes = config.get("prefixes", {})
+        known = config["tower"]["kind"], config["tower"]["shared"], config["pca_dims"]
+        texts = [known[0], prefixes.get("query", ""), prefixes.get("passage", "")]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BundleError(f"{CONFIG} is broken ({error!r}); train the bundle again") from None
+    if not all(isinstance(text, str) for text in texts):
+        raise BundleError(f"{CONFIG} is broken (kind or prefixes: {texts}); train the bundle again")
+    return dict(config)
+
+
+def parse_arrays(name: str, content: bytes) -> dict[str, FloatArray]:
+    """Return the arrays of a safetensors file.
+
+    Raises:
+        BundleError: it is broken, or a number is not finite float32.
+    """
+    try:
+        arrays = load_arrays(content)
+    except SafetensorError as error:
+        raise BundleError(f"{name} is broken ({error}); train the bundle again") from None
+    if any(a.dtype != np.float32 or not np.isfinite(a).all() for a in arrays.values()):
+        raise BundleError(f"{name} holds numbers that are not finite float32; train again")
+    return arrays

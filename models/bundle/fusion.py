@@ -1,0 +1,256 @@
+"""Learnt fusion: how much the scores of the stages are worth beside each other, as plain numbers.
+
+    hybrid  = bm25 + tower * cosine
+    worth   = a * (hybrid + cross * logit)        where a cross-scorer read the candidates
+    final_i = worth_i - log(e^nothing + sum of e^worth_j over the others j) + offset
+
+`tower` and `cross` are chosen on labelled train queries by the reciprocal rank of the answer, not
+at the very best but as small as they can be without being worse than that by more than one standard
+error (the rule of Breiman et al., "Classification and Regression Trees", 1984): curves are flat at
+their top, and what leans less on what was learnt here holds better on other texts. The other three
+numbers calibrate: 1 / (1 + exp(-final)) estimates the chance that the passage answers. It is what
+the passage is worth beside its rivals and beside `nothing`, that no passage answers (Luce,
+"Individual Choice Behavior", 1959), for scores can be compared within one query only: a score that
+stands alone is a likelier answer than the same score in a crowd. `offset` is for queries that have
+several answers.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from two_tower.models.errors import BundleError, ConfigError
+
+FloatArray = npt.NDArray[np.float32]
+
+Floats = npt.NDArray[np.floating[Any]]
+
+FEWEST_QUERIES = 30
+"""Fewer labelled queries than this say nothing about weights."""
+
+TOWER_GRID = np.geomspace(1.0, 1000.0, 61)
+
+CROSS_GRID = np.geomspace(0.1, 30.0, 41)
+
+
+@dataclass(frozen=True)
+class FusionConfig:
+    """How the fusion is learnt.
+
+    Attributes:
+        folds: parts of the train queries, each scored by towers that learn without it; 0 leaves
+            the learnt fusion, and with it the cross-scorer, out.
+    """
+
+    folds: int = 2
+
+    def __post_init__(self) -> None:
+        if self.folds < 0 or self.folds == 1:
+            raise ConfigError(f"fusion.folds is {self.folds}, expected 0, or 2 or more")
+
+
+@dataclass(frozen=True)
+class HybridWeights:
+    """hybrid = BM25 + `tower` * cosine."""
+
+    tower: float
+
+    def scores(self, bm25: Floats, cosine: Floats) -> Floats:
+        """Return the hybrid scores, of the same shape as both.
+
+        Args:
+            bm25: of every candidate, 0 where no term matches.
+            cosine: of every candidate.
+        """
+        result: Floats = bm25 + self.tower * cosine
+        return result
+
+
+@dataclass(frozen=True)
+class FinalWeights:
+    """worth = hybrid * `hybrid` + cross * `cross`, and what turns it into log-odds.
+
+    Attributes:
+        hybrid: a above.
+        cross: a times the cross-scorer's weight.
+        nothing: the worth of no passage being an answer.
+        offset: added to the log-odds.
+    """
+
+    hybrid: float
+    cross: float
+    nothing: float
+    offset: float
+
+    def worth(self, hybrid: Floats, cross: Floats) -> Floats:
+        """Return what candidates are ranked by, of the same shape as both."""
+        result: Floats = self.hybrid * hybrid + self.cross * cross
+        return result
+
+    def log_odds(self, worth: Floats) -> Floats:
+        """Return the final scores of lists of candidates, in the order of their worth.
+
+        Args:
+            worth: (..., n), each row all that was read for one query.
+        """
+        return log_odds(worth, self.nothing) + self.offset
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """The content of fusion.json; `final` and `cross` are None where there is no cross-scorer.
+
+    Attributes:
+        hybrid: puts BM25 and cosine together.
+        final: adds the cross-scorer.
+        cross: the configuration of the cross-scorer (`models.cross_scorer.CrossConfig`).
+    """
+
+    hybrid: HybridWeights
+    final: FinalWeights | None = None
+    cross: Mapping[str, Any] | None = None
+
+    def to_bytes(self) -> bytes:
+        """Return fusion.json."""
+        return (json.dumps(asdict(self), indent=2) + "\n").encode()
+
+    @classmethod
+    def of_bytes(cls, content: bytes) -> "Fusion":
+        """Read fusion.json.
+
+        Raises:
+            BundleError: it is something else.
+        """
+        try:
+            found = json.loads(content)
+            final = found["final"]
+            return cls(
+                _weights(HybridWeights, found["hybrid"]),
+                _weights(FinalWeights, final) if final is not None else None,
+                dict(found["cross"]) if final is not None else None,
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BundleError(f"fusion.json is broken ({error!r}); train again") from None
+
+
+Weights = TypeVar("Weights", HybridWeights, FinalWeights)
+
+
+def _weights(kind: type[Weights], values: Mapping[str, Any]) -> Weights:
+    numbers = {name: float(value) for name, value in values.items()}
+    if set(numbers) != (wanted := {field.name for field in fields(kind)}):
+        raise ValueError(f"found {sorted(numbers)}, expected {sorted(wanted)}")
+    if not np.isfinite(list(numbers.values())).all():
+        raise ValueError(f"{numbers} are not finite")
+    return kind(**numbers)
+
+
+def fit_hybrid(
+    bm25: FloatArray, cosine: FloatArray, relevant: npt.NDArray[np.bool_]
+) -> HybridWeights | None:
+    """Learn what a cosine is worth from the candidates of labelled queries.
+
+    Args:
+        bm25: (queries, n) scores.
+        cosine: (queries, n), of towers that did not learn from these queries.
+        relevant: (queries, n), which candidates are known answers.
+
+    Returns:
+        None where too few queries have an answer among their candidates.
+    """
+    weight = cautious_weight(bm25, cosine, relevant, grid=TOWER_GRID)
+    return None if weight is None else HybridWeights(weight)
+
+
+def fit_final(
+    hybrid: FloatArray, cross: FloatArray, relevant: npt.NDArray[np.bool_]
+) -> FinalWeights | None:
+    """Learn the final weights from queries that the cross-scorer did not learn from.
+
+    Arguments are those of `fit_hybrid`, with the hybrid's scores and the cross-scorer's logits.
+    """
+    weight = cautious_weight(hybrid, cross, relevant, grid=CROSS_GRID)
+    if weight is None:
+        return None
+    return _calibrated((hybrid + weight * cross).astype(np.float64), weight, relevant)
+
+
+def log_odds(worth: Floats, nothing: float) -> Floats:
+    """Return (..., n): the logarithm of e^worth over what the others of its row add up to.
+
+    Args:
+        worth: (..., n).
+        nothing: stands beside the others of every row.
+    """
+    worth = np.asarray(worth, dtype=np.float64)
+    top = np.maximum(worth.max(axis=-1, keepdims=True), nothing)
+    others = np.exp(worth - top) @ (1.0 - np.eye(worth.shape[-1])) + np.exp(nothing - top)
+    result: Floats = worth - top - np.log(np.maximum(others, np.finfo(np.float64).tiny))
+    return result
+
+
+def _calibrated(combined: Floats, weight: float, relevant: npt.NDArray[np.bool_]) -> FinalWeights:
+    """Return the weights under which the labels are likeliest, every candidate by itself.
+
+    Args:
+        combined: (queries, n), hybrid + `weight` * cross.
+        weight: the cross-scorer's.
+        relevant: (queries, n), which candidates are known answers.
+    """
+    from scipy.optimize import minimize
+
+    spread = float(combined.std()) or 1.0
+
+    def loss(numbers: npt.NDArray[np.float64]) -> float:
+        log_scale, nothing, offset = numbers
+        found = log_odds(np.exp(log_scale) / spread * combined, nothing) + offset
+        return float((np.logaddexp(0.0, found) - relevant * found).mean())
+
+    within = [(-5.0, 5.0), (-50.0, 50.0), (-20.0, 20.0)]
+    found = minimize(loss, np.zeros(3), method="L-BFGS-B", bounds=within).x
+    log_scale, nothing, offset = map(float, found)
+    scale = float(np.exp(log_scale)) / spread
+    return FinalWeights(scale, scale * weight, nothing, offset)
+
+
+def cautious_weight(
+    known: FloatArray,
+    added: FloatArray,
+    relevant: npt.NDArray[np.bool_],
+    *,
+    grid: npt.NDArray[np.float64],
+) -> float | None:
+    """Return the smallest w of `grid` whose known + w * added is about as good as the best's.
+
+    Good is the mean reciprocal rank of the first answer; about as good is not below the best by
+    more than one standard error of the difference, query by query.
+
+    Args:
+        known: (queries, n) scores.
+        added: (queries, n) scores to be weighed.
+        relevant: (queries, n), which candidates are known answers.
+        grid: weights from small to large.
+
+    Returns:
+        None where too few queries have an answer and another candidate.
+    """
+    useful = relevant.any(axis=1) & ~relevant.all(axis=1)
+    if useful.sum() < FEWEST_QUERIES:
+        return None
+    found = [reciprocal_ranks(known[useful] + w * added[useful], relevant[useful]) for w in grid]
+    ranks = np.stack(found)  # (weights, queries)
+    behind = ranks[ranks.mean(axis=1).argmax()] - ranks
+    error = behind.std(axis=1) / np.sqrt(ranks.shape[1])
+    return float(grid[np.flatnonzero(behind.mean(axis=1) <= error)[0]])
+
+
+def reciprocal_ranks(scores: Floats, relevant: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+    """Return (queries,): 1 / rank of the first answer; ties count against it."""
+    best = np.where(relevant, scores, -np.inf).max(axis=1, keepdims=True)
+    ahead = (~relevant & (scores >= best)).sum(axis=1)
+    result: npt.NDArray[np.float64] = 1.0 / (1 + ahead)
+    return result

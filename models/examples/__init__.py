@@ -1,0 +1,1 @@
+"""What a model learns from: the tokenised corpus, labelled pairs and hard negatives."""

@@ -1,0 +1,262 @@
+"""Labelled pairs: reading, sampling and collation into batches."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+from two_tower.models.data import Dataset
+from two_tower.models.errors import TrainingError
+from two_tower.models.text.tokenizer import IntArray, TokenRows
+
+FloatArray = npt.NDArray[np.float32]
+
+
+class Batch(NamedTuple):
+    """Pairs ready for the towers: row i of `queries` belongs to row i of `passages`.
+
+    Attributes:
+        queries: n token rows.
+        passages: n * (1 + m) token rows: the n positives, then hard negative j of query i at row
+            n + i * m + j.
+        masked: (cells, 2) int64, (i, column) with i != column, where that passage answers query i
+            as well.
+        margins: (n, m) float32, a teacher's score of the positive minus that of hard negative j,
+            NaN where unknown; None where there is no teacher.
+        similarities: (n, n * (1 + m)) float32, a teacher's cosine of each query and passage.
+    """
+
+    queries: TokenRows
+    passages: TokenRows
+    masked: IntArray
+    margins: FloatArray | None = None
+    similarities: FloatArray | None = None
+
+
+class Sampler(Protocol):
+    """Where a training phase gets its batches from."""
+
+    @property
+    def size(self) -> int:
+        """Number of examples in an epoch."""
+        ...
+
+    def batch(self, index: IntArray, rng: np.random.Generator) -> Batch:
+        """Collate the examples at `index` (n,); all randomness comes from `rng`."""
+        ...
+
+
+class Labelled(NamedTuple):
+    """Queries of a split and which passages answer them.
+
+    Attributes:
+        texts: n queries.
+        relevant: (n, passages) sparse bool, rows of known answers.
+        query_ids: n ids.
+    """
+
+    texts: list[str]
+    relevant: sparse.csr_matrix
+    query_ids: list[str]
+
+    def take(self, index: IntArray) -> "Labelled":
+        """Return the queries at `index`."""
+        return Labelled(
+            [self.texts[i] for i in index],
+            self.relevant[index],
+            [self.query_ids[i] for i in index],
+        )
+
+
+def read_labelled(data: Dataset, split: str, *, row_of: Mapping[str, int]) -> Labelled:
+    """Read the queries of a split that have an answer.
+
+    Args:
+        data: an open DATA folder.
+        split: which judgements to use; relevance 0 does not count.
+        row_of: passage id -> row of the corpus.
+
+    Raises:
+        TrainingError: no judgement is positive, or one names an unknown passage.
+    """
+    answers: dict[str, list[int]] = {}
+    for qrel in data.qrels(split):
+        if qrel.relevance <= 0:
+            continue
+        if qrel.passage_id not in row_of:
+            raise TrainingError(
+                f"{data.path} judges passage {qrel.passage_id!r}, which it does not hold; "
+                "run ingest prepare again"
+            )
+        answers.setdefault(qrel.query_id, []).append(row_of[qrel.passage_id])
+    queries = [query for query in data.queries(split) if query.query_id in answers]
+    if not queries:
+        raise TrainingError(f"{data.path} has no labelled query with an answer in {split!r}")
+    columns = [sorted(set(answers[query.query_id])) for query in queries]
+    relevant = _bool_rows(columns, width=len(row_of))
+    return Labelled([q.text for q in queries], relevant, [q.query_id for q in queries])
+
+
+class Split(NamedTuple):
+    """Two parts of labelled queries."""
+
+    train: Labelled
+    dev: Labelled
+
+
+def hold_out(labelled: Labelled, *, share: float, seed: int) -> Split:
+    """Set a seeded share of the queries aside; a single query serves as both parts."""
+    count = len(labelled.texts)
+    if count < 2:
+        return Split(labelled, labelled)
+    order = np.random.default_rng(seed).permutation(count)
+    held = min(max(1, round(count * share)), count - 1)
+    return Split(labelled.take(np.sort(order[held:])), labelled.take(np.sort(order[:held])))
+
+
+class HardNegatives(NamedTuple):
+    """Passages that look like answers and are none, for each of n queries.
+
+    Attributes:
+        rows: (n, width) int64 passage rows, padded with -1.
+        scores: (n, width) float32, a teacher's scores of them, NaN where unknown; None where
+            there is no teacher.
+        positives: (pairs,) float32, a teacher's scores of the known answers, NaN where unknown, in
+            the order of `Labelled.relevant.nonzero()`.
+    """
+
+    rows: IntArray
+    scores: FloatArray | None = None
+    positives: FloatArray | None = None
+
+    def of(self, labelled: Labelled, index: IntArray) -> "HardNegatives":
+        """Return those of the queries at `index` of `labelled`, whose negatives these are."""
+        scores = None if self.scores is None else self.scores[index]
+        if self.positives is None:
+            return HardNegatives(self.rows[index], scores)
+        first = np.concatenate([[0], np.cumsum(np.diff(labelled.relevant.indptr))])
+        pairs = [np.arange(first[query], first[query + 1]) for query in index]
+        return HardNegatives(self.rows[index], scores, self.positives[np.concatenate(pairs)])
+
+
+class PairSampler:
+    """Batches of labelled (query, passage) pairs, each with hard negatives where there are any."""
+
+    def __init__(
+        self,
+        queries: TokenRows,
+        passages: TokenRows,
+        *,
+        relevant: sparse.csr_matrix,
+        negatives: HardNegatives | None = None,
+        per_query: int = 0,
+    ) -> None:
+        """Keep token rows of the queries and the corpus.
+
+        Args:
+            queries: n token rows.
+            passages: the corpus.
+            relevant: as in `Labelled`.
+            negatives: of the n queries.
+            per_query: hard negatives drawn for each pair, afresh each time.
+        """
+        self._queries = queries
+        self._passages = passages
+        self._relevant = relevant
+        self._negatives = negatives
+        self._per_query = per_query if negatives is not None else 0
+        rows, columns = relevant.nonzero()
+        self._pairs = np.stack([rows, columns], axis=1).astype(np.int64)
+
+    @property
+    def size(self) -> int:
+        """Number of pairs."""
+        return len(self._pairs)
+
+    def batch(self, index: IntArray, rng: np.random.Generator) -> Batch:
+        """Collate the pairs at `index`; which hard negatives they get is drawn from `rng`."""
+        queries, positives = self._pairs[index].T
+        if self._negatives is None or not self._per_query:
+            masked = known_answers(self._relevant, queries=queries, passages=positives)
+            return Batch(self._queries.take(queries), self._passages.take(positives), masked)
+        rows = self._negatives.rows[queries]
+        places = draw_places(rows, self._per_query, rng=rng)
+        anything = rng.integers(0, len(self._passages.offsets) - 1, size=places.shape)
+        hard = np.where(places >= 0, _take(rows, places), anything)
+        passages = np.concatenate([positives, hard.ravel()])
+        return Batch(
+            self._queries.take(queries),
+            self._passages.take(passages),
+            known_answers(self._relevant, queries=queries, passages=passages),
+            _margins(self._negatives, index, queries=queries, places=places),
+        )
+
+
+def draw_places(rows: IntArray, count: int, *, rng: np.random.Generator) -> IntArray:
+    """Draw `count` different filled places of each row of (n, width), -1 where there are fewer.
+
+    Args:
+        rows: int64, padded with -1.
+        count: how many.
+        rng: where all randomness comes from.
+    """
+    width = max(count, rows.shape[1])
+    padded = np.full((len(rows), width), -1, dtype=np.int64)
+    padded[:, : rows.shape[1]] = rows
+    keys = np.where(padded >= 0, rng.random(padded.shape), 2.0)
+    places = np.argsort(keys, axis=1)[:, :count]
+    drawn: IntArray = np.where(np.take_along_axis(keys, places, axis=1) < 2.0, places, -1)
+    return drawn
+
+
+def _margins(
+    negatives: HardNegatives, pairs: IntArray, *, queries: IntArray, places: IntArray
+) -> FloatArray | None:
+    """Return the (n, m) margins of a `Batch`: pairs (n,), their queries (n,), places (n, m)."""
+    if negatives.scores is None or negatives.positives is None:
+        return None
+    others = _take(negatives.scores[queries], places)
+    margins = negatives.positives[pairs][:, None] - others
+    return np.where(places >= 0, margins, np.nan).astype(np.float32)
+
+
+def _take(values: npt.NDArray[Any], places: IntArray) -> npt.NDArray[Any]:
+    """Return (n, m) values at places (n, m) of (n, width); an arbitrary one where that is -1."""
+    inside = np.clip(places, 0, values.shape[1] - 1)
+    return np.take_along_axis(values, inside, axis=1)
+
+
+def known_answers(
+    relevant: sparse.csr_matrix, *, queries: IntArray, passages: IntArray
+) -> IntArray:
+    """Return the (cells, 2) int64 (i, j), i != j, where passages[j] answers queries[i].
+
+    The first `len(queries)` passages are the positives, so (i, i) is a query's own.
+    """
+    rows, columns = relevant[queries][:, passages].nonzero()
+    cells = np.stack([rows, columns], axis=1).astype(np.int64)
+    others: IntArray = cells[rows != columns]
+    return others
+
+
+def epoch_batches(
+    sampler: Sampler, *, batch_size: int, rng: np.random.Generator
+) -> Iterator[Batch]:
+    """Shuffle an epoch and yield it in batches of nearly equal size, at most `batch_size`."""
+    order = rng.permutation(sampler.size)
+    for index in np.array_split(order, batches_per_epoch(sampler.size, batch_size)):
+        yield sampler.batch(index, rng)
+
+
+def batches_per_epoch(size: int, batch_size: int) -> int:
+    """Number of batches that `epoch_batches` gives."""
+    return -(-size // batch_size)
+
+
+def _bool_rows(columns: list[list[int]], *, width: int) -> sparse.csr_matrix:
+    offsets = np.cumsum([0, *map(len, columns)])
+    flat: npt.NDArray[np.int64] = np.array([c for row in columns for c in row], dtype=np.int64)
+    values = np.ones(len(flat), dtype=bool)
+    return sparse.csr_matrix((values, flat, offsets), shape=(len(columns), width))

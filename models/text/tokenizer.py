@@ -1,0 +1,214 @@
+"""SentencePiece: train, load, text -> token ids, and the truncation rule.
+
+Text is normalised by SentencePiece's own `nmt_nfkc_cf` (NFKC and case folding). NULs and lone
+surrogates become spaces first. Characters outside the vocabulary fall back to their UTF-8 bytes,
+so that every text that is not blank has a token of its own.
+"""
+
+import io
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import sentencepiece as spm
+
+from two_tower.models.errors import BundleError, ConfigError, TrainingError
+
+UNKNOWN_ID = 0
+
+BYTE_PIECES = 256
+
+SMALLEST_VOCABULARY = BYTE_PIECES + 64
+
+CHARS_PER_TOKEN = 16
+
+BROKEN_CHARS = re.compile("[\x00\ud800-\udfff]")
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """How text becomes tokens.
+
+    Attributes:
+        vocab_size: upper bound; a small corpus gets a smaller vocabulary by itself.
+        max_passage_tokens: a passage keeps its first so many tokens.
+        max_query_tokens: a query keeps its first so many tokens.
+        sample_size: train on at most so many texts, drawn evenly with the seed.
+    """
+
+    vocab_size: int = 32_000
+    max_passage_tokens: int = 256
+    max_query_tokens: int = 64
+    sample_size: int = 50_000
+
+    def __post_init__(self) -> None:
+        if self.vocab_size < SMALLEST_VOCABULARY:
+            raise ConfigError(
+                f"tokenizer.vocab_size is {self.vocab_size}, expected at least "
+                f"{SMALLEST_VOCABULARY} (256 of them are bytes)"
+            )
+        for name in ("max_passage_tokens", "max_query_tokens", "sample_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"tokenizer.{name} is {getattr(self, name)}, expected 1 or more")
+
+
+class TokenRows(NamedTuple):
+    """Token lists of many texts, end to end; row i is `ids[offsets[i]:offsets[i + 1]]`.
+
+    Attributes:
+        ids: (total,) int64.
+        offsets: (n + 1,) int64, from 0 to total.
+    """
+
+    ids: IntArray
+    offsets: IntArray
+
+    @property
+    def lengths(self) -> IntArray:
+        """(n,) int64, tokens per row."""
+        return np.diff(self.offsets)
+
+    @property
+    def rows(self) -> IntArray:
+        """(total,) int64, the row that each token belongs to."""
+        return np.repeat(np.arange(len(self.offsets) - 1), self.lengths)
+
+    def take(self, index: IntArray) -> "TokenRows":
+        """Return the rows at `index` (n,) int64, in that order."""
+        lengths = self.lengths[index]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        shift = np.repeat(self.offsets[index] - offsets[:-1], lengths)
+        return TokenRows(self.ids[np.arange(offsets[-1]) + shift], offsets)
+
+    def where(self, kept: npt.NDArray[np.bool_]) -> "TokenRows":
+        """Return all rows with only the tokens that are true in `kept` (total,)."""
+        ends = np.concatenate([[0], np.cumsum(kept)])
+        return TokenRows(self.ids[kept], ends[self.offsets])
+
+
+def token_rows(lists: Sequence[Sequence[int]]) -> TokenRows:
+    """Lay lists of ids end to end; an empty list becomes one unknown token."""
+    full = [ids if len(ids) else (UNKNOWN_ID,) for ids in lists]
+    offsets = np.zeros(len(full) + 1, dtype=np.int64)
+    np.cumsum([len(ids) for ids in full], out=offsets[1:])
+    total = int(offsets[-1])
+    flat = np.fromiter((i for ids in full for i in ids), dtype=np.int64, count=total)
+    return TokenRows(flat, offsets)
+
+
+def concat_rows(parts: Sequence[TokenRows]) -> TokenRows:
+    """Put the rows of several batches one after the other."""
+    lengths = np.concatenate([part.lengths for part in parts])
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    return TokenRows(np.concatenate([part.ids for part in parts]), offsets)
+
+
+def clean(text: str) -> str:
+    """Replace NULs and lone surrogates, which SentencePiece cannot carry, by spaces."""
+    return BROKEN_CHARS.sub(" ", text)
+
+
+def sample_texts(texts: Iterable[str], *, size: int, seed: int) -> list[str]:
+    """Draw at most `size` texts evenly from a stream of unknown length, in stream order.
+
+    Reservoir sampling (Vitter, 1985, algorithm R).
+    """
+    rng = np.random.default_rng(seed)
+    kept: list[tuple[int, str]] = []
+    for i, text in enumerate(texts):
+        if i < size:
+            kept.append((i, text))
+        elif (slot := int(rng.integers(i + 1))) < size:
+            kept[slot] = (i, text)
+    return [text for _, text in sorted(kept)]
+
+
+class Tokenizer:
+    """A trained SentencePiece unigram model.
+
+    Attributes:
+        model: the serialised SentencePiece model.
+        config: the truncation rule.
+    """
+
+    def __init__(self, model: bytes, config: TokenizerConfig) -> None:
+        self.model = model
+        self.config = config
+        self._processor = spm.SentencePieceProcessor()
+        try:
+            self._processor.LoadFromSerializedProto(model)
+        except RuntimeError as error:
+            raise BundleError(
+                f"the tokenizer is not a SentencePiece model ({error}); train the bundle again"
+            ) from None
+
+    @classmethod
+    def train(cls, texts: Iterable[str], config: TokenizerConfig, *, seed: int) -> "Tokenizer":
+        """Learn a vocabulary from a stream of texts.
+
+        Raises:
+            TrainingError: there is nothing to learn from.
+        """
+        drawn = [clean(t) for t in sample_texts(texts, size=config.sample_size, seed=seed)]
+        drawn = [text for text in drawn if text.strip()]
+        if not drawn:
+            raise TrainingError("no text to learn a vocabulary from: all texts are blank")
+        return cls(_train_model(drawn, config), config)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens, the unknown token (id 0) and the bytes among them."""
+        return int(self._processor.GetPieceSize())
+
+    def encode_passages(self, texts: Sequence[str], *, threads: int = 0) -> TokenRows:
+        """Tokenise passages on `threads` cores (0: all), cut to `max_passage_tokens`."""
+        return self._encode(texts, limit=self.config.max_passage_tokens, threads=threads)
+
+    def encode_queries(self, texts: Sequence[str], *, threads: int = 0) -> TokenRows:
+        """Tokenise queries on `threads` cores (0: all), cut to `max_query_tokens`."""
+        return self._encode(texts, limit=self.config.max_query_tokens, threads=threads)
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Return the readable form of tokens."""
+        return [str(self._processor.IdToPiece(int(i))) for i in ids]
+
+    def _encode(self, texts: Sequence[str], *, limit: int, threads: int) -> TokenRows:
+        # A megabyte of text is cut before it is tokenised; what a text can lose by that lies
+        # beyond `limit` tokens unless its pieces are longer than 16 characters on average,
+        # which is SentencePiece's longest piece.
+        ready = [clean(text[: limit * CHARS_PER_TOKEN]) for text in texts]
+        if len(ready) == 1:
+            return token_rows([self._processor.EncodeAsIds(ready[0])[:limit]])
+        lists = self._processor.Encode(ready, num_threads=threads or -1)
+        return token_rows([ids[:limit] for ids in lists])
+
+
+def _train_model(texts: list[str], config: TokenizerConfig) -> bytes:
+    model = io.BytesIO()
+    try:
+        spm.SentencePieceTrainer.Train(
+            sentence_iterator=iter(texts),
+            model_writer=model,
+            model_type="unigram",
+            vocab_size=config.vocab_size,
+            hard_vocab_limit=False,  # a small corpus ends with fewer
+            byte_fallback=True,
+            character_coverage=0.9995,
+            normalization_rule_name="nmt_nfkc_cf",
+            max_sentence_length=1_000_000,
+            unk_id=UNKNOWN_ID,
+            bos_id=-1,
+            eos_id=-1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise TrainingError(
+            f"SentencePiece could not learn a vocabulary of {config.vocab_size} "
+            f"from {len(texts)} texts ({error})"
+        ) from None
+    return model.getvalue()

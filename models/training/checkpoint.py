@@ -1,0 +1,225 @@
+"""The run folder: what a killed training needs to go on, in files that are always whole.
+
+RUN/run.json                configuration and data of the run, for refusing another's
+RUN/environment.json        where it runs: commit, platform, cores, device, versions
+RUN/tokenizer.model         once the vocabulary is learnt
+RUN/checkpoint.safetensors  towers, best towers, optimizer and progress, after each epoch
+RUN/before_labels.safetensors  towers at the beginning of the labelled phase
+RUN/metrics.jsonl           one record per epoch
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as save_arrays
+
+from two_tower.models.config import flatten
+from two_tower.models.errors import TrainingError
+from two_tower.models.files import write_bytes, write_json
+
+CHECKPOINT = "checkpoint.safetensors"
+
+BEFORE_LABELS = "before_labels.safetensors"
+
+TEACHER = "teacher"  # what a teacher said of the texts: dear, and right for any settings
+
+RECORDS = (CHECKPOINT, "finished.json", "failed.json")
+
+FloatArray = npt.NDArray[np.float32]
+
+Arrays = dict[str, FloatArray]
+
+
+class Progress(NamedTuple):
+    """How far a run is.
+
+    Attributes:
+        phase: index of the phase to go on with.
+        epoch: epochs of it that are done.
+        best_epoch: which of them was best on dev; 0 is the state before the first.
+        best: recall@10 on dev of that epoch.
+        records: lines of metrics.jsonl that belong to finished work.
+    """
+
+    phase: int = 0
+    epoch: int = 0
+    best_epoch: int = 0
+    best: float = -1.0
+    records: int = 0
+
+
+class Checkpoint(NamedTuple):
+    """Progress and all arrays, their names starting with what they are (`towers.`, `adam.`…)."""
+
+    progress: Progress
+    arrays: Arrays
+
+    def part(self, name: str) -> Arrays:
+        """Return the arrays under `name.`, without that prefix."""
+        prefix = f"{name}."
+        return {
+            key.removeprefix(prefix): array
+            for key, array in self.arrays.items()
+            if key.startswith(prefix)
+        }
+
+
+def parts(**named: Arrays) -> Arrays:
+    """Join groups of arrays under their names, the inverse of `Checkpoint.part`."""
+    return {f"{name}.{key}": array for name, group in named.items() for key, array in group.items()}
+
+
+def run_path(out: str | Path) -> Path:
+    """Return the run folder that belongs to a bundle: its sibling `<name>.run`."""
+    out = Path(out).resolve()
+    return out.with_name(f"{out.name}.run")
+
+
+class RunFolder:
+    """The folder of one training run, held by one process at a time.
+
+    Attributes:
+        path: the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._checkpoint = path / CHECKPOINT
+        self._tokenizer = path / "tokenizer.model"
+        self._identity = path / "run.json"
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Make the folder and keep other processes out of it during the block.
+
+        Raises:
+            TrainingError: another process trains here, or the folder cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise TrainingError(f"{self.path} cannot be written ({error.strerror})") from None
+        try:
+            self._lock(lock)
+            try:
+                yield
+            finally:
+                self._drop_if_useless()
+        finally:
+            os.close(lock)
+
+    def _lock(self, descriptor: int) -> None:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TrainingError(
+                f"another process is training in {self.path}; wait for it or choose another --out"
+            ) from None
+
+    def _drop_if_useless(self) -> None:
+        """Remove the folder of a run that failed before there was anything to go on from."""
+        if not any((self.path / name).exists() for name in RECORDS):
+            shutil.rmtree(self.path, ignore_errors=True)
+
+    def claim(self, identity: Mapping[str, Any], *, force: bool) -> bool:
+        """Start the run described by `identity`, or go on with it.
+
+        Args:
+            identity: whatever must be equal for a run to go on (plain JSON values).
+            force: drop an unfinished run that differs.
+
+        Returns:
+            Whether there is an unfinished run to go on with.
+
+        Raises:
+            TrainingError: an unfinished run differs and `force` is off.
+        """
+        wanted = json.loads(json.dumps(identity))
+        found = self._unfinished()
+        goes_on = self._checkpoint.exists()
+        if found == wanted:
+            return goes_on
+        if found is not None and goes_on and not force:
+            raise TrainingError(
+                f"{self.path} holds an unfinished run with {_difference(found, wanted)}; "
+                "repeat its values to go on, or start over with --force"
+            )
+        self._clear()
+        write_json(self._identity, wanted)
+        return False
+
+    def describe(self, environment: Mapping[str, Any]) -> None:
+        """Record where the run was last started; nothing of it decides whether one may go on."""
+        write_json(self.path / "environment.json", environment)
+
+    def end(self, outcome: str) -> None:
+        """Keep the record and drop the rest; run.json becomes `<outcome>.json`.
+
+        Args:
+            outcome: `finished`, or `failed` where going on would only fail again.
+        """
+        self._identity.rename(self.path / f"{outcome}.json")
+        self._checkpoint.unlink(missing_ok=True)
+        (self.path / BEFORE_LABELS).unlink(missing_ok=True)
+        self._tokenizer.unlink(missing_ok=True)
+
+    def read_tokenizer(self) -> bytes | None:
+        """Return the vocabulary of this run if it is learnt."""
+        return self._tokenizer.read_bytes() if self._tokenizer.exists() else None
+
+    def write_tokenizer(self, model: bytes) -> None:
+        """Keep the vocabulary."""
+        write_bytes(self._tokenizer, model)
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Replace the checkpoint in one step."""
+        metadata = {"progress": json.dumps(checkpoint.progress._asdict())}
+        write_bytes(self._checkpoint, save_arrays(checkpoint.arrays, metadata=metadata))
+
+    def load(self) -> Checkpoint:
+        """Read the checkpoint.
+
+        Raises:
+            TrainingError: it is broken.
+        """
+        try:
+            with safe_open(str(self._checkpoint), framework="numpy") as file:
+                progress = Progress(**json.loads(file.metadata()["progress"]))
+                arrays = {key: file.get_tensor(key) for key in list(file.keys())}
+            return Checkpoint(progress, arrays)
+        except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
+            raise TrainingError(
+                f"{self._checkpoint} is broken ({error}); start over with --force"
+            ) from None
+
+    def _unfinished(self) -> dict[str, Any] | None:
+        try:
+            return dict(json.loads(self._identity.read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            return None
+
+    def _clear(self) -> None:
+        for entry in self.path.iterdir():
+            if entry.name == TEACHER:
+                continue
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+
+
+def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    old, new = flatten(found), flatten(wanted)
+    keys = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    shown = [f"{key} = {old.get(key)} (asked for: {new.get(key)})" for key in keys[:3]]
+    return ", ".join(shown) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")

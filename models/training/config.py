@@ -1,0 +1,79 @@
+"""The configuration of a training run."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from two_tower.models.bundle.fusion import FusionConfig
+from two_tower.models.errors import ConfigError
+from two_tower.models.examples.corpus import PrefixConfig
+from two_tower.models.networks.cross_scorer import CrossConfig
+from two_tower.models.networks.towers import TowerConfig
+from two_tower.models.networks.transformer import TransformerConfig
+from two_tower.models.networks.word2vec import Word2VecConfig
+from two_tower.models.objectives.denoising import DenoisingConfig
+from two_tower.models.objectives.distillation import TeacherConfig
+from two_tower.models.objectives.inverse_cloze import PretrainConfig
+from two_tower.models.objectives.labelled import HardConfig, LabelledConfig
+from two_tower.models.text.tokenizer import TokenizerConfig
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides a bundle, beside the data.
+
+    Attributes:
+        seed: of every random choice.
+        dev_share: queries held out for early stopping where DATA has no dev split.
+        dev_passages: rank so many passages for dev (its answers, and others drawn with the seed)
+            and fit the PCA to them; 0 for the whole corpus.
+        pca_dims: widths of the reduced vectors.
+        matryoshka_dims: lengths at which a vector's beginning is trained to do on its own.
+    """
+
+    seed: int = 0
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    word2vec: Word2VecConfig = field(default_factory=Word2VecConfig)
+    tower: TowerConfig = field(default_factory=TowerConfig)
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    denoising: DenoisingConfig = field(default_factory=DenoisingConfig)
+    labelled: LabelledConfig = field(default_factory=LabelledConfig)
+    hard: HardConfig = field(default_factory=HardConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    fusion: FusionConfig = field(default_factory=FusionConfig)
+    cross: CrossConfig = field(default_factory=CrossConfig)
+    transformer: TransformerConfig = field(default_factory=TransformerConfig)
+    prefixes: PrefixConfig = field(default_factory=PrefixConfig)
+    dev_share: float = 0.1
+    dev_passages: int = 0
+    pca_dims: tuple[int, ...] = (64, 32)
+    matryoshka_dims: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ConfigError(f"seed is {self.seed}, expected 0 or more")
+        if not 0 < self.dev_share < 1:
+            raise ConfigError(f"dev_share is {self.dev_share}, expected between 0 and 1")
+        if self.dev_passages < 0:
+            raise ConfigError(f"dev_passages is {self.dev_passages}, expected 0 or more")
+        restores = self.pretrain.method != "inverse_cloze" and self.denoising.epochs > 0
+        if self.tower.kind == "transformer" and (self.pretrain.epochs or restores):
+            raise ConfigError(
+                f"pretrain.epochs is {self.pretrain.epochs} by {self.pretrain.method}, expected 0 "
+                "by inverse_cloze: a transformer's tokens cannot be cut; use --config transformer"
+            )
+        for name, dims in self._all_dims.items():
+            if any(d < 1 for d in dims):
+                raise ConfigError(f"{name} are {dims}, expected 1 or more each")
+        if max(self.matryoshka_dims, default=0) > self.tower.dim:
+            raise ConfigError(
+                f"matryoshka_dims are {list(self.matryoshka_dims)}, expected at most tower.dim "
+                f"({self.tower.dim})"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain nested values."""
+        return {**asdict(self), **self._all_dims}
+
+    @property
+    def _all_dims(self) -> dict[str, list[int]]:
+        return {name: list(getattr(self, name)) for name in ("pca_dims", "matryoshka_dims")}
