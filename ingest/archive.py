@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from two_tower.models.console import progress
 from two_tower.models.errors import DataError
-from two_tower.retriever.snapshot_files import CHUNK, SnapshotFile
+from two_tower.retriever.engine.snapshots import CHUNK, SnapshotFile
 
 FORMAT = "two-tower-search-snapshot/1"
 MANIFEST = "manifest.json"

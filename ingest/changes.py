@@ -8,8 +8,14 @@ from qdrant_client import models as qm
 from two_tower.ingest.points import chunks
 from two_tower.ingest.stored import StoredHashes
 from two_tower.models.data import Passage
-from two_tower.retriever.engine_protocol import Engine
-from two_tower.retriever.schema import RESERVED, content_hash, from_payload, point_id, to_payload
+from two_tower.retriever.collection.schema import (
+    RESERVED,
+    content_hash,
+    from_payload,
+    point_id,
+    to_payload,
+)
+from two_tower.retriever.engine.protocol import Engine
 
 
 class Changes(NamedTuple):

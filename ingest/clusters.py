@@ -12,7 +12,7 @@ from two_tower.ingest.points import PassageEncoder, chunks
 from two_tower.models.console import progress
 from two_tower.models.data import Dataset
 from two_tower.models.errors import ConfigError
-from two_tower.retriever.clusters import PER_CLUSTER, Centroids, sample_size
+from two_tower.retriever.collection.clusters import PER_CLUSTER, Centroids, sample_size
 
 
 def fit_centroids(dataset: Dataset, encoder: PassageEncoder, *, clusters: int) -> str:

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 from qdrant_client import models as qm
 
 from two_tower.ingest.verifier import verify_counts
-from two_tower.retriever.engine_protocol import Engine
+from two_tower.retriever.collection.schema import CollectionMetadata, base_name, check_name
+from two_tower.retriever.engine.protocol import Engine
 from two_tower.retriever.errors import CollectionMismatch, CollectionNotFound, EngineError
-from two_tower.retriever.schema import CollectionMetadata, base_name, check_name
 
 PREVIOUS = "previous"  # in a collection's metadata: what its alias pointed to before
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from two_tower.ingest.engine_flags import Name, opened_engine
-from two_tower.retriever.flags import Path_, Url
+from two_tower.retriever.commands.flags import Path_, Url
 
 if TYPE_CHECKING:
     from two_tower.ingest.collections import Version
@@ -50,7 +50,7 @@ def list_collections(
     a load that was not finished shows how many points there are of how many.
     """
     from two_tower.ingest import collections
-    from two_tower.retriever.engine import EngineAddress
+    from two_tower.retriever.engine.address import EngineAddress
 
     with opened_engine(url, path) as engine:
         found = collections.versions(engine)

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from two_tower.ingest.engine_flags import Bundle, opened_engine
-from two_tower.retriever.flags import Path_, Url
+from two_tower.retriever.commands.flags import Path_, Url
 
 if TYPE_CHECKING:
     from two_tower.ingest.loader import LoadSettings
     from two_tower.models.bundle.bundle import ModelBundle
     from two_tower.models.data import Dataset
-    from two_tower.retriever.engine_protocol import Engine
-    from two_tower.retriever.options import CollectionOptions
+    from two_tower.retriever.collection.options import CollectionOptions
+    from two_tower.retriever.engine.protocol import Engine
 
 
 Options = Annotated[
@@ -79,7 +79,7 @@ def load(
     from two_tower.ingest.selection import Selection, select
     from two_tower.models.bundle.bundle import ModelBundle
     from two_tower.models.data import Dataset
-    from two_tower.retriever.settings_file import read_file
+    from two_tower.retriever.search.settings import read_file
 
     selection = Selection(tuple(where or ()), limit)
     if prune:
@@ -108,7 +108,7 @@ def _plan(engine: "Engine", job: _Job, options: "CollectionOptions | None", *, p
     from two_tower.ingest import loader
     from two_tower.ingest.estimate import estimate
     from two_tower.ingest.opening import option_changes, stored_options
-    from two_tower.retriever.engine_protocol import is_embedded
+    from two_tower.retriever.engine.protocol import is_embedded
 
     report = loader.plan(engine, job.dataset, job.encoder, name=job.name, prune=prune)
     found = stored_options(engine, report.collection)
@@ -155,7 +155,7 @@ def _load(
 @contextmanager
 def _as_it_is(url: str | None, path: Path | None) -> Iterator["Engine"]:
     """Open an engine to look at; an embedded one that is not there yet is not made."""
-    from two_tower.retriever.engine import EngineAddress
+    from two_tower.retriever.engine.address import EngineAddress
 
     folder = EngineAddress.find(url=url, path=path).path
     with TemporaryDirectory() as empty:

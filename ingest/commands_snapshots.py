@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from two_tower.ingest.engine_flags import Name, opened_engine
-from two_tower.retriever.flags import Path_, Url
+from two_tower.retriever.commands.flags import Path_, Url
 
 if TYPE_CHECKING:
-    from two_tower.retriever.engine import EngineAddress
+    from two_tower.retriever.engine.address import EngineAddress
 
 FROM_KEY = "QDRANT_FROM_API_KEY"
 TO_KEY = "QDRANT_TO_API_KEY"
@@ -55,7 +55,7 @@ def restore(
     A collection that is there is never overwritten, and no name moves without --promote.
     """
     from two_tower.ingest import collections, snapshots
-    from two_tower.retriever.schema import base_name
+    from two_tower.retriever.collection.schema import base_name
 
     with opened_engine(url, path, create=True) as engine:
         made = snapshots.restore(engine, file, name=collection)
@@ -89,10 +89,10 @@ def copy(
     two, QDRANT_FROM_API_KEY and QDRANT_TO_API_KEY (each with _FILE for a file that holds it).
     """
     from two_tower.ingest import collections, copying
-    from two_tower.retriever.credentials import api_key
-    from two_tower.retriever.engine import EngineAddress
-    from two_tower.retriever.schema import base_name
-    from two_tower.retriever.settings_file import read_file
+    from two_tower.retriever.collection.schema import base_name
+    from two_tower.retriever.engine.address import EngineAddress
+    from two_tower.retriever.engine.address import read_key as api_key
+    from two_tower.retriever.search.settings import read_file
 
     if (to_path is None) == (to_url is None):
         raise typer.BadParameter("give one of --to-path and --to-url")
@@ -115,7 +115,7 @@ def copy(
 def _require_two(source: "EngineAddress", target: "EngineAddress") -> None:
     """Refuse one place as both, and one key for two servers: it would be shown to the wrong one."""
     from two_tower.models.errors import ConfigError
-    from two_tower.retriever.credentials import api_key
+    from two_tower.retriever.engine.address import read_key as api_key
 
     if str(source) == str(target):
         raise ConfigError(f"found {source} as both source and target; expected two engines")

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from two_tower.ingest.engine_flags import Name, opened_engine
-from two_tower.retriever.flags import Path_, Url
+from two_tower.retriever.commands.flags import Path_, Url
 
 
 def verify(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from qdrant_client import models as qm
 
-from two_tower.retriever.engine_points import SPARSE, AnyPoint
+from two_tower.retriever.engine.wire import SPARSE, AnyPoint
 
 # The engine normalises once more, and a batch of another size may round otherwise.
 TOLERANCE = 1e-4

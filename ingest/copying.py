@@ -17,12 +17,11 @@ from two_tower.ingest.sending import Sender
 from two_tower.ingest.stored import SCROLL_SIZE
 from two_tower.ingest.verifier import RETRIEVE_SIZE, SAMPLE, verify_counts
 from two_tower.models.console import progress
-from two_tower.retriever.engine_protocol import Engine, is_embedded
+from two_tower.retriever.collection.options import DECLARED, CollectionOptions, fixed_differences
+from two_tower.retriever.collection.schema import CONTENT_HASH, CollectionMetadata, read_metadata
+from two_tower.retriever.engine.protocol import Engine, is_embedded
 from two_tower.retriever.errors import CollectionMismatch, VerificationFailed
-from two_tower.retriever.filters import field_types
-from two_tower.retriever.indexes import DECLARED
-from two_tower.retriever.options import CollectionOptions, fixed_differences
-from two_tower.retriever.schema import CONTENT_HASH, CollectionMetadata, read_metadata
+from two_tower.retriever.search.filters import field_types
 
 OWN = (PREVIOUS, LEASE, "options")  # in the metadata: of one place alone, never copied
 ORIGIN = ("bundle_fingerprint", "dim", "pca_dims", "bm25", "centroids")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from two_tower.retriever.engine_protocol import Engine
+    from two_tower.retriever.engine.protocol import Engine
 
 Name = Annotated[str, typer.Argument(help="Collection: its alias or versioned name.")]
 Bundle = Annotated[Path, typer.Option(help="Folder that `models train` wrote.")]
@@ -19,7 +19,7 @@ def opened_engine(
     url: str | None, path: Path | None, *, create: bool = False, api_key: str | None = None
 ) -> Iterator["Engine"]:
     """Connect for the length of a `with` block."""
-    from two_tower.retriever.engine import connect
+    from two_tower.retriever.engine.connect import connect
 
     engine = connect(url=url, path=path, create=create, api_key=api_key)
     try:

@@ -25,9 +25,8 @@ from two_tower.ingest.points import PassageEncoder
 from two_tower.models.data import Dataset, Passage
 from two_tower.models.text.bm25 import Bm25Config
 from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
-from two_tower.retriever.indexes import indexable_fields
-from two_tower.retriever.options import CollectionOptions
-from two_tower.retriever.schema import to_payload
+from two_tower.retriever.collection.options import CollectionOptions, indexable_fields
+from two_tower.retriever.collection.schema import to_payload
 
 SAMPLE = 1000
 FLOAT_BYTES = 4

@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Any, Self
 
-from two_tower.retriever.engine_protocol import Engine
+from two_tower.retriever.engine.protocol import Engine
 from two_tower.retriever.errors import EngineError, EngineLocked
 
 LEASE = "lease"

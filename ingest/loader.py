@@ -35,10 +35,9 @@ from two_tower.ingest.stored import StoredHashes, stored_hashes
 from two_tower.models.console import progress
 from two_tower.models.data import Dataset
 from two_tower.models.errors import ConfigError, DataError
-from two_tower.retriever.engine_protocol import Engine
-from two_tower.retriever.options import CollectionOptions
-from two_tower.retriever.replicas import agreement
-from two_tower.retriever.schema import collection_name, read_metadata
+from two_tower.retriever.collection.options import CollectionOptions
+from two_tower.retriever.collection.schema import collection_name, read_metadata
+from two_tower.retriever.engine.protocol import Engine, agreement
 
 DELETED_AT_ONCE = 1024
 OPTIMIZE_ABOVE = 100_000

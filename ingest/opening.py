@@ -13,17 +13,20 @@ from two_tower.ingest.selection import SelectedData
 from two_tower.models.console import progress
 from two_tower.models.data import Dataset
 from two_tower.models.text.bm25 import Bm25Config, average_length
-from two_tower.retriever.engine_protocol import Engine, PayloadIndex
-from two_tower.retriever.errors import CollectionMismatch, EngineError
-from two_tower.retriever.filters import field_types
-from two_tower.retriever.indexes import indexable_fields
-from two_tower.retriever.options import CollectionOptions, fixed_differences
-from two_tower.retriever.schema import (
+from two_tower.retriever.collection.options import (
+    CollectionOptions,
+    fixed_differences,
+    indexable_fields,
+)
+from two_tower.retriever.collection.schema import (
     CollectionMetadata,
     CollectionSchema,
     collection_name,
     read_metadata,
 )
+from two_tower.retriever.engine.protocol import Engine, PayloadIndex
+from two_tower.retriever.errors import CollectionMismatch, EngineError
+from two_tower.retriever.search.filters import field_types
 
 
 def open_collection(

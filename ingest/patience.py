@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 
 import typer
 
-from two_tower.retriever.engine_protocol import Engine
+from two_tower.retriever.engine.protocol import Engine
 from two_tower.retriever.errors import CertificateRefused, EngineBusy, EngineUnavailable, KeyRefused
 
 RETRY_FOR_S = 120.0

@@ -11,10 +11,9 @@ import numpy.typing as npt
 from two_tower.models.data import Passage
 from two_tower.models.errors import BundleError, DataError
 from two_tower.models.text.bm25 import Bm25Config
-from two_tower.retriever.clusters import Centroids
 from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
-from two_tower.retriever.engine_points import SPARSE, Point, Vector
-from two_tower.retriever.schema import (
+from two_tower.retriever.collection.clusters import Centroids
+from two_tower.retriever.collection.schema import (
     BM25,
     CLUSTER,
     DENSE,
@@ -23,6 +22,7 @@ from two_tower.retriever.schema import (
     point_id,
     to_payload,
 )
+from two_tower.retriever.engine.wire import SPARSE, Point, Vector
 
 Floats = npt.NDArray[np.float32]
 T = TypeVar("T")

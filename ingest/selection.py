@@ -15,7 +15,7 @@ from qdrant_client import models as qm
 
 from two_tower.models.data import Dataset, Passage
 from two_tower.models.errors import ConfigError, DataError
-from two_tower.retriever.filter_words import parse_filters
+from two_tower.retriever.search.filters import parse_filters
 
 OWN = ("passage_id", "title", "text", "url")
 TYPES = {

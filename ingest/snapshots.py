@@ -10,9 +10,9 @@ from two_tower.ingest.collections import PREVIOUS
 from two_tower.ingest.lease import LEASE
 from two_tower.ingest.verifier import verify_counts
 from two_tower.models.errors import DataError
-from two_tower.retriever.engine_protocol import Engine, is_embedded
+from two_tower.retriever.collection.schema import CollectionMetadata, base_name, collection_name
+from two_tower.retriever.engine.protocol import Engine, is_embedded
 from two_tower.retriever.errors import CollectionMismatch, EngineError, VerificationFailed
-from two_tower.retriever.schema import CollectionMetadata, base_name, collection_name
 
 
 @dataclass(frozen=True)

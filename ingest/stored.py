@@ -5,9 +5,8 @@ from uuid import UUID
 
 from qdrant_client import models as qm
 
-from two_tower.retriever.engine_protocol import Engine
-from two_tower.retriever.replicas import agreement
-from two_tower.retriever.schema import CONTENT_HASH
+from two_tower.retriever.collection.schema import CONTENT_HASH
+from two_tower.retriever.engine.protocol import Engine, agreement
 
 SCROLL_SIZE = 4096
 

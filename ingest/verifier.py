@@ -16,10 +16,14 @@ from two_tower.ingest.selection import Selection, select
 from two_tower.ingest.stored import StoredHashes, stored_hashes
 from two_tower.models.console import progress
 from two_tower.models.data import Dataset, Passage
-from two_tower.retriever.engine_protocol import Engine
+from two_tower.retriever.collection.schema import (
+    CollectionMetadata,
+    content_hash,
+    point_id,
+    read_metadata,
+)
+from two_tower.retriever.engine.protocol import Engine, agreement
 from two_tower.retriever.errors import CollectionMismatch, VerificationFailed
-from two_tower.retriever.replicas import agreement
-from two_tower.retriever.schema import CollectionMetadata, content_hash, point_id, read_metadata
 
 SAMPLE = 64
 AGAIN = "run ingest load again, or ingest verify with --repair"

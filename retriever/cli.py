@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from two_tower.models.console import CommandGroup
-from two_tower.retriever.commands_evaluate import evaluate
-from two_tower.retriever.commands_serve import serve
-from two_tower.retriever.commands_tune import tune
-from two_tower.retriever.flags import Bundle, Name, Path_, Settings, Url
+from two_tower.retriever.commands.evaluate import evaluate
+from two_tower.retriever.commands.flags import Bundle, Name, Path_, Settings, Url
+from two_tower.retriever.commands.serve import serve
+from two_tower.retriever.commands.tune import tune
 
 if TYPE_CHECKING:
-    from two_tower.retriever.search import Retriever
+    from two_tower.retriever.search.retriever import Retriever
 
 app = typer.Typer(
     cls=CommandGroup,
@@ -56,8 +56,8 @@ def search(
     path: Path_ = None,
 ) -> None:
     """Search, best hits first; without a query, interactively."""
-    from two_tower.retriever.filter_words import parse_filters
-    from two_tower.retriever.session import Wishes, answer, answer_lines
+    from two_tower.retriever.commands.search import Wishes, answer, answer_lines
+    from two_tower.retriever.search.filters import parse_filters
 
     with _open(name, bundle, settings, url, path) as retriever:
         chosen = parse_filters(filters or [], retriever.fields)
@@ -76,8 +76,8 @@ app.command()(serve)
 def _open(
     name: str, bundle: Path, settings: Path | None, url: str | None, path: Path | None
 ) -> "Retriever":
-    from two_tower.retriever.search import Retriever
-    from two_tower.retriever.settings_file import read_settings
+    from two_tower.retriever.search.retriever import Retriever
+    from two_tower.retriever.search.settings import read_settings
 
     chosen = None if settings is None else read_settings(settings)
     return Retriever.open(name, bundle=bundle, url=url, path=path, settings=chosen)

@@ -18,7 +18,7 @@ except ImportError as error:
     ) from error
 
 from two_tower.retriever.records import Hit
-from two_tower.retriever.search import Retriever
+from two_tower.retriever.search.retriever import Retriever
 
 
 class TwoTowerRetriever(BaseRetriever):

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import yaml
 from conftest import ROOT, free_ports, qdrant_binary, wait_until_ready
 
-from two_tower.retriever.engine import connect
-from two_tower.retriever.engine_protocol import Engine
+from two_tower.retriever.engine.connect import connect
+from two_tower.retriever.engine.protocol import Engine
 
 COMPOSE = ROOT / "deploy" / "cluster.yaml"
 KEY = "cluster-key"

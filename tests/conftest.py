@@ -23,8 +23,8 @@ from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.bundle.reduction import fit_reduction
 from two_tower.models.data import Dataset, Passage
 from two_tower.models.text.tokenizer import Tokenizer, TokenizerConfig
-from two_tower.retriever.engine import connect
-from two_tower.retriever.engine_protocol import Engine
+from two_tower.retriever.engine.connect import connect
+from two_tower.retriever.engine.protocol import Engine
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"

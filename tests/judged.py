@@ -9,7 +9,7 @@ from two_tower.ingest import collections, loader
 from two_tower.ingest.dataset import DatasetWriter
 from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.data import Dataset, Passage, Qrel, Query
-from two_tower.retriever.engine import connect
+from two_tower.retriever.engine.connect import connect
 
 NAME = "pages"
 

@@ -109,11 +109,11 @@ def measure(seed: int, folder: Path, changes: Mapping[str, Any] | None = None) -
 
     from two_tower.ingest import collections, loader
     from two_tower.models.data import Dataset
-    from two_tower.retriever.engine import connect
-    from two_tower.retriever.evaluate import Judging, measure_all
-    from two_tower.retriever.search import Retriever
-    from two_tower.retriever.settings import SearchSettings
-    from two_tower.retriever.systems import choose_systems
+    from two_tower.retriever.engine.connect import connect
+    from two_tower.retriever.evaluation.evaluate import Judging, measure_all
+    from two_tower.retriever.evaluation.systems import choose_systems
+    from two_tower.retriever.search.retriever import Retriever
+    from two_tower.retriever.search.settings import SearchSettings
 
     torch.set_num_threads(1)
     prepare(folder / "DATA")

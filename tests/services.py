@@ -19,7 +19,7 @@ from conftest import ROOT, free_ports, qdrant_binary, wait_until_ready, write_da
 from two_tower.ingest import collections, loader
 from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.data import Passage
-from two_tower.retriever.engine import connect
+from two_tower.retriever.engine.connect import connect
 
 START = "from retriever.cli import app; app()"
 NAME = "service_test"

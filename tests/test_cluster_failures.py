@@ -18,12 +18,12 @@ from two_tower.ingest.points import PointMaker, SizedPoint, pack
 from two_tower.ingest.stored import stored_hashes
 from two_tower.ingest.verifier import repair, verify
 from two_tower.models.data import Dataset
-from two_tower.retriever.engine_protocol import Engine
+from two_tower.retriever.collection.options import CollectionOptions
+from two_tower.retriever.collection.schema import collection_name, point_id, read_metadata
+from two_tower.retriever.engine.protocol import Engine
 from two_tower.retriever.errors import EngineError, VerificationFailed
-from two_tower.retriever.options import CollectionOptions
-from two_tower.retriever.schema import collection_name, point_id, read_metadata
-from two_tower.retriever.search import Retriever
-from two_tower.retriever.settings import SearchSettings
+from two_tower.retriever.search.retriever import Retriever
+from two_tower.retriever.search.settings import SearchSettings
 
 pytestmark = pytest.mark.cluster
 

@@ -16,7 +16,7 @@ from conftest import ROOT, free_ports, qdrant_binary, running_server, wait_until
 from qdrant_client import models as qm
 from tls import make_authority, sign
 
-from two_tower.retriever.engine import connect
+from two_tower.retriever.engine.connect import connect
 from two_tower.retriever.errors import EngineError
 
 DEPLOY = ROOT / "deploy"
@@ -179,7 +179,7 @@ def qdrant_metrics(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.mark.cluster
 def test_every_metric_that_an_alert_names_is_exported(qdrant_metrics: str) -> None:
-    from two_tower.retriever.service_metrics import Metrics
+    from two_tower.retriever.service.middleware import Metrics
 
     ours = Metrics()
     ours.requests.labels("/search", "200").inc()

@@ -10,7 +10,7 @@ from conftest import ROOT
 from two_tower.ingest.cli import app as ingest_app
 from two_tower.ingest.estimate import Estimate, PointSize, estimate_points
 from two_tower.retriever.cli import app as retriever_app
-from two_tower.retriever.options import CollectionOptions
+from two_tower.retriever.collection.options import CollectionOptions
 
 TEXT = (ROOT / "deploy" / "README.md").read_text()
 CLAIMS = re.findall(r"^\| (.*) \| `(test_\w+\.py)::(test_\w+)` \|$", TEXT, flags=re.MULTILINE)

@@ -14,11 +14,11 @@ from two_tower.ingest.points import PointMaker
 from two_tower.ingest.verifier import verify
 from two_tower.models.data import Dataset
 from two_tower.models.errors import ConfigError
-from two_tower.retriever.clusters import Centroids
-from two_tower.retriever.engine_protocol import Engine
+from two_tower.retriever.collection.clusters import Centroids
+from two_tower.retriever.collection.options import MOST_CLUSTERS, CollectionOptions
+from two_tower.retriever.collection.schema import point_id, read_metadata
+from two_tower.retriever.engine.protocol import Engine
 from two_tower.retriever.errors import CollectionMismatch, VerificationFailed
-from two_tower.retriever.options import MOST_CLUSTERS, CollectionOptions
-from two_tower.retriever.schema import point_id, read_metadata
 
 PASSAGES = make_passages(300)
 MakeData = Callable[..., Dataset]

@@ -17,12 +17,12 @@ from two_tower.ingest.collections import drop, promote, versions
 from two_tower.ingest.copying import copy
 from two_tower.ingest.verifier import verify
 from two_tower.models.data import Dataset
-from two_tower.retriever.engine import connect
-from two_tower.retriever.engine_protocol import Engine
+from two_tower.retriever.collection.options import CollectionOptions
+from two_tower.retriever.collection.schema import point_id
+from two_tower.retriever.engine.connect import connect
+from two_tower.retriever.engine.protocol import Engine
 from two_tower.retriever.errors import CollectionMismatch, CollectionNotFound, VerificationFailed
-from two_tower.retriever.filters import field_types
-from two_tower.retriever.options import CollectionOptions
-from two_tower.retriever.schema import point_id
+from two_tower.retriever.search.filters import field_types
 
 MakeData = Callable[..., Dataset]
 COUNT = 700  # three pages

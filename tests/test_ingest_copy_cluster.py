@@ -13,7 +13,7 @@ from two_tower.ingest.cli import app
 from two_tower.ingest.snapshots import restore, snapshot
 from two_tower.ingest.verifier import verify
 from two_tower.models.data import Dataset
-from two_tower.retriever.engine import connect
+from two_tower.retriever.engine.connect import connect
 from two_tower.retriever.errors import EngineError
 
 pytestmark = pytest.mark.cluster

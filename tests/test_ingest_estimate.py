@@ -17,14 +17,14 @@ from two_tower.ingest import loader
 from two_tower.ingest.cli import app
 from two_tower.ingest.estimate import Estimate, PointSize, estimate, estimate_points
 from two_tower.models.data import Dataset, Passage
-from two_tower.retriever.engine import connect
-from two_tower.retriever.engine_protocol import Engine
-from two_tower.retriever.options import (
+from two_tower.retriever.collection.options import (
     CollectionOptions,
     DiskOptions,
     HnswOptions,
     QuantizationOptions,
 )
+from two_tower.retriever.engine.connect import connect
+from two_tower.retriever.engine.protocol import Engine
 
 SMALL, LARGE = 1_000, 9_000
 ENCODER = HashEncoder(dim=256, pca_dims=(64, 32))

@@ -19,8 +19,8 @@ from cluster import Node
 from conftest import make_passages, write_data
 from qdrant_client import models as qm
 
-from two_tower.retriever.engine import connect
-from two_tower.retriever.engine_protocol import Engine
+from two_tower.retriever.engine.connect import connect
+from two_tower.retriever.engine.protocol import Engine
 from two_tower.retriever.errors import EngineError
 
 INGEST = [sys.executable, "-c", "from ingest.cli import app; app()"]

@@ -18,10 +18,10 @@ from two_tower.ingest.lease import Lease
 from two_tower.ingest.loader import LoadSettings
 from two_tower.ingest.patience import patient
 from two_tower.models.data import Dataset
-from two_tower.retriever.engine import connect
-from two_tower.retriever.engine_protocol import Engine
+from two_tower.retriever.collection.schema import read_metadata
+from two_tower.retriever.engine.connect import connect
+from two_tower.retriever.engine.protocol import Engine
 from two_tower.retriever.errors import EngineError, EngineLocked, EngineUnavailable
-from two_tower.retriever.schema import read_metadata
 
 MakeData = Callable[..., Dataset]
 PASSAGES = make_passages(300)

@@ -10,7 +10,7 @@ from conftest import free_ports, make_bundle, make_passages, running_server, wri
 from typer.testing import CliRunner, Result
 
 from two_tower.ingest.cli import app
-from two_tower.retriever.engine import connect
+from two_tower.retriever.engine.connect import connect
 
 
 @pytest.fixture(params=["edge", "server"])

@@ -24,8 +24,8 @@ from two_tower.ingest.cli import app
 from two_tower.ingest.collections import promote
 from two_tower.ingest.verifier import verify
 from two_tower.models.data import Dataset
-from two_tower.retriever import edge_folder
-from two_tower.retriever.engine_protocol import Engine
+from two_tower.retriever.engine import edge_folder
+from two_tower.retriever.engine.protocol import Engine
 from two_tower.retriever.errors import EngineError
 
 MakeData = Callable[..., Dataset]

@@ -18,10 +18,10 @@ from two_tower.models.data import Dataset, Passage
 from two_tower.models.errors import BundleError, ConfigError, DataError
 from two_tower.models.text.bm25 import Bm25Config, average_length
 from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
-from two_tower.retriever.engine_protocol import Engine
+from two_tower.retriever.collection.options import CollectionOptions
+from two_tower.retriever.collection.schema import collection_name, point_id, read_metadata
+from two_tower.retriever.engine.protocol import Engine
 from two_tower.retriever.errors import CollectionMismatch, EngineError, VerificationFailed
-from two_tower.retriever.options import CollectionOptions
-from two_tower.retriever.schema import collection_name, point_id, read_metadata
 
 MakeData = Callable[..., Dataset]
 PASSAGES = make_passages(300)

@@ -13,16 +13,16 @@ from qdrant_client import models as qm
 from two_tower.ingest import loader
 from two_tower.models.data import Dataset
 from two_tower.models.errors import ConfigError
-from two_tower.retriever.engine import connect
-from two_tower.retriever.engine_protocol import Engine
-from two_tower.retriever.errors import CollectionMismatch, EngineError
-from two_tower.retriever.options import (
+from two_tower.retriever.collection.options import (
     CollectionOptions,
     DiskOptions,
     HnswOptions,
     QuantizationOptions,
 )
-from two_tower.retriever.schema import CollectionMetadata, read_metadata
+from two_tower.retriever.collection.schema import CollectionMetadata, read_metadata
+from two_tower.retriever.engine.connect import connect
+from two_tower.retriever.engine.protocol import Engine
+from two_tower.retriever.errors import CollectionMismatch, EngineError
 
 PASSAGES = make_passages(40)
 MakeData = Callable[..., Dataset]

@@ -10,7 +10,7 @@ from two_tower.models.data import Passage
 from two_tower.models.errors import DataError
 from two_tower.models.text.bm25 import Bm25Config
 from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
-from two_tower.retriever.engine_points import to_json, to_structs
+from two_tower.retriever.engine.wire import to_json, to_structs
 
 PASSAGES = make_passages(300)
 

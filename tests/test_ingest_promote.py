@@ -23,16 +23,16 @@ from two_tower.ingest.verifier import verify_counts
 from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.data import Dataset, Passage
 from two_tower.retriever import Retriever
-from two_tower.retriever.engine import connect
-from two_tower.retriever.engine_protocol import Engine
+from two_tower.retriever.collection.schema import DENSE, point_id
+from two_tower.retriever.engine.connect import connect
+from two_tower.retriever.engine.protocol import Engine
 from two_tower.retriever.errors import (
     CollectionMismatch,
     CollectionNotFound,
     EngineError,
     VerificationFailed,
 )
-from two_tower.retriever.schema import DENSE, point_id
-from two_tower.retriever.settings import SearchSettings
+from two_tower.retriever.search.settings import SearchSettings
 
 MakeData = Callable[..., Dataset]
 SWITCHES = 20

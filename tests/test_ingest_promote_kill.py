@@ -17,8 +17,8 @@ from conftest import HashEncoder, make_passages, write_data
 from two_tower.ingest import loader
 from two_tower.ingest.collections import promote, rollback
 from two_tower.ingest.verifier import verify_counts
-from two_tower.retriever.engine import connect
-from two_tower.retriever.engine_protocol import Engine
+from two_tower.retriever.engine.connect import connect
+from two_tower.retriever.engine.protocol import Engine
 from two_tower.retriever.errors import EngineError
 
 NAME = "c"

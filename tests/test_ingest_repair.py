@@ -12,9 +12,9 @@ from two_tower.ingest import loader
 from two_tower.ingest.cli import app
 from two_tower.ingest.verifier import repair, verify
 from two_tower.models.data import Dataset
-from two_tower.retriever.engine import connect
-from two_tower.retriever.engine_protocol import Engine
-from two_tower.retriever.schema import point_id
+from two_tower.retriever.collection.schema import point_id
+from two_tower.retriever.engine.connect import connect
+from two_tower.retriever.engine.protocol import Engine
 
 MakeData = Callable[..., Dataset]
 PASSAGES = make_passages(300)

@@ -13,9 +13,9 @@ from two_tower.ingest.verifier import verify, verify_counts
 from two_tower.models.data import Dataset, Passage
 from two_tower.models.errors import ConfigError, DataError
 from two_tower.models.text.bm25 import average_length
-from two_tower.retriever.engine_protocol import Engine
+from two_tower.retriever.collection.schema import read_metadata
+from two_tower.retriever.engine.protocol import Engine
 from two_tower.retriever.errors import QueryError
-from two_tower.retriever.schema import read_metadata
 
 MakeData = Callable[..., Dataset]
 PASSAGES = make_passages(300)

@@ -26,15 +26,15 @@ from two_tower.ingest.snapshots import restore, snapshot
 from two_tower.ingest.verifier import verify
 from two_tower.models.data import Dataset
 from two_tower.models.errors import DataError
-from two_tower.retriever.engine import connect
-from two_tower.retriever.engine_protocol import Engine
+from two_tower.retriever.collection.schema import point_id
+from two_tower.retriever.engine.connect import connect
+from two_tower.retriever.engine.protocol import Engine
 from two_tower.retriever.errors import (
     CollectionMismatch,
     CollectionNotFound,
     EngineError,
     VerificationFailed,
 )
-from two_tower.retriever.schema import point_id
 
 MakeData = Callable[..., Dataset]
 COUNT = 120

@@ -10,9 +10,9 @@ from two_tower.ingest import loader
 from two_tower.ingest.collections import drop, promote, versions
 from two_tower.ingest.verifier import verify
 from two_tower.models.data import Dataset
-from two_tower.retriever.engine_protocol import Engine
+from two_tower.retriever.collection.schema import point_id
+from two_tower.retriever.engine.protocol import Engine
 from two_tower.retriever.errors import CollectionNotFound, EngineError, VerificationFailed
-from two_tower.retriever.schema import point_id
 
 MakeData = Callable[..., Dataset]
 PASSAGES = make_passages(300)

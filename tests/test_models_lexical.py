@@ -9,7 +9,7 @@ from rank_bm25 import BM25Okapi
 
 from two_tower.models.text.bm25 import Analyzer, Bm25Config, Bm25Index, average_length
 from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
-from two_tower.retriever.engine_protocol import Engine
+from two_tower.retriever.engine.protocol import Engine
 
 TEXTS = [
     "the cat sat on the mat",

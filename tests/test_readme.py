@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from two_tower.retriever.evaluate import Report
-from two_tower.retriever.report import to_markdown
+from two_tower.retriever.evaluation.evaluate import Report
+from two_tower.retriever.evaluation.report import to_markdown
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

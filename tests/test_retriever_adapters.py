@@ -11,7 +11,7 @@ from two_tower.ingest import collections, loader
 from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.data import Dataset
 from two_tower.retriever import Retriever
-from two_tower.retriever.engine import connect
+from two_tower.retriever.engine.connect import connect
 
 os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"
 PASSAGES = make_passages(60)

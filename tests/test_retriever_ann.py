@@ -15,10 +15,14 @@ from two_tower.ingest.verifier import verify
 from two_tower.models.data import Passage
 from two_tower.models.errors import ConfigError
 from two_tower.retriever import Retriever, SearchSettings
-from two_tower.retriever.engine import connect
-from two_tower.retriever.engine_protocol import Engine
-from two_tower.retriever.options import CollectionOptions, HnswOptions, QuantizationOptions
-from two_tower.retriever.settings import AnnSettings
+from two_tower.retriever.collection.options import (
+    CollectionOptions,
+    HnswOptions,
+    QuantizationOptions,
+)
+from two_tower.retriever.engine.connect import connect
+from two_tower.retriever.engine.protocol import Engine
+from two_tower.retriever.search.settings import AnnSettings
 
 DIM, POINTS, QUERIES, K, CLUSTERS = 32, 2000, 20, 10, 12
 

@@ -16,10 +16,10 @@ from two_tower.ingest import collections, loader
 from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.data import Dataset, Passage
 from two_tower.retriever.cli import app
-from two_tower.retriever.engine import connect
+from two_tower.retriever.commands.terminal import Look, score_bar, show_result, wrap
+from two_tower.retriever.engine.connect import connect
 from two_tower.retriever.records import Hit, SearchResult, Stage
-from two_tower.retriever.snippets import Segment
-from two_tower.retriever.terminal import Look, printable, score_bar, show_result, wrap
+from two_tower.retriever.search.snippets import Segment, printable
 
 PASSAGES = [
     *make_passages(40),

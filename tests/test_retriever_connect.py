@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 from two_tower.ingest.cli import app as ingest_app
 from two_tower.models.errors import ConfigError
-from two_tower.retriever.engine import EngineAddress, connect
+from two_tower.retriever.engine.address import EngineAddress
+from two_tower.retriever.engine.connect import connect
 from two_tower.retriever.errors import EngineError, EngineLocked, EngineTooOld, EngineUnavailable
 
 HOLD = """

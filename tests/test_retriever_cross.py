@@ -20,11 +20,11 @@ from two_tower.models.bundle.fusion import FinalWeights
 from two_tower.models.data import Dataset
 from two_tower.models.text.bm25 import Bm25Config, Bm25Index
 from two_tower.retriever import Hit, Retriever, SearchSettings
-from two_tower.retriever.cross import reordered
-from two_tower.retriever.engine import connect
-from two_tower.retriever.engine_protocol import Engine
-from two_tower.retriever.stages import Candidates, Ranking
-from two_tower.retriever.systems import build_ranker, default_systems
+from two_tower.retriever.engine.connect import connect
+from two_tower.retriever.engine.protocol import Engine
+from two_tower.retriever.evaluation.systems import build_ranker, default_systems
+from two_tower.retriever.search.cross import reordered
+from two_tower.retriever.search.stages import Candidates, Ranking
 
 PASSAGES = make_passages(120)
 QUERY = "storm on the river bank"

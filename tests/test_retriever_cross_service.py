@@ -18,10 +18,10 @@ from typer.testing import CliRunner
 from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.retriever import Retriever, SearchSettings
 from two_tower.retriever.cli import app
+from two_tower.retriever.commands.terminal import result_bar, shown_score
 from two_tower.retriever.records import Hit, SearchResult
-from two_tower.retriever.service_backend import Backend, modes
-from two_tower.retriever.service_config import ServiceConfig
-from two_tower.retriever.terminal import result_bar, shown_score
+from two_tower.retriever.service.backend import Backend, modes
+from two_tower.retriever.service.config import ServiceConfig
 
 QUERY = "storm on the river bank"
 

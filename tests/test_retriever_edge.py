@@ -10,8 +10,8 @@ from conftest import HashEncoder, make_passages, write_data
 from qdrant_client import models as qm
 
 from two_tower.ingest import loader
-from two_tower.retriever.engine import connect
-from two_tower.retriever.engine_protocol import Engine
+from two_tower.retriever.engine.connect import connect
+from two_tower.retriever.engine.protocol import Engine
 from two_tower.retriever.errors import EngineError
 
 DENSE = {"dense": qm.VectorParams(size=2, distance=qm.Distance.COSINE)}

@@ -12,9 +12,9 @@ from qdrant_client import models as qm
 
 from two_tower.ingest import loader
 from two_tower.models.data import Dataset
-from two_tower.retriever.engine_protocol import Engine
+from two_tower.retriever.collection.schema import point_id
+from two_tower.retriever.engine.protocol import Engine
 from two_tower.retriever.errors import CollectionNotFound, EngineError
-from two_tower.retriever.schema import point_id
 
 PASSAGES = make_passages(120, seed=3)
 IDS = [point_id(passage.passage_id) for passage in PASSAGES]

@@ -10,7 +10,7 @@ from two_tower.ingest import loader
 from two_tower.models.data import Dataset
 from two_tower.models.text.bm25 import Bm25Config
 from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
-from two_tower.retriever.engine_protocol import Engine
+from two_tower.retriever.engine.protocol import Engine
 
 ENCODER = HashEncoder()
 

@@ -11,9 +11,9 @@ from qdrant_client import models as qm
 
 from two_tower.models.text.bm25 import Bm25Config
 from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
-from two_tower.retriever.engine_errors import engine_errors
-from two_tower.retriever.engine_points import Point, to_json, to_structs, upsert_over_rest
-from two_tower.retriever.engine_protocol import Engine
+from two_tower.retriever.engine.failures import engine_errors
+from two_tower.retriever.engine.protocol import Engine
+from two_tower.retriever.engine.wire import Point, to_json, to_structs, upsert_over_rest
 from two_tower.retriever.errors import EngineError, EngineUnavailable
 
 # Subnormal, smallest and largest; what 1e9 neighbours is told by nine digits; random bits.

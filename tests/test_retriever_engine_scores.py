@@ -8,9 +8,9 @@ import pytest
 from qdrant_client import QdrantClient
 from qdrant_client import models as qm
 
-from two_tower.retriever.engine_errors import engine_errors
-from two_tower.retriever.engine_protocol import Engine
-from two_tower.retriever.engine_scores import rest_scores, scored
+from two_tower.retriever.engine.failures import engine_errors
+from two_tower.retriever.engine.protocol import Engine
+from two_tower.retriever.engine.wire import rest_scores, scored
 from two_tower.retriever.errors import CollectionNotFound, EngineError, EngineUnavailable
 
 RANDOM = np.random.default_rng(5)

@@ -15,9 +15,9 @@ from two_tower.ingest import loader
 from two_tower.models.data import Dataset
 from two_tower.models.text.bm25 import Bm25Config, average_length
 from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
-from two_tower.retriever.engine import connect
-from two_tower.retriever.engine_protocol import Engine
-from two_tower.retriever.schema import point_id
+from two_tower.retriever.collection.schema import point_id
+from two_tower.retriever.engine.connect import connect
+from two_tower.retriever.engine.protocol import Engine
 
 PASSAGES = make_passages(120, seed=3)
 TEXTS = [passage.content for passage in PASSAGES]

@@ -16,16 +16,19 @@ from two_tower.models.data import Dataset, Passage, Qrel, Query
 from two_tower.models.text.bm25 import Bm25Config
 from two_tower.retriever.cli import app
 from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
-from two_tower.retriever.contrast import find_contrasts
-from two_tower.retriever.evaluate import Judging, Report, SystemResult, measure_all
-from two_tower.retriever.index_size import bytes_per_dimension, index_mb
-from two_tower.retriever.measures import MEASURES
-from two_tower.retriever.options import CollectionOptions, DiskOptions, QuantizationOptions
-from two_tower.retriever.report import to_markdown
-from two_tower.retriever.search import Retriever
-from two_tower.retriever.settings import AnnSettings, SearchSettings
-from two_tower.retriever.significance import Comparison
-from two_tower.retriever.systems import choose_systems
+from two_tower.retriever.collection.options import (
+    CollectionOptions,
+    DiskOptions,
+    QuantizationOptions,
+)
+from two_tower.retriever.evaluation.contrast import find_contrasts
+from two_tower.retriever.evaluation.evaluate import Judging, Report, SystemResult, measure_all
+from two_tower.retriever.evaluation.measures import MEASURES
+from two_tower.retriever.evaluation.report import to_markdown
+from two_tower.retriever.evaluation.significance import Comparison
+from two_tower.retriever.evaluation.systems import bytes_per_dimension, choose_systems, index_mb
+from two_tower.retriever.search.retriever import Retriever
+from two_tower.retriever.search.settings import AnnSettings, SearchSettings
 
 
 class Place(NamedTuple):

@@ -13,10 +13,9 @@ from qdrant_client import models as qm
 from two_tower.ingest import collections, loader
 from two_tower.models.data import Dataset, Passage
 from two_tower.retriever import Retriever, SearchSettings
-from two_tower.retriever.engine_protocol import Engine
+from two_tower.retriever.engine.protocol import Engine
 from two_tower.retriever.errors import QueryError
-from two_tower.retriever.filter_words import parse_filters
-from two_tower.retriever.filters import both, to_filter
+from two_tower.retriever.search.filters import both, parse_filters, to_filter
 
 PASSAGES = make_passages(120)
 Kind = qm.PayloadSchemaType

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from two_tower.retriever import fusion
+from two_tower.retriever.search import stages as fusion
 
 NAN = np.nan
 SCORES = np.array([[0.9, 3.0], [0.5, NAN], [NAN, 9.0], [0.1, 6.0]])

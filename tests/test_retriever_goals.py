@@ -1,7 +1,7 @@
 import pytest
 
 from two_tower.models.errors import ConfigError
-from two_tower.retriever.goals import Condition, parse_goal
+from two_tower.retriever.tuning.goals import Condition, parse_goal
 
 
 def test_conditions_and_an_aim_in_any_order() -> None:

@@ -1,6 +1,6 @@
 from two_tower.models.data import Passage
 from two_tower.models.text.bm25 import Bm25Config, average_length
-from two_tower.retriever.lexical import RankBm25Index, TfidfIndex
+from two_tower.retriever.evaluation.systems import RankBm25Index, TfidfIndex
 
 TEXTS = [
     "the cat sat on the mat",

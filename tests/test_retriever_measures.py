@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from two_tower.models.data import Qrel, Query
-from two_tower.retriever.measures import MEASURES, answerable, per_query
+from two_tower.retriever.evaluation.measures import MEASURES, answerable, per_query
 
 QRELS = [
     Qrel("q1", "a", 1, "dev"),

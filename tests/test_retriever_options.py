@@ -6,9 +6,19 @@ import pytest
 from qdrant_client import models as qm
 
 from two_tower.models.errors import ConfigError
-from two_tower.retriever.options import CollectionOptions, DiskOptions, QuantizationOptions
-from two_tower.retriever.settings import AnnSettings, SearchSettings, require_possible
-from two_tower.retriever.settings_file import SettingsFile, read_file, read_settings
+from two_tower.retriever.collection.options import (
+    CollectionOptions,
+    DiskOptions,
+    QuantizationOptions,
+)
+from two_tower.retriever.search.settings import (
+    AnnSettings,
+    SearchSettings,
+    SettingsFile,
+    read_file,
+    read_settings,
+    require_possible,
+)
 
 WHOLE = """
 collection:

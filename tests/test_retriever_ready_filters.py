@@ -9,11 +9,11 @@ from qdrant_client import models as qm
 from two_tower.ingest import loader
 from two_tower.models.data import Dataset, Passage
 from two_tower.retriever import Retriever, SearchSettings
-from two_tower.retriever.engine_protocol import Engine
+from two_tower.retriever.collection.options import CollectionOptions
+from two_tower.retriever.collection.schema import point_id
+from two_tower.retriever.engine.protocol import Engine
 from two_tower.retriever.errors import EngineError, QueryError
-from two_tower.retriever.filters import to_filter
-from two_tower.retriever.options import CollectionOptions
-from two_tower.retriever.schema import point_id
+from two_tower.retriever.search.filters import to_filter
 
 PASSAGES = make_passages(60)
 Kind = qm.PayloadSchemaType

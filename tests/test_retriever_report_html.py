@@ -13,7 +13,13 @@ from typer.testing import CliRunner
 
 from two_tower.models.data import Passage
 from two_tower.retriever.cli import app
-from two_tower.retriever.plots import Point, log_ticks, nice_ticks, scatter_plot, share_ticks
+from two_tower.retriever.evaluation.plots import (
+    Point,
+    log_ticks,
+    nice_ticks,
+    scatter_plot,
+    share_ticks,
+)
 
 ATTACK = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
 HOSTILE = (

@@ -18,11 +18,11 @@ from two_tower.models.errors import BundleError, ConfigError
 from two_tower.models.text.bm25 import Bm25Config
 from two_tower.retriever import Retriever, SearchSettings
 from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
-from two_tower.retriever.engine import connect
-from two_tower.retriever.engine_protocol import Engine
+from two_tower.retriever.engine.connect import connect
+from two_tower.retriever.engine.protocol import Engine
 from two_tower.retriever.errors import QueryError
-from two_tower.retriever.queries import QueryEncoder, RecentVectors, average
-from two_tower.retriever.stages import QueryVectors
+from two_tower.retriever.search.queries import QueryEncoder, RecentVectors, average
+from two_tower.retriever.search.stages import QueryVectors
 
 PASSAGES = make_passages(120)
 QUERY = "storm on the river bank"

@@ -9,10 +9,8 @@ from qdrant_client import models as qm
 
 from two_tower.models.data import Passage
 from two_tower.models.errors import ConfigError, DataError
-from two_tower.retriever.engine_protocol import Engine
-from two_tower.retriever.errors import CollectionMismatch
-from two_tower.retriever.indexes import indexable_fields
-from two_tower.retriever.schema import (
+from two_tower.retriever.collection.options import indexable_fields
+from two_tower.retriever.collection.schema import (
     CollectionMetadata,
     CollectionSchema,
     base_name,
@@ -24,6 +22,8 @@ from two_tower.retriever.schema import (
     read_metadata,
     to_payload,
 )
+from two_tower.retriever.engine.protocol import Engine
+from two_tower.retriever.errors import CollectionMismatch
 
 PASSAGE = Passage("id", "text", "title", "url", {"kind": "note", "list": [1, {"a": None}]})
 METADATA = CollectionMetadata(

@@ -11,9 +11,9 @@ from two_tower.models.errors import ConfigError
 from two_tower.models.text.bm25 import Bm25Config
 from two_tower.retriever import Retriever, SearchSettings
 from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
-from two_tower.retriever.engine_protocol import Engine
+from two_tower.retriever.engine.protocol import Engine
 from two_tower.retriever.errors import CollectionMismatch, CollectionNotFound, QueryError
-from two_tower.retriever.queries import MAX_QUERY_CHARS, check_query
+from two_tower.retriever.search.queries import MAX_QUERY_CHARS, check_query
 
 PASSAGES = make_passages(120)
 QUERY = "storm on the river bank"

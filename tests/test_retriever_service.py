@@ -12,9 +12,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from services import NAME, Service, load, running_service
 
 from two_tower.retriever import Retriever, SearchSettings
-from two_tower.retriever.schema import point_id
-from two_tower.retriever.service_bodies import SettingsBody
-from two_tower.retriever.settings import AnnSettings
+from two_tower.retriever.collection.schema import point_id
+from two_tower.retriever.search.settings import AnnSettings
+from two_tower.retriever.service.bodies import SettingsBody
 
 PASSAGES = make_passages(120)
 QUERY = "storm on the river bank"

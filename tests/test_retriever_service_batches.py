@@ -9,7 +9,7 @@ import pytest
 
 from two_tower.retriever.errors import EngineUnavailable, QueryError
 from two_tower.retriever.records import SearchResult
-from two_tower.retriever.service_batches import MOST_TOGETHER, Batches, Question
+from two_tower.retriever.service.backend import MOST_TOGETHER, Batches, Question
 
 Ask = Callable[[Sequence[str]], list[SearchResult]]
 

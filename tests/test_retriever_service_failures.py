@@ -11,8 +11,8 @@ from conftest import make_passages
 from services import NAME, Answer, Qdrant, Service, load, running_qdrant, running_service, until
 
 from two_tower.models.errors import ConfigError
-from two_tower.retriever.engine import connect
-from two_tower.retriever.service_config import Limits, read_key
+from two_tower.retriever.engine.connect import connect
+from two_tower.retriever.service.config import Limits, read_key
 
 BODY = {"query": "storm on the river bank", "k": 3}
 

@@ -11,9 +11,9 @@ from typer.testing import CliRunner, Result
 from two_tower.ingest.cli import app as ingest
 from two_tower.models.data import Dataset
 from two_tower.retriever.cli import app as retriever
-from two_tower.retriever.engine import connect
-from two_tower.retriever.options import CollectionOptions
-from two_tower.retriever.schema import read_metadata
+from two_tower.retriever.collection.options import CollectionOptions
+from two_tower.retriever.collection.schema import read_metadata
+from two_tower.retriever.engine.connect import connect
 
 FILE = """
 collection: {clusters: 4, quantization: {kind: scalar}, indexes: {text: text}}

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from two_tower.retriever.significance import (
+from two_tower.retriever.evaluation.significance import (
     PERMUTATIONS,
     bootstrap_interval,
     compare,

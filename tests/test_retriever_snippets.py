@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from two_tower.retriever.snippets import Segment, highlight, snippet
+from two_tower.retriever.search.snippets import Segment, highlight, snippet
 
 
 def matches(segments: list[Segment]) -> list[str]:

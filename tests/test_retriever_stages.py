@@ -6,9 +6,16 @@ from qdrant_client import models as qm
 
 from two_tower.models.bundle.fusion import HybridWeights
 from two_tower.models.errors import ConfigError
-from two_tower.retriever.engine_scores import Scored
-from two_tower.retriever.settings import SearchSettings
-from two_tower.retriever.stages import QueryVectors, choose, fuse, gather, plan, stage_weights
+from two_tower.retriever.engine.wire import Scored
+from two_tower.retriever.search.settings import SearchSettings
+from two_tower.retriever.search.stages import (
+    QueryVectors,
+    choose,
+    fuse,
+    gather,
+    plan,
+    stage_weights,
+)
 
 TOWER = np.array([1.0, 0.0], dtype=np.float32)
 VECTORS = QueryVectors(

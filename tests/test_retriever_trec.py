@@ -6,8 +6,8 @@ from ir_measures import RR, nDCG
 
 from two_tower.models.data import Qrel
 from two_tower.models.errors import DataError
-from two_tower.retriever.measures import per_query
-from two_tower.retriever.trec import read_run, write_run
+from two_tower.retriever.evaluation.measures import per_query
+from two_tower.retriever.evaluation.trec import read_run, write_run
 
 RANKINGS = {"q1": ["b", "a", "c"], "q2": ["d"], "q3": ["e f", "%20"]}
 QRELS = [Qrel("q1", "a", 1, "dev"), Qrel("q1", "c", 2, "dev"), Qrel("q2", "x", 1, "dev")]

@@ -22,15 +22,14 @@ from two_tower.ingest.dataset import DatasetWriter
 from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.data import Dataset, Qrel, Query
 from two_tower.retriever.cli import app
-from two_tower.retriever.engine import connect
-from two_tower.retriever.engine_protocol import Engine
-from two_tower.retriever.goals import parse_goal
-from two_tower.retriever.scratch import MARK, OWNER
-from two_tower.retriever.search import Retriever
-from two_tower.retriever.settings import SearchSettings
-from two_tower.retriever.settings_file import read_file, read_settings
-from two_tower.retriever.tune import Extent, tune
-from two_tower.retriever.tune_measure import choose_queries
+from two_tower.retriever.engine.connect import connect
+from two_tower.retriever.engine.protocol import Engine
+from two_tower.retriever.search.retriever import Retriever
+from two_tower.retriever.search.settings import SearchSettings, read_file, read_settings
+from two_tower.retriever.tuning.copies import MARK, OWNER
+from two_tower.retriever.tuning.goals import parse_goal
+from two_tower.retriever.tuning.measure import choose_queries
+from two_tower.retriever.tuning.tune import Extent, tune
 
 PASSAGES, QUERIES = 1100, 20
 TUNE = [sys.executable, "-c", "from retriever.cli import app; app()"]

@@ -7,13 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from two_tower.retriever.departures import count_departures
-from two_tower.retriever.goals import OF_EXACT, RECALLS, parse_goal
-from two_tower.retriever.options import CollectionOptions
-from two_tower.retriever.settings import AnnSettings
-from two_tower.retriever.tune import Tuning
-from two_tower.retriever.tune_choice import choose_fusion, front, recommend, separate
-from two_tower.retriever.tune_grid import (
+from two_tower.retriever.collection.options import CollectionOptions
+from two_tower.retriever.search.settings import AnnSettings
+from two_tower.retriever.tuning.choice import (
+    choose_fusion,
+    count_departures,
+    front,
+    recommend,
+    separate,
+)
+from two_tower.retriever.tuning.goals import OF_EXACT, RECALLS, parse_goal
+from two_tower.retriever.tuning.grid import (
     ALONE,
     BOTH,
     Setting,
@@ -24,9 +28,9 @@ from two_tower.retriever.tune_grid import (
     quantization_options,
     quantization_settings,
 )
-from two_tower.retriever.tune_measure import Row
-from two_tower.retriever.tune_report import doubts, ties
-from two_tower.retriever.tune_timing import Pace, Times
+from two_tower.retriever.tuning.measure import Pace, Row, Times
+from two_tower.retriever.tuning.report import doubts, ties
+from two_tower.retriever.tuning.tune import Tuning
 
 PLAIN = CollectionOptions()
 

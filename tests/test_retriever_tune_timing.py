@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from two_tower.retriever.tune_timing import (
+from two_tower.retriever.tuning.measure import (
     ROUNDS,
     TIMED_QUERIES,
     WARM_UP,

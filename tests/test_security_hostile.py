@@ -19,7 +19,7 @@ from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.bundle.files import CARD, CONFIG, PCA, TOWERS, digests, fingerprint
 from two_tower.models.data import Dataset
 from two_tower.models.errors import BundleError, TwoTowerError
-from two_tower.retriever.settings_file import read_settings
+from two_tower.retriever.search.settings import read_settings
 
 
 class Bomb:

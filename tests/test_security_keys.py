@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 from two_tower.ingest.cli import app as ingest_app
 from two_tower.models.errors import ConfigError
 from two_tower.retriever.cli import app as retriever_app
-from two_tower.retriever.engine import EngineAddress, connect
+from two_tower.retriever.engine.address import EngineAddress
+from two_tower.retriever.engine.connect import connect
 from two_tower.retriever.errors import EngineUnavailable, KeyRefused
 
 KEY = "the-full-key-9f3c"

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from two_tower.ingest.cli import app
 from two_tower.models.errors import ConfigError
-from two_tower.retriever.engine import connect
+from two_tower.retriever.engine.connect import connect
 from two_tower.retriever.errors import CertificateRefused
 
 

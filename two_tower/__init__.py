@@ -16,19 +16,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from two_tower.retriever.records import Hit, SearchResult
-    from two_tower.retriever.search import Retriever
-    from two_tower.retriever.settings import AnnSettings, SearchSettings
-    from two_tower.retriever.settings_file import read_settings
+    from two_tower.retriever.search.retriever import Retriever
+    from two_tower.retriever.search.settings import AnnSettings, SearchSettings, read_settings
 
 __all__ = ["AnnSettings", "Hit", "Retriever", "SearchResult", "SearchSettings", "read_settings"]
 
 _HOMES = {
-    "AnnSettings": "two_tower.retriever.settings",
+    "AnnSettings": "two_tower.retriever.search.settings",
     "Hit": "two_tower.retriever.records",
-    "Retriever": "two_tower.retriever.search",
+    "Retriever": "two_tower.retriever.search.retriever",
     "SearchResult": "two_tower.retriever.records",
-    "SearchSettings": "two_tower.retriever.settings",
-    "read_settings": "two_tower.retriever.settings_file",
+    "SearchSettings": "two_tower.retriever.search.settings",
+    "read_settings": "two_tower.retriever.search.settings",
 }
 
 

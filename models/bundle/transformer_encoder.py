@@ -15,15 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from two_tower.models.errors import BundleError, ConfigError
-from two_tower.models.text.tokenizer import (
-    TokenizerConfig,
-    TokenRows,
-)
-from two_tower.models.text.transformer_tokenizer import (
-    INPUT,
-    MISSING,
-    TransformerTokenizer,
-)
+from two_tower.models.text.tokenizer import TokenizerConfig, TokenRows
+from two_tower.models.text.transformer_tokenizer import INPUT, MISSING, TransformerTokenizer
 from two_tower.models.vectors import normalized
 
 FloatArray = npt.NDArray[np.float32]

@@ -11,9 +11,9 @@ import numpy.typing as npt
 from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.data import Dataset, Qrel, Query
 from two_tower.models.text.bm25 import Bm25Index, Ranked
-from two_tower.retriever.measures import answerable, per_query
-from two_tower.retriever.settings import SearchSettings
-from two_tower.retriever.stages import TOWER_WEIGHT
+from two_tower.retriever.evaluation.measures import answerable, per_query
+from two_tower.retriever.search.settings import SearchSettings
+from two_tower.retriever.search.stages import TOWER_WEIGHT
 
 DEPTH = 100
 READ = SearchSettings().cross_candidates

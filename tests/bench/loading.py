@@ -35,11 +35,11 @@ from two_tower.ingest.points import PointMaker, chunks, pack  # noqa: E402
 from two_tower.ingest.selection import Selection, select  # noqa: E402
 from two_tower.models.bundle.bundle import ModelBundle  # noqa: E402
 from two_tower.models.data import Dataset  # noqa: E402
-from two_tower.retriever import edge_types  # noqa: E402
-from two_tower.retriever.engine import connect  # noqa: E402
-from two_tower.retriever.engine_points import to_structs  # noqa: E402
-from two_tower.retriever.engine_protocol import Engine  # noqa: E402
-from two_tower.retriever.schema import collection_name  # noqa: E402
+from two_tower.retriever.collection.schema import collection_name  # noqa: E402
+from two_tower.retriever.engine import edge_types  # noqa: E402
+from two_tower.retriever.engine.connect import connect  # noqa: E402
+from two_tower.retriever.engine.protocol import Engine  # noqa: E402
+from two_tower.retriever.engine.wire import to_structs  # noqa: E402
 
 Batches = list[list[qm.PointStruct]]
 NAME = "loading"

@@ -39,7 +39,7 @@ from two_tower.models.bundle.bundle import ModelBundle  # noqa: E402
 from two_tower.models.data import Dataset, Passage  # noqa: E402
 from two_tower.models.provenance import commit  # noqa: E402
 from two_tower.retriever import Retriever  # noqa: E402
-from two_tower.retriever.options import CollectionOptions  # noqa: E402
+from two_tower.retriever.collection.options import CollectionOptions  # noqa: E402
 
 SIZES = (10_000, 30_000, 100_000, 300_000, 1_000_000)
 MEAN_WORDS = 60

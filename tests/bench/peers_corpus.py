@@ -9,7 +9,7 @@ import numpy as np
 
 from two_tower.ingest.dataset import DatasetWriter
 from two_tower.models.data import Dataset, Passage, Qrel, Query
-from two_tower.retriever.measures import answerable, per_query
+from two_tower.retriever.evaluation.measures import answerable, per_query
 
 SPLIT = "dev"
 WARM_UP = 10

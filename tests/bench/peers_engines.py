@@ -12,10 +12,10 @@ from qdrant_client import models as qm
 
 from two_tower.ingest import collections, loader
 from two_tower.ingest.points import PassageEncoder
-from two_tower.retriever.engine import connect
-from two_tower.retriever.engine_protocol import Engine
-from two_tower.retriever.search import Retriever
-from two_tower.retriever.settings import SearchSettings
+from two_tower.retriever.engine.connect import connect
+from two_tower.retriever.engine.protocol import Engine
+from two_tower.retriever.search.retriever import Retriever
+from two_tower.retriever.search.settings import SearchSettings
 
 
 class Engines(NamedTuple):

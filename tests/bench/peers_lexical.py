@@ -13,8 +13,8 @@ from peers_engines import Engines, at_most, loaded
 
 from two_tower.models.data import Passage
 from two_tower.models.text.bm25 import Bm25Config, average_length
-from two_tower.retriever.lexical import RankBm25Index
-from two_tower.retriever.settings import SearchSettings
+from two_tower.retriever.evaluation.systems import RankBm25Index
+from two_tower.retriever.search.settings import SearchSettings
 
 DEPTH = 100
 MEASURES = ("ndcg@10", "recall@100")

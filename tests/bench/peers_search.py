@@ -20,7 +20,7 @@ from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.data import Passage
 from two_tower.models.text.bm25 import Bm25Config, average_length
 from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
-from two_tower.retriever.settings import SearchSettings
+from two_tower.retriever.search.settings import SearchSettings
 
 K = 10
 LEG = 100

@@ -27,7 +27,7 @@ from two_tower.models.data import Dataset
 from two_tower.models.files import write_json
 from two_tower.models.provenance import commit
 from two_tower.retriever import Retriever
-from two_tower.retriever.measures import answerable
+from two_tower.retriever.evaluation.measures import answerable
 
 WORK = ROOT / "runs" / "recipes"
 RESULTS = Path(__file__).parent / "results" / "recipes.json"

@@ -30,11 +30,11 @@ from two_tower.ingest.sources import SourceOptions, open_source  # noqa: E402
 from two_tower.models.data import Dataset, Passage, Query  # noqa: E402
 from two_tower.models.provenance import commit  # noqa: E402
 from two_tower.models.text.bm25 import Analyzer  # noqa: E402
-from two_tower.retriever.engine import connect  # noqa: E402
-from two_tower.retriever.evaluate import Evaluation, Judging, measure_all  # noqa: E402
-from two_tower.retriever.search import Retriever  # noqa: E402
-from two_tower.retriever.settings import SearchSettings  # noqa: E402
-from two_tower.retriever.systems import Started, System, choose_systems  # noqa: E402
+from two_tower.retriever.engine.connect import connect  # noqa: E402
+from two_tower.retriever.evaluation.evaluate import Evaluation, Judging, measure_all  # noqa: E402
+from two_tower.retriever.evaluation.systems import Started, System, choose_systems  # noqa: E402
+from two_tower.retriever.search.retriever import Retriever  # noqa: E402
+from two_tower.retriever.search.settings import SearchSettings  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
 NOTES = RESULTS / "msmarco-95k-dev.json"

@@ -36,7 +36,7 @@ from services import NAME, Qdrant, Service, running_qdrant, running_service  # n
 from two_tower.ingest import collections, loader  # noqa: E402
 from two_tower.models.bundle.bundle import ModelBundle  # noqa: E402
 from two_tower.models.data import Dataset  # noqa: E402
-from two_tower.retriever.engine import connect  # noqa: E402
+from two_tower.retriever.engine.connect import connect  # noqa: E402
 
 CLIENTS = 8
 

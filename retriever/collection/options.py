@@ -1,0 +1,286 @@
+"""How a collection is stored: `CollectionOptions`, and the same as the engine's own arguments."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
+
+from qdrant_client import models as qm
+
+from two_tower.models.config import from_mapping
+from two_tower.models.errors import ConfigError
+
+if TYPE_CHECKING:
+    from two_tower.retriever.engine.protocol import PayloadIndex
+
+
+IndexKind = Literal["keyword", "integer", "float", "bool", "datetime", "text", "none"]
+
+DISTANCES = {"cosine": qm.Distance.COSINE, "dot": qm.Distance.DOT}
+
+ENCODINGS = {
+    1.0: qm.BinaryQuantizationEncoding.ONE_BIT,
+    1.5: qm.BinaryQuantizationEncoding.ONE_AND_HALF_BITS,
+    2.0: qm.BinaryQuantizationEncoding.TWO_BITS,
+}
+
+MOST_CLUSTERS = 1024
+
+FULL_SCAN_KB = 10_000
+
+SMALLEST_SCAN_KB = 10
+
+QuantizationConfig = qm.ScalarQuantization | qm.BinaryQuantization
+
+
+@dataclass(frozen=True)
+class HnswOptions:
+    """The graph that dense vectors are searched by.
+
+    Malkov and Yashunin, "Efficient and Robust Approximate Nearest Neighbor Search Using
+    Hierarchical Navigable Small World Graphs", 2018.
+
+    Attributes:
+        m: edges per point; more find more, and take 8 bytes each per point and vector.
+        ef_construct: candidates per point while the graph is built; more find more, built slower.
+        above_kb: segments with more kB of one vector than this get a graph and quantized copies;
+            smaller ones are scanned, and so is what a filter leaves less than 10,000 kB of.
+    """
+
+    m: int = 16
+    ef_construct: int = 100
+    above_kb: int = 20_000
+
+    def __post_init__(self) -> None:
+        _require("hnsw.m", self.m, 2, 256)
+        _require("hnsw.ef_construct", self.ef_construct, 4, 10_000)
+        _require("hnsw.above_kb", self.above_kb, 10, 100_000_000)
+
+
+@dataclass(frozen=True)
+class QuantizationOptions:
+    """Smaller copies of every dense vector, searched in place of the vectors themselves.
+
+    Attributes:
+        kind: `scalar` is one byte per dimension, `binary` as many bits as `bits` says.
+        bits: 1, 1.5 or 2; for `binary` alone.
+        always_ram: whether the copies stay in memory also where the vectors are on disk.
+    """
+
+    kind: Literal["none", "scalar", "binary"] = "none"
+    bits: float = 1.0
+    always_ram: bool = True
+
+    def __post_init__(self) -> None:
+        if self.bits not in ENCODINGS:
+            raise ConfigError(f"quantization.bits is {self.bits}; expected 1, 1.5 or 2")
+        if self.bits != 1.0 and self.kind != "binary":
+            raise ConfigError(
+                f"quantization.bits is {self.bits} with kind {self.kind}; it is for kind: binary"
+            )
+
+    @property
+    def config(self) -> QuantizationConfig | None:
+        """The engine's form; None for none."""
+        if self.kind == "scalar":
+            scalar = qm.ScalarQuantizationConfig(
+                type=qm.ScalarType.INT8, always_ram=self.always_ram
+            )
+            return qm.ScalarQuantization(scalar=scalar)
+        if self.kind == "binary":
+            binary = qm.BinaryQuantizationConfig(
+                encoding=ENCODINGS[self.bits], always_ram=self.always_ram
+            )
+            return qm.BinaryQuantization(binary=binary)
+        return None
+
+
+@dataclass(frozen=True)
+class DiskOptions:
+    """What is read from disk when it is needed, instead of being held in memory.
+
+    Attributes:
+        vectors: the dense vectors.
+        payload: titles, texts and the other fields.
+    """
+
+    vectors: bool = False
+    payload: bool = True
+
+
+@dataclass(frozen=True)
+class CollectionOptions:
+    """How a collection is stored; the section `collection:` of an options file.
+
+    Attributes:
+        distance: `cosine`, or `dot`: the same for vectors of length 1, which these are, and kept
+            by the engine as sent. Euclidean distance would give the same order again, in a unit
+            that cannot be added to BM25, and is not offered.
+        hnsw: see `HnswOptions`.
+        quantization: see `QuantizationOptions`.
+        on_disk: see `DiskOptions`.
+        shards: parts that the nodes of a cluster share; None: as the server is configured.
+        replicas: nodes that have each part; None: as the server is configured.
+        write_consistency: replicas that must have a write before it counts; None likewise.
+        clusters: k-means clusters of the dense vectors, 2 to 1,024, for `ann.n_probe`; 0 for none.
+        indexes: payload field -> type of its index, `none` for no index; other fields are
+            indexed by what they hold.
+    """
+
+    distance: str = "cosine"
+    hnsw: HnswOptions = field(default_factory=HnswOptions)
+    quantization: QuantizationOptions = field(default_factory=QuantizationOptions)
+    on_disk: DiskOptions = field(default_factory=DiskOptions)
+    shards: int | None = None
+    replicas: int | None = None
+    write_consistency: int | None = None
+    clusters: int = 0
+    indexes: Mapping[str, IndexKind] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.distance not in DISTANCES:
+            raise ConfigError(
+                f"distance is {self.distance!r}; expected cosine or dot (vectors have length 1: "
+                "any other would give the same order, in scores that fusion cannot add)"
+            )
+        if self.clusters:
+            _require("clusters", self.clusters, 2, MOST_CLUSTERS)
+        for name in ("shards", "replicas", "write_consistency"):
+            if (value := getattr(self, name)) is not None:
+                _require(name, value, 1, 1_000)
+        if (self.write_consistency or 1) > (self.replicas or self.write_consistency or 1):
+            raise ConfigError(
+                f"write_consistency is {self.write_consistency} of {self.replicas} replicas; "
+                "no write could succeed"
+            )
+
+    @property
+    def wants_index(self) -> bool:
+        """Whether graph or copies are wanted otherwise than by default, in small collections too.
+
+        Servers build them by themselves; the embedded engine must be told to.
+        """
+        return self.hnsw != HnswOptions() or self.quantization != QuantizationOptions()
+
+    @property
+    def creation(self) -> dict[str, Any]:
+        """Arguments of the engine's `create_collection`, beside vectors and metadata."""
+        return {
+            "hnsw_config": self._graph,
+            "quantization_config": self.quantization.config,
+            "optimizers_config": self._optimizers,
+            "on_disk_payload": self.on_disk.payload,
+            "shard_number": self.shards,
+            "replication_factor": self.replicas,
+            "write_consistency_factor": self.write_consistency,
+        }
+
+    def changes(self, vectors: Mapping[str, qm.VectorParams]) -> dict[str, Any]:
+        """Arguments of the engine's `update_collection` for all that it can change in place."""
+        on_disk = qm.VectorParamsDiff(on_disk=self.on_disk.vectors)
+        return {
+            "vectors_config": dict.fromkeys(vectors, on_disk),
+            "hnsw_config": self._graph,
+            "quantization_config": self.quantization.config or qm.Disabled.DISABLED,
+            "optimizers_config": self._optimizers,
+            "collection_params": qm.CollectionParamsDiff(
+                on_disk_payload=self.on_disk.payload,
+                write_consistency_factor=self.write_consistency,
+            ),
+        }
+
+    @property
+    def _graph(self) -> qm.HnswConfigDiff:
+        scanned = max(SMALLEST_SCAN_KB, min(FULL_SCAN_KB, self.hnsw.above_kb))
+        return qm.HnswConfigDiff(
+            m=self.hnsw.m, ef_construct=self.hnsw.ef_construct, full_scan_threshold=scanned
+        )
+
+    @property
+    def _optimizers(self) -> qm.OptimizersConfigDiff:
+        return qm.OptimizersConfigDiff(indexing_threshold=self.hnsw.above_kb)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready mapping."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> "CollectionOptions":
+        """Return what `to_dict` gave.
+
+        Raises:
+            ConfigError: it is something else.
+        """
+        return from_mapping(cls, stored, where="collection.")
+
+
+FIXED = ("distance", "shards", "replicas", "clusters")
+"""What a collection keeps for life; all the rest the engine changes in place."""
+
+
+def fixed_differences(found: CollectionOptions, wanted: CollectionOptions) -> dict[str, str]:
+    """Return option -> "found, wanted" for those that cannot change in place."""
+    return {
+        name: f"{getattr(found, name)}, the options say {getattr(wanted, name)}"
+        for name in FIXED
+        if getattr(found, name) != getattr(wanted, name)
+    }
+
+
+def _require(name: str, value: int, least: int, most: int) -> None:
+    if not least <= value <= most:
+        raise ConfigError(f"{name} is {value:,}; expected {least:,} to {most:,}")
+
+
+PLAIN_FIELD = re.compile(r"[A-Za-z0-9_\-]+")
+
+ALWAYS = ("text", "url")
+
+INDEX_TYPES = {
+    "keyword": qm.PayloadSchemaType.KEYWORD,
+    "integer": qm.PayloadSchemaType.INTEGER,
+    "float": qm.PayloadSchemaType.FLOAT,
+    "bool": qm.PayloadSchemaType.BOOL,
+}
+
+TEXT_INDEX = qm.TextIndexParams(
+    type=qm.TextIndexType.TEXT, tokenizer=qm.TokenizerType.WORD, lowercase=True
+)
+
+DECLARED: "Mapping[str, PayloadIndex]" = {
+    **INDEX_TYPES,
+    "datetime": qm.PayloadSchemaType.DATETIME,
+    "text": TEXT_INDEX,
+}
+
+
+def indexable_fields(
+    census: Mapping[str, Any], declared: Mapping[str, str] = MappingProxyType({})
+) -> "dict[str, PayloadIndex]":
+    """Return the payload indexes for the fields that a DATA manifest describes.
+
+    Every field of one plain type gets one, except long text, fields with thousands of different
+    strings (ids, mostly) and names that a filter would read as a path.
+
+    Args:
+        census: of the manifest.
+        declared: field -> type of its index, or `none`; these come before what the census says.
+
+    Raises:
+        ConfigError: an index is declared on a field that no passage has, or that has such a name.
+    """
+    plain = [name for name in census if PLAIN_FIELD.fullmatch(name)]
+    if unknown := [name for name in declared if name not in (*ALWAYS, *plain)]:
+        raise ConfigError(
+            f"collection.indexes has {unknown[0]!r}, which is no field of DATA that can be "
+            f"indexed; expected some of {', '.join([*ALWAYS, *plain])}"
+        )
+    counted: dict[str, PayloadIndex] = {
+        name: INDEX_TYPES[field["type"]]
+        for name, field in ((name, census[name]) for name in plain)
+        if field["type"] in INDEX_TYPES
+        and not (field["type"] == "keyword" and field.get("more"))
+        and name not in declared
+    }
+    return counted | {n: DECLARED[kind] for n, kind in declared.items() if kind != "none"}

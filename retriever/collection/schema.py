@@ -1,0 +1,276 @@
+"""What a collection holds: names, vectors, payload, payload indexes and metadata.
+
+collection   <name>--<first 8 digits of the bundle's fingerprint>, behind the alias <name>
+vectors      dense (the tower's output), pca_<d> (reduced), bm25 (sparse, IDF in the engine)
+payload      title, text, url, passage_id, the source's own fields, content_hash, cluster if asked
+metadata     `CollectionMetadata`
+"""
+
+import hashlib
+import json
+import re
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from functools import lru_cache
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from qdrant_client import models as qm
+
+from two_tower.models.data import Passage
+from two_tower.models.errors import ConfigError, DataError
+from two_tower.retriever.collection.options import DISTANCES, TEXT_INDEX, CollectionOptions
+from two_tower.retriever.errors import CollectionMismatch
+
+if TYPE_CHECKING:
+    from two_tower.retriever.engine.protocol import Engine, PayloadIndex
+
+
+FORMAT = "two-tower-search/1"
+
+DENSE = "dense"
+
+BM25 = "bm25"
+
+CONTENT_HASH = "content_hash"
+
+CLUSTER = "cluster"
+
+POINT_NAMESPACE = uuid.UUID("6f6b2d0e-5a86-5d0f-9a53-2d6f0c1e7b41")
+
+RESERVED = ("title", "text", "url", "passage_id", CLUSTER, CONTENT_HASH)
+
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}")
+
+VERSIONED = re.compile(r"(?P<name>.+)--[0-9a-f]{8}")
+
+TO_JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
+
+NO_INDEXES: "Mapping[str, PayloadIndex]" = MappingProxyType({})
+
+
+def check_name(name: str) -> str:
+    """Return `name` if it can be an alias of ours.
+
+    Raises:
+        ConfigError: it has characters that engines refuse, or looks like a versioned name.
+    """
+    if not NAME.fullmatch(name) or "--" in name:
+        raise ConfigError(
+            f"{name!r} cannot name a collection; expected up to 100 letters, digits, _ . and "
+            "single -, beginning with a letter or digit"
+        )
+    return name
+
+
+def collection_name(name: str, fingerprint: str) -> str:
+    """Return the versioned name of the collection that `name` has for a bundle."""
+    return f"{check_name(name)}--{fingerprint[:8]}"
+
+
+def base_name(collection: str) -> str:
+    """Return the name that a versioned collection belongs to."""
+    found = VERSIONED.fullmatch(collection)
+    return found["name"] if found else collection
+
+
+def pca_name(dim: int) -> str:
+    """Return the name of the vector that PCA reduces to `dim`."""
+    return f"pca_{dim}"
+
+
+@lru_cache(maxsize=4096)  # a load asks for each three times
+def point_id(passage_id: str) -> str:
+    """Return the UUIDv5 of a passage id: the same passage is always the same point."""
+    return str(uuid.uuid5(POINT_NAMESPACE, passage_id))
+
+
+def content_hash(passage: Passage) -> str:
+    """Return 32 hex digits that change with anything in the passage."""
+    content = [passage.passage_id, passage.title, passage.text, passage.url, dict(passage.fields)]
+    return hashlib.blake2b(TO_JSON(content).encode(), digest_size=16).hexdigest()
+
+
+def to_payload(passage: Passage) -> dict[str, Any]:
+    """Return a passage's payload in the order that reads well in the dashboard.
+
+    Raises:
+        DataError: a source field has the name of one of ours.
+    """
+    if taken := [name for name in RESERVED if name in passage.fields]:
+        raise DataError(
+            f"passage {passage.passage_id!r} has a field {taken[0]!r}, a name that the payload "
+            "needs itself; rename it in the source and run: ingest prepare"
+        )
+    return {
+        "title": passage.title,
+        "text": passage.text,
+        "url": passage.url,
+        "passage_id": passage.passage_id,
+        **passage.fields,
+        CONTENT_HASH: content_hash(passage),
+    }
+
+
+def from_payload(payload: Mapping[str, Any]) -> Passage:
+    """Return the passage that `to_payload` was given."""
+    fields = {name: value for name, value in payload.items() if name not in RESERVED}
+    passage_id, text, title, url = (payload[n] for n in ("passage_id", "text", "title", "url"))
+    return Passage(passage_id, text, title, url, fields)
+
+
+@dataclass(frozen=True)
+class CollectionSchema:
+    """Vectors and payload indexes of a collection.
+
+    Attributes:
+        dim: width of `dense`.
+        pca_dims: widths of the reduced vectors.
+        fields: payload indexes on the source's own fields.
+        options: how all that is stored.
+    """
+
+    dim: int
+    pca_dims: tuple[int, ...]
+    fields: "Mapping[str, PayloadIndex]" = field(default_factory=lambda: NO_INDEXES)
+    options: CollectionOptions = field(default_factory=CollectionOptions)
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Width of each dense vector by its name."""
+        return {DENSE: self.dim} | {pca_name(dim): dim for dim in self.pca_dims}
+
+    @property
+    def vectors_config(self) -> dict[str, qm.VectorParams]:
+        """Dense vectors, all compared and stored alike."""
+        distance, on_disk = DISTANCES[self.options.distance], self.options.on_disk.vectors
+        return {
+            name: qm.VectorParams(size=width, distance=distance, on_disk=on_disk)
+            for name, width in self.widths.items()
+        }
+
+    @property
+    def sparse_vectors_config(self) -> dict[str, qm.SparseVectorParams]:
+        """BM25 with the IDF applied by the engine."""
+        return {BM25: qm.SparseVectorParams(modifier=qm.Modifier.IDF)}
+
+    @property
+    def payload_indexes(self) -> "dict[str, PayloadIndex]":
+        """What to filter by: words of the title, the passage id, the source's fields."""
+        clusters = {CLUSTER: qm.PayloadSchemaType.INTEGER} if self.options.clusters else {}
+        return {
+            "title": TEXT_INDEX,
+            "passage_id": qm.PayloadSchemaType.KEYWORD,
+            **clusters,
+            **self.fields,
+        }
+
+    @property
+    def creation(self) -> dict[str, Any]:
+        """Arguments of the engine's `create_collection`, beside name and metadata."""
+        return {
+            "vectors_config": self.vectors_config,
+            "sparse_vectors_config": self.sparse_vectors_config,
+            **self.options.creation,
+        }
+
+    def require(self, info: qm.CollectionInfo, *, collection: str) -> None:
+        """Check that a collection has these vectors.
+
+        Raises:
+            CollectionMismatch: it has others; the message gives both.
+        """
+        vectors = info.config.params.vectors
+        dense = vectors if isinstance(vectors, dict) else {}
+        found: dict[str, Any] = {name: params.size for name, params in dense.items()}
+        found |= dict.fromkeys(info.config.params.sparse_vectors or {}, "sparse")
+        expected = {**self.widths, BM25: "sparse"}
+        if found != expected:
+            raise CollectionMismatch(
+                f"collection {collection!r} has vectors {found}, expected {expected}; "
+                f"if it is not needed, run: ingest drop {collection}"
+            )
+
+
+@dataclass(frozen=True)
+class CollectionMetadata:
+    """What a collection says about itself.
+
+    Attributes:
+        bundle_fingerprint: of the bundle that made its vectors.
+        dim: width of `dense`.
+        pca_dims: widths of the reduced vectors.
+        data: `source`, `content_hash` and `counts` of DATA, and `kept`, the number of points
+            beside it that an earlier DATA left.
+        bm25: the `Bm25Config` of its `bm25` vectors.
+        created_at: when, in ISO 8601 with time zone.
+        options: how it is stored.
+        centroids: of its clusters, as `retriever.clusters` packs them; empty for none.
+    """
+
+    bundle_fingerprint: str
+    dim: int
+    pca_dims: tuple[int, ...]
+    data: Mapping[str, Any]
+    bm25: Mapping[str, Any]
+    created_at: str
+    options: CollectionOptions = field(default_factory=CollectionOptions)
+    centroids: str = ""
+
+    @property
+    def expected_points(self) -> int:
+        """How many points the collection has when its last load is complete."""
+        return int(self.data["counts"]["passages"]) + int(self.data.get("kept", 0))
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since the collection was created."""
+        return (datetime.now(UTC) - datetime.fromisoformat(self.created_at)).total_seconds()
+
+    @property
+    def schema(self) -> CollectionSchema:
+        """The vectors, without the payload indexes of source fields."""
+        return CollectionSchema(self.dim, self.pca_dims, options=self.options)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready mapping."""
+        return {"format": FORMAT, **asdict(self), "pca_dims": list(self.pca_dims)}
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> "CollectionMetadata":
+        """Return what `to_dict` gave.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        if stored.get("format") != FORMAT:
+            raise ValueError(f"found format {stored.get('format')!r}, expected {FORMAT!r}")
+        later = {"options": {}, "centroids": ""}  # an older collection has none of these
+        names = set(cls.__dataclass_fields__)
+        if missing := names - stored.keys() - later.keys():
+            raise ValueError(f"{', '.join(sorted(missing))} missing")
+        values = {name: stored.get(name, later.get(name)) for name in names}
+        try:
+            options = CollectionOptions.from_dict(values["options"])
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        return cls(**values | {"pca_dims": tuple(stored["pca_dims"]), "options": options})
+
+
+def read_metadata(engine: "Engine", collection: str) -> CollectionMetadata:
+    """Return what `ingest load` recorded about `collection`.
+
+    Raises:
+        CollectionNotFound: there is none.
+        CollectionMismatch: it was made by something else.
+    """
+    stored = engine.get_collection(collection).config.metadata
+    try:
+        return CollectionMetadata.from_dict(stored or {})
+    except ValueError as error:
+        raise CollectionMismatch(
+            f"collection {collection!r} was not made by ingest load ({error}); "
+            "load into another name with --collection"
+        ) from None

@@ -1,0 +1,1 @@
+"""The commands of `retriever`: flags, and what they print."""

@@ -1,0 +1,134 @@
+"""The command `retriever serve`."""
+
+import contextlib
+import logging
+import socket
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from two_tower.models.errors import ConfigError
+from two_tower.retriever.commands.flags import Bundle, Name, Path_, Settings, Url
+from two_tower.retriever.errors import EngineUnavailable
+from two_tower.retriever.search.settings import SearchSettings, read_settings
+from two_tower.retriever.service.config import KEY_VARIABLE, Limits, ServiceConfig, read_key
+
+DEFAULTS = Limits()
+
+BACKLOG = 2048
+
+
+def serve(
+    name: Name,
+    bundle: Bundle,
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen at.", min=1, max=65535)] = 8080,
+    settings: Settings = None,
+    url: Url = None,
+    path: Path_ = None,
+    key_file: Annotated[
+        Path | None,
+        typer.Option(
+            help=f"File with the key that clients must send as a bearer token; {KEY_VARIABLE} "
+            "where this is not given. Without either, everybody may search."
+        ),
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="Web origin whose pages may call this service; repeat for more."),
+    ] = None,
+    example: Annotated[
+        list[str] | None,
+        typer.Option(help="Query that the page offers; repeat for more. Titles by default."),
+    ] = None,
+    dashboard: Annotated[
+        str | None,
+        typer.Option(help="Qdrant's dashboard as browsers reach it; URL/dashboard by default."),
+    ] = None,
+    threads: Annotated[
+        int, typer.Option(help="Batches of searches that run at the same time.", min=1)
+    ] = DEFAULTS.threads,
+    waiting: Annotated[
+        int, typer.Option(help="Searches that may wait; one more is answered 429.", min=0)
+    ] = DEFAULTS.waiting,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds until a search is answered 504.", min=0.1)
+    ] = DEFAULTS.timeout_s,
+) -> None:
+    """Serve a collection over HTTP, with a search page at /."""
+    config = ServiceConfig(
+        name=name,
+        bundle=bundle,
+        url=url,
+        path=path,
+        limits=Limits(threads=threads, waiting=waiting, timeout_s=timeout),
+        key=read_key(key_file),
+        origins=tuple(cors_origin or ()),
+        examples=tuple(example or ()),
+        dashboard=dashboard,
+        settings=SearchSettings() if settings is None else read_settings(settings),
+    )
+    run(config, host=host, port=port)
+
+
+def run(config: ServiceConfig, *, host: str, port: int) -> None:
+    """Serve until SIGINT or SIGTERM, then answer what is under way and leave.
+
+    A server that does not answer yet is waited for; anything else that is wrong ends here.
+
+    Raises:
+        ConfigError: the extra is not installed, or the port is taken.
+        BundleError: no complete bundle there.
+        EngineError: no such collection, one of another bundle, or the folder is locked.
+    """
+    try:
+        import uvicorn
+
+        from two_tower.retriever.service.app import create_app
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"retriever serve needs {error.name}, which is not installed; "
+            "run: pip install 'two-tower-search[serve]'"
+        ) from None
+    from two_tower.retriever.service.backend import Backend
+
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    with _listen(host, port) as listener:
+        backend = Backend(config)
+        try:
+            backend.open()
+        except EngineUnavailable as error:
+            logging.getLogger(__name__).warning("%s; waiting for it", error)
+        settings = uvicorn.Config(
+            create_app(backend),
+            access_log=False,
+            lifespan="on",
+            log_config=None,
+            log_level=logging.WARNING,
+            server_header=False,
+            timeout_graceful_shutdown=int(config.limits.timeout_s) + 1,
+        )
+        shown = f"[{host}]" if ":" in host else host
+        typer.echo(f"Serving {config.name} at http://{shown}:{port}", err=True)
+        with contextlib.suppress(KeyboardInterrupt):  # the server has ended in good order
+            uvicorn.Server(settings).run(sockets=[listener])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    # asyncio turns Nagle's algorithm off only for sockets that name their protocol; with it on,
+    # every answer on a kept connection waits 40 ms for the client's delayed acknowledgement.
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise ConfigError(
+            f"cannot listen at {host}:{port} ({error.strerror or error}); "
+            "give another --host or --port"
+        ) from None
+    return listener

@@ -1,0 +1,188 @@
+"""The folder of the embedded engine: its lock, its collections and its aliases.
+
+    LOCK                       held by the one process that has the folder open
+    aliases.json               {alias: collection}
+    collections/<name>/        collection.json (vector params and metadata) and shard/
+
+Edge itself knows one shard and no names. Every change here is one rename, so that a process that
+is killed leaves either the old state or the new one.
+"""
+
+import fcntl
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from two_tower.retriever.errors import (
+    CollectionNotFound,
+    EngineError,
+    EngineLocked,
+    EngineUnavailable,
+)
+
+LEAST_FREE = 64_000_000
+
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,199}")
+
+
+class EdgeFolder:
+    """An embedded engine's folder, held by this object until `close`."""
+
+    def __init__(self, path: Path, *, create: bool = True) -> None:
+        """Take the folder.
+
+        Args:
+            path: the folder.
+            create: make it where it is missing; otherwise that is an error.
+
+        Raises:
+            EngineLocked: it is open already.
+            EngineUnavailable: it cannot be opened or is something else.
+        """
+        self.path = path
+        self._collections = path / "collections"
+        if not (create or path.exists()):
+            raise EngineUnavailable(
+                f"there is no embedded engine at {path}; give its --path or a server's --url, or "
+                "run: ingest load DATA --bundle BUNDLE --collection NAME"
+            )
+        try:
+            if path.exists() and not path.is_dir():
+                raise EngineUnavailable(f"{path} is a file, expected a folder; give another --path")
+            if path.is_dir() and any(path.iterdir()) and not (path / "LOCK").exists():
+                raise EngineUnavailable(
+                    f"{path} holds other files; expected a new folder or one of the embedded engine"
+                )
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = self._take_lock()
+            self._collections.mkdir(exist_ok=True)
+        except OSError as error:
+            reason = error.strerror or error
+            raise EngineUnavailable(
+                f"cannot open {path} as the embedded engine's folder ({reason}); "
+                "give another --path"
+            ) from None
+        self._sweep()
+
+    def _take_lock(self) -> int:
+        lock = os.open(self.path / "LOCK", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(lock, 20).decode("ascii", "replace").strip() or "unknown"
+            os.close(lock)
+            raise EngineLocked(
+                f"{self.path} is in use by process {holder} and can be open only once; "
+                "wait for it or stop it, or run a Qdrant server and give --url"
+            ) from None
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        return lock
+
+    def _sweep(self) -> None:
+        """Remove what a killed create or delete left behind."""
+        for leftover in self._collections.glob(".*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def require_space(self) -> None:
+        """Refuse to write to a disk that is nearly full: in a mapped file that ends the process.
+
+        Raises:
+            EngineError: there is less than `LEAST_FREE` left.
+        """
+        free = shutil.disk_usage(self.path).free
+        if free < LEAST_FREE:
+            raise EngineError(
+                f"the disk of {self.path} has {free / 1e6:,.0f} MB left, expected "
+                f"{LEAST_FREE / 1e6:,.0f} or more; free some space and run the same command again"
+            )
+
+    def names(self) -> list[str]:
+        """Return the names of the collections, sorted."""
+        return sorted(p.name for p in self._collections.iterdir() if NAME.fullmatch(p.name))
+
+    def aliases(self) -> dict[str, str]:
+        """Return what each alias points to; one whose collection was deleted is no more."""
+        try:
+            stored = json.loads((self.path / "aliases.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        return {alias: name for alias, name in stored.items() if self._home(name).is_dir()}
+
+    def write_aliases(self, aliases: dict[str, str]) -> None:
+        """Replace all aliases at once."""
+        write_json(self.path / "aliases.json", aliases)
+
+    def find(self, name: str) -> str | None:
+        """Return the collection that `name`, a collection or an alias, stands for."""
+        if NAME.fullmatch(name) and self._home(name).is_dir():
+            return name
+        return self.aliases().get(name)
+
+    def home(self, name: str) -> Path:
+        """Return the folder of the collection that `name` stands for.
+
+        Raises:
+            CollectionNotFound: there is none.
+        """
+        found = self.find(name)
+        if found is None:
+            raise CollectionNotFound(f"{self.path} has no collection {name!r}; see: ingest list")
+        return self._home(found)
+
+    def description(self, name: str) -> dict[str, Any]:
+        """Return the `collection.json` of `name`."""
+        text = (self.home(name) / "collection.json").read_text(encoding="utf-8")
+        return dict(json.loads(text))
+
+    def describe(self, name: str, description: dict[str, Any]) -> None:
+        """Replace the `collection.json` of `name`."""
+        write_json(self.home(name) / "collection.json", description)
+
+    def draft(self, name: str) -> Path:
+        """Return an empty folder to build collection `name` in; `publish` makes it real.
+
+        Raises:
+            EngineError: the name is taken or cannot be a folder's.
+        """
+        if not NAME.fullmatch(name):
+            raise EngineError(f"{name!r} cannot name a collection; use letters, digits, . _ and -")
+        if self.find(name) is not None:
+            raise EngineError(f"{self.path} already has a collection or alias {name!r}")
+        draft = self._collections / f".new-{name}"
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir()
+        return draft
+
+    def publish(self, name: str) -> None:
+        """Make the draft of `name` its collection."""
+        os.rename(self._collections / f".new-{name}", self._home(name))
+
+    def remove(self, name: str) -> None:
+        """Delete the collection `name` and, with it, the aliases that point to it."""
+        doomed = self._collections / f".old-{name}"
+        os.rename(self._home(name), doomed)
+        self.write_aliases(self.aliases())
+        shutil.rmtree(doomed, ignore_errors=True)
+
+    def _home(self, name: str) -> Path:
+        return self._collections / name
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that a reader, or a crash, meets either the old file or the new one."""
+    draft = path.with_name(f"{path.name}.new")
+    with draft.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1, ensure_ascii=False)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(draft, path)

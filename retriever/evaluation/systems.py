@@ -1,0 +1,275 @@
+"""Systems by name: what can be measured, and how each ranks the corpus for a query."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from two_tower.models.data import Passage, Query
+from two_tower.models.errors import ConfigError
+from two_tower.models.text.bm25 import Analyzer, Bm25Config
+from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
+from two_tower.retriever.collection.options import CollectionOptions
+from two_tower.retriever.collection.schema import BM25, DENSE
+from two_tower.retriever.evaluation.measures import DEPTH
+from two_tower.retriever.evaluation.trec import read_run
+from two_tower.retriever.search.cross import CROSS
+from two_tower.retriever.search.retriever import Retriever
+from two_tower.retriever.search.settings import SearchSettings
+
+SAMPLE = 1000
+
+FLOAT_BYTES = 4
+
+POSTING_BYTES = 8
+
+HOW = (
+    "index MB is computed, for what a system holds in memory: "
+    f"{FLOAT_BYTES} bytes per dimension of vectors that are not on disk and what quantized copies "
+    f"add, {POSTING_BYTES} per BM25 posting (counted on up to {SAMPLE:,} passages), without graphs "
+    "and payloads; tfidf is its matrix"
+)
+
+
+def index_mb(retriever: Retriever, settings: SearchSettings) -> float:
+    """Return the megabytes of the vectors in memory that a query with these settings reads."""
+    names = set(settings.legs) | ({DENSE} if settings.rerank else set())
+    if settings.ann.first_stage and DENSE in settings.legs:
+        names.add(settings.ann.first_stage)
+    widths = retriever.metadata.schema.widths
+    per_dimension = bytes_per_dimension(retriever.metadata.options)
+    per_passage = sum(per_dimension * widths[name] for name in names if name in widths)
+    if BM25 in names:
+        per_passage += POSTING_BYTES * _postings_per_passage(retriever)
+    return float(retriever.size * per_passage / 1e6)
+
+
+def bytes_per_dimension(options: CollectionOptions) -> float:
+    """Return what one dimension of one dense vector takes in memory, quantized copy included."""
+    kind, bits = options.quantization.kind, options.quantization.bits
+    copies = {"none": 0.0, "scalar": 1.0, "binary": bits / 8}
+    return (0 if options.on_disk.vectors else FLOAT_BYTES) + copies[kind]
+
+
+def matrix_mb(matrix: Any) -> float:
+    """Return the megabytes of a sparse matrix (CSR) in memory."""
+    return float((matrix.data.nbytes + matrix.indices.nbytes + matrix.indptr.nbytes) / 1e6)
+
+
+def _postings_per_passage(retriever: Retriever) -> float:
+    encoder = Bm25Encoder(Bm25Config(**retriever.metadata.bm25))
+    contents = [passage.content for passage in islice(retriever.passages(), SAMPLE)]
+    vectors = encoder.encode_passages(contents)
+    return sum(len(vector.indices) for vector in vectors) / max(1, len(vectors))
+
+
+class TfidfIndex:
+    """TF-IDF over passages in memory: scikit-learn, sublinear tf, English stop words, cosine.
+
+    Attributes:
+        matrix: (terms, passages) sparse weights.
+    """
+
+    def __init__(self, passages: Sequence[Passage]) -> None:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        self._ids = [passage.passage_id for passage in passages]
+        self._vectorizer = TfidfVectorizer(sublinear_tf=True, stop_words="english")
+        self.matrix = self._vectorizer.fit_transform([p.content for p in passages]).T.tocsr()
+
+    def rank(self, query: str, *, k: int) -> list[str]:
+        """Return the ids of the `k` best passages that share a term with the query."""
+        scores = (self._vectorizer.transform([query]) @ self.matrix).toarray()[0]
+        return _best(self._ids, scores, k)
+
+
+class RankBm25Index:
+    """BM25 by the rank-bm25 package (Okapi), over the same analyzed terms as the engine's leg.
+
+    Exact and independent of the engine; it scores every passage in Python, so it is slow.
+    """
+
+    def __init__(self, passages: Sequence[Passage], config: Bm25Config) -> None:
+        from rank_bm25 import BM25Okapi
+
+        self._ids = [passage.passage_id for passage in passages]
+        self._analyzer = Analyzer(config.language)
+        corpus = [self._analyzer.terms(passage.content) for passage in passages]
+        self._index = BM25Okapi(corpus, k1=config.k, b=config.b)
+
+    def rank(self, query: str, *, k: int) -> list[str]:
+        """Return the ids of the `k` best passages that share a term with the query."""
+        return _best(self._ids, self._index.get_scores(self._analyzer.terms(query)), k)
+
+
+def _best(ids: Sequence[str], scores: npt.NDArray[np.float64], k: int) -> list[str]:
+    order = np.argsort(-scores, kind="stable")[:k]
+    return [ids[row] for row in order if scores[row] > 0]
+
+
+GIVEN = "run "
+"""What the source of a system begins with that was read from a file."""
+
+Ranker = Callable[[str, int], list[str]]
+"""(query text, k) -> passage ids, best first."""
+
+
+class Started(NamedTuple):
+    """A system that is ready to rank.
+
+    Attributes:
+        rank: (query, k) -> passage ids, best first.
+        index_mb: what its vectors or terms take; None where that is not known.
+        is_timed: whether `rank` does the work, and so can be timed.
+        rank_many: (queries, k) -> the same for each, where that is faster than one by one.
+    """
+
+    rank: Callable[[Query, int], list[str]]
+    index_mb: float | None
+    is_timed: bool = True
+    rank_many: Callable[[Sequence[Query], int], list[list[str]]] | None = None
+
+
+class System(NamedTuple):
+    """One row of a report, not started yet: an index in memory may be large.
+
+    Attributes:
+        name: in tables and file names.
+        source: where it comes from, where the name does not say.
+        start: makes it ready.
+    """
+
+    name: str
+    source: str
+    start: Callable[[], Started]
+
+
+def system_names(retriever: Retriever) -> list[str]:
+    """Return the names of all systems in the order of the table; the default engine comes last.
+
+    `hybrid` and `rerank` fuse by what the bundle learnt; where it did, `weighted` is `rerank` with
+    the fixed weight. `cross` is there where the bundle has a cross-scorer, `settings` where the
+    retriever was opened with settings of its own.
+    """
+    reduced = [f"pca_{dim}" for dim in retriever.metadata.pca_dims]
+    fixed = ["weighted"] if retriever.bundle.fusion else []
+    last = [CROSS] if retriever.bundle.has_cross_scorer else []
+    given = ["settings"] if retriever.settings != SearchSettings() else []
+    baselines = ["tfidf", "rank_bm25", "bm25", "dense", *reduced, "rrf"]
+    return [*baselines, *fixed, "hybrid", "rerank", *last, *given]
+
+
+def default_systems(retriever: Retriever) -> list[str]:
+    """Return all but rank_bm25, which takes seconds per query on a large corpus."""
+    return [name for name in system_names(retriever) if name != "rank_bm25"]
+
+
+def build_ranker(system: str, retriever: Retriever) -> Ranker:
+    """Return the ranker of a system: an in-memory baseline or the engine with other settings."""
+    started = start(system, retriever)
+    return lambda text, k: started.rank(Query("", text), k)
+
+
+def start(system: str, retriever: Retriever) -> Started:
+    """Make a system ready: build the index of an in-memory baseline, set the engine's settings."""
+    if system == "tfidf":
+        tfidf = TfidfIndex(list(retriever.passages()))
+        return Started(lambda query, k: tfidf.rank(query.text, k=k), matrix_mb(tfidf.matrix))
+    if system == "rank_bm25":
+        config = Bm25Config(**retriever.metadata.bm25)
+        bm25 = RankBm25Index(list(retriever.passages()), config)
+        return Started(lambda query, k: bm25.rank(query.text, k=k), None)
+    return start_engine(retriever, system_settings(system, retriever.settings))
+
+
+def start_engine(retriever: Retriever, settings: SearchSettings) -> Started:
+    """Return the engine with other settings; it remembers no query of another system."""
+    variant = retriever.with_rewriter(None).with_settings(settings)
+
+    def rank(query: Query, k: int) -> list[str]:
+        return [hit.passage_id for hit in variant.search(query.text, k=min(k, variant.size))]
+
+    def rank_many(queries: Sequence[Query], k: int) -> list[list[str]]:
+        texts = [query.text for query in queries]
+        found = variant.search_many(texts, k=min(k, variant.size))
+        return [[hit.passage_id for hit in hits] for hits in found]
+
+    return Started(rank, index_mb(retriever, settings), rank_many=rank_many)
+
+
+def system_settings(system: str, default: SearchSettings) -> SearchSettings:
+    """Return the settings that make the engine behave as `system`."""
+    if system == "settings":
+        return default
+    if system == CROSS:
+        return replace(default, rerank=True, cross=True)
+    uncrossed = replace(default, cross=False)
+    hybrids = {
+        "rrf": replace(uncrossed, fusion="rrf", rerank=False),
+        "weighted": replace(uncrossed, fusion="weighted", rerank=True),
+        "hybrid": replace(uncrossed, rerank=False),
+        "rerank": replace(uncrossed, rerank=True),
+    }
+    return hybrids.get(system) or replace(uncrossed, legs={system: DEPTH}, rerank=False)
+
+
+def choose_systems(
+    retriever: Retriever, words: Sequence[str] | None, *, others: Mapping[str, Retriever]
+) -> list[System]:
+    """Return the systems of a report: what is given from outside first, then our own in order.
+
+    Args:
+        retriever: whose stages are measured.
+        words: `bm25`, `OTHER/bm25` for a system of another collection, or `name=FILE` for a
+            settings file; all our own by default.
+        others: name -> another collection; its default engine where `words` name none of its
+            systems.
+
+    Raises:
+        ConfigError: a word names nothing that is here, or a settings file is wrong.
+    """
+    words = default_systems(retriever) if words is None else words
+    own = system_names(retriever)
+    found: dict[str, System] = {}
+    for name, other in others.items():
+        if not any(word.startswith(f"{name}/") for word in words):
+            found[name] = _engine_system(name, system_names(other)[-1], other)
+    for word in words:
+        name, _, file = word.partition("=")
+        owner, _, part = name.partition("/")
+        if name and file:
+            found[name] = _settings_system(name, Path(file), retriever)
+        elif part and owner in others and part in system_names(others[owner]):
+            found[name] = _engine_system(name, part, others[owner])
+        elif name not in own:
+            raise ConfigError(f"unknown system {word!r}; expected some of {', '.join(own)}")
+    chosen = [_engine_system(name, name, retriever) for name in own if name in words]
+    return [*found.values(), *chosen]
+
+
+def run_system(path: Path) -> System:
+    """Return what a TREC run file ranked, under the file's name without its ending.
+
+    Raises:
+        DataError: it is no such file.
+    """
+    rankings = read_run(path)
+    ranked = Started(lambda query, k: rankings.get(query.query_id, [])[:k], None, is_timed=False)
+    return System(path.stem, f"{GIVEN}{path}", lambda: ranked)
+
+
+def _engine_system(name: str, part: str, retriever: Retriever) -> System:
+    source = "" if name == part else f"{part} of {retriever.collection}"
+    return System(name, source, lambda: start(part, retriever))
+
+
+def _settings_system(name: str, file: Path, retriever: Retriever) -> System:
+    from two_tower.retriever.search.settings import read_settings
+
+    settings = read_settings(file)
+    retriever.with_settings(settings)  # unknown legs are found now, not after an hour
+    return System(name, f"settings {file}", lambda: start_engine(retriever, settings))

@@ -1,0 +1,1 @@
+"""The way of a query: settings, candidates, fusion, rerank, cross-scorer, hits."""

@@ -1,0 +1,333 @@
+"""`Retriever`: one query in, hits out; `retriever.pipeline` says how."""
+
+import copy
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qdrant_client import models as qm
+
+from two_tower.models.data import Passage
+from two_tower.models.errors import ConfigError
+from two_tower.models.text.bm25 import Bm25Config
+from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
+from two_tower.retriever.collection.clusters import Centroids
+from two_tower.retriever.collection.schema import DENSE, base_name, from_payload, read_metadata
+from two_tower.retriever.engine.connect import connect
+from two_tower.retriever.engine.protocol import Engine
+from two_tower.retriever.errors import CollectionMismatch, QueryError
+from two_tower.retriever.records import Hit, SearchResult
+from two_tower.retriever.search.filters import FilterLike, both, field_types, to_filter
+from two_tower.retriever.search.pipeline import Order, Pipeline
+from two_tower.retriever.search.queries import (
+    MAX_QUERY_CHARS,
+    QueryEncoder,
+    Rewriter,
+    check_query,
+    point_of,
+)
+from two_tower.retriever.search.settings import SearchSettings, require_possible
+
+if TYPE_CHECKING:
+    from two_tower.models.bundle.bundle import ModelBundle
+
+
+def load_bundle(bundle: "str | Path | ModelBundle | None") -> "ModelBundle":
+    """Return the bundle given, that of a folder, or of the folder that TWO_TOWER_BUNDLE names.
+
+    Raises:
+        BundleError: no complete bundle there.
+        ConfigError: none is named.
+    """
+    from two_tower.models.bundle.bundle import ModelBundle
+
+    if isinstance(bundle, ModelBundle):
+        return bundle
+    folder = bundle or os.environ.get("TWO_TOWER_BUNDLE")
+    if not folder:
+        raise ConfigError("no bundle is named; give one or set TWO_TOWER_BUNDLE to its folder")
+    return ModelBundle.load(folder)
+
+
+__all__ = ["MAX_QUERY_CHARS", "QUERIES_PER_REQUEST", "Retriever", "check_query"]
+
+DEFAULT_K = 10
+
+QUERIES_PER_REQUEST = 16
+
+REQUESTS_IN_FLIGHT = 3  # two are searched for while the answer to the third is read
+
+SCROLL_PAGE = 1000
+
+
+class Retriever:
+    """Searches one collection with the bundle it was loaded with.
+
+    Threads may share one. Every method that searches raises `QueryError` for what cannot be
+    searched and `EngineError` where the engine does not answer.
+
+    Attributes:
+        bundle: what encodes queries, and may bring a learnt fusion and a cross-scorer.
+        collection: the versioned collection that the name stood for when this was opened; a later
+            `ingest promote` does not change what an open retriever searches.
+        metadata: what `ingest load` recorded about it.
+        size: number of passages in it when this was opened.
+        fields: payload field -> type of its index; what a filter may name.
+        settings: how queries are answered where a call does not say.
+    """
+
+    def __init__(
+        self, engine: Engine, name: str, bundle: "ModelBundle", *, settings: SearchSettings
+    ) -> None:
+        self._engine = engine
+        self.bundle = bundle
+        self.settings = settings
+        self.collection = engine.resolve(name)
+        self.metadata = read_metadata(engine, self.collection)
+        self.size = engine.count(self.collection, exact=True).count
+        self.fields = field_types(engine.get_collection(self.collection))
+        self._require_match(bundle, name=name)
+        self._require_possible(settings)
+        encoder = QueryEncoder(bundle, Bm25Encoder(Bm25Config(**self.metadata.bm25)))
+        self._centroids = Centroids.of(self.metadata)
+        self._pipeline = Pipeline(engine, self.collection, encoder, centroids=self._centroids)
+
+    @classmethod
+    def open(
+        cls,
+        name: str,
+        *,
+        bundle: "str | Path | ModelBundle | None" = None,
+        url: str | None = None,
+        path: str | Path | None = None,
+        api_key: str | None = None,
+        settings: SearchSettings | None = None,
+    ) -> "Retriever":
+        """Connect, and check that bundle and collection belong together.
+
+        Args:
+            name: alias or versioned name of a collection.
+            bundle: the folder that `models train` wrote, or a bundle already loaded; the folder
+                that TWO_TOWER_BUNDLE names otherwise.
+            url: a Qdrant server; QDRANT_URL where neither this nor `path` is given.
+            path: folder of the embedded engine; `.qdrant` where nothing names an engine.
+            api_key: for the server; QDRANT_API_KEY otherwise.
+            settings: how to search; the measured default otherwise.
+
+        Raises:
+            BundleError: no complete bundle there.
+            ConfigError: no bundle is named, or both `url` and `path`.
+            EngineError: no engine, no such collection, or one loaded with another bundle.
+        """
+        loaded = load_bundle(bundle)
+        engine = connect(url=url, path=path, api_key=api_key, create=False)
+        try:
+            return cls(engine, name, loaded, settings=settings or SearchSettings())
+        except BaseException:
+            engine.close()
+            raise
+
+    def search(
+        self,
+        query: str,
+        *,
+        k: int | None = None,
+        filter: FilterLike | None = None,
+        settings: SearchSettings | None = None,
+        budget_ms: float | None = None,
+    ) -> list[Hit]:
+        """Return the `k` best passages for `query`, best first.
+
+        Args:
+            query: what to look for.
+            k: number of hits, 10 or all there are by default; filter, legs, groups may leave less.
+            filter: which passages may be hits: `{"kind": "note", "year": {"gte": 2010}}`, with a
+                list for any of several values and `{"text": "words"}` on a full-text field; or a
+                ready `qm.Filter`.
+            settings: for this call alone; the retriever's own otherwise.
+            budget_ms: optional stages (cross, diversity, rerank) that would probably end later
+                are skipped; `explain` says which. Legs and payload are never skipped.
+
+        Raises:
+            QueryError: the query is empty, too long or not text, `k` is out of range, or the
+                filter names a field without index.
+            ConfigError: the settings name an unknown leg.
+            EngineError: the engine does not answer.
+        """
+        order = self._order(k, filter, settings, budget_ms)
+        return self._answer([query], order)[0].hits
+
+    def search_many(
+        self,
+        queries: Sequence[str],
+        *,
+        k: int | None = None,
+        filter: FilterLike | None = None,
+        settings: SearchSettings | None = None,
+        budget_ms: float | None = None,
+    ) -> list[list[Hit]]:
+        """Return the hits of each query, in order; several times faster than one call each.
+
+        Arguments are those of `search`, `budget_ms` for each query.
+        """
+        results = self.explain_many(
+            queries, k=k, filter=filter, settings=settings, budget_ms=budget_ms
+        )
+        return [result.hits for result in results]
+
+    def explain(
+        self,
+        query: str,
+        *,
+        k: int | None = None,
+        filter: FilterLike | None = None,
+        settings: SearchSettings | None = None,
+        budget_ms: float | None = None,
+    ) -> SearchResult:
+        """Return what `search` does, with the stages that ran and their times; same arguments."""
+        return self._answer([query], self._order(k, filter, settings, budget_ms))[0]
+
+    def explain_many(
+        self,
+        queries: Sequence[str],
+        *,
+        k: int | None = None,
+        filter: FilterLike | None = None,
+        settings: SearchSettings | None = None,
+        budget_ms: float | None = None,
+    ) -> list[SearchResult]:
+        """Return what `search_many` does, each as `explain` does; same arguments."""
+        order = self._order(k, filter, settings, budget_ms)
+        starts = range(0, len(queries), QUERIES_PER_REQUEST)
+        batches = [queries[start : start + QUERIES_PER_REQUEST] for start in starts]
+        if len(batches) <= 1:
+            answers = [self._answer(batch, order) for batch in batches]
+        else:
+            with ThreadPoolExecutor(REQUESTS_IN_FLIGHT) as pool:
+                answers = list(pool.map(lambda batch: self._answer(batch, order), batches))
+        return [result for results in answers for result in results]
+
+    def similar(
+        self, passage_id: str, *, k: int | None = None, filter: FilterLike | None = None
+    ) -> list[Hit]:
+        """Return the passages nearest to one of the collection, by the full vectors.
+
+        Args:
+            passage_id: whose neighbours; it is not among them itself.
+            k: number of hits.
+            filter: as in `search`.
+
+        Raises:
+            QueryError: no such passage, or what `search` refuses.
+        """
+        k = self._hits(k)
+        wanted = to_filter(filter, self.fields)
+        own = point_of(passage_id)
+        found = self._engine.retrieve(
+            self.collection, [own], with_payload=False, with_vectors=[DENSE]
+        )
+        if not found or not isinstance(vectors := found[0].vector, dict):
+            raise QueryError(f"no passage {passage_id[:100]!r} in {self.collection}")
+        others = qm.Filter(must_not=[qm.HasIdCondition(has_id=[own])])
+        nearest: Any = vectors[DENSE]
+        within = both(others, wanted) or others
+        return self._pipeline.similar(nearest, k=k, query_filter=within, ann=self.settings.ann)
+
+    def with_settings(self, settings: SearchSettings) -> "Retriever":
+        """Return a retriever that shares this one's engine and answers by other settings."""
+        self._require_possible(settings)
+        twin = copy.copy(self)
+        twin.settings = settings
+        return twin
+
+    def with_rewriter(self, rewriter: Rewriter | None) -> "Retriever":
+        """Return a retriever that shares this one's engine and imagines answers to each query.
+
+        Args:
+            rewriter: query -> passages that could answer it, e.g. by a language model (HyDE). The
+                mean of their vectors and the query's is what the tower's stages search with; BM25
+                keeps to the query. Its answers are remembered for the latest queries. None ends it.
+        """
+        twin = copy.copy(self)
+        encoder = self._pipeline.encoder.with_rewriter(rewriter)
+        twin._pipeline = Pipeline(self._engine, self.collection, encoder, centroids=self._centroids)
+        return twin
+
+    def passages(self) -> Iterator[Passage]:
+        """Stream everything that the collection holds, in the engine's order."""
+        offset: Any = None
+        while True:
+            records, offset = self._engine.scroll(
+                self.collection, limit=SCROLL_PAGE, offset=offset, with_payload=True
+            )
+            yield from (from_payload(record.payload or {}) for record in records)
+            if offset is None:
+                return
+
+    def held(self, passage_ids: Iterable[str]) -> int:
+        """Return how many of these passages the collection holds."""
+        points = sorted({point_of(passage_id) for passage_id in passage_ids})
+        found = 0
+        for start in range(0, len(points), SCROLL_PAGE):
+            page = points[start : start + SCROLL_PAGE]
+            found += len(self._engine.retrieve(self.collection, page, with_payload=False))
+        return found
+
+    def close(self) -> None:
+        """Release the engine; the embedded folder can then be opened by another process."""
+        self._engine.close()
+
+    def __enter__(self) -> "Retriever":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _require_match(self, bundle: "ModelBundle", *, name: str) -> None:
+        loaded_with = self.metadata.bundle_fingerprint
+        if loaded_with == bundle.fingerprint:
+            return
+        own = f"{base_name(self.collection)}--{bundle.fingerprint[:8]}"
+        mend = f"ingest load DATA --bundle BUNDLE --collection {base_name(self.collection)}"
+        if self._engine.collection_exists(own):
+            mend = f"ingest promote {base_name(self.collection)} --to {own}, or search {own}"
+        raise CollectionMismatch(
+            f"collection {name!r} was loaded with bundle {loaded_with[:12]}, this is bundle "
+            f"{bundle.fingerprint[:12]}; name the other bundle, or run: {mend}"
+        )
+
+    def _require_possible(self, settings: SearchSettings) -> None:
+        require_possible(settings, self.bundle.pca_dims, self.metadata.options)
+
+    def _order(
+        self,
+        k: int | None,
+        wanted: FilterLike | None,
+        settings: SearchSettings | None,
+        budget_ms: float | None,
+    ) -> Order:
+        k = self._hits(k)
+        if settings is not None:
+            self._require_possible(settings)
+        if budget_ms is not None and not (budget_ms > 0 and math.isfinite(budget_ms)):
+            raise QueryError(f"budget_ms is {budget_ms}; expected more than 0")
+        return Order(k, settings or self.settings, to_filter(wanted, self.fields), budget_ms)
+
+    def _hits(self, k: int | None) -> int:
+        """Return how many hits are wanted; a small collection has no ten to give."""
+        if k is None:
+            return min(DEFAULT_K, self.size) or 1
+        if not 1 <= k <= self.size:
+            raise QueryError(
+                f"k is {k}, but {self.collection} holds {self.size:,} passages; "
+                f"use a k from 1 to {self.size}"
+            )
+        return k
+
+    def _answer(self, queries: Sequence[str], order: Order) -> list[SearchResult]:
+        for query in queries:
+            check_query(query)
+        return self._pipeline.run(queries, order)

@@ -1,0 +1,156 @@
+"""Marks what a query has in common with a text, and cuts the part that says most.
+
+A word matches when the engine's own analyzer gives it a term of the query, so that "run" marks
+"running" exactly where BM25 counts it.
+"""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+from two_tower.models.text.bm25 import Analyzer
+
+WORD = re.compile(r"\w+")
+
+WIDTH = 180
+
+ELLIPSIS = "…"
+
+
+class Segment(NamedTuple):
+    """A piece of text, all of which matches the query or does not."""
+
+    text: str
+    is_match: bool
+
+
+class _Span(NamedTuple):
+    start: int
+    end: int
+    terms: frozenset[int]
+
+
+def highlight(text: str, query: str, *, language: str = "english") -> list[Segment]:
+    """Return the whole text in pieces; joined they are the text itself."""
+    return _cut(text, _matches(text, query, language), 0, len(text))
+
+
+def snippet(
+    text: str, query: str, *, width: int = WIDTH, language: str = "english"
+) -> list[Segment]:
+    """Return the stretch of at most `width` characters with the most different query terms.
+
+    White space is folded to single spaces. The stretch begins and ends between words, with "…"
+    where text is left out; where nothing matches it is the beginning.
+
+    Args:
+        text: a passage.
+        query: what was searched.
+        width: characters at most, "…" included; 20 or more.
+        language: the analyzer's.
+
+    Raises:
+        ValueError: `width` is below 20.
+    """
+    if width < 20:
+        raise ValueError(f"width is {width}; expected 20 or more")
+    text = " ".join(text.split())
+    spans = _matches(text, query, language)
+    if len(text) <= width:
+        return _cut(text, spans, 0, len(text))
+    start, end = _window(text, spans, width - 2 * (len(ELLIPSIS) + 1))
+    segments = _cut(text, spans, start, end)
+    head = [Segment(f"{ELLIPSIS} ", False)] if start else []
+    tail = [Segment(f" {ELLIPSIS}", False)] if end < len(text) else []
+    return _merge([*head, *segments, *tail])
+
+
+def _matches(text: str, query: str, language: str) -> list[_Span]:
+    wanted = frozenset(_analyzer(language).terms(query))
+    if not wanted:
+        return []
+    # Most words match nothing: look each different one up once and make spans of the others only.
+    terms = {word: _terms(word, language) for word in set(WORD.findall(text))}
+    matching = {word: found for word, found in terms.items() if not found.isdisjoint(wanted)}
+    if not matching:
+        return []
+    return [
+        _Span(word.start(), word.end(), matching[word.group()])
+        for word in WORD.finditer(text)
+        if word.group() in matching
+    ]
+
+
+def _window(text: str, spans: Sequence[_Span], room: int) -> tuple[int, int]:
+    """Return where the best stretch begins and ends: most different terms, then most matches."""
+    best, held = (0, 0), []
+    first = last = 0
+    window: list[_Span] = []
+    for span in spans:
+        window = [kept for kept in [*window, span] if span.end - kept.start <= room]
+        score = (len(frozenset().union(*(kept.terms for kept in window))), len(window))
+        if window and score > best:
+            best, held = score, window
+    if held:
+        first, last = held[0].start, held[-1].end
+    return _fit(text, first, last, room)
+
+
+def _fit(text: str, first: int, last: int, room: int) -> tuple[int, int]:
+    """Widen a stretch to `room` characters around its middle, then shrink it to whole words."""
+    start = max(0, min(first - (room - (last - first)) // 2, len(text) - room))
+    end = min(len(text), start + room)
+    if start:
+        start = _after_space(text, start, limit=first)
+    if end < len(text):
+        space = text.rfind(" ", max(start, last), end + 1)
+        end = space if space > start else end
+    return start, end
+
+
+def _after_space(text: str, start: int, *, limit: int) -> int:
+    if text[start - 1] == " ":
+        return start
+    space = text.find(" ", start, limit)
+    return start if space < 0 else space + 1
+
+
+def _cut(text: str, spans: Sequence[_Span], start: int, end: int) -> list[Segment]:
+    segments, at = [], start
+    for span in spans:
+        if start <= span.start and span.end <= end:
+            segments += [
+                Segment(text[at : span.start], False),
+                Segment(text[span.start : span.end], True),
+            ]
+            at = span.end
+    return _merge([*segments, Segment(text[at:end], False)])
+
+
+def _merge(segments: Sequence[Segment]) -> list[Segment]:
+    """Join neighbours of one kind and drop empty ones."""
+    merged: list[Segment] = []
+    for segment in segments:
+        if merged and merged[-1].is_match == segment.is_match:
+            merged[-1] = Segment(merged[-1].text + segment.text, segment.is_match)
+        elif segment.text:
+            merged.append(segment)
+    return merged
+
+
+@lru_cache(maxsize=8)
+def _analyzer(language: str) -> Analyzer:
+    return Analyzer(language)
+
+
+@lru_cache(maxsize=16_384)
+def _terms(word: str, language: str) -> frozenset[int]:
+    return frozenset(_analyzer(language).terms(word))
+
+
+def printable(text: str) -> str:
+    """Return text on one line without control characters: a passage must not steer the terminal."""
+    folded = " ".join(text.split())
+    return "".join(c for c in folded if unicodedata.category(c) != "Cc")

@@ -1,0 +1,1 @@
+"""The HTTP service and its search page: `retriever serve`."""

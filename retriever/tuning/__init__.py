@@ -1,0 +1,1 @@
+"""Which settings are worth their cost on a given collection: `retriever tune`."""

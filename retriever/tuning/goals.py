@@ -1,0 +1,119 @@
+"""What a setting is wanted for: `recall@10>=0.99 of exact, min p95`."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from two_tower.models.errors import ConfigError
+
+DEFAULT_GOAL = "recall@10>=0.99 of exact, min p95"
+
+EXAMPLE = f"{DEFAULT_GOAL!r} or 'max recall@10, p95<=20 ms, memory<=500 MB'"
+
+OF_EXACT = " of exact"
+
+RECALLS = ("recall@1", "recall@10", "recall@100")
+
+COSTS = ("p50", "p95", "memory")
+
+MEASURE = r"(?P<measure>[a-z@0-9]+)"
+
+CONDITION = re.compile(
+    MEASURE + r"\s*(?P<sign>>=|<=|>|<)\s*(?P<bound>[0-9.]+)\s*(?:ms|mb)?(?P<exact>\s+of\s+exact)?"
+)
+
+AIM = re.compile(r"(?P<which>min|max)\s+" + MEASURE + r"(?P<exact>\s+of\s+exact)?")
+
+Values = Callable[[str], float]
+"""Name of a measure -> what a setting has of it."""
+
+
+class Condition(NamedTuple):
+    """One thing that must hold.
+
+    Attributes:
+        measure: `recall@10`, `recall@10 of exact`, `p95` in ms, `memory` in MB …
+        is_least: whether `bound` is the least allowed, or the most.
+        bound: allowed itself.
+    """
+
+    measure: str
+    is_least: bool
+    bound: float
+
+    def shortfall(self, value: float) -> float:
+        """Return by what share of the bound a value misses it; 0 where it holds."""
+        missing = self.bound - value if self.is_least else value - self.bound
+        return max(0.0, missing) / (self.bound or 1.0)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """Conditions, and what is best among the settings that meet them.
+
+    Attributes:
+        text: as given.
+        conditions: all must hold.
+        aim: measure that decides among those.
+        is_max: whether more of it is better.
+    """
+
+    text: str
+    conditions: tuple[Condition, ...]
+    aim: str
+    is_max: bool
+
+    def shortfall(self, values: Values) -> float:
+        """Return the sum of what the conditions miss, each as a share of its bound."""
+        return sum(c.shortfall(values(c.measure)) for c in self.conditions)
+
+    def order(self, values: Values) -> tuple[float, float]:
+        """Return what sorts settings, the best first: those that miss least, then by the aim."""
+        aimed = values(self.aim)
+        return self.shortfall(values), -aimed if self.is_max else aimed
+
+
+def parse_goal(text: str) -> Goal:
+    """Read conditions and one `min` or `max`, separated by commas.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    conditions: list[Condition] = []
+    aims: list[tuple[str, bool]] = []
+    for clause in text.lower().split(","):
+        if found := AIM.fullmatch(clause.strip()):
+            aims.append((_measure(found, text), found["which"] == "max"))
+        elif found := CONDITION.fullmatch(clause.strip()):
+            bound = _number(found["bound"], text)
+            if found["measure"] in RECALLS and not 0 < bound <= 1:
+                raise _refused(text, f"a recall of {bound:g} is none, expected above 0, at most 1")
+            conditions.append(Condition(_measure(found, text), found["sign"][0] == ">", bound))
+        else:
+            raise _refused(text, f"cannot read {clause.strip()!r}")
+    if len(aims) != 1:
+        raise _refused(text, f"found {len(aims)} of min and max, expected one")
+    aim, is_max = aims[0]
+    if is_max == (aim in COSTS):
+        raise _refused(text, f"{'max' if is_max else 'min'} {aim} is the worst there is")
+    return Goal(text, tuple(conditions), aim, is_max)
+
+
+def _measure(found: re.Match[str], text: str) -> str:
+    name, exact = found["measure"], found["exact"]
+    if name not in (RECALLS if exact else RECALLS + COSTS):
+        known = ", ".join(RECALLS if exact else RECALLS + COSTS)
+        raise _refused(text, f"unknown measure {name!r}, expected one of {known}")
+    return name + OF_EXACT if exact else name
+
+
+def _number(bound: str, text: str) -> float:
+    try:
+        return float(bound)
+    except ValueError:
+        raise _refused(text, f"{bound!r} is no number") from None
+
+
+def _refused(text: str, reason: str) -> ConfigError:
+    return ConfigError(f"goal {text!r}: {reason}; expected e.g. {EXAMPLE}")

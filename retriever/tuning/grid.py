@@ -1,0 +1,186 @@
+"""What `retriever tune` tries: settings, sweep by sweep.
+
+Sweeps of the tower's leg alone show what approximation costs; the others search by both legs, as
+an app does. Only `quantization` and `clusters` need the points stored otherwise.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from two_tower.models.errors import ConfigError
+from two_tower.retriever.collection.clusters import PER_CLUSTER
+from two_tower.retriever.collection.options import CollectionOptions, QuantizationOptions
+from two_tower.retriever.collection.schema import BM25, DENSE, pca_name
+from two_tower.retriever.search.settings import AnnSettings, SearchSettings
+
+SWEEPS = ("ef", "pca", "candidates", "fusion", "quantization", "clusters")
+
+EFS = (10, 16, 32, 64, 128, 256, 512)
+
+FIRST_STAGE = (100, 200, 400)
+
+CANDIDATES = (10, 20, 50, 100, 200, 400)
+
+DEFAULT_CANDIDATES = 100
+
+TOWER_WEIGHTS = (5.0, 10.0, 15.0, 20.0, 30.0)
+
+OVERSAMPLING = (None, 2.0, 4.0)
+
+QUANTIZATIONS = {
+    "int8": QuantizationOptions(kind="scalar"),
+    "2 bits": QuantizationOptions(kind="binary", bits=2.0),
+    "1.5 bits": QuantizationOptions(kind="binary", bits=1.5),
+    "1 bit": QuantizationOptions(kind="binary", bits=1.0),
+}
+
+CLUSTERS = (16, 64, 256)
+
+PROBES = (1, 2, 4, 8, 16)
+
+SEGMENTS = 16  # more than an engine makes of a collection that it leaves in peace
+
+BITS = {"none": 32.0, "scalar": 8.0}
+
+ALONE = SearchSettings(legs={DENSE: 100}, rerank=False, cross=False)
+
+BOTH = SearchSettings(cross=False)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to store and search.
+
+    Attributes:
+        sweep: that it belongs to.
+        label: in tables and plots; no two settings share one.
+        options: how the points are stored.
+        search: how they are searched.
+    """
+
+    sweep: str
+    label: str
+    options: CollectionOptions
+    search: SearchSettings
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it searches by both legs."""
+        return BM25 in self.search.legs
+
+    def bits(self, widths: Mapping[str, int]) -> float:
+        """Return the bits per passage of the vectors that the tower's leg is searched by."""
+        ann, options = self.search.ann, self.options
+        tower = ann.first_stage or next(leg for leg in self.search.legs if leg != BM25)
+        uses_copies = not (ann.exact or ann.ignore_quantized)
+        kind = options.quantization.kind if uses_copies else "none"
+        return widths[tower] * BITS.get(kind, options.quantization.bits)
+
+
+def parse_sweeps(words: str | None) -> tuple[str, ...]:
+    """Return the sweeps that a comma-separated list names, all for None.
+
+    Raises:
+        ConfigError: one is unknown.
+    """
+    if words is None:
+        return SWEEPS
+    wanted = [word.strip() for word in words.split(",")]
+    if unknown := [word for word in wanted if word not in SWEEPS]:
+        raise ConfigError(f"unknown sweep {unknown[0]!r}; expected some of {', '.join(SWEEPS)}")
+    return tuple(wanted)
+
+
+def ef_settings(options: CollectionOptions) -> list[Setting]:
+    """Every vector compared, then graph searches that keep more and more; 10 hits are wanted."""
+    few = replace(ALONE, legs={DENSE: 10})
+    anns = {"exact": AnnSettings(exact=True)} | {f"ef {ef}": AnnSettings(ef=ef) for ef in EFS}
+    return [Setting("ef", name, options, replace(few, ann=ann)) for name, ann in anns.items()]
+
+
+def pca_settings(options: CollectionOptions, pca_dims: Sequence[int]) -> list[Setting]:
+    """Each reduced vector alone, and as the first stage of the full one."""
+    found = []
+    for dim in pca_dims:
+        name = pca_name(dim)
+        alone = replace(ALONE, legs={name: 100})
+        found.append(Setting("pca", f"{name} alone", options, alone))
+        for count in FIRST_STAGE:
+            ann = AnnSettings(first_stage=name, first_stage_candidates=count)
+            label = f"{name}, {count} rescored"
+            found.append(Setting("pca", label, options, replace(ALONE, ann=ann)))
+    return found
+
+
+def fusion_settings(options: CollectionOptions, *, has_learnt: bool) -> list[Setting]:
+    """The weights that the bundle brings, if any, fixed ones, and reciprocal ranks."""
+    found = [Setting("fusion", "learnt weights", options, BOTH)] if has_learnt else []
+    for weight in TOWER_WEIGHTS:
+        fixed = replace(BOTH, tower_weight=weight)
+        found.append(Setting("fusion", f"tower weight {weight:g}", options, fixed))
+    return [*found, Setting("fusion", "rrf", options, replace(BOTH, fusion="rrf"))]
+
+
+def candidate_settings(
+    options: CollectionOptions, fused: SearchSettings, counts: Sequence[int]
+) -> list[Setting]:
+    """More and more candidates of both legs, put together in the way of `fused`."""
+    return [
+        Setting(
+            "candidates",
+            f"both legs {count}",
+            options,
+            replace(fused, legs={DENSE: count, BM25: count}),
+        )
+        for count in counts
+    ]
+
+
+def quantization_options(
+    options: CollectionOptions, *, points: int, dim: int
+) -> dict[str, CollectionOptions]:
+    """Return name -> options with such copies, made from few enough kB on that there are some."""
+    share_kb = points * dim * 4 // 1000 // SEGMENTS
+    above_kb = max(10, min(options.hnsw.above_kb, share_kb))
+    hnsw = replace(options.hnsw, above_kb=above_kb)
+    return {
+        name: replace(options, hnsw=hnsw, quantization=quantization, clusters=0)
+        for name, quantization in QUANTIZATIONS.items()
+    }
+
+
+def quantization_settings(name: str, options: CollectionOptions) -> list[Setting]:
+    """Scores of the copies themselves, then more and more of what they find rescored."""
+    found = [("scores of the copies", AnnSettings(rescore=False))]
+    for factor in OVERSAMPLING:
+        found.append((f"x{factor or 1:g} rescored", AnnSettings(oversampling=factor)))
+    return [
+        Setting("quantization", f"{name}, {words}", options, replace(ALONE, ann=ann))
+        for words, ann in found
+    ]
+
+
+def cluster_counts(points: int) -> list[int]:
+    """Return numbers of clusters that so many points can fill."""
+    return [count for count in CLUSTERS if points >= PER_CLUSTER * count]
+
+
+def cluster_settings(options: CollectionOptions) -> list[Setting]:
+    """Look into more and more of the clusters."""
+    return [
+        Setting(
+            "clusters",
+            f"{probes} of {options.clusters} clusters",
+            options,
+            replace(ALONE, ann=AnnSettings(n_probe=probes)),
+        )
+        for probes in PROBES
+        if probes < options.clusters
+    ]
+
+
+def as_whole(alone: Setting, fused: SearchSettings) -> Setting:
+    """Return the search by both legs that looks for near vectors as `alone` does."""
+    search = replace(fused, ann=alone.search.ann)
+    count = search.legs[DENSE]
+    return replace(alone, label=f"{alone.label}; both legs {count}", search=search)
