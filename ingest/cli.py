@@ -2,13 +2,11 @@
 
 import typer
 
-from two_tower.ingest import (
-    commands_collections,
-    commands_load,
-    commands_prepare,
-    commands_snapshots,
-    commands_verify,
-)
+from two_tower.ingest.commands import load as commands_load
+from two_tower.ingest.commands import load as commands_verify
+from two_tower.ingest.commands import prepare as commands_prepare
+from two_tower.ingest.commands import versions as commands_collections
+from two_tower.ingest.commands import versions as commands_snapshots
 from two_tower.models.console import CommandGroup
 
 app = typer.Typer(

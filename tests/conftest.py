@@ -18,7 +18,7 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 import pytest
 
-from two_tower.ingest.dataset import DatasetWriter
+from two_tower.ingest.dataset.writer import DatasetWriter
 from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.bundle.reduction import fit_reduction
 from two_tower.models.data import Dataset, Passage

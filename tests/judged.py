@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 from conftest import WORDS, make_passages
 
-from two_tower.ingest import collections, loader
-from two_tower.ingest.dataset import DatasetWriter
+from two_tower.ingest.dataset.writer import DatasetWriter
+from two_tower.ingest.loading import loader
+from two_tower.ingest.versions import versions as collections
 from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.data import Dataset, Passage, Qrel, Query
 from two_tower.retriever.engine.connect import connect

@@ -62,7 +62,7 @@ Values = dict[str, dict[str, float]]
 
 def prepare(path: Path) -> None:
     """Write DATA: some dev and train queries, what answers them, and other passages."""
-    from two_tower.ingest.dataset import DatasetWriter
+    from two_tower.ingest.dataset.writer import DatasetWriter
     from two_tower.models.data import Passage, Qrel, Query
 
     random = np.random.default_rng(0)
@@ -107,7 +107,8 @@ def measure(seed: int, folder: Path, changes: Mapping[str, Any] | None = None) -
     """Train with `seed` and return what each system reaches; `changes` are for trying it out."""
     import torch
 
-    from two_tower.ingest import collections, loader
+    from two_tower.ingest.loading import loader
+    from two_tower.ingest.versions import versions as collections
     from two_tower.models.data import Dataset
     from two_tower.retriever.engine.connect import connect
     from two_tower.retriever.evaluation.evaluate import Judging, measure_all

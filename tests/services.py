@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import pytest
 from conftest import ROOT, free_ports, qdrant_binary, wait_until_ready, write_data
 
-from two_tower.ingest import collections, loader
+from two_tower.ingest.loading import loader
+from two_tower.ingest.versions import versions as collections
 from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.data import Passage
 from two_tower.retriever.engine.connect import connect

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import make_passages
 
-from two_tower.ingest.dataset import DatasetWriter
+from two_tower.ingest.dataset.writer import DatasetWriter
 from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.data import Dataset, Qrel, Query
 

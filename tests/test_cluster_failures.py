@@ -12,11 +12,11 @@ from cluster import Cluster, Node, running_cluster, until
 from conftest import HashEncoder, make_passages, write_data
 from qdrant_client import models as qm
 
-from two_tower.ingest import loader
-from two_tower.ingest.opening import open_collection
-from two_tower.ingest.points import PointMaker, SizedPoint, pack
-from two_tower.ingest.stored import stored_hashes
-from two_tower.ingest.verifier import repair, verify
+from two_tower.ingest.loading import loader
+from two_tower.ingest.loading.diff import stored_hashes
+from two_tower.ingest.loading.points import PointMaker, SizedPoint, pack
+from two_tower.ingest.loading.setup import open_collection
+from two_tower.ingest.loading.verify import repair, verify
 from two_tower.models.data import Dataset
 from two_tower.retriever.collection.options import CollectionOptions
 from two_tower.retriever.collection.schema import collection_name, point_id, read_metadata

@@ -8,7 +8,7 @@ import typer
 from conftest import ROOT
 
 from two_tower.ingest.cli import app as ingest_app
-from two_tower.ingest.estimate import Estimate, PointSize, estimate_points
+from two_tower.ingest.loading.estimate import Estimate, PointSize, estimate_points
 from two_tower.retriever.cli import app as retriever_app
 from two_tower.retriever.collection.options import CollectionOptions
 

@@ -8,9 +8,9 @@ import numpy as np
 from conftest import HashEncoder, make_passages
 from qdrant_client import models as qm
 
-from two_tower.ingest import loader
-from two_tower.ingest.loader import LoadSettings
-from two_tower.ingest.verifier import verify
+from two_tower.ingest.loading import loader
+from two_tower.ingest.loading.loader import LoadSettings
+from two_tower.ingest.loading.verify import verify
 from two_tower.models.data import Dataset, Passage
 from two_tower.retriever.collection.options import CollectionOptions
 from two_tower.retriever.collection.schema import point_id

@@ -8,10 +8,10 @@ import pytest
 from conftest import HashEncoder, make_passages
 from qdrant_client import models as qm
 
-from two_tower.ingest import loader
-from two_tower.ingest.clusters import fit_centroids
-from two_tower.ingest.points import PointMaker
-from two_tower.ingest.verifier import verify
+from two_tower.ingest.loading import loader
+from two_tower.ingest.loading.points import PointMaker
+from two_tower.ingest.loading.setup import fit_centroids
+from two_tower.ingest.loading.verify import verify
 from two_tower.models.data import Dataset
 from two_tower.models.errors import ConfigError
 from two_tower.retriever.collection.clusters import Centroids

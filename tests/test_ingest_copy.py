@@ -11,11 +11,11 @@ from conftest import HashEncoder, Server, make_passages, running_server
 from qdrant_client import models as qm
 from typer.testing import CliRunner, Result
 
-from two_tower.ingest import loader
 from two_tower.ingest.cli import app
-from two_tower.ingest.collections import drop, promote, versions
-from two_tower.ingest.copying import copy
-from two_tower.ingest.verifier import verify
+from two_tower.ingest.loading import loader
+from two_tower.ingest.loading.verify import verify
+from two_tower.ingest.versions.copying import copy
+from two_tower.ingest.versions.versions import drop, promote, versions
 from two_tower.models.data import Dataset
 from two_tower.retriever.collection.options import CollectionOptions
 from two_tower.retriever.collection.schema import point_id

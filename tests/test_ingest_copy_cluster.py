@@ -8,10 +8,10 @@ from cluster import KEY, Cluster, running_cluster
 from conftest import HashEncoder, Server, make_passages, write_data
 from typer.testing import CliRunner
 
-from two_tower.ingest import loader
 from two_tower.ingest.cli import app
-from two_tower.ingest.snapshots import restore, snapshot
-from two_tower.ingest.verifier import verify
+from two_tower.ingest.loading import loader
+from two_tower.ingest.loading.verify import verify
+from two_tower.ingest.versions.snapshots import restore, snapshot
 from two_tower.models.data import Dataset
 from two_tower.retriever.engine.connect import connect
 from two_tower.retriever.errors import EngineError

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from two_tower.ingest.cleaning import clean
-from two_tower.ingest.dataset import DatasetWriter, is_dev
+from two_tower.ingest.dataset.cleaning import clean
+from two_tower.ingest.dataset.writer import DatasetWriter, is_dev
 from two_tower.models.data import Dataset, Passage, Qrel, Query
 from two_tower.models.errors import DataError
 

@@ -13,9 +13,9 @@ from conftest import HashEncoder, Server, make_passages, write_data
 from qdrant_client import models as qm
 from typer.testing import CliRunner
 
-from two_tower.ingest import loader
 from two_tower.ingest.cli import app
-from two_tower.ingest.estimate import Estimate, PointSize, estimate, estimate_points
+from two_tower.ingest.loading import loader
+from two_tower.ingest.loading.estimate import Estimate, PointSize, estimate, estimate_points
 from two_tower.models.data import Dataset, Passage
 from two_tower.retriever.collection.options import (
     CollectionOptions,

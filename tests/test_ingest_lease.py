@@ -12,11 +12,11 @@ import pytest
 from cluster import Node
 from conftest import HashEncoder, make_passages
 
-from two_tower.ingest import lease as leases
-from two_tower.ingest import loader
-from two_tower.ingest.lease import Lease
-from two_tower.ingest.loader import LoadSettings
-from two_tower.ingest.patience import patient
+from two_tower.ingest.loading import lease as leases
+from two_tower.ingest.loading import loader
+from two_tower.ingest.loading.lease import Lease
+from two_tower.ingest.loading.loader import LoadSettings
+from two_tower.ingest.loading.retry import patient
 from two_tower.models.data import Dataset
 from two_tower.retriever.collection.schema import read_metadata
 from two_tower.retriever.engine.connect import connect

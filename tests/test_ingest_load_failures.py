@@ -19,10 +19,10 @@ from qdrant_client import QdrantClient
 from qdrant_client import models as qm
 from typer.testing import CliRunner
 
-from two_tower.ingest import loader
 from two_tower.ingest.cli import app
-from two_tower.ingest.collections import promote
-from two_tower.ingest.verifier import verify
+from two_tower.ingest.loading import loader
+from two_tower.ingest.loading.verify import verify
+from two_tower.ingest.versions.versions import promote
 from two_tower.models.data import Dataset
 from two_tower.retriever.engine import edge_folder
 from two_tower.retriever.engine.protocol import Engine

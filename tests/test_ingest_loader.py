@@ -9,11 +9,12 @@ from conftest import HashEncoder, make_passages
 from qdrant_client import models as qm
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from two_tower.ingest import loader, opening
-from two_tower.ingest.collections import drop, promote, versions
-from two_tower.ingest.loader import LoadSettings
-from two_tower.ingest.process_wide import one_blas_thread
-from two_tower.ingest.verifier import verify, verify_counts
+from two_tower.ingest.loading import loader
+from two_tower.ingest.loading import setup as opening
+from two_tower.ingest.loading.loader import LoadSettings
+from two_tower.ingest.loading.sending import one_blas_thread
+from two_tower.ingest.loading.verify import verify, verify_counts
+from two_tower.ingest.versions.versions import drop, promote, versions
 from two_tower.models.data import Dataset, Passage
 from two_tower.models.errors import BundleError, ConfigError, DataError
 from two_tower.models.text.bm25 import Bm25Config, average_length

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 from conftest import HashEncoder, make_passages
 
-from two_tower.ingest.points import PointMaker, chunks, pack
+from two_tower.ingest.loading.points import PointMaker, chunks, pack
 from two_tower.models.data import Passage
 from two_tower.models.errors import DataError
 from two_tower.models.text.bm25 import Bm25Config

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from two_tower.ingest.cli import app
-from two_tower.ingest.commands_prepare import summary
+from two_tower.ingest.commands.prepare import summary
 from two_tower.models.data import Dataset
 
 

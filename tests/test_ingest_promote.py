@@ -17,9 +17,9 @@ from qdrant_client import QdrantClient
 from qdrant_client import models as qm
 from qdrant_client.http.models import QueryResponse  # the name in qm is fastembed's
 
-from two_tower.ingest import loader
-from two_tower.ingest.collections import drop, promote, rollback, versions
-from two_tower.ingest.verifier import verify_counts
+from two_tower.ingest.loading import loader
+from two_tower.ingest.loading.verify import verify_counts
+from two_tower.ingest.versions.versions import drop, promote, rollback, versions
 from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.data import Dataset, Passage
 from two_tower.retriever import Retriever

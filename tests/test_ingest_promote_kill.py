@@ -14,9 +14,9 @@ import pytest
 from cluster import Node
 from conftest import HashEncoder, make_passages, write_data
 
-from two_tower.ingest import loader
-from two_tower.ingest.collections import promote, rollback
-from two_tower.ingest.verifier import verify_counts
+from two_tower.ingest.loading import loader
+from two_tower.ingest.loading.verify import verify_counts
+from two_tower.ingest.versions.versions import promote, rollback
 from two_tower.retriever.engine.connect import connect
 from two_tower.retriever.engine.protocol import Engine
 from two_tower.retriever.errors import EngineError

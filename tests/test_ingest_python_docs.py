@@ -2,13 +2,16 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from two_tower.ingest.dataset import DatasetWriter
-from two_tower.ingest.python_docs import PythonDocs, as_query, prose_words, split_docstring
-from two_tower.ingest.python_objects import (
+from two_tower.ingest.dataset.writer import DatasetWriter
+from two_tower.ingest.sources.python_docs import (
+    PythonDocs,
     SourceFile,
+    as_query,
     documented_objects,
     installed_versions,
     package_files,
+    prose_words,
+    split_docstring,
     stdlib_files,
 )
 from two_tower.models.data import Dataset
@@ -85,7 +88,7 @@ def test_standard_library_files_are_public() -> None:
 
 def test_python_docs_is_a_labelled_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The standard library alone: what is installed beside it differs from machine to machine.
-    monkeypatch.setattr("two_tower.ingest.python_docs.package_files", list)
+    monkeypatch.setattr("two_tower.ingest.sources.python_docs.package_files", list)
     with DatasetWriter(tmp_path / "all", source="python-docs", dev_fraction=0.1) as writer:
         PythonDocs().write_to(writer)
     data = Dataset.open(tmp_path / "all")

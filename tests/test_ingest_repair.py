@@ -8,9 +8,9 @@ from conftest import HashEncoder, make_passages, write_data
 from qdrant_client import models as qm
 from typer.testing import CliRunner
 
-from two_tower.ingest import loader
 from two_tower.ingest.cli import app
-from two_tower.ingest.verifier import repair, verify
+from two_tower.ingest.loading import loader
+from two_tower.ingest.loading.verify import repair, verify
 from two_tower.models.data import Dataset
 from two_tower.retriever.collection.schema import point_id
 from two_tower.retriever.engine.connect import connect

@@ -6,10 +6,10 @@ from collections.abc import Callable
 import pytest
 from conftest import HashEncoder, make_passages
 
-from two_tower.ingest import loader
-from two_tower.ingest.loader import LoadSettings
-from two_tower.ingest.selection import Selection, select
-from two_tower.ingest.verifier import verify, verify_counts
+from two_tower.ingest.loading import loader
+from two_tower.ingest.loading.loader import LoadSettings
+from two_tower.ingest.loading.selection import Selection, select
+from two_tower.ingest.loading.verify import verify, verify_counts
 from two_tower.models.data import Dataset, Passage
 from two_tower.models.errors import ConfigError, DataError
 from two_tower.models.text.bm25 import average_length

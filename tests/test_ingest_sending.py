@@ -4,8 +4,7 @@ import sys
 
 import pytest
 
-from two_tower.ingest.process_wide import SWITCH_S
-from two_tower.ingest.sending import Sender
+from two_tower.ingest.loading.sending import SWITCH_S, Sender
 
 
 def test_threads_take_turns_more_often_while_something_is_sent() -> None:

@@ -18,12 +18,11 @@ from conftest import HashEncoder, make_passages, write_data
 from qdrant_client import models as qm
 from typer.testing import CliRunner
 
-from two_tower.ingest import loader
-from two_tower.ingest.archive import open_archive
 from two_tower.ingest.cli import app
-from two_tower.ingest.collections import promote, rollback, versions
-from two_tower.ingest.snapshots import restore, snapshot
-from two_tower.ingest.verifier import verify
+from two_tower.ingest.loading import loader
+from two_tower.ingest.loading.verify import verify
+from two_tower.ingest.versions.snapshots import open_archive, restore, snapshot
+from two_tower.ingest.versions.versions import promote, rollback, versions
 from two_tower.models.data import Dataset
 from two_tower.models.errors import DataError
 from two_tower.retriever.collection.schema import point_id

@@ -8,7 +8,12 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from two_tower.ingest.cli import app
-from two_tower.ingest.splitter import SplitConfig, most_like, split_passage, split_text
+from two_tower.ingest.sources.long_documents import (
+    SplitConfig,
+    most_like,
+    split_passage,
+    split_text,
+)
 from two_tower.models.data import Dataset, Passage
 from two_tower.models.errors import ConfigError
 from two_tower.models.text.bm25 import Analyzer

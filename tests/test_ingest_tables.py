@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from two_tower.ingest.dataset import DatasetWriter
-from two_tower.ingest.sources import SourceOptions, open_source
-from two_tower.ingest.tables import Columns
+from two_tower.ingest.dataset.writer import DatasetWriter
+from two_tower.ingest.sources.choose import SourceOptions, open_source
+from two_tower.ingest.sources.tables import Columns
 from two_tower.models.data import Dataset, Passage, Qrel, Query
 from two_tower.models.errors import DataError
 

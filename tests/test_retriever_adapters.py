@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from conftest import make_passages
 
-from two_tower.ingest import collections, loader
+from two_tower.ingest.loading import loader
+from two_tower.ingest.versions import versions as collections
 from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.data import Dataset
 from two_tower.retriever import Retriever

@@ -10,8 +10,8 @@ import pytest
 from conftest import HashEncoder, Server, server_engine, write_data
 from qdrant_client import models as qm
 
-from two_tower.ingest import loader
-from two_tower.ingest.verifier import verify
+from two_tower.ingest.loading import loader
+from two_tower.ingest.loading.verify import verify
 from two_tower.models.data import Passage
 from two_tower.models.errors import ConfigError
 from two_tower.retriever import Retriever, SearchSettings

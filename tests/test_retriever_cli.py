@@ -12,7 +12,8 @@ import pytest
 from conftest import make_passages
 from typer.testing import CliRunner, Result
 
-from two_tower.ingest import collections, loader
+from two_tower.ingest.loading import loader
+from two_tower.ingest.versions import versions as collections
 from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.data import Dataset, Passage
 from two_tower.retriever.cli import app

@@ -6,7 +6,7 @@ from conftest import make_bundle, make_passages, write_data
 from typer.testing import CliRunner, Result
 
 from two_tower.ingest.cli import app as ingest_app
-from two_tower.ingest.dataset import DatasetWriter
+from two_tower.ingest.dataset.writer import DatasetWriter
 from two_tower.models.data import Passage, Qrel, Query
 from two_tower.retriever.cli import app
 

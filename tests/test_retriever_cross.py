@@ -14,7 +14,8 @@ import pytest
 from conftest import make_passages
 from crossing import cross_bundle, crossed, fused
 
-from two_tower.ingest import collections, loader
+from two_tower.ingest.loading import loader
+from two_tower.ingest.versions import versions as collections
 from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.bundle.fusion import FinalWeights
 from two_tower.models.data import Dataset

@@ -9,7 +9,7 @@ import pytest
 from conftest import HashEncoder, make_passages, write_data
 from qdrant_client import models as qm
 
-from two_tower.ingest import loader
+from two_tower.ingest.loading import loader
 from two_tower.retriever.engine.connect import connect
 from two_tower.retriever.engine.protocol import Engine
 from two_tower.retriever.errors import EngineError

@@ -10,7 +10,7 @@ import pytest
 from conftest import HashEncoder, make_passages
 from qdrant_client import models as qm
 
-from two_tower.ingest import loader
+from two_tower.ingest.loading import loader
 from two_tower.models.data import Dataset
 from two_tower.retriever.collection.schema import point_id
 from two_tower.retriever.engine.protocol import Engine

@@ -6,7 +6,7 @@ import numpy as np
 from conftest import HashEncoder, Server, make_passages
 from qdrant_client import models as qm
 
-from two_tower.ingest import loader
+from two_tower.ingest.loading import loader
 from two_tower.models.data import Dataset
 from two_tower.models.text.bm25 import Bm25Config
 from two_tower.retriever.collection.bm25_vectors import Bm25Encoder

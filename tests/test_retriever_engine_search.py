@@ -11,7 +11,7 @@ from conftest import HashEncoder, make_passages, server_engine, write_data
 from qdrant_client import models as qm
 from rank_bm25 import BM25Okapi
 
-from two_tower.ingest import loader
+from two_tower.ingest.loading import loader
 from two_tower.models.data import Dataset
 from two_tower.models.text.bm25 import Bm25Config, average_length
 from two_tower.retriever.collection.bm25_vectors import Bm25Encoder

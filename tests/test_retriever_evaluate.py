@@ -11,7 +11,7 @@ from ir_measures import AP, RR, R, nDCG
 from judged import NAME, load_judged, write_judged
 from typer.testing import CliRunner, Result
 
-from two_tower.ingest.dataset import DatasetWriter
+from two_tower.ingest.dataset.writer import DatasetWriter
 from two_tower.models.data import Dataset, Passage, Qrel, Query
 from two_tower.models.text.bm25 import Bm25Config
 from two_tower.retriever.cli import app

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from qdrant_client import models as qm
 
-from two_tower.ingest import collections, loader
+from two_tower.ingest.loading import loader
+from two_tower.ingest.versions import versions as collections
 from two_tower.models.data import Dataset, Passage
 from two_tower.retriever import Retriever, SearchSettings
 from two_tower.retriever.engine.protocol import Engine

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from conftest import HashEncoder, Server, make_passages, server_engine
 
-from two_tower.ingest import collections, loader
+from two_tower.ingest.loading import loader
+from two_tower.ingest.versions import versions as collections
 from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.data import Dataset, Passage
 from two_tower.models.errors import BundleError, ConfigError

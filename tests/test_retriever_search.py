@@ -5,7 +5,8 @@ from collections.abc import Callable
 import pytest
 from conftest import HashEncoder, make_passages
 
-from two_tower.ingest import collections, loader
+from two_tower.ingest.loading import loader
+from two_tower.ingest.versions import versions as collections
 from two_tower.models.data import Dataset, Passage
 from two_tower.models.errors import ConfigError
 from two_tower.models.text.bm25 import Bm25Config

@@ -16,9 +16,10 @@ from conftest import Server, make_passages
 from services import until
 from typer.testing import CliRunner, Result
 
-from two_tower.ingest import collections, loader
 from two_tower.ingest.cli import app as ingest_app
-from two_tower.ingest.dataset import DatasetWriter
+from two_tower.ingest.dataset.writer import DatasetWriter
+from two_tower.ingest.loading import loader
+from two_tower.ingest.versions import versions as collections
 from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.data import Dataset, Qrel, Query
 from two_tower.retriever.cli import app

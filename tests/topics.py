@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from two_tower.ingest.dataset import DatasetWriter
+from two_tower.ingest.dataset.writer import DatasetWriter
 from two_tower.models.data import Dataset, Passage, Qrel, Query
 
 LETTERS = list("abcdefghijklmnopqrstuvwxyz")

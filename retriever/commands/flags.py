@@ -1,9 +1,15 @@
 """Options that every command which reaches an engine has in common."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from two_tower.retriever.engine.protocol import Engine
+
 
 Name = Annotated[str, typer.Argument(help="Collection: its alias or versioned name.")]
 
@@ -35,3 +41,17 @@ Settings = Annotated[
         show_default=False,
     ),
 ]
+
+
+@contextmanager
+def opened_engine(
+    url: str | None, path: Path | None, *, create: bool = False, api_key: str | None = None
+) -> Iterator["Engine"]:
+    """Connect for the length of a `with` block."""
+    from two_tower.retriever.engine.connect import connect
+
+    engine = connect(url=url, path=path, create=create, api_key=api_key)
+    try:
+        yield engine
+    finally:
+        engine.close()

@@ -29,10 +29,10 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from conftest import running_server  # noqa: E402
 
-from two_tower.ingest import loader  # noqa: E402
-from two_tower.ingest.opening import open_collection  # noqa: E402
-from two_tower.ingest.points import PointMaker, chunks, pack  # noqa: E402
-from two_tower.ingest.selection import Selection, select  # noqa: E402
+from two_tower.ingest.loading import loader  # noqa: E402
+from two_tower.ingest.loading.points import PointMaker, chunks, pack  # noqa: E402
+from two_tower.ingest.loading.selection import Selection, select  # noqa: E402
+from two_tower.ingest.loading.setup import open_collection  # noqa: E402
 from two_tower.models.bundle.bundle import ModelBundle  # noqa: E402
 from two_tower.models.data import Dataset  # noqa: E402
 from two_tower.retriever.collection.schema import collection_name  # noqa: E402

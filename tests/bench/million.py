@@ -32,9 +32,9 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "bench")]
 from cluster import Node  # noqa: E402
 from spine import percentiles, run_command  # noqa: E402
 
-from two_tower.ingest.dataset import DatasetWriter  # noqa: E402
-from two_tower.ingest.estimate import estimate  # noqa: E402
-from two_tower.ingest.selection import Selection, select  # noqa: E402
+from two_tower.ingest.dataset.writer import DatasetWriter  # noqa: E402
+from two_tower.ingest.loading.estimate import estimate  # noqa: E402
+from two_tower.ingest.loading.selection import Selection, select  # noqa: E402
 from two_tower.models.bundle.bundle import ModelBundle  # noqa: E402
 from two_tower.models.data import Dataset, Passage  # noqa: E402
 from two_tower.models.provenance import commit  # noqa: E402

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from two_tower.ingest.dataset import DatasetWriter
+from two_tower.ingest.dataset.writer import DatasetWriter
 from two_tower.models.data import Dataset, Passage, Qrel, Query
 from two_tower.retriever.evaluation.measures import answerable, per_query
 

@@ -10,8 +10,9 @@ from conftest import running_server
 from peers_corpus import Corpus, System
 from qdrant_client import models as qm
 
-from two_tower.ingest import collections, loader
-from two_tower.ingest.points import PassageEncoder
+from two_tower.ingest.loading import loader
+from two_tower.ingest.loading.points import PassageEncoder
+from two_tower.ingest.versions import versions as collections
 from two_tower.retriever.engine.connect import connect
 from two_tower.retriever.engine.protocol import Engine
 from two_tower.retriever.search.retriever import Retriever

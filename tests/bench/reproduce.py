@@ -24,9 +24,10 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from conftest import HashEncoder  # noqa: E402
 
-from two_tower.ingest import collections, loader  # noqa: E402
-from two_tower.ingest.dataset import DatasetWriter  # noqa: E402
-from two_tower.ingest.sources import SourceOptions, open_source  # noqa: E402
+from two_tower.ingest.dataset.writer import DatasetWriter  # noqa: E402
+from two_tower.ingest.loading import loader  # noqa: E402
+from two_tower.ingest.sources.choose import SourceOptions, open_source  # noqa: E402
+from two_tower.ingest.versions import versions as collections  # noqa: E402
 from two_tower.models.data import Dataset, Passage, Query  # noqa: E402
 from two_tower.models.provenance import commit  # noqa: E402
 from two_tower.models.text.bm25 import Analyzer  # noqa: E402

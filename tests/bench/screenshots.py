@@ -18,7 +18,8 @@ from browser import running_browser  # noqa: E402
 from playwright.sync_api import Browser  # noqa: E402
 from services import running_qdrant, running_service  # noqa: E402
 
-from two_tower.ingest import collections, loader  # noqa: E402
+from two_tower.ingest.loading import loader  # noqa: E402
+from two_tower.ingest.versions import versions as collections  # noqa: E402
 from two_tower.models.bundle.bundle import ModelBundle  # noqa: E402
 from two_tower.models.data import Dataset  # noqa: E402
 from two_tower.retriever.engine.connect import connect  # noqa: E402

@@ -1,0 +1,1 @@
+"""The commands of `ingest`: flags, and what they print."""

@@ -1,0 +1,145 @@
+"""`ingest prepare`: a source to a DATA folder."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+DEFAULT_SOURCE = "microsoft/ms_marco"
+
+
+def _column(what: str) -> Any:
+    return typer.Option(help=f"Column with the {what}.", show_default=False, metavar="NAME")
+
+
+Source = Annotated[
+    str,
+    typer.Argument(
+        help="A BEIR folder, a JSONL, CSV, TSV or Parquet table (or a folder of them), "
+        "MS MARCO rows on disk or under a Hugging Face Hub id, python-docs, or DATA to be split."
+    ),
+]
+
+Out = Annotated[Path, typer.Option(help="The DATA folder to make.")]
+
+Config = Annotated[
+    str | None, typer.Option(help="Configuration of a Hub dataset (MS MARCO: v1.1).")
+]
+
+DevFraction = Annotated[
+    float,
+    typer.Option(
+        min=0.0,
+        max=0.9,
+        help="Share of the queries that becomes split dev where the source has only train.",
+    ),
+]
+
+Limit = Annotated[int | None, typer.Option(min=1, help="At most so many passages of python-docs.")]
+
+PassageWords = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Cut the texts of a DATA folder into passages of at most so many words."
+    ),
+]
+
+OverlapWords = Annotated[
+    int, typer.Option(min=0, help="Words of a passage that the next one repeats.")
+]
+
+Force = Annotated[bool, typer.Option("--force", help="Replace a DATA folder.")]
+
+
+def prepare(
+    source: Source = DEFAULT_SOURCE,
+    *,
+    out: Out,
+    config: Config = None,
+    query_column: Annotated[str | None, _column("query (usual names are found)")] = None,
+    passage_column: Annotated[str | None, _column("passage (usual names are found)")] = None,
+    title_column: Annotated[str | None, _column("passage's title")] = None,
+    url_column: Annotated[str | None, _column("passage's URL")] = None,
+    passage_id_column: Annotated[str | None, _column("passage's id")] = None,
+    query_id_column: Annotated[str | None, _column("query's id")] = None,
+    relevance_column: Annotated[str | None, _column("judgement, an integer")] = None,
+    split_column: Annotated[str | None, _column("split: train, dev, test, …")] = None,
+    dev_fraction: DevFraction = 0.1,
+    limit: Limit = None,
+    passage_words: PassageWords = None,
+    overlap_words: OverlapWords = 0,
+    force: Force = False,
+) -> None:
+    """Turn a source into one DATA folder: passages, queries, judgements and a manifest.
+
+    Identical passages are merged; rows that cannot be used are set aside in rejected.jsonl.
+    """
+    from two_tower.ingest.dataset.writer import DatasetWriter
+    from two_tower.ingest.sources.choose import SourceOptions, open_source
+    from two_tower.ingest.sources.long_documents import SplitConfig
+    from two_tower.ingest.sources.tables import Columns
+
+    started = time.monotonic()
+    columns = Columns(
+        query=query_column,
+        passage=passage_column,
+        title=title_column,
+        url=url_column,
+        passage_id=passage_id_column,
+        query_id=query_id_column,
+        relevance=relevance_column,
+        split=split_column,
+    )
+    cut = passage_words or overlap_words
+    split = SplitConfig(passage_words or 0, overlap_words) if cut else None
+    options = SourceOptions(config=config, columns=columns, limit=limit, split=split)
+    opened = open_source(source, options)
+    about: dict[str, Any] = {"source": opened.name, "details": opened.details}
+    with DatasetWriter(out, dev_fraction=dev_fraction, overwrite=force, **about) as writer:
+        opened.write_to(writer)
+    if found := opened.details.get("columns"):
+        typer.echo(f"{'columns':<14}{', '.join(f'{role}: {c}' for role, c in found.items())}")
+    for line in summary(writer.counts):
+        typer.echo(line)
+    typer.echo(f"{'DATA':<14}{out} in {time.monotonic() - started:.1f} s")
+    if warning := _warning(set(writer.counts["labelled_queries"])):
+        typer.echo(f"Warning: {warning}", err=True)
+
+
+def _warning(splits: set[str]) -> str:
+    """Return what cannot be done with DATA whose judgements are of these splits."""
+    if not splits:
+        return "no labelled query; models train needs some in split train"
+    if splits == {"train"}:
+        return (
+            "no labelled query but in split train; a larger --dev-fraction takes some to "
+            "evaluate with"
+        )
+    return ""
+
+
+def summary(counts: Mapping[str, Any]) -> list[str]:
+    """Return a manifest's counts as lines for the screen."""
+    labelled = counts["labelled_queries"]
+    unlabelled = f"({counts['unlabelled_queries']:,} without judgement)"
+    lines = [
+        f"{'passages':<14}{counts['passages']:,}",
+        f"{'queries':<14}{counts['queries']:,} {unlabelled}",
+    ]
+    lines += [
+        f"{'judgements':<14}{split} {count:,} (of {labelled.get(split, 0):,} labelled queries)"
+        for split, count in counts["qrels"].items()
+    ] or [f"{'judgements':<14}none"]
+    merged = f"{counts['merged']:,} passages, {counts['merged_qrels']:,} judgements"
+    lines.append(f"{'merged':<14}{merged}")
+    lines.append(f"{'rejected':<14}{sum(counts['rejected'].values()):,}")
+    lines += _reasons(counts["rejected"])
+    if counts["left_out"]:
+        lines += ["left out", *_reasons(counts["left_out"])]
+    return lines
+
+
+def _reasons(counts: Mapping[str, int]) -> list[str]:
+    return [f"{'':<14}{count:,} {reason}" for reason, count in counts.items()]

@@ -1,0 +1,229 @@
+"""Commands of `ingest` that look after collections: promote, rollback, list, drop."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from two_tower.retriever.commands.flags import Name, Path_, Url, opened_engine
+
+if TYPE_CHECKING:
+    from two_tower.ingest.versions.versions import Version
+    from two_tower.retriever.engine.address import EngineAddress
+
+
+def promote(
+    name: Annotated[str, typer.Argument(help="Name that searches use.")],
+    to: Annotated[
+        str | None, typer.Option(help="Versioned collection; the newest by default.")
+    ] = None,
+    url: Url = None,
+    path: Path_ = None,
+) -> None:
+    """Point a name to another version of its collection, in one step."""
+    from two_tower.ingest.versions import versions as collections
+
+    with opened_engine(url, path) as engine:
+        typer.echo(f"{name} -> {collections.promote(engine, name, to)}")
+
+
+def rollback(
+    name: Annotated[str, typer.Argument(help="Name that searches use.")],
+    url: Url = None,
+    path: Path_ = None,
+) -> None:
+    """Point a name back to the version it stood for before; once more undoes that."""
+    from two_tower.ingest.versions import versions as collections
+
+    with opened_engine(url, path) as engine:
+        typer.echo(f"{name} -> {collections.rollback(engine, name)}")
+
+
+def list_collections(
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
+    url: Url = None,
+    path: Path_ = None,
+) -> None:
+    """List collections, newest version first.
+
+    * marks the one that the name stands for, - the one that `ingest rollback` would return to;
+    a load that was not finished shows how many points there are of how many.
+    """
+    from two_tower.ingest.versions import versions as collections
+    from two_tower.retriever.engine.address import EngineAddress
+
+    with opened_engine(url, path) as engine:
+        found = collections.versions(engine)
+    if as_json:
+        typer.echo(json.dumps([version.to_dict() for version in found]))
+    elif found:
+        typer.echo(_table(found))
+    else:
+        where = EngineAddress.find(url=url, path=path)
+        typer.echo(
+            f"No collection of ingest load at {where}; to make one run: "
+            "ingest load DATA --bundle BUNDLE --collection NAME",
+            err=True,
+        )
+
+
+def drop(
+    name: Name,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Also what is in use; of an alias, every version.")
+    ] = False,
+    url: Url = None,
+    path: Path_ = None,
+) -> None:
+    """Delete a version that is not in use, or with --yes a name and all its versions."""
+    from two_tower.ingest.versions import versions as collections
+
+    with opened_engine(url, path) as engine:
+        for collection in collections.drop(engine, name, yes=yes):
+            typer.echo(f"Dropped {collection}")
+
+
+def _table(found: "list[Version]") -> str:
+    before = {version.previous for version in found if version.in_use}
+    rows = [["", "NAME", "COLLECTION", "POINTS", "BUNDLE", "AGE"]]
+    for version in found:
+        expected = "" if version.complete else f" of {version.metadata.expected_points:,}"
+        rows.append(
+            [
+                "*" if version.in_use else "-" if version.collection in before else "",
+                version.name,
+                version.collection,
+                f"{version.points:,}{expected}",
+                version.metadata.bundle_fingerprint[:12],
+                _age(version.metadata.age_s),
+            ]
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def _age(seconds: float) -> str:
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+FROM_KEY = "QDRANT_FROM_API_KEY"
+
+TO_KEY = "QDRANT_TO_API_KEY"
+
+Promote = Annotated[
+    bool, typer.Option("--promote", help="Point the name to it once it is verified.")
+]
+
+
+def snapshot(
+    name: Name,
+    out: Annotated[Path, typer.Option(help="Folder for the file.")],
+    url: Url = None,
+    path: Path_ = None,
+) -> None:
+    """Save a collection, points, indexes and metadata, to one file with checksums.
+
+    The file is named after the collection and the time. A server's is Qdrant's own snapshot in a
+    zip, the embedded engine's a zip of its folder; each goes back to its own kind. A collection
+    that is spread over a cluster is saved with `ingest copy` instead.
+    """
+    from two_tower.ingest.versions import snapshots
+
+    with opened_engine(url, path) as engine:
+        saved = snapshots.snapshot(engine, name, out)
+    typer.echo(
+        f"{saved.file}: {saved.points:,} points of {saved.collection}, "
+        f"{saved.file.stat().st_size / 2**20:,.1f} MiB"
+    )
+
+
+def restore(
+    file: Annotated[Path, typer.Argument(help="File that `ingest snapshot` wrote.")],
+    collection: Annotated[
+        str | None,
+        typer.Option(help="Name that searches will use; the one that it had by default."),
+    ] = None,
+    promote: Promote = False,
+    url: Url = None,
+    path: Path_ = None,
+) -> None:
+    """Make a collection of a snapshot, after every checksum in it has been found right.
+
+    A collection that is there is never overwritten, and no name moves without --promote.
+    """
+    from two_tower.ingest.versions import snapshots
+    from two_tower.ingest.versions import versions as collections
+    from two_tower.retriever.collection.schema import base_name
+
+    with opened_engine(url, path, create=True) as engine:
+        made = snapshots.restore(engine, file, name=collection)
+        typer.echo(f"{made.collection}: restored and verified {made.points:,} points")
+        if promote:
+            name = base_name(made.collection)
+            typer.echo(f"{name} -> {collections.promote(engine, name, made.collection)}")
+
+
+def copy(
+    name: Name,
+    from_path: Annotated[
+        Path | None, typer.Option(help="Embedded engine to copy from.", show_default=".qdrant")
+    ] = None,
+    from_url: Annotated[str | None, typer.Option(help="Server or cluster to copy from.")] = None,
+    to_path: Annotated[Path | None, typer.Option(help="Embedded engine to copy to.")] = None,
+    to_url: Annotated[str | None, typer.Option(help="Server or cluster to copy to.")] = None,
+    options: Annotated[
+        Path | None,
+        typer.Option(
+            help="YAML file whose section `collection:` says how to store it there, in how many "
+            "shards and replicas for instance; as it is stored here by default."
+        ),
+    ] = None,
+    promote: Promote = False,
+) -> None:
+    """Copy a collection between embedded engine, server and cluster, and verify the copy.
+
+    Ids, vectors, payload, indexes and metadata stay the same. Run it again to go on after a stop:
+    only what is missing or different is sent. QDRANT_API_KEY is the key of the one server; of
+    two, QDRANT_FROM_API_KEY and QDRANT_TO_API_KEY (each with _FILE for a file that holds it).
+    """
+    from two_tower.ingest.versions import copying
+    from two_tower.ingest.versions import versions as collections
+    from two_tower.retriever.collection.schema import base_name
+    from two_tower.retriever.engine.address import EngineAddress
+    from two_tower.retriever.engine.address import read_key as api_key
+    from two_tower.retriever.search.settings import read_file
+
+    if (to_path is None) == (to_url is None):
+        raise typer.BadParameter("give one of --to-path and --to-url")
+    _require_two(
+        EngineAddress.find(url=from_url, path=from_path),
+        EngineAddress.find(url=to_url, path=to_path),
+    )
+    stored_as = read_file(options).collection if options else None
+    with (
+        opened_engine(from_url, from_path, api_key=api_key(FROM_KEY)) as source,
+        opened_engine(to_url, to_path, api_key=api_key(TO_KEY), create=True) as target,
+    ):
+        report = copying.copy(source, target, name, options=stored_as)
+        typer.echo(report)
+        if promote:
+            alias = base_name(report.collection)
+            typer.echo(f"{alias} -> {collections.promote(target, alias, report.collection)}")
+
+
+def _require_two(source: "EngineAddress", target: "EngineAddress") -> None:
+    """Refuse one place as both, and one key for two servers: it would be shown to the wrong one."""
+    from two_tower.models.errors import ConfigError
+    from two_tower.retriever.engine.address import read_key as api_key
+
+    if str(source) == str(target):
+        raise ConfigError(f"found {source} as both source and target; expected two engines")
+    if source.url and target.url and api_key() and not (api_key(FROM_KEY) and api_key(TO_KEY)):
+        raise ConfigError(
+            f"found QDRANT_API_KEY and two servers; set {FROM_KEY} and {TO_KEY}, or these names "
+            "with _FILE, so that neither server is sent the other's key"
+        )

@@ -1,0 +1,1 @@
+"""DATA on disk: writing it, in bounded memory and all or nothing."""

@@ -1,0 +1,1 @@
+"""DATA to a collection: what differs, points, sending, verifying."""

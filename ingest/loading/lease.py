@@ -1,0 +1,141 @@
+"""One loader at a time: a note in the collection's metadata that says who loads it.
+
+    lease   {"owner": …, "host": …, "pid": …, "until": <time in ISO 8601>}
+
+A server has no compare-and-set for metadata. So a loader writes its note, waits, and reads it
+again: of two that begin at once the one who wrote last goes on. It renews the note; should that
+find another's name there after all, it stops. An embedded folder has a lock and needs no note.
+"""
+
+import os
+import platform
+import threading
+import time
+import uuid
+from datetime import UTC, datetime, timedelta
+from types import TracebackType
+from typing import Any, Self
+
+from two_tower.retriever.engine.protocol import Engine
+from two_tower.retriever.errors import EngineError, EngineLocked
+
+LEASE = "lease"
+
+LEASE_S = 30.0
+
+RENEW_EVERY_S = 8.0
+
+SETTLE_S = 0.2
+
+_owners_here: set[str] = set()
+
+
+class Lease:
+    """The right to load one collection, renewed in a thread; a context manager."""
+
+    def __init__(self, engine: Engine, collection: str, *, take_over: bool = False) -> None:
+        """Ask for nothing yet.
+
+        Args:
+            engine: where.
+            collection: versioned name.
+            take_over: take it from another loader, which will stop.
+        """
+        self._engine = engine
+        self._collection = collection
+        self._take_over = take_over
+        self._needed = not engine.info().title.startswith("qdrant-edge")
+        self._owner = uuid.uuid4().hex
+        self._lost_to: dict[str, Any] | None = None
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+
+    def __enter__(self) -> Self:
+        """Take the lease.
+
+        Raises:
+            EngineLocked: another loader has it.
+        """
+        if self._needed:
+            holder = self._read()
+            if not self._take_over and _is_alive(holder):
+                raise EngineLocked(self._who_loads(holder))
+            _owners_here.add(self._owner)
+            self._write()
+            time.sleep(SETTLE_S)
+            self.check(self._read())
+            self._thread.start()
+        return self
+
+    def check(self, holder: dict[str, Any] | None = None) -> None:
+        """Make sure that this is still the one loader.
+
+        Args:
+            holder: what the metadata says; by default what the last renewal found.
+
+        Raises:
+            EngineLocked: another one took it.
+        """
+        if holder and holder.get("owner") != self._owner:
+            self._lost_to = holder
+        if self._lost_to:
+            raise EngineLocked(self._who_loads(self._lost_to))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        _owners_here.discard(self._owner)
+        if not self._needed:
+            return
+        self._ended.set()
+        self._thread.join()
+        try:
+            if self._read().get("owner") == self._owner:
+                self._engine.update_collection(self._collection, metadata={LEASE: None})
+        except EngineError:
+            pass  # it runs out by itself
+
+    def _renew(self) -> None:
+        while not self._ended.wait(RENEW_EVERY_S):
+            try:
+                self.check(self._read())
+                self._write()
+            except EngineLocked:
+                return
+            except EngineError:
+                continue  # a server that is away is the sender's concern
+
+    def _read(self) -> dict[str, Any]:
+        metadata = self._engine.get_collection(self._collection).config.metadata or {}
+        return metadata.get(LEASE) or {}
+
+    def _write(self) -> None:
+        until = datetime.now(UTC) + timedelta(seconds=LEASE_S)
+        note = {"owner": self._owner, "host": platform.node(), "pid": os.getpid()}
+        self._engine.update_collection(
+            self._collection, metadata={LEASE: note | {"until": until.isoformat()}}
+        )
+
+    def _who_loads(self, holder: dict[str, Any]) -> str:
+        return (
+            f"collection {self._collection!r} is being loaded by process {holder.get('pid')} on "
+            f"{holder.get('host')}; wait for it, or, if it is gone, run this again after "
+            f"{LEASE_S:.0f} s or with --take-over"
+        )
+
+
+def _is_alive(holder: dict[str, Any]) -> bool:
+    """Say whether a note is in force: not run out, and not of a process of this host that ended."""
+    if not holder or datetime.fromisoformat(holder["until"]) < datetime.now(UTC):
+        return False
+    if holder["host"] != platform.node():
+        return True
+    if (pid := int(holder["pid"])) == os.getpid():  # in a restarted container that is another one
+        return holder["owner"] in _owners_here
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

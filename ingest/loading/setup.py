@@ -1,0 +1,223 @@
+"""The collection that a load goes into: made where it is missing, checked where it is there."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import typer
+
+from two_tower.ingest.loading.points import PassageEncoder, chunks
+from two_tower.ingest.loading.selection import SelectedData
+from two_tower.models.console import progress
+from two_tower.models.data import Dataset
+from two_tower.models.errors import ConfigError
+from two_tower.models.text.bm25 import Bm25Config, average_length
+from two_tower.retriever.collection.clusters import PER_CLUSTER, Centroids, sample_size
+from two_tower.retriever.collection.options import (
+    CollectionOptions,
+    fixed_differences,
+    indexable_fields,
+)
+from two_tower.retriever.collection.schema import (
+    CollectionMetadata,
+    CollectionSchema,
+    collection_name,
+    read_metadata,
+)
+from two_tower.retriever.engine.protocol import Engine, PayloadIndex
+from two_tower.retriever.errors import CollectionMismatch, EngineError
+from two_tower.retriever.search.filters import field_types
+
+
+def fit_centroids(dataset: Dataset, encoder: PassageEncoder, *, clusters: int) -> str:
+    """Return the packed centroids of the passages' dense vectors; nothing for no clusters.
+
+    The sample are passages that lie evenly apart in DATA.
+
+    Raises:
+        ConfigError: DATA has fewer passages than there are to be clusters.
+    """
+    if not clusters:
+        return ""
+    if dataset.passage_count < clusters:
+        raise ConfigError(
+            f"clusters is {clusters:,}, but {dataset.path} has {dataset.passage_count:,} passages; "
+            f"expected at most as many, and better {PER_CLUSTER} passages per cluster"
+        )
+    step = max(1, dataset.passage_count // sample_size(clusters))
+    sample = islice(dataset.passages(), 0, None, step)
+    shown = progress(sample, label="Clustering", total=-(-dataset.passage_count // step))
+    vectors = np.concatenate(
+        [encoder.encode_passages([p.content for p in chunk]) for chunk in chunks(shown)]
+    )
+    return Centroids.fit(vectors, clusters).pack()
+
+
+def open_collection(
+    engine: Engine,
+    dataset: Dataset,
+    encoder: PassageEncoder,
+    *,
+    name: str,
+    options: CollectionOptions | None = None,
+) -> CollectionMetadata:
+    """Make the collection, or check that the one that is there is right, indexes included.
+
+    Args:
+        engine: where.
+        dataset: what will be in it.
+        encoder: makes its vectors.
+        name: the alias that will stand for it.
+        options: how to store it; None for the default, or what the collection has already.
+
+    Returns:
+        Its metadata; the BM25 parameters and centroids in it are those of the first load.
+
+    Raises:
+        CollectionMismatch: something else has a collection of that name, or it has options that
+            cannot be changed in place.
+        ConfigError: the options do not fit DATA.
+    """
+    collection = collection_name(name, encoder.fingerprint)
+    _fields(dataset, options or CollectionOptions())  # what is wrong with it must not come late
+    existing = {found.name for found in engine.get_collections().collections}
+    if name in existing:
+        raise CollectionMismatch(
+            f"{name!r} is a collection itself and cannot be the alias of one; load into another "
+            f"name with --collection, or run: ingest drop {name} --yes"
+        )
+    if collection not in existing:
+        fresh = _new_metadata(dataset, encoder, options or CollectionOptions())
+        _create(engine, collection, fresh)
+    metadata = read_metadata(engine, collection)
+    if metadata.bundle_fingerprint != encoder.fingerprint:
+        raise CollectionMismatch(
+            f"collection {collection!r} was loaded with bundle {metadata.bundle_fingerprint}, "
+            f"this is bundle {encoder.fingerprint}; load into another name with --collection"
+        )
+    expected = CollectionSchema(encoder.dim, tuple(encoder.pca_dims))
+    expected.require(engine.get_collection(collection), collection=collection)
+    if options is not None and options != metadata.options:
+        metadata = _change(engine, collection, metadata, options)
+    _index(engine, collection, dataset, metadata)
+    return metadata
+
+
+def _new_metadata(
+    dataset: Dataset, encoder: PassageEncoder, options: CollectionOptions
+) -> CollectionMetadata:
+    """Return all that decides the points, before there is one: no later load decides otherwise.
+
+    So BM25's mean length is that of all of DATA, also where a part is loaded first.
+    """
+    whole = dataset.whole if isinstance(dataset, SelectedData) else dataset
+    passages = progress(whole.passages(), label="Measuring", total=whole.passage_count)
+    avg_len = average_length(passage.content for passage in passages)
+    return CollectionMetadata(
+        bundle_fingerprint=encoder.fingerprint,
+        dim=encoder.dim,
+        pca_dims=tuple(encoder.pca_dims),
+        data=describe(dataset, kept=0),
+        bm25=Bm25Config(avg_len=avg_len).to_dict(),
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        options=options,
+        centroids=fit_centroids(dataset, encoder, clusters=options.clusters),
+    )
+
+
+def _change(
+    engine: Engine, collection: str, metadata: CollectionMetadata, options: CollectionOptions
+) -> CollectionMetadata:
+    """Let the engine store it otherwise, and say so; what it cannot change in place is refused."""
+    changes = option_changes(collection, metadata.options, options)
+    changed = replace(metadata, options=options)
+    engine.update_collection(
+        collection,
+        **options.changes(changed.schema.vectors_config),
+        metadata={"options": options.to_dict()},
+    )
+    typer.echo(f"{collection} now has {', '.join(changes)}", err=True)
+    engine.optimize(collection)
+    return changed
+
+
+def option_changes(
+    collection: str, found: CollectionOptions, wanted: CollectionOptions
+) -> list[str]:
+    """Return what changes in place from `found` to `wanted`, as in "hnsw.m 32 (was 16)".
+
+    Raises:
+        CollectionMismatch: some of it cannot.
+    """
+    if fixed := fixed_differences(found, wanted):
+        name, values = next(iter(fixed.items()))
+        raise CollectionMismatch(
+            f"collection {collection!r} has {name} {values}, which cannot change in place; load "
+            f"into another name with --collection, or run ingest drop {collection} and load again"
+        )
+    before, after = _flat(found.to_dict()), _flat(wanted.to_dict())
+    return [
+        f"{name} {after.get(name, 'unset')} (was {before.get(name, 'unset')})"
+        for name in dict.fromkeys((*before, *after))
+        if before.get(name) != after.get(name)
+    ]
+
+
+def _flat(options: Mapping[str, Any], *, within: str = "") -> dict[str, str]:
+    """Return the options that are set, as YAML has them, by their whole names, as in hnsw.m."""
+    flat: dict[str, str] = {}
+    for name, value in options.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, within=f"{within}{name}.")
+        elif value is not None:
+            flat[within + name] = str(value).lower() if isinstance(value, bool) else str(value)
+    return flat
+
+
+def _index(engine: Engine, collection: str, dataset: Dataset, metadata: CollectionMetadata) -> None:
+    """Bring the payload indexes to what DATA and the options say; others are left alone."""
+    declared = metadata.options.indexes
+    schema = replace(metadata.schema, fields=_fields(dataset, metadata.options))
+    found = field_types(engine.get_collection(collection))
+    for field, kind in declared.items():
+        if field in found and found[field].value != kind:  # "none" differs from any
+            engine.delete_payload_index(collection, field)
+            del found[field]
+    for field, index in schema.payload_indexes.items():
+        if field not in found:
+            engine.create_payload_index(collection, field, index)
+
+
+def _create(engine: Engine, collection: str, metadata: CollectionMetadata) -> None:
+    try:
+        engine.create_collection(
+            collection, **metadata.schema.creation, metadata=metadata.to_dict()
+        )
+    except EngineError:
+        if not engine.collection_exists(collection):  # it may have been made by another load
+            raise
+
+
+def _fields(dataset: Dataset, options: CollectionOptions) -> dict[str, PayloadIndex]:
+    return indexable_fields(dataset.manifest.get("fields", {}), options.indexes)
+
+
+def stored_options(engine: Engine, collection: str) -> CollectionOptions:
+    """Return how a collection is stored, or would be where there is none yet."""
+    if not engine.collection_exists(collection):
+        return CollectionOptions()
+    return read_metadata(engine, collection).options
+
+
+def describe(dataset: Dataset, *, kept: int) -> dict[str, Any]:
+    """Return the `data` part of a collection's metadata."""
+    return {
+        "source": dataset.manifest.get("source", {}),
+        "content_hash": dataset.content_hash,
+        "counts": dataset.manifest["counts"],
+        "kept": kept,
+        "selection": dataset.manifest.get("selection"),
+    }

@@ -1,0 +1,1 @@
+"""What `ingest prepare` reads: tables, JSON lines, BEIR folders, MS MARCO, docstrings."""

@@ -1,0 +1,143 @@
+"""Long documents to passages that a tower reads whole, with stable ids.
+
+A tower makes one vector of the first words of a text, so the rest of a long one cannot be found by
+it. Here a DATA folder of documents becomes one of passages. Parts end where a sentence does, where
+there is such a place, and are of about the same length. Their ids are the document's with `#1`,
+`#2`, …, so that a changed document changes its own passages alone; the fields `document_id` and
+`part` say where they come from, and a search that groups by `document_id` finds documents.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from two_tower.ingest.dataset.writer import DatasetWriter
+from two_tower.models.console import progress
+from two_tower.models.data import Dataset, Passage, Qrel
+from two_tower.models.errors import ConfigError
+from two_tower.models.text.bm25 import Analyzer
+
+DOCUMENT, PART = "document_id", "part"
+
+_WORD = re.compile(r"\S+")
+
+_SENTENCE_END = re.compile(r"[.!?…][\"'”)\]]*$")
+
+_PARAGRAPH = re.compile(r"\n[^\S\n]*\n")
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """How long passages are.
+
+    Attributes:
+        words: at most so many.
+        overlap: so many words of a passage are repeated in the next.
+    """
+
+    words: int
+    overlap: int = 0
+
+    def __post_init__(self) -> None:
+        if self.words < 1:
+            raise ConfigError(f"--passage-words is {self.words}, expected 1 or more")
+        if not 0 <= self.overlap <= self.words // 2:
+            raise ConfigError(
+                f"--overlap-words is {self.overlap}, expected 0 to {self.words // 2}, "
+                f"half of --passage-words {self.words}"
+            )
+
+
+class LongDocuments:
+    """A DATA folder as a source of passages.
+
+    Attributes:
+        name: the folder as it was given.
+        details: the kind of source and how it is cut, for the manifest.
+    """
+
+    def __init__(self, path: Path, config: SplitConfig) -> None:
+        """Open the folder.
+
+        Raises:
+            DataError: it is no DATA folder.
+        """
+        self.name = str(path)
+        self._data = Dataset.open(path)
+        self._config = config
+        about = {"documents": self._data.content_hash, **asdict(config)}
+        self.details: Mapping[str, Any] = {"kind": "split", **about}
+
+    def write_to(self, writer: DatasetWriter) -> None:
+        """Write the passages; a document's judgement goes to the part that is most like the query.
+
+        That is the one with the most terms of the query, the first of several.
+        """
+        queries = {query.query_id: query for query in self._data.queries()}
+        for query in queries.values():
+            writer.add_query(query)
+        judged: dict[str, list[Qrel]] = defaultdict(list)
+        for split in self._data.splits:
+            for qrel in self._data.qrels(split):
+                judged[qrel.passage_id].append(qrel)
+        analyzer = Analyzer()
+        for document in progress(self._data.passages(), label="documents"):
+            parts = split_passage(document, self._config)
+            for part in parts:
+                writer.add_passage(part, where=document.passage_id)
+            for qrel in judged.get(document.passage_id, ()):
+                best = most_like(queries[qrel.query_id].text, parts, analyzer)
+                writer.add_qrel(qrel._replace(passage_id=best.passage_id))
+
+
+def split_passage(document: Passage, config: SplitConfig) -> list[Passage]:
+    """Return the parts of a document; one that is short enough keeps its id."""
+    texts = split_text(document.text, config)
+    parts = []
+    for number, text in enumerate(texts, 1):
+        part_id = f"{document.passage_id}#{number}" if len(texts) > 1 else document.passage_id
+        origin = {DOCUMENT: document.passage_id, PART: number}
+        fields = {**document.fields, **origin}
+        parts.append(document._replace(passage_id=part_id, text=text, fields=fields))
+    return parts
+
+
+def split_text(text: str, config: SplitConfig) -> list[str]:
+    """Cut a text into pieces of at most `config.words` words, as it stands otherwise."""
+    words = [match.span() for match in _WORD.finditer(text)]
+    pieces, start = [], 0
+    while (left := len(words) - start) > config.words:
+        count = ceil((left - config.overlap) / (config.words - config.overlap))
+        aim = start + ceil((left - config.overlap) / count) + config.overlap
+        end = _cut(
+            text, words, aim=aim, first=start + config.overlap + 1, last=start + config.words
+        )
+        pieces.append(text[words[start][0] : words[end - 1][1]])
+        start = end - config.overlap
+    return [*pieces, text[words[start][0] :].rstrip() if words else text]
+
+
+def most_like(query: str, parts: Sequence[Passage], analyzer: Analyzer) -> Passage:
+    """Return the part with the most different terms of the query, the first of several."""
+    if len(parts) == 1:
+        return parts[0]
+    asked = set(analyzer.terms(query))
+    return max(parts, key=lambda part: len(asked.intersection(analyzer.terms(part.content))))
+
+
+def _cut(text: str, words: Sequence[tuple[int, int]], *, aim: int, first: int, last: int) -> int:
+    """Return the number of words before the cut: a sentence's end near `aim`, or `aim` itself."""
+    reach = (last - first) // 3
+    near = range(max(first, aim - reach), min(last, aim + reach) + 1)
+    ends = [end for end in near if _ends_sentence(text, words, end)]
+    return min(ends, key=lambda end: abs(end - aim), default=aim)
+
+
+def _ends_sentence(text: str, words: Sequence[tuple[int, int]], end: int) -> bool:
+    start, stop = words[end - 1]
+    gap = text[stop : words[end][0]]
+    return bool(_SENTENCE_END.search(text[start:stop]) or _PARAGRAPH.search(gap))

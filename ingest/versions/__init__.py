@@ -1,0 +1,1 @@
+"""Versions of a collection: promote, roll back, copy, snapshot, restore."""

@@ -1,0 +1,205 @@
+"""Versions of a collection: which there are, which one the alias points to; promote and drop.
+
+A switch is two writes: the version that is to come records the one that it replaces, then the
+alias moves, in one operation. Being stopped in between leaves the alias where it was.
+"""
+
+from typing import Any, NamedTuple
+
+from qdrant_client import models as qm
+
+from two_tower.ingest.loading.verify import verify_counts
+from two_tower.retriever.collection.schema import CollectionMetadata, base_name, check_name
+from two_tower.retriever.engine.protocol import Engine
+from two_tower.retriever.errors import CollectionMismatch, CollectionNotFound, EngineError
+
+PREVIOUS = "previous"  # in a collection's metadata: what its alias pointed to before
+
+
+class Version(NamedTuple):
+    """One collection that `ingest load` made.
+
+    Attributes:
+        name: what an alias of it is called.
+        collection: its versioned name.
+        points: how many it holds.
+        aliases: the aliases that point to it.
+        metadata: what it says about itself.
+        previous: the version that its name stood for before it; `rollback` returns there.
+    """
+
+    name: str
+    collection: str
+    points: int
+    aliases: tuple[str, ...]
+    metadata: CollectionMetadata
+    previous: str | None
+
+    @property
+    def complete(self) -> bool:
+        """Whether it holds as many points as its last load meant it to."""
+        return self.points == self.metadata.expected_points
+
+    @property
+    def in_use(self) -> bool:
+        """Whether its name stands for it."""
+        return self.name in self.aliases
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form that `ingest list --json` prints."""
+        return {
+            "name": self.name,
+            "collection": self.collection,
+            "points": self.points,
+            "expected_points": self.metadata.expected_points,
+            "complete": self.complete,
+            "aliases": list(self.aliases),
+            "previous": self.previous,
+            "fingerprint": self.metadata.bundle_fingerprint,
+            "created_at": self.metadata.created_at,
+        }
+
+
+def versions(engine: Engine, name: str | None = None) -> list[Version]:
+    """Return our collections, by name and then newest first; those of others are left out."""
+    pointing: dict[str, list[str]] = {}
+    for alias, target in _aliases(engine).items():
+        pointing.setdefault(target, []).append(alias)
+    found = []
+    for collection in sorted(_collections(engine)):
+        if name not in (None, base_name(collection)):
+            continue
+        stored = engine.get_collection(collection).config.metadata or {}
+        try:
+            metadata = CollectionMetadata.from_dict(stored)
+        except ValueError:
+            continue
+        points = engine.count(collection, exact=True).count
+        aliases = tuple(sorted(pointing.get(collection, ())))
+        found.append(
+            Version(
+                name=base_name(collection),
+                collection=collection,
+                points=points,
+                aliases=aliases,
+                metadata=metadata,
+                previous=stored.get(PREVIOUS),
+            )
+        )
+    found.sort(key=lambda version: version.metadata.created_at, reverse=True)
+    return sorted(found, key=lambda version: version.name)
+
+
+def promote(engine: Engine, name: str, collection: str | None = None) -> str:
+    """Point the alias `name` to a collection that holds all its points, in one step.
+
+    Args:
+        engine: where.
+        name: the alias.
+        collection: one of its versions; the newest by default.
+
+    Returns:
+        The collection it points to now.
+
+    Raises:
+        CollectionNotFound: `name` has no such version.
+        CollectionMismatch: the alias points to what something else made.
+        VerificationFailed: the version's load was not finished.
+    """
+    found = versions(engine, check_name(name))
+    candidates = [version.collection for version in found]
+    chosen = collection or next(iter(candidates), None)
+    if chosen not in candidates:
+        wanted = f"version {collection}" if collection else "version"
+        raise CollectionNotFound(
+            f"{name!r} has no {wanted} (found: {', '.join(candidates) or 'none'}); "
+            f"run: ingest load DATA --bundle BUNDLE --collection {name}"
+        )
+    verify_counts(engine, chosen)
+    current = _aliases(engine).get(name)
+    if current not in (None, *candidates):
+        raise CollectionMismatch(
+            f"the alias {name!r} points to {current!r}, expected one of {', '.join(candidates)}: "
+            "something else made it; load into another name with --collection"
+        )
+    if current != chosen:
+        engine.update_collection(chosen, metadata={PREVIOUS: current})
+        # One operation, so that not even a crash of the engine leaves the name without a target.
+        create = qm.CreateAlias(collection_name=chosen, alias_name=name)
+        engine.update_collection_aliases([qm.CreateAliasOperation(create_alias=create)])
+    return chosen
+
+
+def rollback(engine: Engine, name: str) -> str:
+    """Point the alias `name` back to what it pointed to before; twice is where it began.
+
+    Returns:
+        The collection it points to now.
+
+    Raises:
+        CollectionNotFound: `name` is no alias, or what it pointed to is gone.
+        EngineError: it never pointed to anything else.
+        VerificationFailed: what it pointed to is not complete any more.
+    """
+    found = {version.collection: version for version in versions(engine, check_name(name))}
+    current = next((version for version in found.values() if version.in_use), None)
+    if current is None:
+        raise CollectionNotFound(f"{name!r} stands for no version of ours; see: ingest list")
+    others = sorted(found.keys() - {current.collection})
+    choice = (
+        f"for another version run: ingest promote {name} --to {others[0]}"
+        if others
+        else ("there is no other version; to make one run: ingest load")
+    )
+    if current.previous is None:
+        raise EngineError(f"{name!r} pointed to nothing before {current.collection}; {choice}")
+    if current.previous not in found:
+        raise CollectionNotFound(
+            f"{name!r} pointed to {current.previous} before, which has been dropped; {choice}"
+        )
+    return promote(engine, name, current.previous)
+
+
+def drop(engine: Engine, name: str, *, yes: bool = False) -> list[str]:
+    """Delete one version, or with `yes` everything that belongs to a name.
+
+    Args:
+        engine: where.
+        name: one of our versioned collections that no alias points to; or, with `yes`, any
+            collection, or an alias, which then goes with all its versions.
+        yes: delete what is in use or was made by something else, too.
+
+    Returns:
+        The collections that were deleted.
+
+    Raises:
+        CollectionNotFound: there is nothing of that name.
+        EngineError: it is in use and `yes` is off.
+    """
+    collections = _collections(engine)
+    aliases = _aliases(engine)
+    ours = {version.collection for version in versions(engine, base_name(name))}
+    doomed = [name] if name in collections else sorted(ours | _target(aliases, name))
+    if not doomed:
+        raise CollectionNotFound(f"no collection or alias {name!r}; see: ingest list")
+    in_use = [f"{alias} -> {target}" for alias, target in aliases.items() if target in doomed]
+    if not yes and (in_use or doomed != [name] or name not in ours):
+        raise EngineError(
+            f"{name!r} would delete {', '.join(doomed)} (aliases: {', '.join(in_use) or 'none'}); "
+            f"if that is meant, run: ingest drop {name} --yes"
+        )
+    for collection in doomed:
+        engine.delete_collection(collection)
+    return doomed
+
+
+def _collections(engine: Engine) -> set[str]:
+    return {found.name for found in engine.get_collections().collections}
+
+
+def _aliases(engine: Engine) -> dict[str, str]:
+    return {alias.alias_name: alias.collection_name for alias in engine.get_aliases().aliases}
+
+
+def _target(aliases: dict[str, str], name: str) -> set[str]:
+    return {aliases[name]} if name in aliases else set()
