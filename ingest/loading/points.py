@@ -6,11 +6,11 @@ from itertools import islice
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from two_tower.models.data import Passage
 from two_tower.models.errors import BundleError, DataError
 from two_tower.models.text.bm25 import Bm25Config
+from two_tower.models.vectors import FloatArray
 from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
 from two_tower.retriever.collection.clusters import Centroids
 from two_tower.retriever.collection.schema import (
@@ -23,8 +23,6 @@ from two_tower.retriever.collection.schema import (
     to_payload,
 )
 from two_tower.retriever.engine.wire import SPARSE, Point, Vector
-
-Floats = npt.NDArray[np.float32]
 
 T = TypeVar("T")
 
@@ -56,10 +54,10 @@ class PassageEncoder(Protocol):
     def pca_dims(self) -> tuple[int, ...]:
         """Widths that `reduce` gives."""
 
-    def encode_passages(self, texts: Sequence[str]) -> Floats:
+    def encode_passages(self, texts: Sequence[str]) -> FloatArray:
         """Return `(n, dim) float32, L2-normalised`."""
 
-    def reduce(self, vectors: Floats) -> dict[int, Floats]:
+    def reduce(self, vectors: FloatArray) -> dict[int, FloatArray]:
         """Return `(n, d) float32, L2-normalised` for each d of `pca_dims`."""
 
 
@@ -107,7 +105,7 @@ class PointMaker:
                 payload[CLUSTER] = clusters[row]
             yield sized_point(passage.passage_id, vector, payload)
 
-    def _encode(self, texts: Sequence[str]) -> dict[str, Floats]:
+    def _encode(self, texts: Sequence[str]) -> dict[str, FloatArray]:
         full = self._encoder.encode_passages(texts)
         vectors = {DENSE: full}
         vectors |= {pca_name(dim): part for dim, part in self._encoder.reduce(full).items()}

@@ -1,7 +1,5 @@
 """The cross-scorer of a bundle at work: texts in, logits out."""
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from two_tower.models.bundle.files import CROSS_SCORER, FUSION, parse_arrays
@@ -10,8 +8,7 @@ from two_tower.models.config import from_mapping
 from two_tower.models.errors import BundleError, ConfigError
 from two_tower.models.networks.cross_scorer import CrossConfig, Padded, load_scorer, stage_features
 from two_tower.models.text.tokenizer import TokenRows
-
-FloatArray = npt.NDArray[np.float32]
+from two_tower.models.vectors import FloatArray
 
 
 class CrossRanker:

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 
 from two_tower.models.errors import BundleError
+from two_tower.models.vectors import FloatArray
 
 FORMAT = 1
 
@@ -41,8 +41,6 @@ DECIDING_BY_KIND: Mapping[str, tuple[str, ...]] = {
 CROSS_SCORER, FUSION = "cross_scorer.safetensors", "fusion.json"
 
 EXTRA_FILES = (CROSS_SCORER, FUSION)
-
-FloatArray = npt.NDArray[np.float32]
 
 
 class BundleFiles(NamedTuple):

@@ -21,13 +21,9 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from two_tower.models.errors import BundleError, ConfigError
-
-FloatArray = npt.NDArray[np.float32]
-
-Floats = npt.NDArray[np.floating[Any]]
+from two_tower.models.vectors import AnyFloatArray, BoolArray, Float64Array, FloatArray
 
 FEWEST_QUERIES = 30
 """Fewer labelled queries than this say nothing about weights."""
@@ -59,14 +55,14 @@ class HybridWeights:
 
     tower: float
 
-    def scores(self, bm25: Floats, cosine: Floats) -> Floats:
+    def scores(self, bm25: AnyFloatArray, cosine: AnyFloatArray) -> AnyFloatArray:
         """Return the hybrid scores, of the same shape as both.
 
         Args:
             bm25: of every candidate, 0 where no term matches.
             cosine: of every candidate.
         """
-        result: Floats = bm25 + self.tower * cosine
+        result: AnyFloatArray = bm25 + self.tower * cosine
         return result
 
 
@@ -86,12 +82,12 @@ class FinalWeights:
     nothing: float
     offset: float
 
-    def worth(self, hybrid: Floats, cross: Floats) -> Floats:
+    def worth(self, hybrid: AnyFloatArray, cross: AnyFloatArray) -> AnyFloatArray:
         """Return what candidates are ranked by, of the same shape as both."""
-        result: Floats = self.hybrid * hybrid + self.cross * cross
+        result: AnyFloatArray = self.hybrid * hybrid + self.cross * cross
         return result
 
-    def log_odds(self, worth: Floats) -> Floats:
+    def log_odds(self, worth: AnyFloatArray) -> AnyFloatArray:
         """Return the final scores of lists of candidates, in the order of their worth.
 
         Args:
@@ -149,9 +145,7 @@ def _weights(kind: type[Weights], values: Mapping[str, Any]) -> Weights:
     return kind(**numbers)
 
 
-def fit_hybrid(
-    bm25: FloatArray, cosine: FloatArray, relevant: npt.NDArray[np.bool_]
-) -> HybridWeights | None:
+def fit_hybrid(bm25: FloatArray, cosine: FloatArray, relevant: BoolArray) -> HybridWeights | None:
     """Learn what a cosine is worth from the candidates of labelled queries.
 
     Args:
@@ -166,9 +160,7 @@ def fit_hybrid(
     return None if weight is None else HybridWeights(weight)
 
 
-def fit_final(
-    hybrid: FloatArray, cross: FloatArray, relevant: npt.NDArray[np.bool_]
-) -> FinalWeights | None:
+def fit_final(hybrid: FloatArray, cross: FloatArray, relevant: BoolArray) -> FinalWeights | None:
     """Learn the final weights from queries that the cross-scorer did not learn from.
 
     Arguments are those of `fit_hybrid`, with the hybrid's scores and the cross-scorer's logits.
@@ -179,7 +171,7 @@ def fit_final(
     return _calibrated((hybrid + weight * cross).astype(np.float64), weight, relevant)
 
 
-def log_odds(worth: Floats, nothing: float) -> Floats:
+def log_odds(worth: AnyFloatArray, nothing: float) -> AnyFloatArray:
     """Return (..., n): the logarithm of e^worth over what the others of its row add up to.
 
     Args:
@@ -189,11 +181,11 @@ def log_odds(worth: Floats, nothing: float) -> Floats:
     worth = np.asarray(worth, dtype=np.float64)
     top = np.maximum(worth.max(axis=-1, keepdims=True), nothing)
     others = np.exp(worth - top) @ (1.0 - np.eye(worth.shape[-1])) + np.exp(nothing - top)
-    result: Floats = worth - top - np.log(np.maximum(others, np.finfo(np.float64).tiny))
+    result: AnyFloatArray = worth - top - np.log(np.maximum(others, np.finfo(np.float64).tiny))
     return result
 
 
-def _calibrated(combined: Floats, weight: float, relevant: npt.NDArray[np.bool_]) -> FinalWeights:
+def _calibrated(combined: AnyFloatArray, weight: float, relevant: BoolArray) -> FinalWeights:
     """Return the weights under which the labels are likeliest, every candidate by itself.
 
     Args:
@@ -205,7 +197,7 @@ def _calibrated(combined: Floats, weight: float, relevant: npt.NDArray[np.bool_]
 
     spread = float(combined.std()) or 1.0
 
-    def loss(numbers: npt.NDArray[np.float64]) -> float:
+    def loss(numbers: Float64Array) -> float:
         log_scale, nothing, offset = numbers
         found = log_odds(np.exp(log_scale) / spread * combined, nothing) + offset
         return float((np.logaddexp(0.0, found) - relevant * found).mean())
@@ -220,9 +212,9 @@ def _calibrated(combined: Floats, weight: float, relevant: npt.NDArray[np.bool_]
 def cautious_weight(
     known: FloatArray,
     added: FloatArray,
-    relevant: npt.NDArray[np.bool_],
+    relevant: BoolArray,
     *,
-    grid: npt.NDArray[np.float64],
+    grid: Float64Array,
 ) -> float | None:
     """Return the smallest w of `grid` whose known + w * added is about as good as the best's.
 
@@ -248,9 +240,9 @@ def cautious_weight(
     return float(grid[np.flatnonzero(behind.mean(axis=1) <= error)[0]])
 
 
-def reciprocal_ranks(scores: Floats, relevant: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+def reciprocal_ranks(scores: AnyFloatArray, relevant: BoolArray) -> Float64Array:
     """Return (queries,): 1 / rank of the first answer; ties count against it."""
     best = np.where(relevant, scores, -np.inf).max(axis=1, keepdims=True)
     ahead = (~relevant & (scores >= best)).sum(axis=1)
-    result: npt.NDArray[np.float64] = 1.0 / (1 + ahead)
+    result: Float64Array = 1.0 / (1 + ahead)
     return result

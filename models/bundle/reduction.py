@@ -4,12 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from two_tower.models.errors import BundleError
-from two_tower.models.vectors import normalized
-
-FloatArray = npt.NDArray[np.float32]
+from two_tower.models.vectors import FloatArray, normalized
 
 MAX_FITTED = 200_000
 

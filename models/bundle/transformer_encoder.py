@@ -12,14 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from two_tower.models.errors import BundleError, ConfigError
 from two_tower.models.text.tokenizer import TokenizerConfig, TokenRows
 from two_tower.models.text.transformer_tokenizer import INPUT, MISSING, TransformerTokenizer
-from two_tower.models.vectors import normalized
-
-FloatArray = npt.NDArray[np.float32]
+from two_tower.models.vectors import FloatArray, IntArray, normalized
 
 
 class OnnxRows:
@@ -55,7 +52,7 @@ class OnnxRows:
                 vectors[row] = vector
         return normalized(vectors)
 
-    def _vector(self, ids: npt.NDArray[np.int64]) -> FloatArray:
+    def _vector(self, ids: IntArray) -> FloatArray:
         vector: FloatArray = self._session.run(None, {INPUT: ids[None]})[0][0]
         return vector
 

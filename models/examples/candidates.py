@@ -4,16 +4,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from two_tower.models.examples.negatives import dense_candidates
 from two_tower.models.examples.pairs import Labelled
 from two_tower.models.text.bm25 import Bm25Index
-from two_tower.models.vectors import Vectors
-
-FloatArray = npt.NDArray[np.float32]
-
-IntArray = npt.NDArray[np.int64]
+from two_tower.models.vectors import BoolArray, FloatArray, IntArray, Vectors
 
 DEPTH = 100
 
@@ -36,7 +31,7 @@ class CandidateLists(NamedTuple):
     rows: IntArray
     bm25: FloatArray
     cosine: FloatArray
-    relevant: npt.NDArray[np.bool_]
+    relevant: BoolArray
 
     def take(self, index: IntArray) -> "CandidateLists":
         """Return the lists of the queries at `index`."""
@@ -95,7 +90,7 @@ def _union(lexical: IntArray, dense: IntArray, *, fewest: int, total: int) -> In
     return proposed
 
 
-def _known(labelled: Labelled, rows: IntArray) -> npt.NDArray[np.bool_]:
+def _known(labelled: Labelled, rows: IntArray) -> BoolArray:
     width = labelled.relevant.shape[1]
     queries, answers = labelled.relevant.nonzero()
     known = queries.astype(np.int64) * width + answers

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.numpy import load as load_arrays
@@ -29,7 +28,7 @@ from two_tower.models.examples.negatives import (
 )
 from two_tower.models.examples.pairs import HardNegatives, Labelled, read_labelled
 from two_tower.models.files import write_bytes
-from two_tower.models.vectors import Vectors
+from two_tower.models.vectors import FloatArray, Vectors
 
 FORMAT = 1
 
@@ -46,8 +45,6 @@ SCHEMA = pa.schema(
         ("teacher_score", pa.float32()),
     ]
 )
-
-FloatArray = npt.NDArray[np.float32]
 
 
 class Teacher(NamedTuple):

@@ -16,6 +16,7 @@ from scipy import sparse
 
 from two_tower.models.errors import ConfigError
 from two_tower.models.examples.pairs import Labelled
+from two_tower.models.vectors import BoolArray, FloatArray, IntArray
 
 DENSE_BLOCK = 128
 
@@ -36,11 +37,6 @@ KEPT, SPARE, KNOWN, TWIN, SHARE, MARGIN, HIGH, ELSEWHERE = range(len(OUTCOMES))
 
 NOTHING = -1
 
-IntArray = npt.NDArray[np.int64]
-
-FloatArray = npt.NDArray[np.float32]
-
-BoolArray = npt.NDArray[np.bool_]
 
 AnyArray = npt.NDArray[Any]
 

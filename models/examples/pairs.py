@@ -9,9 +9,8 @@ from scipy import sparse
 
 from two_tower.models.data import Dataset
 from two_tower.models.errors import TrainingError
-from two_tower.models.text.tokenizer import IntArray, TokenRows
-
-FloatArray = npt.NDArray[np.float32]
+from two_tower.models.text.tokenizer import TokenRows
+from two_tower.models.vectors import FloatArray, IntArray
 
 
 class Batch(NamedTuple):
@@ -257,6 +256,6 @@ def batches_per_epoch(size: int, batch_size: int) -> int:
 
 def _bool_rows(columns: list[list[int]], *, width: int) -> sparse.csr_matrix:
     offsets = np.cumsum([0, *map(len, columns)])
-    flat: npt.NDArray[np.int64] = np.array([c for row in columns for c in row], dtype=np.int64)
+    flat: IntArray = np.array([c for row in columns for c in row], dtype=np.int64)
     values = np.ones(len(flat), dtype=bool)
     return sparse.csr_matrix((values, flat, offsets), shape=(len(columns), width))

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -26,6 +25,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from two_tower.models.config import check_least, check_positive
 from two_tower.models.errors import BundleError, ConfigError
 from two_tower.models.text.tokenizer import TokenRows
+from two_tower.models.vectors import FloatArray
 
 Inputs = Callable[[Tensor], Tensor]
 """(…) int64 ids -> (…, width) float32, what the GRUs read."""
@@ -84,8 +84,6 @@ ABSENT = -2.0  # below every cosine: padding matches nothing
 LARGEST_CORRECTION = 2.0
 
 ATTENTION_SHARPNESS = 8.0
-
-FloatArray = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)

@@ -8,19 +8,16 @@ reads each row reversed, so padding never changes a vector.
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from two_tower.models.errors import ConfigError
 from two_tower.models.networks.tokens import Tokens
+from two_tower.models.vectors import FloatArray
 
 BUCKET = 64
 """Rows that are read side by side; on a CPU 64 trains faster than 256 and wastes less padding."""
-
-FloatArray = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)

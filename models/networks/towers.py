@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -17,12 +16,11 @@ from two_tower.models.errors import ConfigError, TrainingError
 from two_tower.models.networks.recurrent import RnnConfig, RnnTower, TokenVectors
 from two_tower.models.networks.tokens import Tokens
 from two_tower.models.text.tokenizer import TokenRows
+from two_tower.models.vectors import FloatArray
 
 ENCODE_BATCH = 1024
 
 TOKEN_PARAMETERS = ("vectors", "weights")
-
-FloatArray = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)

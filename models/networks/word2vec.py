@@ -10,13 +10,10 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from two_tower.models.config import check_least
-from two_tower.models.text.tokenizer import IntArray, TokenRows
-from two_tower.models.vectors import normalized
-
-FloatArray = npt.NDArray[np.float32]
+from two_tower.models.text.tokenizer import TokenRows
+from two_tower.models.vectors import FloatArray, IntArray, normalized
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from two_tower.models.config import check_least, check_positive
 from two_tower.models.errors import ConfigError
 from two_tower.models.examples.pairs import Batch
 from two_tower.models.objectives.losses import Encoded
-from two_tower.models.text.tokenizer import IntArray, TokenRows
+from two_tower.models.text.tokenizer import TokenRows
+from two_tower.models.vectors import IntArray
 
 
 @dataclass(frozen=True)

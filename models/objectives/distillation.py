@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -25,14 +24,12 @@ from two_tower.models.files import write_bytes
 from two_tower.models.networks.word2vec import random_vectors
 from two_tower.models.objectives.inverse_cloze import NOTHING_MASKED
 from two_tower.models.objectives.losses import Encoded
-from two_tower.models.text.tokenizer import IntArray, TokenizerConfig, TokenRows
-from two_tower.models.vectors import Vectors, normalized
+from two_tower.models.text.tokenizer import TokenizerConfig, TokenRows
+from two_tower.models.vectors import FloatArray, IntArray, Vectors, normalized
 
 SHARD = 4096
 
 WORD_START = "▁"
-
-FloatArray = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)

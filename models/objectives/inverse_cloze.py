@@ -8,7 +8,8 @@ import numpy as np
 from two_tower.models.config import check_least, check_positive
 from two_tower.models.errors import ConfigError
 from two_tower.models.examples.pairs import Batch
-from two_tower.models.text.tokenizer import IntArray, TokenRows
+from two_tower.models.text.tokenizer import TokenRows
+from two_tower.models.vectors import IntArray
 
 NOTHING_MASKED = np.zeros((0, 2), dtype=np.int64)
 

@@ -10,15 +10,12 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import qdrant_edge
 from scipy import sparse
 
+from two_tower.models.vectors import Float64Array, FloatArray, IntArray
+
 SEARCH_BLOCK = 256
-
-IntArray = npt.NDArray[np.int64]
-
-FloatArray = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -160,7 +157,7 @@ class _SparseRows(NamedTuple):
     """Sparse vectors end to end; vector i is the slice `offsets[i]:offsets[i + 1]`."""
 
     indices: IntArray
-    values: npt.NDArray[np.float64]
+    values: Float64Array
     offsets: IntArray
 
 
@@ -171,7 +168,7 @@ def _sparse_rows(vectors: Sequence[qdrant_edge.SparseVector]) -> _SparseRows:
     return _SparseRows(np.array(indices, np.int64), np.array(values, np.float64), offsets)
 
 
-def _best(rows: IntArray, scores: npt.NDArray[np.float64], k: int) -> IntArray:
+def _best(rows: IntArray, scores: Float64Array, k: int) -> IntArray:
     """Return where the `k` best of one query's hits are, best first, ties by row."""
     near = np.arange(len(scores))
     if len(scores) > k:

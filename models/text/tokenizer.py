@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import sentencepiece as spm
 
 from two_tower.models.errors import BundleError, ConfigError, TrainingError
+from two_tower.models.vectors import BoolArray, IntArray
 
 UNKNOWN_ID = 0
 
@@ -26,8 +26,6 @@ SMALLEST_VOCABULARY = BYTE_PIECES + 64
 CHARS_PER_TOKEN = 16
 
 BROKEN_CHARS = re.compile("[\x00\ud800-\udfff]")
-
-IntArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,7 @@ class TokenRows(NamedTuple):
         shift = np.repeat(self.offsets[index] - offsets[:-1], lengths)
         return TokenRows(self.ids[np.arange(offsets[-1]) + shift], offsets)
 
-    def where(self, kept: npt.NDArray[np.bool_]) -> "TokenRows":
+    def where(self, kept: BoolArray) -> "TokenRows":
         """Return all rows with only the tokens that are true in `kept` (total,)."""
         ends = np.concatenate([[0], np.cumsum(kept)])
         return TokenRows(self.ids[kept], ends[self.offsets])

@@ -17,14 +17,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as save_arrays
 
 from two_tower.models.config import flatten
 from two_tower.models.errors import TrainingError
 from two_tower.models.files import write_bytes, write_json
+from two_tower.models.vectors import FloatArray
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -34,7 +33,6 @@ TEACHER = "teacher"  # what a teacher said of the texts: dear, and right for any
 
 RECORDS = (CHECKPOINT, "finished.json", "failed.json")
 
-FloatArray = npt.NDArray[np.float32]
 
 Arrays = dict[str, FloatArray]
 

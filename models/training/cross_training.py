@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -34,14 +33,11 @@ from two_tower.models.training.loop import (
     restore_optimizer,
 )
 from two_tower.models.training.tracking import Tracker
+from two_tower.models.vectors import BoolArray, FloatArray, IntArray
 
 SCORED_AT_ONCE = 16
 
 WEIGHT_DECAY = 1e-3
-
-FloatArray = npt.NDArray[np.float32]
-
-IntArray = npt.NDArray[np.int64]
 
 
 class Reading(NamedTuple):
@@ -157,9 +153,7 @@ class CrossTrainer:
         return (1 - share) * loss + share * divergence
 
 
-def draw_lists(
-    relevant: npt.NDArray[np.bool_], config: CrossConfig, rng: np.random.Generator
-) -> IntArray:
+def draw_lists(relevant: BoolArray, config: CrossConfig, rng: np.random.Generator) -> IntArray:
     """Return (n, 1 + negatives) places in each list: an answer first, then other candidates.
 
     Args:

@@ -1,10 +1,11 @@
 """How well vectors find the known answers: exact search over the whole corpus."""
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from scipy import sparse
 from torch import Tensor
+
+from two_tower.models.vectors import BoolArray, IntArray
 
 CUTOFFS = (1, 3, 10, 100)
 
@@ -36,7 +37,7 @@ def ranking_metrics(
     return {**metrics, "mrr@10": float(first.mean())}
 
 
-def _hits(ranked: npt.NDArray[np.int64], relevant: sparse.csr_matrix) -> npt.NDArray[np.bool_]:
+def _hits(ranked: IntArray, relevant: sparse.csr_matrix) -> BoolArray:
     """Return (n, k) bool: whether the passage at that rank answers the query."""
     width = relevant.shape[1]
     rows, columns = relevant.nonzero()

@@ -12,7 +12,6 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from safetensors.numpy import save as save_arrays
 
@@ -34,7 +33,7 @@ from two_tower.models.training.cross_training import CrossTrainer, Reading, scor
 from two_tower.models.training.loop import train_quietly
 from two_tower.models.training.phases import labelled_phase
 from two_tower.models.training.tracking import Tracker
-from two_tower.models.vectors import Vectors, normalized
+from two_tower.models.vectors import FloatArray, IntArray, Vectors, normalized
 
 HELD_OUT = 0.1
 
@@ -43,9 +42,6 @@ LIST_SIZE = 50
 FUSION_QUERIES = 4000
 """Enough for one weight; a cross-scorer wants them all."""
 
-FloatArray = npt.NDArray[np.float32]
-
-IntArray = npt.NDArray[np.int64]
 
 FoldVectors = Callable[[IntArray], Vectors]
 """Train queries to leave out (m,) -> vectors of those and of all passages, by towers without."""

@@ -13,9 +13,9 @@ from two_tower.models.objectives.distillation import Lesson, LessonSampler, simi
 from two_tower.models.objectives.inverse_cloze import SpanSampler
 from two_tower.models.objectives.labelled import LabelledConfig, labelled_loss
 from two_tower.models.objectives.losses import in_batch_softmax, matryoshka_loss
-from two_tower.models.text.tokenizer import IntArray
 from two_tower.models.training.config import TrainConfig
 from two_tower.models.training.loop import Phase
+from two_tower.models.vectors import IntArray
 
 LABELLED, HARD = "labelled", "hard"
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
@@ -55,9 +54,7 @@ from two_tower.models.training.loop import DevResult, Phase, Trainer
 from two_tower.models.training.out_of_fold import Done, RankingPart
 from two_tower.models.training.phases import HARD, LABELLED, check_negatives, make_phases
 from two_tower.models.training.tracking import Tracker, WandbOptions
-from two_tower.models.vectors import Vectors
-
-FloatArray = npt.NDArray[np.float32]
+from two_tower.models.vectors import FloatArray, Vectors
 
 AnyTokenizer = Tokenizer | TransformerTokenizer
 

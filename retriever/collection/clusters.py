@@ -11,14 +11,13 @@ import numpy as np
 import numpy.typing as npt
 from qdrant_client import models as qm
 
+from two_tower.models.vectors import FloatArray
 from two_tower.retriever.collection.schema import CLUSTER
 from two_tower.retriever.errors import CollectionMismatch
 
 if TYPE_CHECKING:
     from two_tower.retriever.collection.schema import CollectionMetadata
 
-
-Floats = npt.NDArray[np.float32]
 
 PER_CLUSTER = 64
 
@@ -43,7 +42,7 @@ class Centroids:
         self._vectors = full / np.maximum(np.linalg.norm(full, axis=1, keepdims=True), 1e-9)
 
     @classmethod
-    def fit(cls, vectors: Floats, clusters: int) -> "Centroids":
+    def fit(cls, vectors: FloatArray, clusters: int) -> "Centroids":
         """Return the centres of k-means over `(n, dim) float32`, n at least `clusters`.
 
         Sculley, "Web-Scale K-Means Clustering", 2010, from k-means++ beginnings.
@@ -79,19 +78,19 @@ class Centroids:
         """Return them as text for a collection's metadata: 2.7 bytes per dimension."""
         return base64.b64encode(self._half.tobytes()).decode("ascii")
 
-    def assign(self, vectors: Floats) -> list[int]:
+    def assign(self, vectors: FloatArray) -> list[int]:
         """Return the cluster of each of `(n, dim) float32`."""
         nearest: list[int] = np.argmax(
             vectors.astype(np.float64) @ self._vectors.T, axis=1
         ).tolist()
         return nearest
 
-    def nearest(self, query: Floats, count: int) -> list[int]:
+    def nearest(self, query: FloatArray, count: int) -> list[int]:
         """Return the `count` clusters nearest to `(dim,) float32`, nearest first."""
         order: list[int] = np.argsort(-(self._vectors @ query), kind="stable")[:count].tolist()
         return order
 
-    def probe(self, query: Floats, count: int) -> qm.Filter:
+    def probe(self, query: FloatArray, count: int) -> qm.Filter:
         """Return a filter that leaves the points of the nearest `count` clusters."""
         clusters = self.nearest(query, count)
         return qm.Filter(must=[qm.FieldCondition(key=CLUSTER, match=qm.MatchAny(any=clusters))])

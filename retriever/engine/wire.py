@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import orjson
 import qdrant_edge as edge
 from qdrant_client import QdrantClient
@@ -16,11 +15,13 @@ from qdrant_client import models as qm
 from qdrant_client.http.exceptions import ResponseHandlingException
 from qdrant_client.http.models import QueryResponse
 
+from two_tower.models.vectors import FloatArray
+
 SPARSE = (qm.SparseVector, edge.SparseVector)
 
 Sparse = qm.SparseVector | edge.SparseVector
 
-Vector = npt.NDArray[np.float32] | list[float] | Sparse
+Vector = FloatArray | list[float] | Sparse
 
 
 class Point(NamedTuple):

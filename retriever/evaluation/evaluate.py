@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from two_tower.models.console import progress
 from two_tower.models.data import Dataset, Qrel, Query
 from two_tower.models.errors import ConfigError, DataError
 from two_tower.models.provenance import commit
+from two_tower.models.vectors import Float64Array
 from two_tower.retriever.evaluation.measures import DEPTH, Rankings, Values, answerable, per_query
 from two_tower.retriever.evaluation.significance import Comparison, bootstrap_intervals, compare
 from two_tower.retriever.evaluation.systems import Started, System
@@ -224,7 +224,7 @@ def rank_all(
     }
 
 
-def time_queries(started: Started, queries: Sequence[Query], *, k: int) -> npt.NDArray[np.float64]:
+def time_queries(started: Started, queries: Sequence[Query], *, k: int) -> Float64Array:
     """Return the milliseconds of each query, one at a time, after a warm-up with other queries."""
     for query in queries[TIMED_QUERIES:][:WARM_UP] or queries[-FEW:]:
         started.rank(query, k)

@@ -5,10 +5,10 @@ from typing import Any
 
 import ir_measures
 import numpy as np
-import numpy.typing as npt
 from ir_measures import AP, RR, R, nDCG
 
 from two_tower.models.data import Qrel, Query
+from two_tower.models.vectors import Float64Array
 from two_tower.retriever.records import Run
 
 DEPTH = 100
@@ -27,7 +27,7 @@ MEASURES = {
 Rankings = Mapping[str, Sequence[str]]
 """query_id -> passage ids, best first."""
 
-Values = dict[str, npt.NDArray[np.float64]]
+Values = dict[str, Float64Array]
 """measure -> one value per judged query."""
 
 

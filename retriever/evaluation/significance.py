@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from two_tower.models.vectors import Float64Array
 from two_tower.retriever.evaluation.measures import Values
 
 RESAMPLES = 2000
@@ -17,8 +17,6 @@ ALPHA = 0.05
 BLOCK = 100
 
 ROUNDING = 1e-12  # equal sums of the same numbers in another order differ by less
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -43,12 +41,12 @@ class Comparison:
         return self.p_holm < ALPHA
 
 
-def bootstrap_interval(values: Floats, *, seed: int = 0) -> tuple[float, float]:
+def bootstrap_interval(values: Float64Array, *, seed: int = 0) -> tuple[float, float]:
     """Return the 95% percentile-bootstrap interval of the mean over queries; see the next."""
     return bootstrap_intervals(values[:, None], seed=seed)[0]
 
 
-def bootstrap_intervals(columns: Floats, *, seed: int = 0) -> list[tuple[float, float]]:
+def bootstrap_intervals(columns: Float64Array, *, seed: int = 0) -> list[tuple[float, float]]:
     """Return the 95% percentile-bootstrap interval of the mean of each column.
 
     Sakai, "Evaluating evaluation metrics based on the bootstrap", SIGIR 2006.
@@ -67,12 +65,12 @@ def bootstrap_intervals(columns: Floats, *, seed: int = 0) -> list[tuple[float, 
     return list(zip(lows, highs, strict=True))
 
 
-def randomisation_p(differences: Floats, *, seed: int = 0) -> float:
+def randomisation_p(differences: Float64Array, *, seed: int = 0) -> float:
     """Return the two-sided p of the paired randomisation test on differences per query."""
     return randomisation_ps(differences[:, None], seed=seed)[0]
 
 
-def randomisation_ps(columns: Floats, *, seed: int = 0) -> list[float]:
+def randomisation_ps(columns: Float64Array, *, seed: int = 0) -> list[float]:
     """Return the two-sided p of the paired randomisation test for each column.
 
     Were both systems alike, each difference could as well have the other sign; p is the share of

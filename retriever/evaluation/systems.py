@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from two_tower.models.data import Passage, Query
 from two_tower.models.errors import ConfigError
 from two_tower.models.text.bm25 import Analyzer, Bm25Config
+from two_tower.models.vectors import Float64Array
 from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
 from two_tower.retriever.collection.options import CollectionOptions
 from two_tower.retriever.collection.schema import BM25, DENSE
@@ -106,7 +106,7 @@ class RankBm25Index:
         return _best(self._ids, self._index.get_scores(self._analyzer.terms(query)), k)
 
 
-def _best(ids: Sequence[str], scores: npt.NDArray[np.float64], k: int) -> list[str]:
+def _best(ids: Sequence[str], scores: Float64Array, k: int) -> list[str]:
     order = np.argsort(-scores, kind="stable")[:k]
     return [ids[row] for row in order if scores[row] > 0]
 

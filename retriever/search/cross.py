@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from two_tower.models.bundle.fusion import FinalWeights
 from two_tower.models.data import Passage
+from two_tower.models.vectors import FloatArray
 from two_tower.retriever.collection.schema import BM25
 from two_tower.retriever.search.settings import SearchSettings
 from two_tower.retriever.search.stages import Ranking, hybrid_scores
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 
 CROSS = "cross"
-
-FloatArray = npt.NDArray[np.float32]
 
 
 class CrossReader:

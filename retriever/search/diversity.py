@@ -9,14 +9,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+
+from two_tower.models.vectors import Float64Array, FloatArray
 
 MISSING = object()
 
 
-def mmr(
-    scores: npt.NDArray[np.float64], vectors: npt.NDArray[np.float32], *, diversity: float, k: int
-) -> list[int]:
+def mmr(scores: Float64Array, vectors: FloatArray, *, diversity: float, k: int) -> list[int]:
     """Return the rows of the `k` candidates that are relevant and unlike those before them.
 
     Each step takes the row with the largest
@@ -59,9 +58,9 @@ def at_most_per_group(payloads: Sequence[Mapping[str, Any]], field: str, *, size
     return kept
 
 
-def _scaled(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _scaled(scores: Float64Array) -> Float64Array:
     low, high = float(scores.min()), float(scores.max())
     if high == low:
         return np.ones(len(scores))
-    scaled: npt.NDArray[np.float64] = (scores - low) / (high - low)
+    scaled: Float64Array = (scores - low) / (high - low)
     return scaled

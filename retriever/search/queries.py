@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
+from two_tower.models.vectors import FloatArray
 from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
 from two_tower.retriever.collection.schema import BM25, DENSE, pca_name, point_id
 from two_tower.retriever.errors import QueryError
@@ -85,8 +85,8 @@ class QueryEncoder:
             by_name={**vectors.by_name, **({BM25: terms} if terms.indices else {})}
         )
 
-    def _tower(self, queries: list[str]) -> npt.NDArray[np.float32]:
-        vectors: npt.NDArray[np.float32] = self.bundle.encode_queries(queries)
+    def _tower(self, queries: list[str]) -> FloatArray:
+        vectors: FloatArray = self.bundle.encode_queries(queries)
         if self.rewriter is None:
             return vectors
         imagined = [_passages(self.rewriter, query) for query in queries]
@@ -96,9 +96,7 @@ class QueryEncoder:
         return np.stack([average(*pair) for pair in zip(vectors, parts, strict=True)])
 
 
-def average(
-    query: npt.NDArray[np.float32], passages: npt.NDArray[np.float32]
-) -> npt.NDArray[np.float32]:
+def average(query: FloatArray, passages: FloatArray) -> FloatArray:
     """Return the mean of a query and the passages imagined for it, L2-normalised.
 
     Gao, Ma, Lin and Callan, "Precise Zero-Shot Dense Retrieval without Relevance Labels" (HyDE),
@@ -112,7 +110,7 @@ def average(
     length = float(np.linalg.norm(total))
     if length < 1e-6:  # they cancel each other out and say nothing
         return query
-    mean: npt.NDArray[np.float32] = (total / length).astype(np.float32)
+    mean: FloatArray = (total / length).astype(np.float32)
     return mean
 
 

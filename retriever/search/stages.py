@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from qdrant_client import models as qm
 
+from two_tower.models.vectors import Float64Array, FloatArray, IntArray
 from two_tower.retriever.collection.clusters import Centroids
 from two_tower.retriever.collection.schema import BM25, DENSE
 from two_tower.retriever.engine.wire import Scored
@@ -18,10 +18,7 @@ if TYPE_CHECKING:
     from two_tower.models.bundle.fusion import HybridWeights
 
 
-Floats = npt.NDArray[np.float64]
-
-
-def fill_missing(scores: Floats, floors: Floats) -> Floats:
+def fill_missing(scores: Float64Array, floors: Float64Array) -> Float64Array:
     """Replace NaN by the stage's floor: the most that a candidate it left out can have scored.
 
     Args:
@@ -32,18 +29,18 @@ def fill_missing(scores: Floats, floors: Floats) -> Floats:
     return np.where(np.isnan(scores), floors, scores)
 
 
-def weighted_sum(scores: Floats, weights: Floats) -> Floats:
+def weighted_sum(scores: Float64Array, weights: Float64Array) -> Float64Array:
     """Return `scores @ weights`, in the stages' own units.
 
     A convex combination beats reciprocal ranks, and needs no normalisation per query once the
     weight suits the units: Bruch, Gai and Ingber, "An Analysis of Fusion Functions for Hybrid
     Retrieval", TOIS 2023.
     """
-    total: Floats = scores @ weights
+    total: Float64Array = scores @ weights
     return total
 
 
-def ranks(scores: Floats) -> npt.NDArray[np.int64]:
+def ranks(scores: Float64Array) -> IntArray:
     """Return each stage's ranks from 1, best first, ties in the order given; missing ones last."""
     order = np.argsort(-np.nan_to_num(scores, nan=-np.inf), axis=0, kind="stable")
     result = np.empty_like(order)
@@ -51,22 +48,22 @@ def ranks(scores: Floats) -> npt.NDArray[np.int64]:
     return result
 
 
-def reciprocal_rank_fusion(scores: Floats, weights: Floats, *, k: int = 60) -> Floats:
+def reciprocal_rank_fusion(
+    scores: Float64Array, weights: Float64Array, *, k: int = 60
+) -> Float64Array:
     """Return sum over stages of weight / (k + rank); a missing candidate adds nothing.
 
     Cormack, Clarke and Büttcher, "Reciprocal Rank Fusion outperforms Condorcet", SIGIR 2009.
     """
     gains = np.where(np.isnan(scores), 0.0, weights / (k + ranks(scores)))
-    total: Floats = gains.sum(axis=1)
+    total: Float64Array = gains.sum(axis=1)
     return total
 
 
 RERANK = "rerank"
 
 
-def rescored(
-    legs: Sequence[qm.Prefetch], query_vector: npt.NDArray[np.float32], *, limit: int
-) -> qm.Prefetch:
+def rescored(legs: Sequence[qm.Prefetch], query_vector: FloatArray, *, limit: int) -> qm.Prefetch:
     """Ask for the `limit` best of what `legs` find, by the full vectors.
 
     Quantized copies are ignored: a final score must come from the vectors themselves.
@@ -80,9 +77,7 @@ def rescored(
     )
 
 
-def query_tower_request(
-    legs: Sequence[qm.Prefetch], query_vector: npt.NDArray[np.float32]
-) -> qm.QueryRequest:
+def query_tower_request(legs: Sequence[qm.Prefetch], query_vector: FloatArray) -> qm.QueryRequest:
     """Ask the engine for the exact cosine of every candidate that `legs` propose.
 
     The legs go in as prefetches, so candidates and rerank travel in one request, no vector leaves
@@ -122,7 +117,7 @@ class QueryVectors(NamedTuple):
         by_name: vector name -> what that vector is searched with; no entry for an empty one.
     """
 
-    tower: npt.NDArray[np.float32]
+    tower: FloatArray
     by_name: Mapping[str, list[float] | qm.SparseVector]
 
 
@@ -138,8 +133,8 @@ class Candidates(NamedTuple):
 
     point_ids: list[str]
     stages: list[str]
-    scores: Floats
-    floors: Floats
+    scores: Float64Array
+    floors: Float64Array
 
 
 class Ranking(NamedTuple):
@@ -153,16 +148,16 @@ class Ranking(NamedTuple):
     """
 
     candidates: Candidates
-    order: npt.NDArray[np.int64]
-    scores: Floats
+    order: IntArray
+    scores: Float64Array
     is_learnt: bool = False
 
 
 class HybridScores(NamedTuple):
     """Both scores of every candidate, `(n,)` each, without gaps."""
 
-    bm25: Floats
-    cosine: Floats
+    bm25: Float64Array
+    cosine: Float64Array
 
 
 class Winner(NamedTuple):
@@ -249,7 +244,7 @@ def gather(requests: Mapping[str, qm.QueryRequest], answers: Sequence[Scored]) -
     return Candidates(list(rows), stages, scores, np.array(floors))
 
 
-def _floor(stage: str, scores: Floats, limit: int) -> float:
+def _floor(stage: str, scores: Float64Array, limit: int) -> float:
     """A full list leaves out what scores less than its last; a short BM25 list what matches not."""
     found = scores[~np.isnan(scores)]
     if stage in LEXICAL and len(found) < limit:
@@ -287,12 +282,12 @@ def hybrid_scores(candidates: Candidates) -> HybridScores | None:
     return HybridScores(bm25, cosine)
 
 
-def plain_scores(settings: SearchSettings, candidates: Candidates) -> Floats:
+def plain_scores(settings: SearchSettings, candidates: Candidates) -> Float64Array:
     """Return `(n,)`: one stage's own score where only one counts, else the fused one."""
     weights = stage_weights(settings, candidates.stages)
     scores = fill_missing(candidates.scores, candidates.floors)
     if np.count_nonzero(weights) == 1:
-        only: Floats = scores[:, int(np.argmax(weights))]
+        only: Float64Array = scores[:, int(np.argmax(weights))]
         return only
     if settings.fusion == "rrf":
         return reciprocal_rank_fusion(candidates.scores, (weights > 0).astype(float))
@@ -319,7 +314,7 @@ def choose(ranking: Ranking, *, k: int) -> list[Winner]:
     return winners
 
 
-def stage_weights(settings: SearchSettings, stages: Sequence[str]) -> Floats:
+def stage_weights(settings: SearchSettings, stages: Sequence[str]) -> Float64Array:
     """Return `(m,)`: 1 for a lexical stage, `tower_weight` for the tower's.
 
     Where rerank ran, it alone speaks for the tower; else its legs share the weight.
@@ -329,5 +324,5 @@ def stage_weights(settings: SearchSettings, stages: Sequence[str]) -> Floats:
     if RERANK in stages:
         tower = np.array([name == RERANK for name in stages])
     worth = TOWER_WEIGHT if settings.tower_weight is None else settings.tower_weight
-    weights: Floats = lexical + worth * tower / max(1, tower.sum())
+    weights: Float64Array = lexical + worth * tower / max(1, tower.sum())
     return weights

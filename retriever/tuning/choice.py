@@ -5,8 +5,8 @@ from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from two_tower.models.vectors import Float64Array
 from two_tower.retriever.collection.options import CollectionOptions
 from two_tower.retriever.search.settings import SearchSettings
 from two_tower.retriever.tuning.goals import COSTS, Goal
@@ -181,7 +181,7 @@ def half_width(better: Row, other: Row, measure: str = QUALITY) -> float:
     return half_interval(better.values[measure] - other.values[measure])
 
 
-def half_interval(values: npt.NDArray[np.float64]) -> float:
+def half_interval(values: Float64Array) -> float:
     """Return half of the 95% interval of the mean of one value per query."""
     if len(values) < 2:
         return float("inf")

@@ -12,12 +12,12 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from two_tower.models.console import progress
 from two_tower.models.data import Dataset, Qrel, Query
 from two_tower.models.errors import DataError
 from two_tower.models.text.bm25 import Bm25Config
+from two_tower.models.vectors import Float64Array
 from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
 from two_tower.retriever.collection.clusters import Centroids
 from two_tower.retriever.collection.options import CollectionOptions, DiskOptions
@@ -45,7 +45,6 @@ MEDIAN_FACTOR = 1.2533  # how much further a median scatters than a mean
 
 DEVIATION_FACTOR = 1.4826  # a standard deviation is so many median absolute deviations
 
-Floats = npt.NDArray[np.float64]
 
 Search = Callable[[str], object]
 """Answers one query."""
@@ -76,7 +75,7 @@ class Times(NamedTuple):
 
 def time_rounds(
     fresh: Sequence[Callable[[], Search]], queries: Sequence[str], *, label: str
-) -> Floats:
+) -> Float64Array:
     """Return the milliseconds of every search, round and query, under a progress bar.
 
     Args:
@@ -98,7 +97,7 @@ def time_rounds(
     return times_ms
 
 
-def summarise(times_ms: Floats) -> list[Times]:
+def summarise(times_ms: Float64Array) -> list[Times]:
     """Return the percentiles of each search.
 
     Args:
@@ -113,7 +112,7 @@ def summarise(times_ms: Floats) -> list[Times]:
     ]
 
 
-def _pace(multiples: Floats, level_ms: float) -> Pace:
+def _pace(multiples: Float64Array, level_ms: float) -> Pace:
     """Return the median over rounds; one bad round of five makes it no worse, and no noisier."""
     middle = float(np.median(multiples))
     deviation = DEVIATION_FACTOR * float(np.median(np.abs(multiples - middle)))

