@@ -1,17 +1,78 @@
-"""Configurations: frozen dataclasses from nested mappings; an unknown key names the nearest."""
+"""Configurations: frozen pydantic dataclasses whose refusals are one line of this project."""
 
+import dataclasses
 import difflib
+import json
+import re
 import types
-from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Mapping
+from functools import wraps
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, dataclass_transform, get_args, get_origin, get_type_hints
 
 import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from two_tower.models.errors import ConfigError
 
 C = TypeVar("C")
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, Field))
+def configuration(section: str = "") -> Callable[[type[C]], type[C]]:
+    """Make a class a frozen dataclass that checks its values.
+
+    Types are strict, bounds are `Field(ge=…)`, an unknown key is refused; every refusal is a
+    `ConfigError` with the key, the value and what was expected. `replace`, `asdict` and
+    `__post_init__` are those of any dataclass.
+
+    Args:
+        section: the keys' prefix in messages where the class is not part of another.
+    """
+
+    def decorate(owner: type[C]) -> type[C]:
+        strict = ConfigDict(strict=True, extra="forbid")
+        made: Any = pydantic_dataclass(owner, frozen=True, config=strict)
+        validate = made.__init__
+
+        @wraps(validate)
+        def init(self: C, *args: Any, **values: Any) -> None:
+            try:
+                validate(self, *args, **values)
+            except ValidationError as error:
+                raise ConfigError(_refusal(error, made, f"{section}." if section else "")) from None
+
+        made.__init__ = init
+        return made  # type: ignore[no-any-return]
+
+    return decorate
+
+
+def from_mapping(owner: type[C], mapping: Mapping[str, Any], *, where: str = "") -> C:
+    """Make a (nested) configuration of plain values.
+
+    Args:
+        owner: its class.
+        mapping: its keys and values; a missing key keeps the default.
+        where: dotted path of the mapping, for messages.
+
+    Raises:
+        ConfigError: a key is unknown, a value is of the wrong type or out of bounds.
+    """
+    try:  # as JSON, for strict types take a mapping and a list there
+        return TypeAdapter(owner).validate_json(json.dumps(mapping, default=str))
+    except ValidationError as error:
+        raise ConfigError(_refusal(error, owner, where)) from None
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 5e-3 is a number; YAML 1.1 asks for 5.0e-3."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+"), [*"-+.0123456789"]
+)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -21,36 +82,15 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         ConfigError: the file is missing, is not YAML or is not a mapping.
     """
     try:
-        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise ConfigError(f"there is no configuration file at {path}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{path} cannot be read as YAML ({reason})") from None
-    if not isinstance(found, dict | None):
-        raise ConfigError(f"{path} holds a {type(found).__name__}, expected keys and values")
-    return found or {}
-
-
-def from_mapping(owner: type[C], mapping: Mapping[str, Any], *, where: str = "") -> C:
-    """Make a (nested) configuration dataclass of plain values.
-
-    Args:
-        owner: the dataclass.
-        mapping: its keys and values; a missing key keeps the default.
-        where: dotted path of the mapping, for messages.
-
-    Raises:
-        ConfigError: a key is unknown or a value is of the wrong type.
-    """
-    hints = get_type_hints(owner)
-    known = [field.name for field in fields(owner)]  # type: ignore[arg-type]
-    values: dict[str, Any] = {}
-    for key, value in mapping.items():
-        if key not in known:
-            raise ConfigError(_unknown_key(str(key), known, where))
-        values[key] = _converted(hints[key], value, f"{where}{key}")
-    return owner(**values)
+    if not isinstance(content, dict | None):
+        raise ConfigError(f"{path} holds a {type(content).__name__}, expected keys and values")
+    return content or {}
 
 
 def with_values(mapping: Mapping[str, Any], dotted: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,46 +121,61 @@ def flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _refusal(error: ValidationError, owner: type, where: str) -> str:
+    """Return the first of pydantic's complaints as a sentence of ours."""
+    first = error.errors(include_url=False)[0]
+    path = [str(part) for part in first["loc"] if not isinstance(part, int)]
+    name = where + ".".join(path)
+    if first["type"] == "unexpected_keyword_argument":
+        section: Any = owner
+        for part in path[:-1]:
+            section = _section(get_type_hints(section)[part])
+        known = [field.name for field in dataclasses.fields(section)]
+        return _unknown_key(path[-1], known, name.removesuffix(path[-1]))
+    return f"{name} is {first['input']!r}, expected {_expected(first, owner, path)}"
+
+
 def _unknown_key(key: str, known: list[str], where: str) -> str:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    advice = f"did you mean {where}{near[0]}?" if near else f"known: {', '.join(known)}"
+    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    advice = f"did you mean {where}{nearest[0]}?" if nearest else f"known: {', '.join(known)}"
     return f"unknown configuration key {where}{key}; {advice}"
 
 
-def _converted(hint: Any, value: Any, name: str) -> Any:
-    origin, args = get_origin(hint), get_args(hint)
-    if is_dataclass(hint) and isinstance(value, Mapping):
-        return from_mapping(hint, value, where=f"{name}.")  # type: ignore[arg-type]
-    if origin in (Union, types.UnionType):
-        return None if value is None else _converted(args[0], value, name)
-    if origin is Literal and value in args:
-        return value
-    if origin is Mapping and isinstance(value, Mapping):
-        return {str(k): _converted(args[1], v, f"{name}.{k}") for k, v in value.items()}
-    if origin is tuple and isinstance(value, list | tuple):
-        return tuple(_converted(args[0], item, name) for item in value)
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(hint, type) and type(value) is hint:
-        return value
-    if hint is float and isinstance(value, str) and _is_number(value):
-        return float(value)  # YAML 1.1 reads 5e-3 as a string
-    expected = " or ".join(map(repr, args)) if origin is Literal else _type_name(hint)
-    raise ConfigError(f"{name} is {value!r}, expected {expected}")
+TYPES = {"int": "int", "float": "float", "bool": "bool", "string": "str"}
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+def _expected(error: Any, owner: type, path: list[str]) -> str:
+    """Return what pydantic wanted instead, in our words."""
+    kind, context = error["type"], error.get("ctx", {})
+    if kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
+        return _bounds(owner, path)
+    if kind == "literal_error":
+        return str(context["expected"]).replace(", ", " or ")
+    if kind == "tuple_type":
+        return "a list of integers"
+    return TYPES.get(kind.partition("_")[0], "keys and values")
 
 
-def _type_name(hint: Any) -> str:
-    if is_dataclass(hint) or get_origin(hint) is Mapping:
-        return "keys and values"
-    return "a list of integers" if get_origin(hint) is tuple else str(hint.__name__)
+def _bounds(owner: Any, path: list[str]) -> str:
+    """Return the bounds of a field: 1 or more, above 0, 0 to 1, between 0 and 1."""
+    for part in path[:-1]:
+        owner = _section(get_type_hints(owner)[part])
+    limits: dict[str, Any] = {}
+    for rule in owner.__pydantic_fields__[path[-1]].metadata:
+        limits |= {k: getattr(rule, k) for k in ("ge", "gt", "le", "lt") if hasattr(rule, k)}
+    if "ge" in limits and "le" in limits:
+        return f"{limits['ge']} to {limits['le']}"
+    if "gt" in limits and "lt" in limits:
+        return f"between {limits['gt']} and {limits['lt']}"
+    words = {"ge": "{} or more", "gt": "above {}", "le": "at most {}", "lt": "below {}"}
+    return " and ".join(words[rule].format(limit) for rule, limit in limits.items())
+
+
+def _section(hint: Any) -> Any:
+    """Return the configuration in `Config | None`."""
+    if get_origin(hint) in (Union, types.UnionType):
+        return next(arg for arg in get_args(hint) if arg is not type(None))
+    return hint
 
 
 def check_least(section: str, config: object, **least: float) -> None:

@@ -1,23 +1,27 @@
-from dataclasses import dataclass, field
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Literal
 
 import pytest
+from pydantic import Field
 
-from two_tower.models.config import flatten, from_mapping, read_yaml, with_values
+from two_tower.models.config import configuration, flatten, from_mapping, read_yaml, with_values
 from two_tower.models.errors import ConfigError
 from two_tower.models.training.config import TrainConfig
 from two_tower.models.training.recipe import read_config, recipe_names
 
 
-@dataclass(frozen=True)
+@configuration("inner")
 class Inner:
     learning_rate: float = 0.1
     kind: Literal["a", "b"] = "a"
     note: str | None = None
+    size: int | None = Field(default=None, ge=1)
+    share: float = Field(default=0.5, gt=0, lt=1)
+    level: float = Field(default=0.0, ge=0, le=1)
 
 
-@dataclass(frozen=True)
+@configuration()
 class Outer:
     seed: int = 0
     on: bool = True
@@ -50,12 +54,27 @@ def test_plain_values_become_dataclasses() -> None:
         ({"inner": 5}, "inner is 5, expected keys and values"),
         ({"inner": {"kind": "c"}}, "inner.kind is 'c', expected 'a' or 'b'"),
         ({"inner": {"learning_rate": "fast"}}, "inner.learning_rate is 'fast', expected float"),
+        ({"inner": {"learning_rate": True}}, "inner.learning_rate is True, expected float"),
+        ({"inner": {"note": 3}}, "inner.note is 3, expected str"),
+        ({"inner": {"size": 0}}, "inner.size is 0, expected 1 or more"),
+        ({"inner": {"share": 1.0}}, "inner.share is 1.0, expected between 0 and 1"),
+        ({"inner": {"level": 1.5}}, "inner.level is 1.5, expected 0 to 1"),
     ],
 )
 def test_wrong_keys_and_values_are_named(values: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         from_mapping(Outer, values)
     assert str(caught.value) == message
+
+
+def test_a_class_is_as_strict_as_a_file() -> None:
+    for make in (lambda: Inner(size=0), lambda: replace(Inner(), size=0)):
+        with pytest.raises(ConfigError, match=r"^inner\.size is 0, expected 1 or more$"):
+            make()
+    with pytest.raises(ConfigError, match=r"did you mean inner\.share\?"):
+        Inner(shore=0.5)  # type: ignore[call-arg]
+    with pytest.raises(AttributeError):
+        Inner().size = 3  # type: ignore[misc]
 
 
 def test_flags_win_and_none_leaves_a_key_alone() -> None:
