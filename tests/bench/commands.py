@@ -23,10 +23,11 @@ OF_THE_MACHINE = {("retriever serve", "--threads"): "one per core, at most 4"}
 """Defaults that depend on the machine: what to say in their place."""
 HEAD = """# Commands
 
-For whoever writes a script or looks up one option: every command as `--help` prints it. This page is generated from the
-commands by `make docs`.
+For whoever writes a script or looks up one option: every command as `--help` prints it. `make docs`
+generates this page from the commands.
 
-Data goes to stdout, progress and messages go to stderr. Exit codes: 0 done, 1 a failure explained in one line, 2 wrong usage.
+Data goes to stdout; progress and messages go to stderr. Exit codes: 0 done, 1 a failure explained in
+one line, 2 wrong usage.
 """
 
 
@@ -68,7 +69,9 @@ def section(command: Any, context: Any, *, path: str) -> str:
 def by_machine(path: str, parameter: Any, meaning: str) -> str:
     """Replace a default that another machine would not have."""
     told = OF_THE_MACHINE.get((path, parameter.opts[0]))
-    return meaning.replace(f"default: {parameter.default};", f"default: {told};") if told else meaning
+    return (
+        meaning.replace(f"default: {parameter.default};", f"default: {told};") if told else meaning
+    )
 
 
 def cell(text: str) -> str:
