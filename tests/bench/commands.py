@@ -26,8 +26,8 @@ HEAD = """# Commands
 For whoever writes a script or looks up one option: every command as `--help` prints it. `make docs`
 generates this page from the commands.
 
-Data goes to stdout; progress and messages go to stderr. Exit codes: 0 done, 1 a failure explained in
-one line, 2 wrong usage.
+Data goes to stdout; progress and messages go to stderr. Exit codes: 0 done, 1 a failure explained
+in one line, 2 wrong usage.
 """
 
 
