@@ -8,7 +8,7 @@ DEMO := demo
 SEARCH = retriever search python-docs --bundle $(DEMO)/bundle -k 3
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test check fix bench clean
+.PHONY: demo test check fix docs bench clean
 
 demo: $(DEMO)/bundle/card.json
 	ingest load $(DEMO)/data --bundle $(DEMO)/bundle --collection python-docs
@@ -36,6 +36,10 @@ check: $(INSTALLED)
 fix: $(INSTALLED)
 	ruff check --fix .
 	ruff format .
+
+docs: $(INSTALLED)
+	python tests/bench/guide.py
+	python tests/bench/commands.py
 
 bench: $(INSTALLED) $(QDRANT)
 	python tests/bench/spine.py

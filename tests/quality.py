@@ -2,7 +2,7 @@
 
     python tests/quality.py             measure seeds 0 to 4 and write tests/quality.json: about
                                         three minutes. Do so when quality changed on purpose, and
-                                        say in LOG.md why.
+                                        say in docs/experiments.md why.
     python tests/quality.py --seed 0    measure one seed and print it as JSON
 
 A slice of msmarco-95k is prepared, towers are trained on it, and its dev queries are asked of the

@@ -22,7 +22,7 @@ from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.data import Passage
 from two_tower.retriever.engine.connect import connect
 
-START = "from retriever.cli import app; app()"
+START = "from two_tower.retriever.cli import app; app()"
 NAME = "service_test"
 
 

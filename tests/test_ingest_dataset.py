@@ -276,7 +276,7 @@ def test_a_failed_replacement_keeps_the_old(tmp_path: Path) -> None:
 
 def test_a_second_writer_is_refused_and_a_killed_one_is_cleaned_up(tmp_path: Path) -> None:
     program = (
-        "import sys, time; from ingest.dataset import DatasetWriter; "
+        "import sys, time; from two_tower.ingest.dataset.writer import DatasetWriter; "
         "writer = DatasetWriter(sys.argv[1], source='test').__enter__(); "
         "print('open', flush=True); time.sleep(60)"
     )

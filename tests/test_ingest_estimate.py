@@ -153,7 +153,7 @@ POINT = PointSize(widths=(256, 64, 32), terms=32.0, payload=467.0, indexes=3)
 def test_what_the_growth_benchmark_found_was_estimated(
     points: int, memory_mb: int, disk_mb: int
 ) -> None:
-    """Its table is in LOG.md: VmRSS of the server and its files, where it came to rest."""
+    """docs/experiments.md has the table: VmRSS of the server and its files, at rest."""
     expected = estimate_points(POINT, points, options=DEFAULT)
     assert expected.memory == pytest.approx(memory_mb * 1e6, rel=WITHIN)
     assert expected.disk == pytest.approx(disk_mb * 1e6, rel=WITHIN)

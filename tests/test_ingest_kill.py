@@ -23,7 +23,7 @@ from two_tower.retriever.engine.connect import connect
 from two_tower.retriever.engine.protocol import Engine
 from two_tower.retriever.errors import EngineError
 
-INGEST = [sys.executable, "-c", "from ingest.cli import app; app()"]
+INGEST = [sys.executable, "-c", "from two_tower.ingest.cli import app; app()"]
 COUNT = 1500
 RATE = 250
 LOADER_KILLS = 10  # on each engine, at least

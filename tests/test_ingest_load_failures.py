@@ -31,7 +31,7 @@ from two_tower.retriever.errors import EngineError
 MakeData = Callable[..., Dataset]
 COUNT = 3000
 AGAIN = "run the same command again"
-INGEST = [sys.executable, "-c", "from ingest.cli import app; app()"]
+INGEST = [sys.executable, "-c", "from two_tower.ingest.cli import app; app()"]
 SMALL_LOG = {"QDRANT__STORAGE__WAL__WAL_CAPACITY_MB": "1"}  # another file after each MB written
 LONGEST_FILE = 2**19
 TMPFS = "mount -t tmpfs -o size={size} none {folder}"

@@ -101,7 +101,8 @@ def test_failures_are_one_line_and_leave_nothing(table: Path, tmp_path: Path) ->
 def test_memory_stays_bounded(shared_data: Path, tmp_path: Path) -> None:
     """The largest corpus at hand: 94,590 passages under 600 MB, all libraries included."""
     program = (
-        "import sys; from ingest.cli import app; app(sys.argv[1:], standalone_mode=False);"
+        "import sys; from two_tower.ingest.cli import app; "
+        "app(sys.argv[1:], standalone_mode=False);"
         # Not ru_maxrss: across exec it keeps the peak of the test process.
         "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"
     )

@@ -318,7 +318,7 @@ def limit_files() -> None:
 def limited(*arguments: str | Path) -> str:
     """Run a command that may write no large file; return its one line."""
     done = subprocess.run(
-        [sys.executable, "-c", "from ingest.cli import app; app()", *arguments],
+        [sys.executable, "-c", "from two_tower.ingest.cli import app; app()", *arguments],
         capture_output=True,
         text=True,
         preexec_fn=limit_files,

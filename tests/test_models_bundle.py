@@ -269,7 +269,7 @@ def test_reducing_vectors_of_another_width_is_a_callers_bug(saved: Path) -> None
 
 def test_encoding_imports_neither_torch_nor_scikit_learn(saved: Path) -> None:
     program = (
-        "import sys; from models.bundle import ModelBundle; "
+        "import sys; from two_tower.models.bundle.bundle import ModelBundle; "
         f"bundle = ModelBundle.load({str(saved)!r}); "
         "bundle.reduce(bundle.encode_queries(['a'])); bundle.encode_passages(['a', 'b']); "
         "print(sorted({'torch', 'sklearn', 'gensim', 'wandb', 'pickle5'} & set(sys.modules)))"

@@ -73,7 +73,8 @@ def test_what_cannot_be_drawn_says_what_to_do(bundle: Path, tmp_path: Path) -> N
 def test_the_command_draws_beside_the_card(bundle: Path, tmp_path: Path) -> None:
     """In a process of its own: pyplot, which would look for a screen, is never imported."""
     program = (
-        "import sys; from models.cli import app; app(sys.argv[1:], standalone_mode=False); "
+        "import sys; from two_tower.models.cli import app; "
+        "app(sys.argv[1:], standalone_mode=False); "
         "print('pyplot', 'matplotlib.pyplot' in sys.modules)"
     )
     words = ["show", str(bundle), "--json", "--curves", str(tmp_path / "curves.png")]

@@ -157,7 +157,7 @@ def test_a_bundle_is_as_the_model_comes_after_no_epochs(trained: Path, small_mod
 
 def test_a_bundle_is_read_without_torch(trained: Path) -> None:
     program = (
-        "import sys; from models.bundle import ModelBundle; "
+        "import sys; from two_tower.models.bundle.bundle import ModelBundle; "
         f"ModelBundle.load({str(trained / 'bundle')!r}).encode_queries(['ice']); "
         "print('torch' in sys.modules, 'sentence_transformers' in sys.modules)"
     )

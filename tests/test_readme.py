@@ -1,3 +1,5 @@
+"""README.md: one screen; its commands run in their order, its numbers are of committed runs."""
+
 import contextlib
 import io
 import json
@@ -9,39 +11,40 @@ import sys
 from pathlib import Path
 
 import pytest
-from typer.main import get_command
-
-from two_tower.retriever.evaluation.evaluate import Report
-from two_tower.retriever.evaluation.report import to_markdown
+from test_docs import PAGES, blocks_of
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+RESULTS = ROOT / "tests" / "bench" / "results"
+PACKAGES = ("models", "retriever", "ingest")
+LARGEST_BYTES = 8_000
+LONGEST_LINE = 120
 sys.path.insert(0, str(ROOT / "tests" / "bench"))
 
-import peers_table  # noqa: E402
 import recipes  # noqa: E402
-
-RESULTS = ROOT / "tests" / "bench" / "results"
-
-
-def blocks(language: str) -> list[str]:
-    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
-    return [block for found, block in fenced if found == language]
 
 
 def commands() -> list[list[str]]:
+    """Return the words of each command of the console blocks, those behind `&&` by themselves."""
     return [
-        shlex.split(line[2:])
-        for block in blocks("console")
+        shlex.split(command)
+        for block in blocks_of(README, "console")
         for line in block.splitlines()
         if line.startswith("$ ")
+        for command in line[2:].split(" && ")
     ]
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Run the README's commands in their order, in an empty folder, on part of the corpus."""
+    """Run the README's commands in their order, in an empty folder, on part of the corpus.
+
+    Returns:
+        The first three words of a command -> what it printed; "folder" -> where.
+    """
     folder = tmp_path_factory.mktemp("readme")
+    (rows,) = blocks_of(README, "csv")
+    (folder / "pets.csv").write_text(rows, encoding="utf-8")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {k: v for k, v in os.environ.items() if not k.startswith("QDRANT")}
     outputs = {"folder": str(folder)}
@@ -52,18 +55,44 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
             words, cwd=folder, env=environment | {"PATH": path}, capture_output=True, text=True
         )
         assert done.returncode == 0, f"{shlex.join(words)}\n{done.stderr}"
-        outputs[" ".join(words[:2])] = done.stdout
+        outputs[" ".join(words[:3])] = done.stdout
     return outputs
 
 
-def test_the_commands_run_in_their_order(demo: dict[str, str]) -> None:
-    five = ["ingest prepare", "models train", "ingest load", "retriever search"]
-    assert [" ".join(words[:2]) for words in commands()] == [*five, "retriever evaluate"]
-    assert "passages      2,500" in demo["ingest prepare"]
-    assert "recall@10=" in demo["models train"]
-    assert re.search(r"^python-docs -> python-docs--[0-9a-f]{8}$", demo["ingest load"], re.M)
-    assert re.search(r"^ +1\. \S+", demo["retriever search"], re.M)
-    assert re.search(r"^rank +score +dense +bm25 +rerank +title$", demo["retriever search"], re.M)
+def test_it_is_one_screen() -> None:
+    assert len(README.encode("utf-8")) <= LARGEST_BYTES
+    assert [line for line in README.splitlines() if len(line) > LONGEST_LINE] == []
+
+
+def test_six_lines_of_csv_lead_to_the_hit_that_is_shown(demo: dict[str, str]) -> None:
+    first = blocks_of(README, "console")[0]
+    assert len(blocks_of(README, "csv")[0].splitlines()) == 6
+    assert len([line for line in first.splitlines() if line.startswith("$ ")]) == 3
+    shown = first.split("-bundle\n")[-1].strip().splitlines()
+    printed = demo["retriever search pets"].strip().splitlines()
+    score = [index for index, line in enumerate(shown) if "█" in line]
+    assert [line for n, line in enumerate(printed) if n not in score] == [
+        line for n, line in enumerate(shown) if n not in score
+    ]
+
+
+def test_the_five_commands_run_in_their_order(demo: dict[str, str]) -> None:
+    names = [" ".join(words[:2]) for words in commands()]
+    four = ["ingest prepare", "models train", "ingest load", "retriever search"]
+    assert names == [*four, *four, "retriever evaluate"]
+    assert "passages      2,500" in demo["ingest prepare python-docs"]
+    assert "recall@10=" in demo["models train demo/data"]
+    loaded = demo["ingest load demo/data"]
+    assert re.search(r"^python-docs -> python-docs--[0-9a-f]{8}$", loaded, re.M)
+    found = demo["retriever search python-docs"]
+    assert re.search(r"^ +1\. \S+", found, re.M)
+    assert re.search(r"^rank +score +dense +bm25 +rerank +title$", found, re.M)
+
+
+def test_two_lines_of_each_of_the_five_commands_are_shown() -> None:
+    block = blocks_of(README, "console")[1]
+    parts = [part.strip().splitlines() for part in re.split(r"^\$ ", block, flags=re.M)[1:]]
+    assert [len(part) for part in parts] == [3] * 5
 
 
 def test_hybrid_beats_its_legs_on_the_demo(demo: dict[str, str]) -> None:
@@ -74,12 +103,15 @@ def test_hybrid_beats_its_legs_on_the_demo(demo: dict[str, str]) -> None:
     ]
     for leg in ("bm25", "dense"):
         assert systems["rerank"]["recall@10"] > systems[leg]["recall@10"]
-    assert "| rerank " in demo["retriever evaluate"]
+    assert "| rerank " in demo["retriever evaluate python-docs"]
 
 
-def test_the_python_twin_runs(demo: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_seven_lines_of_python_run(
+    demo: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(demo["folder"])
-    (program,) = blocks("python")
+    (program,) = blocks_of(README, "python")
+    assert len(program.splitlines()) <= 7
     printed, names = io.StringIO(), {}
     with contextlib.redirect_stdout(printed):
         exec(program, names)
@@ -87,47 +119,41 @@ def test_the_python_twin_runs(demo: dict[str, str], monkeypatch: pytest.MonkeyPa
     assert [len(hits) for hits in names["many"]] == [10, 10]
 
 
-def test_json_snippets_are_json() -> None:
-    for block in blocks("json"):
-        assert json.loads(re.sub(r"^POST .*\n", "", block))
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks_of(PAGES[page], "python")])
+def test_the_python_of_a_page_runs(
+    page: str, demo: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All blocks of a page, one after the other, in the folder of the demo."""
+    monkeypatch.chdir(demo["folder"])
+    names: dict[str, object] = {}
+    with contextlib.redirect_stdout(io.StringIO()):
+        for program in blocks_of(PAGES[page], "python"):
+            exec(program, names)
 
 
-def test_every_command_is_mentioned() -> None:
-    from two_tower.ingest.cli import app as ingest
-    from two_tower.models.cli import app as models
-    from two_tower.retriever.cli import app as retriever
-
-    for program, app in {"ingest": ingest, "models": models, "retriever": retriever}.items():
-        for name, command in get_command(app).commands.items():
-            assert re.search(rf"`?\b{name}\b", README), f"{program} {name} is not in the README"
-            assert command.help, f"{program} {name} has no help"
-
-
-def test_the_result_table_is_the_committed_run() -> None:
-    stored = json.loads((RESULTS / "msmarco-95k-dev.json").read_text())
-    table = to_markdown(Report.from_dict(stored)).split("\n\n")[1]
+def test_the_table_is_that_of_the_committed_run() -> None:
+    table = recipes.to_brief(json.loads(recipes.RESULTS.read_text()))
+    assert len(table.splitlines()) == 2 + 5
     assert table in README
 
 
-def test_the_table_of_recipes_is_the_committed_run() -> None:
-    stored = json.loads(recipes.RESULTS.read_text())
-    assert recipes.to_markdown(stored) in README
-    assert recipes.to_chances(stored) in README
+def test_the_gain_of_the_demo_is_that_of_the_committed_run() -> None:
+    stored = json.loads((RESULTS / "python-docs-dev.json").read_text())
+    metrics = {row["system"]: row["metrics"] for row in stored["systems"]}
+    hybrid, bm25 = metrics["rerank"], metrics["bm25"]
+    text = " ".join(README.split())
+    assert f"{stored['passages']:,} passages. For {stored['systems'][0]['queries']:,} dev" in text
+    assert f"first in {hybrid['recall@1']:.1%}, BM25 in {bm25['recall@1']:.1%}" in text
+    assert f"MRR@10 is {hybrid['mrr@10']:.3f} against {bm25['mrr@10']:.3f}" in text
+    assert f"commit {stored['commit']}" in text
 
 
-def test_the_tables_beside_other_packages_are_the_committed_run() -> None:
-    tables = peers_table.to_markdown(json.loads((RESULTS / "peers.json").read_text()))
-    *shown, growth = tables.split("\n\n")
-    for table in shown:
-        assert table in README
-    assert growth in (ROOT / "LOG.md").read_text(encoding="utf-8")
-
-
-def test_files_in_the_tree_exist() -> None:
-    (tree,) = [b for b in blocks("") if b.startswith("models/")]
-    folder = ""
-    for line in tree.splitlines():
-        if match := re.match(r"(\w+/)", line):
-            folder = match[1]
-        for name in re.findall(r"\b\w+\.py\b", line):
-            assert (ROOT / folder / name).is_file(), f"{folder}{name}"
+def test_the_tree_has_every_folder_of_the_packages() -> None:
+    (tree,) = [b for b in blocks_of(README, "") if b.startswith("models/")]
+    parts = re.split(r"^(\w+)/", tree, flags=re.M)[1:]
+    told = dict(zip(parts[::2], parts[1::2], strict=True))
+    assert set(told) == {*PACKAGES, "two_tower", "deploy", "docs", "tests"}
+    for package in PACKAGES:
+        folders = {path.name for path in (ROOT / package).iterdir() if path.is_dir()}
+        for folder in folders - {"__pycache__"}:
+            assert re.search(rf"\b{folder}\b", told[package]), f"{package}/{folder}"

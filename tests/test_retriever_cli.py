@@ -123,7 +123,7 @@ def test_a_budget_is_passed_on(place: Place) -> None:
 def in_a_terminal(place: Place, *words: str, typed: str, **environment: str) -> str:
     """What a terminal shows while `typed` is typed line by line, ended by Ctrl-D."""
     ours, theirs = pty.openpty()
-    program = "import sys; from retriever.cli import app; app(sys.argv[1:])"
+    program = "import sys; from two_tower.retriever.cli import app; app(sys.argv[1:])"
     command = [sys.executable, "-c", program, "search", "pages", *words, *place.options]
     variables = {"TERM": "xterm", "COLUMNS": "80"} | environment
     process = subprocess.Popen(

@@ -137,7 +137,7 @@ def test_a_collection_that_goes_and_comes_back(
 
 def test_without_the_extra_it_names_it(tiny_bundle: Path) -> None:
     program = (
-        "import sys; sys.modules['fastapi'] = None; from retriever.cli import app; "
+        "import sys; sys.modules['fastapi'] = None; from two_tower.retriever.cli import app; "
         f"app(['serve', 'x', '--bundle', {str(tiny_bundle)!r}])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

@@ -33,7 +33,7 @@ from two_tower.retriever.tuning.measure import choose_queries
 from two_tower.retriever.tuning.tune import Extent, tune
 
 PASSAGES, QUERIES = 1100, 20
-TUNE = [sys.executable, "-c", "from retriever.cli import app; app()"]
+TUNE = [sys.executable, "-c", "from two_tower.retriever.cli import app; app()"]
 QUICK = ("--sweeps", "candidates")
 
 

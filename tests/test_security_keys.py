@@ -128,7 +128,9 @@ def test_no_command_shows_or_keeps_the_key(
         assert done.exit_code == (0 if number < len(good) else 1), done.stderr
         assert_no_secret(done.stdout, done.stderr)
     with_password = closed.replace("//", f"//user:{KEY}@")
-    code = "import logging; logging.basicConfig(level=0); from ingest.cli import app; app()"
+    code = (
+        "import logging; logging.basicConfig(level=0); from two_tower.ingest.cli import app; app()"
+    )
     command = [sys.executable, "-X", "dev", "-W", "ignore", "-c", code, "list", "--url"]
     ended = subprocess.run([*command, with_password], capture_output=True, text=True, timeout=120)
     assert ended.returncode == 1

@@ -262,7 +262,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--check", action="store_true", help="only say which rows can be trained")
     parser.add_argument("--table", action="store_true", help="only print what is known")
-    parser.add_argument("--brief", action="store_true", help="the same, as in the README")
+    parser.add_argument("--brief", action="store_true", help="the same, as in docs/evaluation.md")
     flags = parser.parse_args()
     try:
         rows = read_rows(ROWS)

@@ -84,7 +84,7 @@ def to_markdown(report: Mapping[str, Any], names: Sequence[str]) -> str:
 
 
 def to_brief(report: Mapping[str, Any]) -> str:
-    """Return the table of the README: every measured row, the figures that decide.
+    """Return the first table of docs/evaluation.md: every measured row, the figures that decide.
 
     Args:
         report: the content of ablation.json.
@@ -96,7 +96,7 @@ def to_brief(report: Mapping[str, Any]) -> str:
 
 
 def to_brief_engines(report: Mapping[str, Any]) -> str:
-    """Return the second table of the README: the rows whose weights are learnt, as they search.
+    """Return the second table there: the rows whose weights are learnt, as they search.
 
     Args:
         report: the content of ablation.json.

@@ -1,0 +1,89 @@
+"""Write docs/commands.md: every command as `--help` prints it.
+
+    python tests/bench/commands.py
+
+Names, arguments, options, defaults and help come from the command objects themselves, so the page
+cannot say what the code does not; a test compares the two.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from typer.main import get_command
+
+from two_tower.ingest.cli import app as ingest_app
+from two_tower.models.cli import app as models_app
+from two_tower.retriever.cli import app as retriever_app
+
+ROOT = Path(__file__).parent.parent.parent
+TARGET = ROOT / "docs" / "commands.md"
+PROGRAMS = {"ingest": ingest_app, "models": models_app, "retriever": retriever_app}
+OF_THE_MACHINE = {("retriever serve", "--threads"): "one per core, at most 4"}
+"""Defaults that depend on the machine: what to say in their place."""
+HEAD = """# Commands
+
+For whoever writes a script or looks up one option: every command as `--help` prints it. `make docs`
+generates this page from the commands.
+
+Data goes to stdout; progress and messages go to stderr. Exit codes: 0 done, 1 a failure explained
+in one line, 2 wrong usage.
+"""
+
+
+def render() -> str:
+    """Return docs/commands.md as the commands are now."""
+    parts = [HEAD]
+    for program, app in PROGRAMS.items():
+        group = get_command(app)
+        context = group.make_context(program, [], resilient_parsing=True)
+        parts.append(f"## {program}\n\n{group.help}\n")
+        parts += list(sections(group, context, words=program))
+    return "\n".join(parts)
+
+
+def sections(group: Any, parent: Any, *, words: str) -> Iterator[str]:
+    """Yield a section for each command of a group, and for those of its groups."""
+    for name, command in group.commands.items():
+        path = f"{words} {name}"
+        context = command.make_context(name, [], parent=parent, resilient_parsing=True)
+        if hasattr(command, "commands"):
+            yield from sections(command, context, words=path)
+        else:
+            yield section(command, context, path=path)
+
+
+def section(command: Any, context: Any, *, path: str) -> str:
+    """Return one command: its usage, its help, a table of its arguments and options."""
+    usage = command.get_usage(context).removeprefix("Usage: ")
+    lines = [f"### {path}", "", f"    {' '.join(usage.split())}", "", command.help.strip(), ""]
+    lines += ["| argument or option | meaning |", "| --- | --- |"]
+    for parameter in command.get_params(context):
+        if parameter.name == "help":
+            continue
+        names, meaning = parameter.get_help_record(context)
+        lines.append(f"| {cell(f'`{names}`')} | {cell(by_machine(path, parameter, meaning))} |")
+    return "\n".join([*lines, ""])
+
+
+def by_machine(path: str, parameter: Any, meaning: str) -> str:
+    """Replace a default that another machine would not have."""
+    told = OF_THE_MACHINE.get((path, parameter.opts[0]))
+    return (
+        meaning.replace(f"default: {parameter.default};", f"default: {told};") if told else meaning
+    )
+
+
+def cell(text: str) -> str:
+    """Return text that stays in one cell of a table."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def main() -> None:
+    """Write the page."""
+    TARGET.write_text(render(), encoding="utf-8")
+    print(f"Wrote {TARGET.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
