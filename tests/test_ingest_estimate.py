@@ -116,7 +116,7 @@ def test_a_server_needs_what_was_estimated(
 OPEN = """
 import sys
 from pathlib import Path
-from two_tower.retriever.engine import connect
+from two_tower.retriever.engine.connect import connect
 sys.path.append(sys.argv[1])
 from test_ingest_estimate import Dataset, resident, search
 connect(path=Path(sys.argv[2], "none")).close()

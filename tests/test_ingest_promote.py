@@ -151,8 +151,8 @@ def test_no_step_of_a_switch_leaves_the_name_without_a_version(
 
 SWITCHING = """
 import sys
-from two_tower.ingest.collections import rollback
-from two_tower.retriever.engine import connect
+from two_tower.ingest.versions.versions import rollback
+from two_tower.retriever.engine.connect import connect
 engine = connect(**{sys.argv[1]: sys.argv[2]})
 print("ready", flush=True)
 while True:

@@ -22,7 +22,7 @@ from two_tower.retriever.errors import EngineError, EngineLocked, EngineTooOld, 
 
 HOLD = """
 import sys, time
-from two_tower.retriever.engine import connect
+from two_tower.retriever.engine.connect import connect
 engine = connect(path=sys.argv[1])
 print("open", flush=True)
 time.sleep(60)

@@ -43,7 +43,7 @@ def test_every_answer_has_the_security_headers(guarded: Service, path: str) -> N
 
 
 def test_the_page_is_packaged_and_uses_nothing_from_elsewhere() -> None:
-    page = ROOT / "retriever" / "page"
+    page = ROOT / "retriever" / "service" / "page"
     assert '"page/*"' in (ROOT / "pyproject.toml").read_text()
     for file in page.iterdir():
         text = file.read_text(encoding="utf-8")
