@@ -1,5 +1,6 @@
 """The `models` command."""
 
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ from two_tower.models.training.recipe import recipe_names
 if TYPE_CHECKING:
     from two_tower.models.examples.mining import Teacher
     from two_tower.models.examples.negatives import MiningConfig
+    from two_tower.models.text.bm25 import Analyzer
 
 
 Data = Annotated[Path, typer.Argument(help="DATA folder, as ingest prepare makes it.")]
@@ -82,6 +84,7 @@ def mine(
         out,
         split=split,
         config=config,
+        analyzer=_engine_analyzer(),
         bundle=ModelBundle.load(bundle) if bundle else None,
         teacher=_teacher(teacher) if teacher else None,
     )
@@ -104,6 +107,14 @@ def _config(values: dict[str, Any]) -> "MiningConfig":
 
     given = {key: value for key, value in values.items() if value is not None}
     return from_mapping(MiningConfig, given, where="mining.")
+
+
+def _engine_analyzer() -> "Analyzer":
+    # The library takes an analyzer and knows no engine; the command names the engine's. It does so
+    # by name, as nothing below models/ imports from retriever/.
+    module = import_module("two_tower.retriever.collection.bm25_vectors")
+    analyzer: Analyzer = module.EngineAnalyzer()
+    return analyzer
 
 
 def _teacher(name: str) -> "Teacher":
@@ -154,6 +165,7 @@ def sweep(
         out.resolve(),
         chosen,
         metric=metric,
+        analyzer=_engine_analyzer(),
         options=options,
         say=lambda line: typer.echo(line, err=True),
     )
@@ -284,6 +296,7 @@ def train(
         Dataset.open(data),
         out,
         config=read_config(config, flags),
+        analyzer=_engine_analyzer(),
         options=RunOptions(device, wandb_options(wandb), force),
         inputs=Inputs(negatives, ModelBundle.load(start) if start else None),
         say=lambda line: typer.echo(line, err=True),

@@ -156,9 +156,11 @@ def train(
     from two_tower.models.config import from_mapping, with_values
     from two_tower.models.training.config import TrainConfig
     from two_tower.models.training.run import Inputs, train_bundle
+    from two_tower.retriever.collection.bm25_vectors import EngineAnalyzer
 
     config = from_mapping(TrainConfig, with_values(CONFIG, changes))
-    return train_bundle(data, out, config=config, inputs=Inputs(start=start))
+    inputs = Inputs(start=start)
+    return train_bundle(data, out, config=config, analyzer=EngineAnalyzer(), inputs=inputs)
 
 
 def falls(stored: Mapping[str, Any], found: Values) -> list[str]:

@@ -18,7 +18,7 @@ from two_tower.ingest.versions.versions import drop, promote, versions
 from two_tower.models.data import Dataset, Passage
 from two_tower.models.errors import BundleError, ConfigError, DataError
 from two_tower.models.text.bm25 import Bm25Config, average_length
-from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
+from two_tower.retriever.collection.bm25_vectors import Bm25Encoder, EngineAnalyzer
 from two_tower.retriever.collection.options import CollectionOptions
 from two_tower.retriever.collection.schema import collection_name, point_id, read_metadata
 from two_tower.retriever.engine.protocol import Engine
@@ -44,7 +44,7 @@ def test_every_passage_becomes_the_right_point(
     found = everything(engine, report.collection)
     assert found.keys() == {point_id(passage.passage_id) for passage in PASSAGES}
     texts = [f"{passage.title}\n{passage.text}" for passage in PASSAGES]
-    bm25 = Bm25Encoder(Bm25Config(avg_len=average_length(texts)))
+    bm25 = Bm25Encoder(Bm25Config(avg_len=average_length(texts, EngineAnalyzer())))
     dense = encoder.encode_passages(texts)
     for row, passage in enumerate(PASSAGES):
         record = found[point_id(passage.passage_id)]
@@ -79,7 +79,9 @@ def test_metadata_says_what_is_in_it(
     assert (metadata.dim, metadata.pca_dims) == (16, (8, 4))
     assert metadata.data["content_hash"] == data.content_hash
     assert metadata.data["counts"]["passages"] == metadata.expected_points == 300
-    assert metadata.bm25["avg_len"] == pytest.approx(average_length(p.content for p in PASSAGES))
+    assert metadata.bm25["avg_len"] == pytest.approx(
+        average_length((p.content for p in PASSAGES), EngineAnalyzer())
+    )
 
 
 def test_payload_indexes_cover_what_users_filter_by(

@@ -13,6 +13,7 @@ from two_tower.ingest.loading.verify import verify, verify_counts
 from two_tower.models.data import Dataset, Passage
 from two_tower.models.errors import ConfigError, DataError
 from two_tower.models.text.bm25 import average_length
+from two_tower.retriever.collection.bm25_vectors import EngineAnalyzer
 from two_tower.retriever.collection.schema import read_metadata
 from two_tower.retriever.engine.protocol import Engine
 from two_tower.retriever.errors import QueryError
@@ -32,7 +33,7 @@ def test_a_selection_is_loaded_verified_and_grows(
     assert (report.added, report.kept) == (12, 0)
     assert verify_counts(engine, report.collection).points == 12
     assert verify(engine, report.collection, data, encoder).compared == 12
-    whole = average_length(passage.content for passage in PASSAGES)
+    whole = average_length((passage.content for passage in PASSAGES), EngineAnalyzer())
     assert read_metadata(engine, report.collection).bm25["avg_len"] == pytest.approx(whole)
     selection = read_metadata(engine, report.collection).data["selection"]
     assert select(data, Selection.from_dict(selection)).passage_count == 12

@@ -16,7 +16,7 @@ from two_tower.ingest.sources.long_documents import (
 )
 from two_tower.models.data import Dataset, Passage
 from two_tower.models.errors import ConfigError
-from two_tower.models.text.bm25 import Analyzer
+from two_tower.retriever.collection.bm25_vectors import EngineAnalyzer
 
 STORY = (
     "Cats sleep for most of the day. They wake at dusk.\n\n"
@@ -70,9 +70,9 @@ def test_parts_say_where_they_come_from() -> None:
     assert {(part.title, part.url) for part in parts} == {("Cats", "http://cats")}
     (whole,) = split_passage(document, SplitConfig(200))
     assert whole == document._replace(fields=document.fields | {"document_id": "d1", "part": 1})
-    best = most_like("how long do cats live, how many years?", parts, Analyzer())
+    best = most_like("how long do cats live, how many years?", parts, EngineAnalyzer())
     assert best.passage_id == "d1#2"
-    assert most_like("unrelated", parts, Analyzer()).passage_id == "d1#1"
+    assert most_like("unrelated", parts, EngineAnalyzer()).passage_id == "d1#1"
 
 
 @pytest.mark.parametrize(("words", "overlap"), [(0, 0), (10, 6), (10, -1)])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from topics import QUICK, write_topics
+from topics import QUICK, train_bundle, write_topics
 
 from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.bundle.files import (
@@ -25,7 +25,6 @@ from two_tower.models.bundle.fusion import Fusion, HybridWeights
 from two_tower.models.config import from_mapping
 from two_tower.models.errors import BundleError
 from two_tower.models.training.config import TrainConfig
-from two_tower.models.training.run import train_bundle
 
 TEXTS = ["what is it", "the river bank", "", "\x00\ud800", "漢字", "word " * 2000]
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from topics import QUICK, write_topics
+from topics import QUICK, train_bundle, write_topics
 from torch.nn import functional
 
 from two_tower.models.config import from_mapping, with_values
@@ -13,7 +13,6 @@ from two_tower.models.objectives.denoising import DenoisingConfig, NoisySampler,
 from two_tower.models.objectives.losses import Encoded
 from two_tower.models.text.tokenizer import TokenRows, token_rows
 from two_tower.models.training.config import TrainConfig
-from two_tower.models.training.run import train_bundle
 from two_tower.models.training.tracking import read_metrics
 
 

@@ -7,8 +7,8 @@ from conftest import make_passages
 from qdrant_client import models as qm
 from rank_bm25 import BM25Okapi
 
-from two_tower.models.text.bm25 import Analyzer, Bm25Config, Bm25Index, average_length
-from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
+from two_tower.models.text.bm25 import Bm25Config, Bm25Index, average_length
+from two_tower.retriever.collection.bm25_vectors import Bm25Encoder, EngineAnalyzer
 from two_tower.retriever.engine.protocol import Engine
 
 TEXTS = [
@@ -18,6 +18,13 @@ TEXTS = [
     "quantum mechanics describes nature",
     "mats are woven from straw",
 ]
+
+ANALYZER = EngineAnalyzer()
+
+
+def occurrences(text: str) -> list[int]:
+    """One id per occurrence."""
+    return [term for term, count in ANALYZER.term_counts(text).items() for _ in range(count)]
 
 
 def bm25_scores(query: str, config: Bm25Config) -> np.ndarray:
@@ -37,16 +44,17 @@ def bm25_scores(query: str, config: Bm25Config) -> np.ndarray:
 
 
 def test_analyzer_stems_drops_stop_words_and_keeps_repetitions() -> None:
-    analyzer = Analyzer()
-    assert analyzer.terms("the of and") == []
-    assert len(analyzer.terms("running runs run")) == 3
-    assert len(set(analyzer.terms("running runs run"))) == 1
+    assert ANALYZER.term_counts("the of and") == {}
+    assert list(ANALYZER.term_counts("running runs run").values()) == [3]
+    assert sorted(ANALYZER.term_counts("cats and a dog and a cat").values()) == [1, 2]
+    assert list(ANALYZER.term_counts("cat " * 100_000).values()) == [100_000]
+    assert EngineAnalyzer("german").term_counts("der und das") == {}
 
 
 def test_average_length_counts_terms() -> None:
-    assert average_length(TEXTS) == np.mean([len(Analyzer().terms(t)) for t in TEXTS])
-    assert average_length(["cat mat mat", "dog"]) == 2.0
-    assert average_length([]) == 1.0
+    assert average_length(TEXTS, ANALYZER) == np.mean([len(occurrences(t)) for t in TEXTS])
+    assert average_length(["cat mat mat", "dog"], ANALYZER) == 2.0
+    assert average_length([], ANALYZER) == 1.0
 
 
 def test_document_weight_by_hand() -> None:
@@ -57,9 +65,8 @@ def test_document_weight_by_hand() -> None:
 
 
 def test_sparse_vectors_agree_with_rank_bm25() -> None:
-    config = Bm25Config(avg_len=average_length(TEXTS))
-    analyzer = Analyzer()
-    reference = BM25Okapi([analyzer.terms(t) for t in TEXTS], k1=config.k, b=config.b)
+    config = Bm25Config(avg_len=average_length(TEXTS, ANALYZER))
+    reference = BM25Okapi([occurrences(t) for t in TEXTS], k1=config.k, b=config.b)
     for query in ("treaty of kingdoms", "quantum nature", "woven straw"):
         # rank-bm25 leaves the 1 + out of the logarithm; compare term by term through its own idf.
         encoder = Bm25Encoder(config)
@@ -72,7 +79,7 @@ def test_sparse_vectors_agree_with_rank_bm25() -> None:
 
 
 def test_the_index_scores_as_the_sum_over_terms_says() -> None:
-    index = Bm25Index(TEXTS)
+    index = Bm25Index(TEXTS, ANALYZER)
     queries = ["woven mats", "the cat and the dogs", "zzz", "treaty of kingdoms and cats", ""]
     found = index.search(queries, 3)
     everything = np.tile(np.arange(len(TEXTS)), (len(queries), 1))
@@ -85,8 +92,19 @@ def test_the_index_scores_as_the_sum_over_terms_says() -> None:
         assert not found.scores[i, len(best) :].any()
 
 
+def test_the_index_weighs_as_the_engine_does_to_the_last_bit() -> None:
+    texts = [passage.content for passage in make_passages(200)] + ["river " * 5000]
+    index = Bm25Index(texts, ANALYZER)
+    vectors = Bm25Encoder(index.config).encode_passages(texts)
+    (river,) = ANALYZER.term_counts("river")
+    weights = np.array([dict(zip(v.indices, v.values, strict=True)).get(river, 0) for v in vectors])
+    idf = np.log1p((201 - (weights > 0).sum() + 0.5) / ((weights > 0).sum() + 0.5))
+    scores = index.scores(["river"], np.arange(201)[None])[0]
+    assert scores.tolist() == (weights * idf).astype(np.float32).tolist()
+
+
 def test_equal_scores_come_in_the_order_of_the_passages() -> None:
-    index = Bm25Index(["cat", "dog", "cat", "cat", "dog", "bird"])
+    index = Bm25Index(["cat", "dog", "cat", "cat", "dog", "bird"], ANALYZER)
     assert index.search(["cat dog"], 2).rows.tolist() == [[1, 4]]
     assert index.search(["cat"], 2).rows.tolist() == [[0, 2]]
     assert index.scores(["cat", "bird"], np.array([[2, -1], [-1, 5]]))[:, 0].tolist()[1] == 0
@@ -95,7 +113,7 @@ def test_equal_scores_come_in_the_order_of_the_passages() -> None:
 def test_the_index_agrees_with_the_engine(edge_engine: Engine) -> None:
     passages = make_passages(300)
     texts = [passage.content for passage in passages]
-    index = Bm25Index(texts)
+    index = Bm25Index(texts, ANALYZER)
     encoder = Bm25Encoder(index.config)
     edge_engine.create_collection(
         "c",

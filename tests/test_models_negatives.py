@@ -5,7 +5,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from scipy import sparse
-from topics import QUICK, write_topics
+from topics import ANALYZER, QUICK, mine_file, train_bundle, write_topics
 from typer.testing import CliRunner
 
 from two_tower.models.bundle.bundle import ModelBundle
@@ -15,7 +15,6 @@ from two_tower.models.data import Dataset
 from two_tower.models.errors import ConfigError, DataError, TrainingError
 from two_tower.models.examples.mining import (
     Teacher,
-    mine_file,
     mined_once,
     read_about,
     read_negatives,
@@ -32,7 +31,7 @@ from two_tower.models.examples.negatives import (
 )
 from two_tower.models.examples.pairs import Labelled, read_labelled
 from two_tower.models.training.config import TrainConfig
-from two_tower.models.training.run import Inputs, train_bundle
+from two_tower.models.training.run import Inputs
 from two_tower.models.training.tracking import read_metrics
 
 
@@ -149,7 +148,8 @@ def test_dense_candidates_agree_with_a_full_sort() -> None:
 
 def test_bm25_candidates_name_the_best_answers_score() -> None:
     texts = ["red cat", "blue cat", "green dog"]
-    found = bm25_candidates(texts, labelled([[1, 1, 0], [0, 0, 1]], ["red cat", "dog"]), depth=2)
+    queries = labelled([[1, 1, 0], [0, 0, 1]], ["red cat", "dog"])
+    found = bm25_candidates(texts, queries, analyzer=ANALYZER, depth=2)
     assert found.rows.tolist() == [[0, 1], [2, -1]]
     assert found.answers.tolist() == [found.scores[0, 0], found.scores[1, 0]]
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from safetensors.numpy import load_file
-from topics import QUICK, write_aliases, write_topics
+from topics import QUICK, train_bundle, write_aliases, write_topics
 
 from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.config import from_mapping, with_values
@@ -19,7 +19,7 @@ from two_tower.models.data import Dataset
 from two_tower.models.errors import BundleError, DataError, TrainingError
 from two_tower.models.training.checkpoint import RunFolder, run_path
 from two_tower.models.training.config import TrainConfig
-from two_tower.models.training.run import RunOptions, train_bundle
+from two_tower.models.training.run import RunOptions
 from two_tower.models.training.tracking import read_metrics
 
 

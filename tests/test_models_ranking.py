@@ -16,6 +16,7 @@ from two_tower.models.training.cross_training import CrossTrainer, Reading, draw
 from two_tower.models.training.out_of_fold import narrowed
 from two_tower.models.training.tracking import Tracker, WandbOptions
 from two_tower.models.vectors import Vectors, normalized
+from two_tower.retriever.collection.bm25_vectors import EngineAnalyzer
 
 WORDS = ["apple", "river", "stone", "cloud", "tiger", "violin", "market", "engine", "garden"]
 QUIET = WandbOptions()
@@ -40,7 +41,7 @@ def labelled(queries: list[str], answers: list[int], *, passages: int) -> Labell
 def test_candidates_are_the_best_of_what_both_legs_propose() -> None:
     texts, queries = made_texts(300, seed=0), made_texts(40, seed=1)
     vectors = Vectors(made_vectors(40, seed=2), made_vectors(300, seed=3))
-    index = Bm25Index(texts)
+    index = Bm25Index(texts, EngineAnalyzer())
     answers = np.random.default_rng(4).integers(0, 300, 40).tolist()
     found = candidate_lists(labelled(queries, answers, passages=300), vectors, index, size=20)
 
@@ -59,7 +60,7 @@ def test_candidates_are_the_best_of_what_both_legs_propose() -> None:
 
 
 def test_a_corpus_smaller_than_a_list_is_listed_whole() -> None:
-    index = Bm25Index(["apple river", "stone cloud", "tiger"])
+    index = Bm25Index(["apple river", "stone cloud", "tiger"], EngineAnalyzer())
     vectors = Vectors(made_vectors(1, seed=0), made_vectors(3, seed=1))
     found = candidate_lists(labelled(["apple"], [2], passages=3), vectors, index, size=50)
     assert sorted(found.rows[0]) == [0, 1, 2]

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from topics import QUICK, write_aliases, write_topics
+from topics import QUICK, train_bundle, write_aliases, write_topics
 from torch import nn
 from typer.testing import CliRunner
 
@@ -21,7 +21,7 @@ from two_tower.models.networks.towers import MeanTower, TowerConfig, TwoTower, e
 from two_tower.models.objectives.losses import Encoded, in_batch_softmax
 from two_tower.models.text.tokenizer import TokenRows, token_rows
 from two_tower.models.training.config import TrainConfig
-from two_tower.models.training.run import Inputs, train_bundle
+from two_tower.models.training.run import Inputs
 
 CPU = torch.device("cpu")
 RANDOM = np.random.default_rng(0)

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from topics import QUICK, write_topics
+from topics import QUICK, train_bundle, write_topics
 
 from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.bundle.files import CROSS_SCORER, FUSION
@@ -11,7 +11,7 @@ from two_tower.models.data import Dataset
 from two_tower.models.errors import ConfigError
 from two_tower.models.training.checkpoint import run_path
 from two_tower.models.training.config import TrainConfig
-from two_tower.models.training.run import Inputs, train_bundle
+from two_tower.models.training.run import Inputs
 from two_tower.models.training.tracking import read_metrics
 
 CROSS = {

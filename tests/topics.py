@@ -1,5 +1,6 @@
 """A tiny corpus that can be learnt: each topic has words of its own in passages and queries."""
 
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
@@ -7,8 +8,15 @@ import numpy as np
 
 from two_tower.ingest.dataset.writer import DatasetWriter
 from two_tower.models.data import Dataset, Passage, Qrel, Query
+from two_tower.models.examples import mining
+from two_tower.models.training import run
+from two_tower.retriever.collection.bm25_vectors import EngineAnalyzer
 
 LETTERS = list("abcdefghijklmnopqrstuvwxyz")
+
+ANALYZER = EngineAnalyzer()
+train_bundle = partial(run.train_bundle, analyzer=ANALYZER)
+mine_file = partial(mining.mine_file, analyzer=ANALYZER)
 
 # Small enough to train in a second.
 QUICK = {

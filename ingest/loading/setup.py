@@ -15,6 +15,7 @@ from two_tower.models.console import progress
 from two_tower.models.data import Dataset
 from two_tower.models.errors import ConfigError
 from two_tower.models.text.bm25 import Bm25Config, average_length
+from two_tower.retriever.collection.bm25_vectors import EngineAnalyzer
 from two_tower.retriever.collection.clusters import PER_CLUSTER, Centroids, sample_size
 from two_tower.retriever.collection.options import (
     CollectionOptions,
@@ -115,7 +116,7 @@ def _new_metadata(
     """
     whole = dataset.whole if isinstance(dataset, SelectedData) else dataset
     passages = progress(whole.passages(), label="Measuring", total=whole.passage_count)
-    avg_len = average_length(passage.content for passage in passages)
+    avg_len = average_length((passage.content for passage in passages), EngineAnalyzer())
     return CollectionMetadata(
         bundle_fingerprint=encoder.fingerprint,
         dim=encoder.dim,

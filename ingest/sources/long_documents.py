@@ -20,6 +20,7 @@ from two_tower.models.console import progress
 from two_tower.models.data import Dataset, Passage, Qrel
 from two_tower.models.errors import ConfigError
 from two_tower.models.text.bm25 import Analyzer
+from two_tower.retriever.collection.bm25_vectors import EngineAnalyzer
 
 DOCUMENT, PART = "document_id", "part"
 
@@ -84,7 +85,7 @@ class LongDocuments:
         for split in self._data.splits:
             for qrel in self._data.qrels(split):
                 judged[qrel.passage_id].append(qrel)
-        analyzer = Analyzer()
+        analyzer = EngineAnalyzer()
         for document in progress(self._data.passages(), label="documents"):
             parts = split_passage(document, self._config)
             for part in parts:
@@ -125,8 +126,8 @@ def most_like(query: str, parts: Sequence[Passage], analyzer: Analyzer) -> Passa
     """Return the part with the most different terms of the query, the first of several."""
     if len(parts) == 1:
         return parts[0]
-    asked = set(analyzer.terms(query))
-    return max(parts, key=lambda part: len(asked.intersection(analyzer.terms(part.content))))
+    asked = set(analyzer.term_counts(query))
+    return max(parts, key=lambda part: len(asked.intersection(analyzer.term_counts(part.content))))
 
 
 def _cut(text: str, words: Sequence[tuple[int, int]], *, aim: int, first: int, last: int) -> int:

@@ -28,6 +28,7 @@ from two_tower.models.examples.negatives import (
 )
 from two_tower.models.examples.pairs import HardNegatives, Labelled, read_labelled
 from two_tower.models.files import write_bytes
+from two_tower.models.text.bm25 import Analyzer
 from two_tower.models.vectors import FloatArray, Vectors
 
 FORMAT = 1
@@ -220,6 +221,7 @@ def find_negatives(
     texts: Sequence[str],
     config: MiningConfig,
     *,
+    analyzer: Analyzer,
     encode: Callable[[], Vectors],
 ) -> Mined:
     """Rank the passages by each source of the configuration and choose hard negatives.
@@ -228,11 +230,14 @@ def find_negatives(
         labelled: the queries.
         texts: `Passage.content` of all passages.
         config: sources, ranks and guards.
+        analyzer: gives BM25 its terms.
         encode: gives the vectors; called where the towers are a source.
     """
     candidates: list[Candidates] = []
     if "bm25" in config.sources:
-        candidates.append(bm25_candidates(texts, labelled, depth=config.last_rank))
+        depth = config.last_rank
+        found = bm25_candidates(texts, labelled, analyzer=analyzer, depth=depth)
+        candidates.append(found)
     if "dense" in config.sources:
         vectors = encode()
         found = dense_candidates(
@@ -251,6 +256,7 @@ def mine_file(
     *,
     split: str,
     config: MiningConfig,
+    analyzer: Analyzer,
     bundle: ModelBundle | None = None,
     teacher: Teacher | None = None,
 ) -> dict[str, dict[str, int]]:
@@ -261,6 +267,7 @@ def mine_file(
         out: Parquet file to write; `models.negatives_file` describes it.
         split: which judgements name the known answers.
         config: sources, ranks and guards.
+        analyzer: gives BM25 its terms.
         bundle: the towers that rank, where they are a source.
         teacher: adds its scores of answers and negatives.
 
@@ -281,7 +288,7 @@ def mine_file(
             raise ValueError(f"source {config.source} needs a bundle")
         return Vectors(bundle.encode_queries(labelled.texts), bundle.encode_passages(texts))
 
-    mined = find_negatives(labelled, texts, config, encode=encode)
+    mined = find_negatives(labelled, texts, config, analyzer=analyzer, encode=encode)
     rows = list(mined_rows(mined, labelled, passage_ids=ids, sources=config.sources))
     if teacher:
         queries = dict(zip(labelled.query_ids, labelled.texts, strict=True))

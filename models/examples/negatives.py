@@ -16,6 +16,7 @@ from scipy import sparse
 
 from two_tower.models.errors import ConfigError
 from two_tower.models.examples.pairs import Labelled
+from two_tower.models.text.bm25 import Analyzer, Bm25Index
 from two_tower.models.vectors import BoolArray, FloatArray, IntArray
 
 DENSE_BLOCK = 128
@@ -118,11 +119,11 @@ class Mined(NamedTuple):
     counts: dict[str, dict[str, int]]
 
 
-def bm25_candidates(texts: Sequence[str], labelled: Labelled, *, depth: int) -> Candidates:
+def bm25_candidates(
+    texts: Sequence[str], labelled: Labelled, *, analyzer: Analyzer, depth: int
+) -> Candidates:
     """Rank the passages `texts` by BM25 for each labelled query, `depth` deep."""
-    from two_tower.models.text.bm25 import Bm25Index
-
-    index = Bm25Index(texts)
+    index = Bm25Index(texts, analyzer)
     found = index.search(labelled.texts, depth)
     answers = index.scores(labelled.texts, _answer_rows(labelled.relevant)).max(axis=1)
     return Candidates("bm25", found.rows, found.scores, answers)

@@ -1,21 +1,33 @@
-"""BM25: the engine's analyzer, sparse vectors for its lexical leg, and an exact index in memory.
+"""BM25 over terms that an analyzer gives: parameters, mean length, an exact index in memory.
 
-The analyzer is Qdrant's own (`qdrant_edge.Bm25`: lower case, stop words, Snowball stemming), used
-for Edge and server alike. A document's weights saturate term frequency; the IDF is applied by the
-engine (`Modifier.IDF`), so that score = sum over query terms of idf(t) * weight(t, d).
+A document's weights saturate term frequency; the IDF comes from the collection, so that
+score = sum over query terms of idf(t) * weight(t, d). The engine scores its `bm25` vectors alike.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from itertools import chain
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import qdrant_edge
 from scipy import sparse
 
 from two_tower.models.vectors import Float64Array, FloatArray, IntArray
 
 SEARCH_BLOCK = 256
+
+
+class Analyzer(Protocol):
+    """What turns text into terms; the engine's own is `retriever.collection.bm25_vectors`."""
+
+    @property
+    def language(self) -> str:
+        """The language whose stop words and stems it knows, as in `Bm25Config.language`."""
+        ...
+
+    def term_counts(self, text: str) -> Mapping[int, int]:
+        """Return term id -> how often the term occurs in the text."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -34,42 +46,12 @@ class Bm25Config:
         """Return a JSON-ready mapping."""
         return asdict(self)
 
-    def model(self) -> qdrant_edge.Bm25:
-        """Return the engine's analyzer with these parameters."""
-        config = qdrant_edge.Bm25Config(
-            k=self.k, b=self.b, avg_len=self.avg_len, language=self.language
-        )
-        return qdrant_edge.Bm25(config)
 
-
-class Analyzer:
-    """Text to term ids by the engine's analyzer, with repetitions, in no particular order."""
-
-    def __init__(self, language: str = "english") -> None:
-        # With b=0 and k=1 a term's weight is 2tf/(tf+1), which gives tf back exactly.
-        self._model = Bm25Config(avg_len=1.0, k=1.0, b=0.0, language=language).model()
-
-    def terms(self, text: str) -> list[int]:
-        """Return one id per term occurrence."""
-        vector = self._model.embed_document(text)
-        counts = map(_count, vector.values)
-        return [i for i, tf in zip(vector.indices, counts, strict=True) for _ in range(tf)]
-
-    def length(self, text: str) -> int:
-        """Return the number of term occurrences."""
-        return sum(map(_count, self._model.embed_document(text).values))
-
-
-def _count(weight: float) -> int:
-    return round(weight / (2.0 - weight))
-
-
-def average_length(texts: Iterable[str], *, language: str = "english") -> float:
-    """Return the mean number of terms per text after analysis (at least 1.0)."""
-    analyzer = Analyzer(language)
+def average_length(texts: Iterable[str], analyzer: Analyzer) -> float:
+    """Return the mean number of terms per text, repetitions included (at least 1.0)."""
     terms = count = 0
     for text in texts:
-        terms += analyzer.length(text)
+        terms += sum(analyzer.term_counts(text).values())
         count += 1
     return max(1.0, terms / count) if count else 1.0
 
@@ -94,22 +76,33 @@ class Bm25Index:
     (Robertson and Zaragoza, "The Probabilistic Relevance Framework", 2009).
     """
 
-    def __init__(self, texts: Sequence[str], config: Bm25Config | None = None) -> None:
+    def __init__(
+        self, texts: Sequence[str], analyzer: Analyzer, config: Bm25Config | None = None
+    ) -> None:
         """Index `Passage.content` of all passages.
 
         Args:
             texts: one per passage.
+            analyzer: gives their terms, and those of queries.
             config: the parameters; by default the usual ones and the texts' own mean length.
         """
-        self.config = config or Bm25Config(avg_len=average_length(texts))
-        self._model = self.config.model()
-        weights = _sparse_rows([self._model.embed_document(text) for text in texts])
-        self._terms, columns = np.unique(weights.indices, return_inverse=True)
+        self._analyzer = analyzer
+        counts = [analyzer.term_counts(text) for text in texts]
+        lengths = np.array([sum(terms.values()) for terms in counts], np.float64)
+        mean = max(1.0, float(lengths.sum()) / len(texts)) if len(texts) else 1.0
+        self.config = config or Bm25Config(avg_len=mean, language=analyzer.language)
+        terms, offsets = _end_to_end(counts)
+        self._terms, columns = np.unique(terms, return_inverse=True)
+        flat = chain.from_iterable(terms.values() for terms in counts)
+        tf = np.fromiter(flat, np.float64, count=len(terms))
+        k, b, avg_len = self.config.k, self.config.b, self.config.avg_len
+        norms = np.repeat(k * (1 - b + b * lengths / avg_len), np.diff(offsets))
+        weights = (tf * (k + 1) / (tf + norms)).astype(np.float32)  # as the engine stores them
         shape = (len(texts), len(self._terms))
-        counted = sparse.csr_matrix((weights.values, columns, weights.offsets), shape=shape)
+        matrix = sparse.csr_matrix((weights.astype(np.float64), columns, offsets), shape=shape)
         holding = np.bincount(columns, minlength=len(self._terms))
         idf = np.log1p((len(texts) - holding + 0.5) / (holding + 0.5))
-        self._passages = counted.multiply(idf[None, :]).tocsr()
+        self._passages = matrix.multiply(idf[None, :]).tocsr()
         self._postings = self._passages.T.tocsr()
 
     def __len__(self) -> int:
@@ -143,29 +136,21 @@ class Bm25Index:
         return np.where(wanted >= 0, flat, 0.0).astype(np.float32)
 
     def _query_matrix(self, queries: Sequence[str]) -> sparse.csr_matrix:
-        """Return (n, terms) sparse weights of the query terms that some passage has."""
-        rows = _sparse_rows([self._model.embed_query(text) for text in queries])
-        columns = np.searchsorted(self._terms, rows.indices)
+        """Return (n, terms) sparse, 1 for each query term that some passage has."""
+        terms, offsets = _end_to_end([self._analyzer.term_counts(text) for text in queries])
+        columns = np.searchsorted(self._terms, terms)
         known = columns < len(self._terms)
-        known[known] = self._terms[columns[known]] == rows.indices[known]
-        offsets = np.concatenate([[0], np.cumsum(known)])[rows.offsets]
+        known[known] = self._terms[columns[known]] == terms[known]
+        offsets = np.concatenate([[0], np.cumsum(known)])[offsets]
+        columns = columns[known]
         shape = (len(queries), len(self._terms))
-        return sparse.csr_matrix((rows.values[known], columns[known], offsets), shape=shape)
+        return sparse.csr_matrix((np.ones(len(columns)), columns, offsets), shape=shape)
 
 
-class _SparseRows(NamedTuple):
-    """Sparse vectors end to end; vector i is the slice `offsets[i]:offsets[i + 1]`."""
-
-    indices: IntArray
-    values: Float64Array
-    offsets: IntArray
-
-
-def _sparse_rows(vectors: Sequence[qdrant_edge.SparseVector]) -> _SparseRows:
-    offsets = np.cumsum([0, *(len(vector.indices) for vector in vectors)])
-    indices = [index for vector in vectors for index in vector.indices]
-    values = [value for vector in vectors for value in vector.values]
-    return _SparseRows(np.array(indices, np.int64), np.array(values, np.float64), offsets)
+def _end_to_end(counts: Sequence[Mapping[int, int]]) -> tuple[IntArray, IntArray]:
+    """Return the terms (total,) of n texts, and where each text's begin and end (n + 1,)."""
+    offsets = np.cumsum([0, *map(len, counts)])
+    return np.fromiter(chain.from_iterable(counts), np.int64, count=int(offsets[-1])), offsets
 
 
 def _best(rows: IntArray, scores: Float64Array, k: int) -> IntArray:

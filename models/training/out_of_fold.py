@@ -26,7 +26,7 @@ from two_tower.models.examples.pairs import HardNegatives
 from two_tower.models.networks.cross_scorer import CrossConfig, CrossScorer, scorer_arrays
 from two_tower.models.networks.towers import TwoTower, encode_rows, token_idf
 from two_tower.models.objectives.distillation import Lessons, read_once
-from two_tower.models.text.bm25 import Bm25Index
+from two_tower.models.text.bm25 import Analyzer, Bm25Index
 from two_tower.models.training.checkpoint import TEACHER, Arrays, Checkpoint, Progress, RunFolder
 from two_tower.models.training.config import TrainConfig
 from two_tower.models.training.cross_training import CrossTrainer, Reading, score_lists
@@ -191,6 +191,7 @@ class RankingPart:
         folder: where checkpoints go.
         tracker: where records go.
         say: gets a line of news now and then.
+        analyzer: gives BM25 its terms.
     """
 
     data: Dataset
@@ -199,6 +200,7 @@ class RankingPart:
     folder: RunFolder
     tracker: Tracker
     say: Say
+    analyzer: Analyzer
 
     def learn(
         self,
@@ -225,7 +227,7 @@ class RankingPart:
             folds, vectors = 1, self._bundle_vectors(bundle)
         run = RankingRun(
             self.corpus,
-            Bm25Index(self._texts),
+            Bm25Index(self._texts, self.analyzer),
             vectors,
             folds,
             self._teacher(lessons),

@@ -37,6 +37,7 @@ from two_tower.models.networks.word2vec import learn_vectors
 from two_tower.models.objectives.distillation import Lesson, Lessons
 from two_tower.models.objectives.losses import mean_pairwise_cosine
 from two_tower.models.provenance import Clock, environment
+from two_tower.models.text.bm25 import Analyzer
 from two_tower.models.text.tokenizer import Tokenizer, TokenizerConfig
 from two_tower.models.text.transformer_tokenizer import GRAPH, TransformerTokenizer
 from two_tower.models.training.checkpoint import (
@@ -242,6 +243,7 @@ def train_bundle(
     out: str | Path,
     *,
     config: TrainConfig,
+    analyzer: Analyzer,
     options: RunOptions = DEFAULT_OPTIONS,
     inputs: Inputs = NO_INPUTS,
     say: Say = lambda line: None,
@@ -252,6 +254,7 @@ def train_bundle(
         data: what to learn from.
         out: the bundle folder to make; checkpoints and metrics go to its sibling `<name>.run`.
         config: everything that decides the bundle.
+        analyzer: gives BM25 its terms, in mining and in what is learnt of the fusion.
         options: what does not decide the bundle: device, W&B, force.
         inputs: what decides it beside DATA and configuration.
         say: gets a line of news now and then.
@@ -281,7 +284,7 @@ def train_bundle(
             folder.path, config=config.to_dict(), wandb=options.wandb, resumed=records, say=say
         ) as tracker:
             try:
-                run = _Run(data, config, folder, tracker, device, say, inputs)
+                run = _Run(data, config, folder, tracker, device, say, inputs, analyzer)
                 bundle = run.execute(split, resumed, given)
             except TrainingError:
                 folder.end("failed")
@@ -303,6 +306,7 @@ class _Run:
     device: torch.device
     say: Say
     inputs: Inputs
+    analyzer: Analyzer
 
     def execute(
         self, split: Split, resumed: Checkpoint | None, given: HardNegatives | None
@@ -342,7 +346,9 @@ class _Run:
             # No fold could leave out what these towers know already.
             self.say("--start has learnt from these labels: its fusion and cross-scorer are kept")
             return bundle.with_extras(self.inputs.start.extras)
-        last = RankingPart(self.data, config, corpus, self.folder, self.tracker, self.say)
+        last = RankingPart(
+            self.data, config, corpus, self.folder, self.tracker, self.say, self.analyzer
+        )
         done = Done(Progress(phase=len(phases), records=self.tracker.count), towers, resumed)
         extras = last.learn(before, bundle, done, given=given, lessons=self._lessons)
         clock.lap("ranking")
@@ -383,7 +389,10 @@ class _Run:
         def find() -> Mined:
             self.say("mining hard negatives")
             texts = [passage.content for passage in self.data.passages()]
-            return find_negatives(corpus.train, texts, self.config.hard.mining, encode=vectors)
+            mining = self.config.hard.mining
+            return find_negatives(
+                corpus.train, texts, mining, analyzer=self.analyzer, encode=vectors
+            )
 
         return mined_once(self.folder.path / MINED, find)
 

@@ -13,17 +13,20 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.bundle.files import read_card
 from two_tower.models.config import flatten, from_mapping, read_yaml, with_values
 from two_tower.models.data import Dataset
 from two_tower.models.errors import BundleError, ConfigError, TrainingError
 from two_tower.models.files import write_bytes, write_json
+from two_tower.models.text.bm25 import Analyzer
 from two_tower.models.training.config import TrainConfig
 from two_tower.models.training.run import RunOptions, train_bundle
 
@@ -133,6 +136,7 @@ def run_sweep(
     trials: Sequence[Trial],
     *,
     metric: str = "recall@10",
+    analyzer: Analyzer,
     options: RunOptions,
     say: Say,
 ) -> list[Outcome]:
@@ -149,7 +153,8 @@ def run_sweep(
     for number, trial in enumerate(trials, 1):
         shown = " ".join(f"{key}={value}" for key, value in trial.values.items())
         say(f"trial {number}/{len(trials)} {trial.name}: {shown}")
-        outcomes.append(_outcome(data, folder / trial.name, trial, options=options, say=say))
+        train = partial(train_bundle, data, folder / trial.name, analyzer=analyzer, say=say)
+        outcomes.append(_outcome(folder / trial.name, trial, train, options=options, say=say))
         outcomes.sort(key=lambda outcome: -outcome.metrics.get(metric, -1.0))
         plain = [outcome._asdict() for outcome in outcomes]
         write_json(folder / "sweep.json", {"metric": metric, "trials": plain})
@@ -186,14 +191,16 @@ def to_markdown(outcomes: Sequence[Outcome]) -> str:
     return "\n".join([*lines, *failures])
 
 
-def _outcome(data: Dataset, out: Path, trial: Trial, *, options: RunOptions, say: Say) -> Outcome:
+def _outcome(
+    out: Path, trial: Trial, train: Callable[..., ModelBundle], *, options: RunOptions, say: Say
+) -> Outcome:
     try:
         card = read_card(out)
     except BundleError:
         wandb = options.wandb._replace(group=out.parent.name, name=trial.name)
         try:
             options = options._replace(wandb=wandb)
-            card = train_bundle(data, out, config=trial.config, options=options, say=say).card
+            card = train(config=trial.config, options=options).card
         except TrainingError as error:
             say(f"trial {trial.name} failed: {error}")
             return Outcome(trial.name, trial.values, {}, failure=str(error))

@@ -1,4 +1,8 @@
-"""BM25 as sparse vectors: term weights here, inverse document frequency in the engine."""
+"""The engine's own BM25 analyzer: terms of a text, and sparse vectors of term weights.
+
+It folds case, drops stop words and stems (Snowball), for Edge and server alike. The inverse
+document frequency is the engine's part (`Modifier.IDF`).
+"""
 
 from collections.abc import Sequence
 
@@ -7,13 +11,33 @@ from qdrant_client import models as qm
 
 from two_tower.models.text.bm25 import Bm25Config
 
+# With b=0 a term's weight is tf (k + 1) / (tf + k); so large a k keeps all of tf's digits in it.
+COUNTING_K = 2.0**20
+
+
+class EngineAnalyzer:
+    """Text to terms, as the engine's `bm25` vectors have them: a `models.text.bm25.Analyzer`."""
+
+    def __init__(self, language: str = "english") -> None:
+        self.language = language
+        config = Bm25Config(avg_len=1.0, k=COUNTING_K, b=0.0, language=language)
+        self._model = _engine_model(config)
+
+    def term_counts(self, text: str) -> dict[int, int]:
+        """Return term id -> how often the term occurs, in the order of the engine's vectors."""
+        vector = self._model.embed_document(text)
+        return {
+            term: round(weight * COUNTING_K / (COUNTING_K + 1.0 - weight))
+            for term, weight in zip(vector.indices, vector.values, strict=True)
+        }
+
 
 class Bm25Encoder:
     """Turns text into BM25 sparse vectors."""
 
     def __init__(self, config: Bm25Config) -> None:
         self.config = config
-        self._model = config.model()
+        self._model = _engine_model(config)
 
     def encode_passages(self, texts: Sequence[str]) -> list[qm.SparseVector]:
         """Return one sparse vector of saturated term frequencies per text."""
@@ -33,3 +57,11 @@ class Bm25Encoder:
         return qm.SparseVector.model_construct(
             indices=list(vector.indices), values=list(vector.values)
         )
+
+
+def _engine_model(config: Bm25Config) -> qdrant_edge.Bm25:
+    return qdrant_edge.Bm25(
+        qdrant_edge.Bm25Config(
+            k=config.k, b=config.b, avg_len=config.avg_len, language=config.language
+        )
+    )

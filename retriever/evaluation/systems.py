@@ -10,9 +10,9 @@ import numpy as np
 
 from two_tower.models.data import Passage, Query
 from two_tower.models.errors import ConfigError
-from two_tower.models.text.bm25 import Analyzer, Bm25Config
+from two_tower.models.text.bm25 import Bm25Config
 from two_tower.models.vectors import Float64Array
-from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
+from two_tower.retriever.collection.bm25_vectors import Bm25Encoder, EngineAnalyzer
 from two_tower.retriever.collection.options import CollectionOptions
 from two_tower.retriever.collection.schema import BM25, DENSE
 from two_tower.retriever.evaluation.measures import DEPTH
@@ -97,13 +97,17 @@ class RankBm25Index:
         from rank_bm25 import BM25Okapi
 
         self._ids = [passage.passage_id for passage in passages]
-        self._analyzer = Analyzer(config.language)
-        corpus = [self._analyzer.terms(passage.content) for passage in passages]
+        self._analyzer = EngineAnalyzer(config.language)
+        corpus = [self._terms(passage.content) for passage in passages]
         self._index = BM25Okapi(corpus, k1=config.k, b=config.b)
 
     def rank(self, query: str, *, k: int) -> list[str]:
         """Return the ids of the `k` best passages that share a term with the query."""
-        return _best(self._ids, self._index.get_scores(self._analyzer.terms(query)), k)
+        return _best(self._ids, self._index.get_scores(self._terms(query)), k)
+
+    def _terms(self, text: str) -> list[int]:
+        counts = self._analyzer.term_counts(text)
+        return [term for term, count in counts.items() for _ in range(count)]
 
 
 def _best(ids: Sequence[str], scores: Float64Array, k: int) -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from two_tower.models.text.bm25 import Analyzer
+from two_tower.retriever.collection.bm25_vectors import EngineAnalyzer
 
 WORD = re.compile(r"\w+")
 
@@ -68,7 +68,7 @@ def snippet(
 
 
 def _matches(text: str, query: str, language: str) -> list[_Span]:
-    wanted = frozenset(_analyzer(language).terms(query))
+    wanted = frozenset(_analyzer(language).term_counts(query))
     if not wanted:
         return []
     # Most words match nothing: look each different one up once and make spans of the others only.
@@ -141,13 +141,13 @@ def _merge(segments: Sequence[Segment]) -> list[Segment]:
 
 
 @lru_cache(maxsize=8)
-def _analyzer(language: str) -> Analyzer:
-    return Analyzer(language)
+def _analyzer(language: str) -> EngineAnalyzer:
+    return EngineAnalyzer(language)
 
 
 @lru_cache(maxsize=16_384)
 def _terms(word: str, language: str) -> frozenset[int]:
-    return frozenset(_analyzer(language).terms(word))
+    return frozenset(_analyzer(language).term_counts(word))
 
 
 def printable(text: str) -> str:

@@ -12,6 +12,7 @@ from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.data import Dataset, Qrel, Query
 from two_tower.models.text.bm25 import Bm25Index, Ranked
 from two_tower.models.vectors import FloatArray
+from two_tower.retriever.collection.bm25_vectors import EngineAnalyzer
 from two_tower.retriever.evaluation.measures import answerable, per_query
 from two_tower.retriever.search.settings import SearchSettings
 from two_tower.retriever.search.stages import TOWER_WEIGHT
@@ -72,7 +73,7 @@ def read_collection(path: Path, splits: Sequence[str]) -> Collection:
     data = Dataset.open(path)
     passages = list(data.passages())
     contents = [passage.content for passage in passages]
-    index = Bm25Index(contents)
+    index = Bm25Index(contents, EngineAnalyzer())
     judged = {}
     for split in splits:
         queries, qrels = answerable(data.queries(split), data.qrels(split))

@@ -13,6 +13,7 @@ from peers_engines import Engines, at_most, loaded
 from two_tower.models.data import Passage
 from two_tower.models.text.bm25 import Bm25Config, average_length
 from two_tower.models.vectors import FloatArray
+from two_tower.retriever.collection.bm25_vectors import EngineAnalyzer
 from two_tower.retriever.evaluation.systems import RankBm25Index
 from two_tower.retriever.search.settings import SearchSettings
 
@@ -79,7 +80,7 @@ class RankBm25:
     """rank-bm25 (Okapi) over our analyzer's terms: it brings none of its own."""
 
     def __init__(self, passages: Sequence[Passage]) -> None:
-        length = average_length(passage.content for passage in passages)
+        length = average_length((passage.content for passage in passages), EngineAnalyzer())
         self._index = RankBm25Index(passages, Bm25Config(avg_len=length))
 
     def ask(self, text: str) -> list[str]:

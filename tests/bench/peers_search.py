@@ -19,7 +19,7 @@ from txtai import Embeddings
 from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.data import Passage
 from two_tower.models.text.bm25 import Bm25Config, average_length
-from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
+from two_tower.retriever.collection.bm25_vectors import Bm25Encoder, EngineAnalyzer
 from two_tower.retriever.search.settings import SearchSettings
 
 K = 10
@@ -57,7 +57,9 @@ class Encoders:
 
     def __init__(self, bundle: ModelBundle, corpus: Corpus) -> None:
         self._bundle = bundle
-        self._bm25 = Bm25Encoder(Bm25Config(avg_len=average_length(corpus.contents)))
+        self._bm25 = Bm25Encoder(
+            Bm25Config(avg_len=average_length(corpus.contents, EngineAnalyzer()))
+        )
 
     def of_query(self, text: str) -> dict[str, Any]:
         """Return vector name -> vector."""

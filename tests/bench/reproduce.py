@@ -30,7 +30,7 @@ from two_tower.ingest.sources.choose import SourceOptions, open_source  # noqa: 
 from two_tower.ingest.versions import versions as collections  # noqa: E402
 from two_tower.models.data import Dataset, Passage, Query  # noqa: E402
 from two_tower.models.provenance import commit  # noqa: E402
-from two_tower.models.text.bm25 import Analyzer  # noqa: E402
+from two_tower.retriever.collection.bm25_vectors import EngineAnalyzer  # noqa: E402
 from two_tower.retriever.engine.connect import connect  # noqa: E402
 from two_tower.retriever.evaluation.evaluate import Evaluation, Judging, measure_all  # noqa: E402
 from two_tower.retriever.evaluation.systems import Started, System, choose_systems  # noqa: E402
@@ -57,14 +57,15 @@ class Terms:
     def __init__(self, kind: str) -> None:
         import Stemmer
 
-        self._analyzer = Analyzer() if kind == SAME else None
+        self._analyzer = EngineAnalyzer() if kind == SAME else None
         self._stemmer = Stemmer.Stemmer("porter")
 
     def of(self, texts: Sequence[str]) -> list[list[str]]:
         import bm25s
 
         if self._analyzer:
-            return [[str(term) for term in self._analyzer.terms(text)] for text in texts]
+            counts = map(self._analyzer.term_counts, texts)
+            return [[str(t) for t, n in terms.items() for _ in range(n)] for terms in counts]
         found: list[list[str]] = bm25s.tokenize(
             list(texts),
             token_pattern=r"(?u)\b\w+\b",
