@@ -125,7 +125,9 @@ def _refusal(error: ValidationError, owner: type, where: str) -> str:
     """Return the first of pydantic's complaints as a sentence of ours."""
     first = error.errors(include_url=False)[0]
     path = [str(part) for part in first["loc"] if not isinstance(part, int)]
-    name = where + ".".join(path)
+    name = (where + ".".join(path)).removesuffix(".")
+    if first["type"] == "missing":
+        return f"{name} is missing"
     if first["type"] == "unexpected_keyword_argument":
         section: Any = owner
         for part in path[:-1]:
@@ -141,7 +143,10 @@ def _unknown_key(key: str, known: list[str], where: str) -> str:
     return f"unknown configuration key {where}{key}; {advice}"
 
 
-TYPES = {"int": "int", "float": "float", "bool": "bool", "string": "str"}
+TYPES = {
+    **{"int": "int", "float": "float", "bool": "bool", "string": "str"},
+    "finite": "a finite number",
+}
 
 
 def _expected(error: Any, owner: type, path: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""Files and folders that appear complete or not at all."""
+"""Files and folders that appear complete or not at all, and whether a process still runs."""
 
 import contextlib
 import json
@@ -34,16 +34,27 @@ def new_folder(path: Path) -> Iterator[Path]:
     work.mkdir(parents=True)
     try:
         yield work
-        _put_in_place(work, path)
+        put_in_place(work, path)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _put_in_place(work: Path, path: Path) -> None:
-    if not path.exists():
-        work.rename(path)
-        return
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
-    path.rename(old)
+def put_in_place(work: Path, path: Path) -> None:
+    """Move the complete folder `work` to `path`, and remove the folder that was there."""
+    old = path.with_name(f".{path.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        path.rename(old)
     work.rename(path)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def is_alive(pid: int) -> bool:
+    """Return whether a process of this machine runs, whoever owns it."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of another user
+        pass
+    return True

@@ -17,9 +17,11 @@ from typing import NamedTuple, NoReturn
 
 import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from two_tower.ingest.dataset.writer import DatasetWriter
 from two_tower.models.bundle.bundle import ModelBundle
+from two_tower.models.bundle.files import TOKENIZER, TOWERS
 from two_tower.models.bundle.reduction import fit_reduction
 from two_tower.models.data import Dataset, Passage
 from two_tower.models.text.tokenizer import Tokenizer, TokenizerConfig
@@ -287,10 +289,9 @@ def make_bundle(path: Path, *, seed: int = 0) -> Path:
         "tokenizer": dataclasses.asdict(config),
         "pca_dims": [8, 4],
     }
-    bundle = ModelBundle.build(
-        settings, tokenizer, towers=towers, reduction=fit_reduction(vectors, (8, 4)), card={}
-    )
-    bundle.save(path)
+    files = {TOKENIZER: tokenizer.model, TOWERS: save(towers)}
+    reduction = fit_reduction(vectors, (8, 4))
+    ModelBundle.of_files(settings, files, reduction=reduction, card={}).save(path)
     return path
 
 

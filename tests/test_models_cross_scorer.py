@@ -68,8 +68,8 @@ def test_what_is_read_without_padding_is_what_training_reads() -> None:
     scorer = made_scorer(CONFIG)
     passages = Padded.of(made_rows(12, longest=40, seed=2), limit=30)
     with torch.inference_mode():
-        quick = scorer._read(passages).values
-        slow = scorer.train()._read(passages).values
+        quick = scorer._states(passages)
+        slow = scorer.train()._states(passages)
     assert quick.shape == slow.shape == (12, 30, 2 * CONFIG.hidden)
     assert torch.allclose(quick[passages.inside], slow[passages.inside], atol=1e-6)
 

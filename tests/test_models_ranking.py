@@ -6,7 +6,8 @@ import pytest
 import torch
 from scipy import sparse
 
-from two_tower.models.examples.candidates import TOWER_WEIGHT, CandidateLists, candidate_lists
+from two_tower.models.bundle.fusion import TOWER_WEIGHT
+from two_tower.models.examples.candidates import CandidateLists, candidate_lists
 from two_tower.models.examples.pairs import Labelled
 from two_tower.models.networks.cross_scorer import CrossConfig, CrossScorer, scorer_arrays
 from two_tower.models.text.bm25 import Bm25Index

@@ -15,7 +15,7 @@ from two_tower.models.cli import app
 from two_tower.models.config import from_mapping, with_values
 from two_tower.models.data import Dataset
 from two_tower.models.errors import BundleError, ConfigError, TrainingError
-from two_tower.models.networks.recurrent import BUCKET, RnnConfig, RnnTower, TokenVectors
+from two_tower.models.networks.recurrent import BUCKET, RnnConfig, RnnTower
 from two_tower.models.networks.tokens import Tokens
 from two_tower.models.networks.towers import MeanTower, TowerConfig, TwoTower, encode_rows
 from two_tower.models.objectives.losses import Encoded, in_batch_softmax
@@ -35,7 +35,7 @@ VARIANTS = list(itertools.product(("gru", "lstm"), (False, True), ("last", "mean
 def make(cell: str, *, seed: int = 0, **settings: object) -> RnnTower:
     """A tower whose projection and biases are not zero."""
     config = RnnConfig(**{"hidden": 6, "skip": False, "pretrain": True, **settings})
-    tower = RnnTower(cell, config, tokens=TokenVectors(VECTORS, WEIGHTS), seed=seed)  # type: ignore[arg-type]
+    tower = RnnTower(cell, config, vectors=VECTORS, weights=WEIGHTS, seed=seed)  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in tower.named_parameters():
         if "bias" in name or "projection" in name:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
-from two_tower.models.bundle.reduction import Reduction, fit_reduction, possible_dims
+from two_tower.models.bundle.reduction import Reduction, fit_reduction
 from two_tower.models.errors import BundleError
 
 
@@ -25,8 +25,8 @@ def test_reduction_is_scikit_learns_pca_normalised(vectors: np.ndarray, dim: int
 
 
 def test_impossible_dims_are_left_out(vectors: np.ndarray) -> None:
-    assert possible_dims((64, 32, 12, 8, 8), count=300, dim=12) == (8,)
-    assert possible_dims((8, 4), count=8, dim=12) == (4,)
+    assert fit_reduction(vectors, (64, 32, 12, 8, 8)).dims == (8,)
+    assert fit_reduction(vectors[:8], (8, 4)).dims == (4,)
     assert fit_reduction(vectors[:5], (64, 8, 4)).dims == (4,)
     nothing = fit_reduction(vectors[:1], (64, 32))
     assert nothing.dims == ()

@@ -12,7 +12,7 @@ from conftest import unavailable
 from topics import train_bundle, write_topics
 
 from two_tower.models.bundle.bundle import ModelBundle
-from two_tower.models.bundle.transformer_encoder import OnnxRows, open_transformer_encoder
+from two_tower.models.bundle.encoders import OnnxEncoder, open_transformer_encoder
 from two_tower.models.config import from_mapping
 from two_tower.models.data import Dataset
 from two_tower.models.errors import BundleError, ConfigError
@@ -84,7 +84,7 @@ def test_the_tower_gives_the_vectors_of_the_model(
 def test_the_8_bit_graph_is_close_and_reads_each_text_alone(
     transformer: Transformer, files: dict[str, bytes], theirs: np.ndarray
 ) -> None:
-    rows = OnnxRows(files["transformer.onnx"])
+    rows = OnnxEncoder(files["transformer.onnx"])
     together = rows.encode(transformer.tokenizer.encode_passages(TEXTS), threads=2)
     assert (together * theirs).sum(axis=1).min() > 0.97
     np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-6)
@@ -204,11 +204,11 @@ def test_prefixes_are_read_by_both_sides(trained: Path) -> None:
 def test_what_is_broken_is_named(files: dict[str, bytes]) -> None:
     limits = TokenizerConfig()
     with pytest.raises(BundleError, match="graph cannot be opened"):
-        OnnxRows(b"no graph")
+        OnnxEncoder(b"no graph")
     with pytest.raises(BundleError, match=r"tokenizer\.json is broken"):
         TransformerTokenizer(b"{}", limits)
     with pytest.raises(BundleError, match=r"transformer\.json is broken"):
-        open_transformer_encoder(files["tokenizer.json"], files["transformer.onnx"], b"{}")
+        open_transformer_encoder({**files, "transformer.json": b"{}"})
 
 
 @pytest.mark.parametrize("name", ["no_such_package", "json", "/no/such/folder", ""])

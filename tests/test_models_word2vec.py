@@ -55,7 +55,7 @@ def test_the_weight_decides_how_far_tokens_leave_their_random_direction() -> Non
 
 
 @pytest.mark.parametrize(
-    "values", [{"weight": -0.5}, {"epochs": -1}, {"window": 0}, {"workers": 0}]
+    "values", [{"weight": -0.5}, {"epochs": -1}, {"sample": -1.0}, {"weight": float("nan")}]
 )
 def test_impossible_values_are_refused(values: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=f"word2vec.{next(iter(values))}"):

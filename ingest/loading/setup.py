@@ -1,7 +1,7 @@
 """The collection that a load goes into: made where it is missing, checked where it is there."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
@@ -122,7 +122,7 @@ def _new_metadata(
         dim=encoder.dim,
         pca_dims=tuple(encoder.pca_dims),
         data=describe(dataset, kept=0),
-        bm25=Bm25Config(avg_len=avg_len).to_dict(),
+        bm25=asdict(Bm25Config(avg_len=avg_len)),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         options=options,
         centroids=fit_centroids(dataset, encoder, clusters=options.clusters),

@@ -6,9 +6,9 @@
     BUNDLE/pca.safetensors      mean, components
     BUNDLE/card.json            where it came from: data, commit, seed, versions, metrics
 
-`models.bundle_files` says which files other kinds of tower have, and which extra ones there may be.
-The card is written last, so that its presence means complete. The fingerprint is a hash of the
-files that decide a vector: all but the card and the extras.
+`bundle.files` says which files other kinds of tower have, and which extra ones there may be. The
+card is written last, so that its presence means complete. The fingerprint is a hash of the files
+that decide a vector: all but the card and the extras.
 """
 
 import json
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from safetensors.numpy import save as save_arrays
 
-from two_tower.models.bundle.encoders import TokenEncoder, open_encoder
+from two_tower.models.bundle.encoders import open_encoder
 from two_tower.models.bundle.files import (
     CARD,
     CONFIG,
@@ -36,17 +36,20 @@ from two_tower.models.bundle.files import (
     fingerprint,
     parse_arrays,
     parse_config,
-    read_files,
+    read_card,
+    read_deciding,
+    read_extras,
 )
 from two_tower.models.bundle.fusion import Fusion
 from two_tower.models.bundle.reduction import Reduction
-from two_tower.models.errors import BundleError
+from two_tower.models.config import from_mapping
+from two_tower.models.errors import BundleError, ConfigError
 from two_tower.models.files import new_folder, write_bytes, write_json
 from two_tower.models.text.tokenizer import Tokenizer
 from two_tower.models.vectors import FloatArray
 
 if TYPE_CHECKING:
-    from two_tower.models.bundle.cross_ranker import CrossRanker
+    from two_tower.models.networks.cross_scorer import CrossScorer
 
 
 class ModelBundle:
@@ -71,10 +74,10 @@ class ModelBundle:
         extras: Mapping[str, bytes] | None = None,
         threads: int = 0,
     ) -> None:
-        """Read the deciding files (name -> content; config.json says which there must be).
+        """Open a bundle by the content of its files.
 
         Args:
-            files: their content by name.
+            files: name -> content of the deciding files; config.json says which there must be.
             card: what else to know about the bundle.
             extras: name -> content of the files that decide no vector.
             threads: cores for encoding batches (0: all).
@@ -103,20 +106,6 @@ class ModelBundle:
             )
 
     @classmethod
-    def build(
-        cls,
-        config: Mapping[str, Any],
-        tokenizer: Tokenizer,
-        *,
-        towers: dict[str, FloatArray],
-        reduction: Reduction,
-        card: Mapping[str, Any],
-    ) -> "ModelBundle":
-        """Make a bundle of trained parts; `towers` as `models.towers.TwoTower.arrays` gives it."""
-        files = {TOKENIZER: tokenizer.model, TOWERS: save_arrays(towers)}
-        return cls.of_files(config, files, reduction=reduction, card=card)
-
-    @classmethod
     def of_files(
         cls,
         config: Mapping[str, Any],
@@ -125,7 +114,14 @@ class ModelBundle:
         reduction: Reduction,
         card: Mapping[str, Any],
     ) -> "ModelBundle":
-        """Make a bundle of any kind; `files` are the deciding ones that only this kind has."""
+        """Make a bundle of trained parts.
+
+        Args:
+            config: the content of config.json.
+            files: the deciding files of this kind of tower: its tokenizer and its parameters.
+            reduction: the PCA.
+            card: the content of card.json.
+        """
         common = {
             CONFIG: (json.dumps(config, indent=2, sort_keys=True) + "\n").encode(),
             PCA: save_arrays(reduction.arrays()),
@@ -143,8 +139,10 @@ class ModelBundle:
         Raises:
             BundleError: the folder is missing, unfinished, changed or broken.
         """
-        found = read_files(Path(path))
-        return cls(found.deciding, found.card, extras=found.extras, threads=threads)
+        path = Path(path)
+        card = read_card(path)
+        files, extras = read_deciding(path, card), read_extras(path, card)
+        return cls(files, card, extras=extras, threads=threads)
 
     def with_extras(self, extras: Mapping[str, bytes]) -> "ModelBundle":
         """Return this bundle with exactly these extra files; its vectors stay the same."""
@@ -193,39 +191,37 @@ class ModelBundle:
         Raises:
             BundleError: this kind of tower has none.
         """
-        if not isinstance(self._encoder, TokenEncoder):
-            raise BundleError(
-                f"a bundle of kind {self.config['tower']['kind']} has no {TOKENIZER}; "
-                "use one of kind mean, gru or lstm"
-            )
-        return self._encoder.tokenizer
+        if isinstance(self._encoder.tokenizer, Tokenizer):
+            return self._encoder.tokenizer
+        raise self._lacks(TOKENIZER)
 
     def towers(self) -> dict[str, FloatArray]:
-        """Return the towers' parameters as `build` took them.
+        """Return the towers' parameters, as `networks.towers.TwoTower.arrays` does.
 
         Raises:
             BundleError: this kind of tower keeps them elsewhere.
         """
-        if TOWERS not in self._files:
-            raise BundleError(
-                f"a bundle of kind {self.config['tower']['kind']} has no {TOWERS}; "
-                "use one of kind mean, gru or lstm"
-            )
-        return parse_arrays(TOWERS, self._files[TOWERS])
+        if TOWERS in self._files:
+            return parse_arrays(TOWERS, self._files[TOWERS])
+        raise self._lacks(TOWERS)
+
+    def _lacks(self, name: str) -> BundleError:
+        kind = self.config["tower"]["kind"]
+        return BundleError(
+            f"a bundle of kind {kind} has no {name}; use one of kind mean, gru or lstm"
+        )
 
     def encode_passages(self, texts: Sequence[str]) -> FloatArray:
         """Return (n, dim) float32, L2-normalised, for `Passage.content` of n passages."""
         if not texts:
             return np.zeros((0, self.dim), dtype=np.float32)
-        ready = prefixed(texts, self._prefixes["passage"])
-        return self._encoder.encode_passages(ready, threads=self._threads)
+        return self._encoder.encode_passages(self._passages(texts), threads=self._threads)
 
     def encode_queries(self, texts: Sequence[str]) -> FloatArray:
         """Return (n, dim) float32, L2-normalised, for n queries."""
         if not texts:
             return np.zeros((0, self.dim), dtype=np.float32)
-        ready = prefixed(texts, self._prefixes["query"])
-        return self._encoder.encode_queries(ready, threads=self._threads)
+        return self._encoder.encode_queries(self._queries(texts), threads=self._threads)
 
     @property
     def has_cross_scorer(self) -> bool:
@@ -233,14 +229,20 @@ class ModelBundle:
         return CROSS_SCORER in self.extras and self.fusion is not None
 
     @cached_property
-    def _ranker(self) -> "CrossRanker":
-        from two_tower.models.bundle.cross_ranker import CrossRanker
+    def _cross_scorer(self) -> "CrossScorer":
+        from two_tower.models.networks.cross_scorer import CrossConfig, load_scorer
 
         if self.fusion is None or CROSS_SCORER not in self.extras:
             raise BundleError(
                 f"this bundle has no {CROSS_SCORER}; train one with cross.epochs above 0"
             )
-        return CrossRanker(self.extras[CROSS_SCORER], self.fusion)
+        if self.fusion.cross is None:
+            raise BundleError(f"{FUSION} does not say how to read {CROSS_SCORER}; train again")
+        try:
+            config = from_mapping(CrossConfig, self.fusion.cross, where="cross.")
+        except ConfigError as error:
+            raise BundleError(f"{FUSION} is broken ({error}); train again") from None
+        return load_scorer(parse_arrays(CROSS_SCORER, self.extras[CROSS_SCORER]), config)
 
     def cross_scores(
         self, query: str, passages: Sequence[str], *, bm25: FloatArray, cosine: FloatArray
@@ -261,11 +263,9 @@ class ModelBundle:
         if not passages:
             return np.zeros(0, dtype=np.float32)
         tokenizer, threads = self._encoder.tokenizer, self._threads
-        asked = prefixed([query], self._prefixes["query"])
-        texts = prefixed(passages, self._prefixes["passage"])
-        return self._ranker.score(
-            tokenizer.encode_queries(asked, threads=threads),
-            tokenizer.encode_passages(texts, threads=threads),
+        return self._cross_scorer.score(
+            tokenizer.encode_queries(self._queries([query]), threads=threads),
+            tokenizer.encode_passages(self._passages(passages), threads=threads),
             bm25=bm25,
             cosine=cosine,
         )
@@ -278,7 +278,10 @@ class ModelBundle:
         """
         return self._reduction.apply(vectors)
 
+    def _queries(self, texts: Sequence[str]) -> Sequence[str]:
+        prefix = self._prefixes["query"]
+        return [prefix + text for text in texts] if prefix else texts
 
-def prefixed(texts: Sequence[str], prefix: str) -> Sequence[str]:
-    """Return the texts behind a prefix, such as E5's `query: `."""
-    return [prefix + text for text in texts] if prefix else texts
+    def _passages(self, texts: Sequence[str]) -> Sequence[str]:
+        prefix = self._prefixes["passage"]
+        return [prefix + text for text in texts] if prefix else texts

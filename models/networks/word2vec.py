@@ -5,41 +5,35 @@ Mikolov et al., "Distributed Representations of Words and Phrases and their Comp
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
+from pydantic import Field
 
-from two_tower.models.config import check_least
+from two_tower.models.config import configuration
 from two_tower.models.text.tokenizer import TokenRows
-from two_tower.models.vectors import FloatArray, IntArray, normalized
+from two_tower.models.vectors import FloatArray, normalized
+
+WINDOW = 3  # tokens to either side that count as near
+
+NOISE_TOKENS = 3  # per near token
 
 
-@dataclass(frozen=True)
+@configuration("word2vec")
 class Word2VecConfig:
     """How token vectors are learnt before any pair is seen.
 
     Attributes:
         epochs: passes over the corpus; 0 starts from random directions alone.
         weight: length of a learnt vector beside its token's random direction of length 1.
-        window: tokens to either side that count as near.
-        negative: noise tokens per near token.
         sample: how strongly frequent tokens are thinned out.
         cbow: predict a token from its neighbours instead of the neighbours from it.
-        workers: threads; more than one is quicker and no longer deterministic.
     """
 
-    epochs: int = 1
-    weight: float = 0.35
-    window: int = 3
-    negative: int = 3
-    sample: float = 1e-4
+    epochs: int = Field(default=1, ge=0)
+    weight: float = Field(default=0.35, ge=0)
+    sample: float = Field(default=1e-4, ge=0)
     cbow: bool = False
-    workers: int = 1
-
-    def __post_init__(self) -> None:
-        check_least("word2vec", self, epochs=0, weight=0, window=1, negative=1, workers=1)
 
 
 def random_vectors(vocab_size: int, dim: int, *, seed: int) -> FloatArray:
@@ -65,21 +59,6 @@ def learn_vectors(
     vectors = random_vectors(vocab_size, dim, seed=seed)
     if not config.epochs or not config.weight:
         return vectors
-    known, learnt = _learn(rows, config, dim=dim, seed=seed)
-    counts = np.bincount(rows.ids, minlength=vocab_size)[known]
-    common = (counts[:, None] * learnt).sum(axis=0) / counts.sum()
-    vectors[known] += config.weight * normalized(learnt - common)
-    return normalized(vectors)
-
-
-class _Learnt(NamedTuple):
-    """Tokens (n,) int64 that occur, and their vectors (n, dim) float32."""
-
-    tokens: IntArray
-    vectors: FloatArray
-
-
-def _learn(rows: TokenRows, config: Word2VecConfig, *, dim: int, seed: int) -> _Learnt:
     # gensim is slow to import and is needed nowhere else.
     from gensim.models import Word2Vec
 
@@ -87,16 +66,20 @@ def _learn(rows: TokenRows, config: Word2VecConfig, *, dim: int, seed: int) -> _
         sentences=_Sentences(rows),
         vector_size=dim,
         sg=int(not config.cbow),
-        negative=config.negative,
-        window=config.window,
+        negative=NOISE_TOKENS,
+        window=WINDOW,
         sample=config.sample,
         min_count=1,
         epochs=config.epochs,
-        workers=config.workers,
+        workers=1,  # with more of them equal seeds give other vectors
         seed=seed,
     )
-    tokens = np.array([int(token) for token in model.wv.index_to_key])
-    return _Learnt(tokens, np.asarray(model.wv.vectors, dtype=np.float32))
+    known = np.array([int(token) for token in model.wv.index_to_key])  # tokens that occur
+    learnt = np.asarray(model.wv.vectors, dtype=np.float32)
+    counts = np.bincount(rows.ids, minlength=vocab_size)[known]
+    common = (counts[:, None] * learnt).sum(axis=0) / counts.sum()
+    vectors[known] += config.weight * normalized(learnt - common)
+    return normalized(vectors)
 
 
 class _Sentences:

@@ -96,13 +96,13 @@ def open_teacher(name: str) -> Teacher:
 
     if (Path(name) / CARD).is_file():
         return ModelBundle.load(name)
-    from two_tower.models.bundle.transformer_encoder import open_transformer_encoder
+    from two_tower.models.bundle.encoders import open_transformer_encoder
     from two_tower.models.networks.transformer import open_transformer, transformer_files
-    from two_tower.models.text.transformer_tokenizer import GRAPH, SETTINGS, TEXT
+    from two_tower.models.text.transformer_tokenizer import GRAPH, TEXT
 
     tower, tokenizer = open_transformer(name, TokenizerConfig())
     files = transformer_files(tower, tokenizer, int8=True)
-    encoder = open_transformer_encoder(files[TEXT], files[GRAPH], files[SETTINGS])
+    encoder = open_transformer_encoder(files)
     return _ModelTeacher(encoder, hashlib.sha256(files[GRAPH] + files[TEXT]).hexdigest())
 
 

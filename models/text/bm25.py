@@ -5,13 +5,14 @@ score = sum over query terms of idf(t) * weight(t, d). The engine scores its `bm
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from itertools import chain
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
+from pydantic import Field
 from scipy import sparse
 
+from two_tower.models.config import configuration
 from two_tower.models.vectors import Float64Array, FloatArray, IntArray
 
 SEARCH_BLOCK = 256
@@ -30,21 +31,17 @@ class Analyzer(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@configuration("bm25")
 class Bm25Config:
     """BM25 parameters; a collection's metadata records the ones it was loaded with.
 
     k and b are the values tuned for short passages (Lin et al., Anserini: k1=0.9, b=0.4).
     """
 
-    avg_len: float
-    k: float = 0.9
-    b: float = 0.4
+    avg_len: float = Field(gt=0)
+    k: float = Field(default=0.9, ge=0)
+    b: float = Field(default=0.4, ge=0, le=1)
     language: str = "english"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return a JSON-ready mapping."""
-        return asdict(self)
 
 
 def average_length(texts: Iterable[str], analyzer: Analyzer) -> float:
@@ -89,8 +86,8 @@ class Bm25Index:
         self._analyzer = analyzer
         counts = [analyzer.term_counts(text) for text in texts]
         lengths = np.array([sum(terms.values()) for terms in counts], np.float64)
-        mean = max(1.0, float(lengths.sum()) / len(texts)) if len(texts) else 1.0
-        self.config = config or Bm25Config(avg_len=mean, language=analyzer.language)
+        mean_length = max(1.0, float(lengths.mean())) if len(lengths) else 1.0
+        self.config = config or Bm25Config(avg_len=mean_length, language=analyzer.language)
         terms, offsets = _end_to_end(counts)
         self._terms, columns = np.unique(terms, return_inverse=True)
         flat = chain.from_iterable(terms.values() for terms in counts)
@@ -100,8 +97,8 @@ class Bm25Index:
         weights = (tf * (k + 1) / (tf + norms)).astype(np.float32)  # as the engine stores them
         shape = (len(texts), len(self._terms))
         matrix = sparse.csr_matrix((weights.astype(np.float64), columns, offsets), shape=shape)
-        holding = np.bincount(columns, minlength=len(self._terms))
-        idf = np.log1p((len(texts) - holding + 0.5) / (holding + 0.5))
+        passages_with_term = np.bincount(columns, minlength=len(self._terms))
+        idf = np.log1p((len(texts) - passages_with_term + 0.5) / (passages_with_term + 0.5))
         self._passages = matrix.multiply(idf[None, :]).tocsr()
         self._postings = self._passages.T.tocsr()
 
@@ -110,30 +107,28 @@ class Bm25Index:
 
     def search(self, queries: Sequence[str], k: int) -> Ranked:
         """Return the `k` best passages that share a term with each query; ties by row."""
-        found = Ranked(
-            np.full((len(queries), k), -1, dtype=np.int64),
-            np.zeros((len(queries), k), dtype=np.float32),
-        )
+        best_rows = np.full((len(queries), k), -1, dtype=np.int64)
+        best_scores = np.zeros((len(queries), k), dtype=np.float32)
         terms = self._query_matrix(queries)
         for start in range(0, len(queries), SEARCH_BLOCK):
             scores = (terms[start : start + SEARCH_BLOCK] @ self._postings).tocsr()
             for i in range(scores.shape[0]):
-                hit = slice(scores.indptr[i], scores.indptr[i + 1])
-                best = _best(scores.indices[hit], scores.data[hit], k)
-                found.rows[start + i, : len(best)] = scores.indices[hit][best]
-                found.scores[start + i, : len(best)] = scores.data[hit][best]
-        return found
+                hits = slice(scores.indptr[i], scores.indptr[i + 1])
+                best = _best(scores.indices[hits], scores.data[hits], k)
+                best_rows[start + i, : len(best)] = scores.indices[hits][best]
+                best_scores[start + i, : len(best)] = scores.data[hits][best]
+        return Ranked(best_rows, best_scores)
 
     def scores(self, queries: Sequence[str], rows: IntArray) -> FloatArray:
         """Return (n, k) float32: the score of each query for its passages `rows` (n, k).
 
         A row of -1 scores 0.
         """
-        wanted = np.asarray(rows, dtype=np.int64)
-        left = self._query_matrix(queries)[np.repeat(np.arange(len(queries)), wanted.shape[1])]
-        right = self._passages[np.maximum(wanted, 0).ravel()]
-        flat = np.asarray(left.multiply(right).sum(axis=1)).reshape(wanted.shape)
-        return np.where(wanted >= 0, flat, 0.0).astype(np.float32)
+        queries_of_rows = np.repeat(np.arange(len(queries)), rows.shape[1])
+        left = self._query_matrix(queries)[queries_of_rows]  # (n * k, terms)
+        right = self._passages[np.maximum(rows, 0).ravel()]
+        flat = np.asarray(left.multiply(right).sum(axis=1)).reshape(rows.shape)
+        return np.where(rows >= 0, flat, 0.0).astype(np.float32)
 
     def _query_matrix(self, queries: Sequence[str]) -> sparse.csr_matrix:
         """Return (n, terms) sparse, 1 for each query term that some passage has."""
@@ -155,9 +150,9 @@ def _end_to_end(counts: Sequence[Mapping[int, int]]) -> tuple[IntArray, IntArray
 
 def _best(rows: IntArray, scores: Float64Array, k: int) -> IntArray:
     """Return where the `k` best of one query's hits are, best first, ties by row."""
-    near = np.arange(len(scores))
+    candidates = np.arange(len(scores))
     if len(scores) > k:
         worst = np.partition(scores, len(scores) - k)[len(scores) - k]
-        near = np.flatnonzero(scores >= worst)
-    best: IntArray = near[np.lexsort((rows[near], -scores[near]))][:k]
+        candidates = np.flatnonzero(scores >= worst)
+    best: IntArray = candidates[np.lexsort((rows[candidates], -scores[candidates]))][:k]
     return best

@@ -1,34 +1,36 @@
-"""SentencePiece: train, load, text -> token ids, and the truncation rule.
+"""Text to token rows: SentencePiece, trained or loaded, and the truncation rule of all tokenizers.
 
-Text is normalised by SentencePiece's own `nmt_nfkc_cf` (NFKC and case folding). NULs and lone
-surrogates become spaces first. Characters outside the vocabulary fall back to their UTF-8 bytes,
-so that every text that is not blank has a token of its own.
+SentencePiece normalises by its own `nmt_nfkc_cf` (NFKC and case folding). NULs and lone surrogates
+become spaces first. Characters outside the vocabulary fall back to their UTF-8 bytes, so that every
+text that is not blank has a token of its own.
 """
 
 import io
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import sentencepiece as spm
+from pydantic import Field
 
-from two_tower.models.errors import BundleError, ConfigError, TrainingError
+from two_tower.models.config import configuration
+from two_tower.models.errors import BundleError, TrainingError
 from two_tower.models.vectors import BoolArray, IntArray
 
 UNKNOWN_ID = 0
 
-BYTE_PIECES = 256
+SMALLEST_VOCABULARY = 256 + 64  # every byte is a token
 
-SMALLEST_VOCABULARY = BYTE_PIECES + 64
+SAMPLE_SIZE = 50_000  # texts that a vocabulary is learnt from
 
 CHARS_PER_TOKEN = 16
 
 BROKEN_CHARS = re.compile("[\x00\ud800-\udfff]")
 
 
-@dataclass(frozen=True)
+@configuration("tokenizer")
 class TokenizerConfig:
     """How text becomes tokens.
 
@@ -36,23 +38,11 @@ class TokenizerConfig:
         vocab_size: upper bound; a small corpus gets a smaller vocabulary by itself.
         max_passage_tokens: a passage keeps its first so many tokens.
         max_query_tokens: a query keeps its first so many tokens.
-        sample_size: train on at most so many texts, drawn evenly with the seed.
     """
 
-    vocab_size: int = 32_000
-    max_passage_tokens: int = 256
-    max_query_tokens: int = 64
-    sample_size: int = 50_000
-
-    def __post_init__(self) -> None:
-        if self.vocab_size < SMALLEST_VOCABULARY:
-            raise ConfigError(
-                f"tokenizer.vocab_size is {self.vocab_size}, expected at least "
-                f"{SMALLEST_VOCABULARY} (256 of them are bytes)"
-            )
-        for name in ("max_passage_tokens", "max_query_tokens", "sample_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"tokenizer.{name} is {getattr(self, name)}, expected 1 or more")
+    vocab_size: int = Field(default=32_000, ge=SMALLEST_VOCABULARY)
+    max_passage_tokens: int = Field(default=256, ge=1)
+    max_query_tokens: int = Field(default=64, ge=1)
 
 
 class TokenRows(NamedTuple):
@@ -83,10 +73,10 @@ class TokenRows(NamedTuple):
         shift = np.repeat(self.offsets[index] - offsets[:-1], lengths)
         return TokenRows(self.ids[np.arange(offsets[-1]) + shift], offsets)
 
-    def where(self, kept: BoolArray) -> "TokenRows":
-        """Return all rows with only the tokens that are true in `kept` (total,)."""
-        ends = np.concatenate([[0], np.cumsum(kept)])
-        return TokenRows(self.ids[kept], ends[self.offsets])
+    def where(self, mask: BoolArray) -> "TokenRows":
+        """Return all rows with only the tokens that are true in `mask` (total,)."""
+        ends = np.concatenate([[0], np.cumsum(mask)])
+        return TokenRows(self.ids[mask], ends[self.offsets])
 
 
 def token_rows(lists: Sequence[Sequence[int]]) -> TokenRows:
@@ -106,37 +96,54 @@ def concat_rows(parts: Sequence[TokenRows]) -> TokenRows:
     return TokenRows(np.concatenate([part.ids for part in parts]), offsets)
 
 
-def clean(text: str) -> str:
-    """Replace NULs and lone surrogates, which SentencePiece cannot carry, by spaces."""
-    return BROKEN_CHARS.sub(" ", text)
-
-
-def sample_texts(texts: Iterable[str], *, size: int, seed: int) -> list[str]:
-    """Draw at most `size` texts evenly from a stream of unknown length, in stream order.
-
-    Reservoir sampling (Vitter, 1985, algorithm R).
-    """
-    rng = np.random.default_rng(seed)
-    kept: list[tuple[int, str]] = []
-    for i, text in enumerate(texts):
-        if i < size:
-            kept.append((i, text))
-        elif (slot := int(rng.integers(i + 1))) < size:
-            kept[slot] = (i, text)
-    return [text for _, text in sorted(kept)]
-
-
-class Tokenizer:
-    """A trained SentencePiece unigram model.
+class RowTokenizer(ABC):
+    """Texts in, token rows out; queries and passages each have their limit.
 
     Attributes:
-        model: the serialised SentencePiece model.
+        model: the serialised tokenizer.
         config: the truncation rule.
     """
 
     def __init__(self, model: bytes, config: TokenizerConfig) -> None:
         self.model = model
         self.config = config
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """Number of tokens."""
+
+    @abstractmethod
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Return the readable form of tokens."""
+
+    @abstractmethod
+    def _token_ids(
+        self, texts: Sequence[str], *, limit: int, threads: int
+    ) -> Sequence[Sequence[int]]:
+        """Return at most `limit` ids for each text."""
+
+    def encode_passages(self, texts: Sequence[str], *, threads: int = 0) -> TokenRows:
+        """Tokenise passages on `threads` cores (0: all), cut to `max_passage_tokens`."""
+        return self._rows(texts, limit=self.config.max_passage_tokens, threads=threads)
+
+    def encode_queries(self, texts: Sequence[str], *, threads: int = 0) -> TokenRows:
+        """Tokenise queries on `threads` cores (0: all), cut to `max_query_tokens`."""
+        return self._rows(texts, limit=self.config.max_query_tokens, threads=threads)
+
+    def _rows(self, texts: Sequence[str], *, limit: int, threads: int) -> TokenRows:
+        # A megabyte of text is cut before it is tokenised; what a text can lose by that lies
+        # beyond `limit` tokens unless its tokens are longer than 16 characters on average,
+        # which is SentencePiece's longest piece.
+        ready = [clean(text[: limit * CHARS_PER_TOKEN]) for text in texts]
+        return token_rows(self._token_ids(ready, limit=limit, threads=threads))
+
+
+class Tokenizer(RowTokenizer):
+    """A trained SentencePiece unigram model."""
+
+    def __init__(self, model: bytes, config: TokenizerConfig) -> None:
+        super().__init__(model, config)
         self._processor = spm.SentencePieceProcessor()
         try:
             self._processor.LoadFromSerializedProto(model)
@@ -152,61 +159,65 @@ class Tokenizer:
         Raises:
             TrainingError: there is nothing to learn from.
         """
-        drawn = [clean(t) for t in sample_texts(texts, size=config.sample_size, seed=seed)]
-        drawn = [text for text in drawn if text.strip()]
-        if not drawn:
+        sample = [clean(text) for text in sample_texts(texts, size=SAMPLE_SIZE, seed=seed)]
+        sample = [text for text in sample if text.strip()]
+        if not sample:
             raise TrainingError("no text to learn a vocabulary from: all texts are blank")
-        return cls(_train_model(drawn, config), config)
+        model = io.BytesIO()
+        try:
+            spm.SentencePieceTrainer.Train(
+                sentence_iterator=iter(sample),
+                model_writer=model,
+                model_type="unigram",
+                vocab_size=config.vocab_size,
+                hard_vocab_limit=False,  # a small corpus ends with fewer
+                byte_fallback=True,
+                character_coverage=0.9995,
+                normalization_rule_name="nmt_nfkc_cf",
+                max_sentence_length=1_000_000,
+                unk_id=UNKNOWN_ID,
+                bos_id=-1,
+                eos_id=-1,
+                minloglevel=2,
+            )
+        except RuntimeError as error:
+            raise TrainingError(
+                f"SentencePiece could not learn a vocabulary of {config.vocab_size} "
+                f"from {len(sample)} texts ({error})"
+            ) from None
+        return cls(model.getvalue(), config)
 
     @property
     def vocab_size(self) -> int:
         """Number of tokens, the unknown token (id 0) and the bytes among them."""
         return int(self._processor.GetPieceSize())
 
-    def encode_passages(self, texts: Sequence[str], *, threads: int = 0) -> TokenRows:
-        """Tokenise passages on `threads` cores (0: all), cut to `max_passage_tokens`."""
-        return self._encode(texts, limit=self.config.max_passage_tokens, threads=threads)
-
-    def encode_queries(self, texts: Sequence[str], *, threads: int = 0) -> TokenRows:
-        """Tokenise queries on `threads` cores (0: all), cut to `max_query_tokens`."""
-        return self._encode(texts, limit=self.config.max_query_tokens, threads=threads)
-
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """Return the readable form of tokens."""
         return [str(self._processor.IdToPiece(int(i))) for i in ids]
 
-    def _encode(self, texts: Sequence[str], *, limit: int, threads: int) -> TokenRows:
-        # A megabyte of text is cut before it is tokenised; what a text can lose by that lies
-        # beyond `limit` tokens unless its pieces are longer than 16 characters on average,
-        # which is SentencePiece's longest piece.
-        ready = [clean(text[: limit * CHARS_PER_TOKEN]) for text in texts]
-        if len(ready) == 1:
-            return token_rows([self._processor.EncodeAsIds(ready[0])[:limit]])
-        lists = self._processor.Encode(ready, num_threads=threads or -1)
-        return token_rows([ids[:limit] for ids in lists])
+    def _token_ids(self, texts: Sequence[str], *, limit: int, threads: int) -> list[list[int]]:
+        if len(texts) == 1:
+            return [self._processor.EncodeAsIds(texts[0])[:limit]]
+        lists = self._processor.Encode(texts, num_threads=threads or -1)
+        return [ids[:limit] for ids in lists]
 
 
-def _train_model(texts: list[str], config: TokenizerConfig) -> bytes:
-    model = io.BytesIO()
-    try:
-        spm.SentencePieceTrainer.Train(
-            sentence_iterator=iter(texts),
-            model_writer=model,
-            model_type="unigram",
-            vocab_size=config.vocab_size,
-            hard_vocab_limit=False,  # a small corpus ends with fewer
-            byte_fallback=True,
-            character_coverage=0.9995,
-            normalization_rule_name="nmt_nfkc_cf",
-            max_sentence_length=1_000_000,
-            unk_id=UNKNOWN_ID,
-            bos_id=-1,
-            eos_id=-1,
-            minloglevel=2,
-        )
-    except RuntimeError as error:
-        raise TrainingError(
-            f"SentencePiece could not learn a vocabulary of {config.vocab_size} "
-            f"from {len(texts)} texts ({error})"
-        ) from None
-    return model.getvalue()
+def clean(text: str) -> str:
+    """Replace NULs and lone surrogates, which SentencePiece cannot carry, by spaces."""
+    return BROKEN_CHARS.sub(" ", text)
+
+
+def sample_texts(texts: Iterable[str], *, size: int, seed: int) -> list[str]:
+    """Draw at most `size` texts evenly from a stream of unknown length, in stream order.
+
+    Reservoir sampling (Vitter, 1985, algorithm R).
+    """
+    rng = np.random.default_rng(seed)
+    sample: list[tuple[int, str]] = []
+    for i, text in enumerate(texts):
+        if i < size:
+            sample.append((i, text))
+        elif (slot := int(rng.integers(i + 1))) < size:
+            sample[slot] = (i, text)
+    return [text for _, text in sorted(sample)]

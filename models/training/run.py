@@ -13,9 +13,9 @@ from safetensors.numpy import save as save_arrays
 
 from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.bundle.card import make_card
+from two_tower.models.bundle.encoders import OnnxEncoder
 from two_tower.models.bundle.files import FORMAT, TOKENIZER, TOWERS, check_target
 from two_tower.models.bundle.reduction import Reduction, fit_reduction
-from two_tower.models.bundle.transformer_encoder import OnnxRows
 from two_tower.models.data import Dataset
 from two_tower.models.errors import TrainingError
 from two_tower.models.examples.corpus import (
@@ -194,7 +194,7 @@ def deciding_config(
 def final_vectors(towers: TwoTower, files: Mapping[str, bytes], *, corpus: Corpus) -> Vectors:
     """Return the vectors of dev queries and passages as the bundle will give them."""
     if GRAPH in files:
-        rows = OnnxRows(files[GRAPH])
+        rows = OnnxEncoder(files[GRAPH])
         return Vectors(rows.encode(corpus.dev_queries), rows.encode(corpus.passages))
     queries = encode_rows(towers.query, corpus.dev_queries)
     passages = encode_rows(towers.passage, corpus.passages)

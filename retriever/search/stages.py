@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from qdrant_client import models as qm
 
+from two_tower.models.bundle.fusion import TOWER_WEIGHT
 from two_tower.models.vectors import Float64Array, FloatArray, IntArray
 from two_tower.retriever.collection.clusters import Centroids
 from two_tower.retriever.collection.schema import BM25, DENSE
@@ -105,8 +106,6 @@ def request(asked: qm.Prefetch) -> qm.QueryRequest:
 
 
 LEXICAL = frozenset({"bm25", "tfidf"})
-
-TOWER_WEIGHT = 15.0
 
 
 class QueryVectors(NamedTuple):

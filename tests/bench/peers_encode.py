@@ -13,10 +13,12 @@ import numpy as np
 import numpy.typing as npt
 from exact import best_by_cosine
 from peers_corpus import Corpus, Row, System, ask_in_turns
+from safetensors.numpy import save
 
 from two_tower.models.bundle.bundle import ModelBundle
+from two_tower.models.bundle.encoders import OnnxEncoder
+from two_tower.models.bundle.files import TOKENIZER, TOWERS
 from two_tower.models.bundle.reduction import Reduction
-from two_tower.models.bundle.transformer_encoder import OnnxRows
 from two_tower.models.networks.towers import TwoTower
 from two_tower.models.text.transformer_tokenizer import GRAPH
 from two_tower.models.training.recipe import read_config
@@ -104,9 +106,8 @@ def recurrent(bundle: ModelBundle, kind: str) -> ModelBundle:
     )
     reduction = unreduced(bundle.dim)
     settings = deciding_config(config, config.tokenizer, reduction=reduction)
-    return ModelBundle.build(
-        settings, bundle.tokenizer, towers=towers.arrays(), reduction=reduction, card={}
-    )
+    files = {TOKENIZER: bundle.tokenizer.model, TOWERS: save(towers.arrays())}
+    return ModelBundle.of_files(settings, files, reduction=reduction, card={})
 
 
 def transformer() -> ModelBundle:
@@ -116,7 +117,7 @@ def transformer() -> ModelBundle:
     config = read_config("transformer", {})
     opened = open_transformer(MODEL, config.tokenizer)
     files = transformer_files(opened.tower, opened.tokenizer, int8=config.transformer.int8)
-    reduction = unreduced(OnnxRows(files[GRAPH]).dim)
+    reduction = unreduced(OnnxEncoder(files[GRAPH]).dim)
     settings = deciding_config(config, opened.tokenizer.config, reduction=reduction)
     return ModelBundle.of_files(settings, files, reduction=reduction, card={})
 
