@@ -125,6 +125,8 @@ def _refusal(error: ValidationError, owner: type, where: str) -> str:
     """Return the first of pydantic's complaints as a sentence of ours."""
     first = error.errors(include_url=False)[0]
     path = [str(part) for part in first["loc"] if not isinstance(part, int)]
+    if first["loc"] and isinstance(first["loc"][0], int):  # an argument without its name
+        path = [dataclasses.fields(owner)[first["loc"][0]].name, *path]
     name = (where + ".".join(path)).removesuffix(".")
     if first["type"] == "missing":
         return f"{name} is missing"

@@ -1,3 +1,4 @@
+import math
 from dataclasses import field, replace
 from pathlib import Path
 from typing import Literal
@@ -19,6 +20,11 @@ class Inner:
     size: int | None = Field(default=None, ge=1)
     share: float = Field(default=0.5, gt=0, lt=1)
     level: float = Field(default=0.0, ge=0, le=1)
+
+
+@configuration("weights")
+class Weights:
+    scale: float = Field(allow_inf_nan=False)
 
 
 @configuration()
@@ -71,10 +77,21 @@ def test_a_class_is_as_strict_as_a_file() -> None:
     for make in (lambda: Inner(size=0), lambda: replace(Inner(), size=0)):
         with pytest.raises(ConfigError, match=r"^inner\.size is 0, expected 1 or more$"):
             make()
+    with pytest.raises(ConfigError, match=r"^inner\.kind is 'c', expected 'a' or 'b'$"):
+        Inner(0.1, "c")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"did you mean inner\.share\?"):
         Inner(shore=0.5)  # type: ignore[call-arg]
     with pytest.raises(AttributeError):
         Inner().size = 3  # type: ignore[misc]
+
+
+def test_what_has_no_default_is_missed_and_what_is_no_number_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^weights\.scale is missing$"):
+        from_mapping(Weights, {}, where="weights.")
+    with pytest.raises(ConfigError, match=r"^weights\.scale is nan, expected a finite number$"):
+        Weights(math.nan)
+    with pytest.raises(ConfigError, match=r"^weights is \[\], expected keys and values$"):
+        from_mapping(Weights, [], where="weights.")  # type: ignore[arg-type]
 
 
 def test_flags_win_and_none_leaves_a_key_alone() -> None:
