@@ -33,18 +33,20 @@ def configuration(section: str = "") -> Callable[[type[C]], type[C]]:
 
     def decorate(owner: type[C]) -> type[C]:
         strict = ConfigDict(strict=True, extra="forbid")
-        made: Any = pydantic_dataclass(owner, frozen=True, config=strict)
-        validate = made.__init__
+        model: Any = pydantic_dataclass(owner, frozen=True, config=strict)
+        validate = model.__init__
 
         @wraps(validate)
         def init(self: C, *args: Any, **values: Any) -> None:
             try:
                 validate(self, *args, **values)
             except ValidationError as error:
-                raise ConfigError(_refusal(error, made, f"{section}." if section else "")) from None
+                raise ConfigError(
+                    _refusal(error, model, f"{section}." if section else "")
+                ) from None
 
-        made.__init__ = init
-        return made  # type: ignore[no-any-return]
+        model.__init__ = init
+        return model  # type: ignore[no-any-return]
 
     return decorate
 
@@ -152,7 +154,7 @@ TYPES = {
 
 
 def _expected(error: Any, owner: type, path: list[str]) -> str:
-    """Return what pydantic wanted instead, in our words."""
+    """Return what pydantic expects instead, in our words."""
     kind, context = error["type"], error.get("ctx", {})
     if kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
         return _bounds(owner, path)

@@ -22,7 +22,7 @@ class CommandGroup(TyperGroup):
     """
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the chosen command; see the class for what happens to its errors."""
+        """Run the command; see the class for what becomes of its errors."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -38,9 +38,6 @@ class CommandGroup(TyperGroup):
 def progress(items: Iterable[T], *, label: str, total: int | None = None) -> Iterator[T]:
     """Yield `items` under a progress bar on stderr (silent where stderr is not a terminal).
 
-    Args:
-        items: what to walk through.
-        label: the words in front of the bar.
-        total: how many there will be, where `len(items)` cannot say.
+    `total` says how many there are, where `len(items)` cannot.
     """
     return iter(tqdm(items, desc=label, total=total, unit_scale=True, disable=None, leave=False))

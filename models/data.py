@@ -97,10 +97,10 @@ class Dataset:
             ) from None
         except ValueError as error:
             raise DataError(f"{path / 'manifest.json'} is not JSON ({error})") from None
-        found = manifest.get("format") if isinstance(manifest, dict) else None
-        if found != FORMAT:
+        version = manifest.get("format") if isinstance(manifest, dict) else None
+        if version != FORMAT:
             raise DataError(
-                f"{path} has DATA format {found}, expected {FORMAT}; run ingest prepare again"
+                f"{path} has DATA format {version}, expected {FORMAT}; run ingest prepare again"
             )
         return cls(path, manifest)
 
@@ -123,12 +123,12 @@ class Dataset:
 
     def queries(self, split: str | None = None) -> list[Query]:
         """Return all queries, or those that have a judgement in `split`."""
-        wanted = None if split is None else {q.query_id for q in self.qrels(split)}
+        judged = None if split is None else {qrel.query_id for qrel in self.qrels(split)}
         return [
             Query(row["query_id"], row["text"])
             for batch in self._batches("queries.parquet", QUERIES, 8192)
             for row in batch
-            if wanted is None or row["query_id"] in wanted
+            if judged is None or row["query_id"] in judged
         ]
 
     def qrels(self, split: str) -> list[Qrel]:
@@ -137,18 +137,18 @@ class Dataset:
         Raises:
             DataError: DATA has no judgement in that split.
         """
-        found = [
+        qrels = [
             Qrel(row["query_id"], row["passage_id"], row["relevance"], row["split"])
             for batch in self._batches("qrels.parquet", QRELS, 8192)
             for row in batch
             if row["split"] == split
         ]
-        if not found:
+        if not qrels:
             splits = ", ".join(self.splits) or "none"
             raise DataError(
                 f"{self.path} has no labelled query in split {split!r}; its splits: {splits}"
             )
-        return found
+        return qrels
 
     @property
     def splits(self) -> list[str]:
@@ -164,10 +164,10 @@ class Dataset:
         except (OSError, pa.ArrowInvalid) as error:
             raise DataError(f"{path} cannot be read as Parquet ({error})") from None
         with file:
-            found = file.schema_arrow
-            if (found.names, found.types) != (schema.names, schema.types):
+            stored = file.schema_arrow
+            if (stored.names, stored.types) != (schema.names, schema.types):
                 raise DataError(
-                    f"{path} has columns {_columns(found)}, expected {_columns(schema)}; "
+                    f"{path} has columns {_columns(stored)}, expected {_columns(schema)}; "
                     "run ingest prepare again"
                 )
             for batch in file.iter_batches(batch_size=batch_size):

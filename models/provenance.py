@@ -28,15 +28,14 @@ def commit() -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that can change a number."""
-    found = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"python": platform.python_version(), **found}
+    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), **packages}
 
 
 def environment(device: str) -> dict[str, Any]:
     """Return what a number may depend on beside configuration and data, as plain JSON values.
 
-    Args:
-        device: what is trained on, as torch names it.
+    `device` is what a run trains on, as torch names it.
     """
     import torch
 

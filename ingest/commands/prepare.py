@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -92,9 +93,12 @@ def prepare(
         relevance=relevance_column,
         split=split_column,
     )
-    cut = passage_words or overlap_words
-    split = SplitConfig(passage_words or 0, overlap_words) if cut else None
-    options = SourceOptions(config=config, columns=columns, limit=limit, split=split)
+    options = SourceOptions(config=config, columns=columns, limit=limit)
+    if passage_words or overlap_words:
+        from two_tower.retriever.collection.bm25_vectors import EngineAnalyzer
+
+        split = SplitConfig(passage_words or 0, overlap_words)
+        options = replace(options, split=split, analyzer=EngineAnalyzer())
     opened = open_source(source, options)
     about: dict[str, Any] = {"source": opened.name, "details": opened.details}
     with DatasetWriter(out, dev_fraction=dev_fraction, overwrite=force, **about) as writer:

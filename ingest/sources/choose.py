@@ -14,6 +14,7 @@ from two_tower.ingest.sources.ms_marco import DEFAULT_CONFIG, DEFAULT_ID, MsMarc
 from two_tower.ingest.sources.python_docs import PythonDocs
 from two_tower.ingest.sources.tables import SUFFIXES, Columns, Tables, column_names
 from two_tower.models.errors import ConfigError, DataError
+from two_tower.models.text.bm25 import Analyzer
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
@@ -55,6 +56,7 @@ class SourceOptions:
     columns: Columns = field(default_factory=Columns)
     limit: int | None = None
     split: SplitConfig | None = None
+    analyzer: Analyzer | None = None  # goes with `split`
 
 
 def open_source(spec: str, options: SourceOptions) -> Source:
@@ -81,7 +83,9 @@ def open_source(spec: str, options: SourceOptions) -> Source:
                 f"{spec} is DATA already; --passage-words N cuts its long texts into passages"
             )
         _refuse(options, spec, takes="split")
-        return LongDocuments(path, options.split)
+        if options.analyzer is None:
+            raise ValueError("split is given without an analyzer")
+        return LongDocuments(path, options.split, options.analyzer)
     if path.is_dir() and BeirFolder.fits(path):
         _refuse(options, spec, takes="")
         return BeirFolder(path)

@@ -20,7 +20,6 @@ from two_tower.models.console import progress
 from two_tower.models.data import Dataset, Passage, Qrel
 from two_tower.models.errors import ConfigError
 from two_tower.models.text.bm25 import Analyzer
-from two_tower.retriever.collection.bm25_vectors import EngineAnalyzer
 
 DOCUMENT, PART = "document_id", "part"
 
@@ -61,8 +60,8 @@ class LongDocuments:
         details: the kind of source and how it is cut, for the manifest.
     """
 
-    def __init__(self, path: Path, config: SplitConfig) -> None:
-        """Open the folder.
+    def __init__(self, path: Path, config: SplitConfig, analyzer: Analyzer) -> None:
+        """Open the folder; the analyzer says which part a judgement goes to.
 
         Raises:
             DataError: it is no DATA folder.
@@ -70,6 +69,7 @@ class LongDocuments:
         self.name = str(path)
         self._data = Dataset.open(path)
         self._config = config
+        self._analyzer = analyzer
         about = {"documents": self._data.content_hash, **asdict(config)}
         self.details: Mapping[str, Any] = {"kind": "split", **about}
 
@@ -85,13 +85,12 @@ class LongDocuments:
         for split in self._data.splits:
             for qrel in self._data.qrels(split):
                 judged[qrel.passage_id].append(qrel)
-        analyzer = EngineAnalyzer()
         for document in progress(self._data.passages(), label="documents"):
             parts = split_passage(document, self._config)
             for part in parts:
                 writer.add_passage(part, where=document.passage_id)
             for qrel in judged.get(document.passage_id, ()):
-                best = most_like(queries[qrel.query_id].text, parts, analyzer)
+                best = most_like(queries[qrel.query_id].text, parts, self._analyzer)
                 writer.add_qrel(qrel._replace(passage_id=best.passage_id))
 
 

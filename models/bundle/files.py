@@ -49,11 +49,11 @@ def read_card(path: Path) -> dict[str, Any]:
         card = json.loads((path / CARD).read_text(encoding="utf-8"))
     except OSError:
         if (path / "manifest.json").is_file():
-            what, mend = "a DATA folder", f"models train {path} --out BUNDLE"
+            what, command = "a DATA folder", f"models train {path} --out BUNDLE"
         else:
             what = f"unfinished: no {CARD}" if path.is_dir() else "no such folder"
-            mend = f"models train DATA --out {path}"
-        raise BundleError(f"{path} is not a bundle ({what}); make one with: {mend}") from None
+            command = f"models train DATA --out {path}"
+        raise BundleError(f"{path} is not a bundle ({what}); make one with: {command}") from None
     except ValueError as error:
         raise BundleError(f"{path / CARD} is not JSON ({error}); train the bundle again") from None
     version = card.get("format") if isinstance(card, dict) else None
@@ -88,8 +88,8 @@ def read_extras(path: Path, card: Mapping[str, Any]) -> dict[str, bytes]:
         BundleError: one is missing, was changed or is not in the card.
     """
     recorded = dict(card.get("extras", {}))
-    if odd := sorted(recorded.keys() - set(EXTRA_FILES)):
-        raise BundleError(f"{path / CARD} names {odd[0]!r}, expected {', '.join(EXTRA_FILES)}")
+    if unknown := sorted(recorded.keys() - set(EXTRA_FILES)):
+        raise BundleError(f"{path / CARD} names {unknown[0]!r}, expected {', '.join(EXTRA_FILES)}")
     present = {name for name in EXTRA_FILES if (path / name).exists()}
     extras = {name: _read(path, name) for name in sorted(recorded.keys() | present)}
     for name, digest in digests(extras).items():
@@ -147,10 +147,9 @@ def check_target(path: Path, *, force: bool) -> None:
     if not path.is_dir():
         raise BundleError(f"{path} is a file, expected a folder or a new name")
     names = {entry.name for entry in path.iterdir()}
-    known = {CARD, *EXTRA_FILES}.union(*DECIDING_BY_KIND.values())
-    if names - known:
-        odd = min(names - known)
-        raise BundleError(f"{path} is not a bundle alone (found {odd}); choose another --out")
+    if strangers := names.difference({CARD, *EXTRA_FILES}, *DECIDING_BY_KIND.values()):
+        found = min(strangers)
+        raise BundleError(f"{path} is not a bundle alone (found {found}); choose another --out")
     if names and not force:
         raise BundleError(f"{path} already holds a bundle; replace it with --force")
 
@@ -164,8 +163,8 @@ def parse_config(content: bytes) -> dict[str, Any]:
     try:
         config = json.loads(content)
         prefixes = config.get("prefixes", {})
-        known = config["tower"]["kind"], config["tower"]["shared"], config["pca_dims"]
-        texts = [known[0], prefixes.get("query", ""), prefixes.get("passage", "")]
+        required = config["tower"]["kind"], config["tower"]["shared"], config["pca_dims"]
+        texts = [required[0], prefixes.get("query", ""), prefixes.get("passage", "")]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BundleError(f"{CONFIG} is broken ({error!r}); train the bundle again") from None
     if not all(isinstance(text, str) for text in texts):

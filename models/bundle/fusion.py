@@ -37,7 +37,6 @@ TOWER_GRID = np.geomspace(1.0, 1000.0, 61)
 
 CROSS_GRID = np.geomspace(0.1, 30.0, 41)
 
-
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -64,12 +63,7 @@ class HybridWeights:
     tower: Finite
 
     def scores(self, bm25: AnyFloatArray, cosine: AnyFloatArray) -> AnyFloatArray:
-        """Return the hybrid scores, of the same shape as both.
-
-        Args:
-            bm25: of every candidate, 0 where no term matches.
-            cosine: of every candidate.
-        """
+        """Return the hybrid scores, of the same shape; BM25 is 0 where no term matches."""
         result: AnyFloatArray = bm25 + self.tower * cosine
         return result
 
@@ -96,11 +90,7 @@ class FinalWeights:
         return result
 
     def log_odds(self, worth: AnyFloatArray) -> AnyFloatArray:
-        """Return the final scores of lists of candidates, in the order of their worth.
-
-        Args:
-            worth: (..., n), each row all that was read for one query.
-        """
+        """Return the final scores of `worth` (..., n), each row the candidates of one query."""
         return log_odds(worth, self.nothing) + self.offset
 
 
@@ -162,12 +152,7 @@ def fit_final(hybrid: FloatArray, cross: FloatArray, relevant: BoolArray) -> Fin
 
 
 def log_odds(worth: AnyFloatArray, nothing: float) -> AnyFloatArray:
-    """Return (..., n): the logarithm of e^worth over what the others of its row add up to.
-
-    Args:
-        worth: (..., n).
-        nothing: stands beside the others of every row.
-    """
+    """Return (..., n): log of e^worth over the sum of e^nothing and of the others in its row."""
     worth = np.asarray(worth, dtype=np.float64)
     top = np.maximum(worth.max(axis=-1, keepdims=True), nothing)
     others = np.exp(worth - top) @ (1.0 - np.eye(worth.shape[-1])) + np.exp(nothing - top)
@@ -189,12 +174,12 @@ def _calibrated(combined: AnyFloatArray, weight: float, relevant: BoolArray) -> 
 
     def loss(numbers: Float64Array) -> float:
         log_scale, nothing, offset = numbers
-        found = log_odds(np.exp(log_scale) / spread * combined, nothing) + offset
-        return float((np.logaddexp(0.0, found) - relevant * found).mean())
+        logits = log_odds(np.exp(log_scale) / spread * combined, nothing) + offset
+        return float((np.logaddexp(0.0, logits) - relevant * logits).mean())
 
-    within = [(-5.0, 5.0), (-50.0, 50.0), (-20.0, 20.0)]
-    found = minimize(loss, np.zeros(3), method="L-BFGS-B", bounds=within).x
-    log_scale, nothing, offset = map(float, found)
+    bounds = [(-5.0, 5.0), (-50.0, 50.0), (-20.0, 20.0)]
+    solution = minimize(loss, np.zeros(3), method="L-BFGS-B", bounds=bounds).x
+    log_scale, nothing, offset = map(float, solution)
     scale = float(np.exp(log_scale)) / spread
     return FinalWeights(scale, scale * weight, nothing, offset)
 
@@ -223,8 +208,9 @@ def cautious_weight(
     useful = relevant.any(axis=1) & ~relevant.all(axis=1)
     if useful.sum() < FEWEST_QUERIES:
         return None
-    found = [reciprocal_ranks(known[useful] + w * added[useful], relevant[useful]) for w in grid]
-    ranks = np.stack(found)  # (weights, queries)
+    ranks = np.stack(  # (weights, queries)
+        [reciprocal_ranks(known[useful] + w * added[useful], relevant[useful]) for w in grid]
+    )
     behind = ranks[ranks.mean(axis=1).argmax()] - ranks
     error = behind.std(axis=1) / np.sqrt(ranks.shape[1])
     return float(grid[np.flatnonzero(behind.mean(axis=1) <= error)[0]])

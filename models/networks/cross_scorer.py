@@ -164,14 +164,14 @@ class CrossScorer(nn.Module):
         matrix = _match(self.vectors[queries.ids], self.vectors[passages.ids], m)
         features += _summaries(matrix.masked_fill(apart, ABSENT), heavy)
         if self.config.recurrent:
-            asked, read = self._states(queries), self._states(passages)
-            matrix = _match(asked, read, m).masked_fill(apart, ABSENT)
+            query_states, states = self._states(queries), self._states(passages)
+            matrix = _match(query_states, states, m).masked_fill(apart, ABSENT)
             features += _summaries(matrix, heavy)
             strength = ATTENTION_SHARPNESS * matrix.amax(dim=1)
             share = strength.masked_fill(~passages.inside, -torch.inf).softmax(dim=1)
-            features.append(self._verdict(asked, read, weights=weights, share=share))
-        seen = self.drop(self.scale(torch.cat(features, dim=1)))
-        logits: Tensor = self.linear(seen) + self.curved(seen)
+            features.append(self._verdict(query_states, states, weights=weights, share=share))
+        scaled = self.drop(self.scale(torch.cat(features, dim=1)))  # (n * m, features)
+        logits: Tensor = self.linear(scaled) + self.curved(scaled)
         return logits.view(n, m)
 
     def score(
@@ -201,8 +201,8 @@ class CrossScorer(nn.Module):
 
     def _states(self, tokens: Padded) -> Tensor:
         """Return (n, width, 2 hidden), L2-normalised; beyond a row's length they mean nothing."""
-        read = self._padded_states if self.training else self._packed_states
-        return functional.normalize(read(tokens), dim=-1)
+        states = self._padded_states(tokens) if self.training else self._packed_states(tokens)
+        return functional.normalize(states, dim=-1)
 
     def _padded_states(self, tokens: Padded) -> Tensor:
         inputs = self.project(self.vectors[tokens.ids])
@@ -316,12 +316,13 @@ def load_scorer(arrays: Mapping[str, FloatArray], config: CrossConfig) -> CrossS
         vectors, idf = (torch.from_numpy(arrays[name].copy()) for name in ("vectors", "idf"))
         scorer = CrossScorer(vectors, idf, config=config)
         state = {name: torch.from_numpy(np.array(value)) for name, value in arrays.items()}
-        missing = scorer.load_state_dict(state, strict=False)
+        difference = scorer.load_state_dict(state, strict=False)
     except (KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise BundleError(f"the cross-scorer is broken ({reason}); train again") from None
-    lost = [name for name in missing.missing_keys if not name.endswith("num_batches_tracked")]
-    if lost or missing.unexpected_keys:
-        odd = (lost or missing.unexpected_keys)[0]
-        raise BundleError(f"the cross-scorer does not fit its configuration at {odd}; train again")
+    missing = [key for key in difference.missing_keys if not key.endswith("num_batches_tracked")]
+    if names := missing or difference.unexpected_keys:
+        raise BundleError(
+            f"the cross-scorer does not fit its configuration at {names[0]}; train again"
+        )
     return scorer.eval()

@@ -18,6 +18,7 @@ from two_tower.models.config import configuration
 from two_tower.models.errors import ConfigError, TrainingError
 from two_tower.models.networks.recurrent import RnnConfig, RnnTower
 from two_tower.models.networks.tokens import Tokens
+from two_tower.models.text.bm25 import inverse_frequency
 from two_tower.models.text.tokenizer import TokenRows
 from two_tower.models.vectors import FloatArray
 
@@ -117,7 +118,7 @@ class TwoTower(nn.Module):
         return cls(query, query if config.shared else make())
 
     def skip_only(self, on: bool) -> None:
-        """Let recurrent towers be their skip path alone, or whole again."""
+        """Let recurrent towers be their skip path alone; off undoes it."""
         for tower in (self.query, self.passage):
             if isinstance(tower, RnnTower):
                 tower.skip_only = on
@@ -193,14 +194,9 @@ def choose_device(name: str) -> torch.device:
 
 
 def token_idf(rows: TokenRows, *, vocab_size: int) -> FloatArray:
-    """Return (vocab_size,) float32 BM25 inverse document frequencies, scaled to mean 1.
-
-    idf(t) = ln(1 + (N - n_t + 0.5) / (n_t + 0.5)), N rows, n_t of them with token t
-    (Robertson and Zaragoza, "The Probabilistic Relevance Framework", 2009).
-    """
+    """Return (vocab_size,) float32: each token's inverse document frequency, scaled to mean 1."""
     pairs = np.unique(rows.rows * vocab_size + rows.ids)
     rows_with_token = np.bincount(pairs % vocab_size, minlength=vocab_size)
-    count = len(rows.lengths)
-    idf = np.log1p((count - rows_with_token + 0.5) / (rows_with_token + 0.5))
+    idf = inverse_frequency(len(rows.lengths), rows_with_token)
     scaled: FloatArray = (idf / idf.mean()).astype(np.float32)
     return scaled

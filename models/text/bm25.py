@@ -53,6 +53,15 @@ def average_length(texts: Iterable[str], analyzer: Analyzer) -> float:
     return max(1.0, terms / count) if count else 1.0
 
 
+def inverse_frequency(count: int, holding: IntArray) -> Float64Array:
+    """Return (terms,) BM25's inverse document frequencies: ln(1 + (N - n + 0.5) / (n + 0.5)).
+
+    N is the `count` of texts, n how many of them hold a term.
+    """
+    result: Float64Array = np.log1p((count - holding + 0.5) / (holding + 0.5))
+    return result
+
+
 class Ranked(NamedTuple):
     """The best passages of n queries, best first.
 
@@ -68,8 +77,7 @@ class Ranked(NamedTuple):
 class Bm25Index:
     """Exact BM25 over passages in memory, scored as the engine scores its `bm25` leg.
 
-    score(q, d) = sum over t in q of idf(t) tf (k + 1) / (tf + k (1 - b + b |d| / avg_len)),
-    idf(t) = ln(1 + (N - n_t + 0.5) / (n_t + 0.5)), N passages, n_t of them with term t
+    score(q, d) = sum over t in q of idf(t) tf (k + 1) / (tf + k (1 - b + b |d| / avg_len))
     (Robertson and Zaragoza, "The Probabilistic Relevance Framework", 2009).
     """
 
@@ -98,7 +106,7 @@ class Bm25Index:
         shape = (len(texts), len(self._terms))
         matrix = sparse.csr_matrix((weights.astype(np.float64), columns, offsets), shape=shape)
         passages_with_term = np.bincount(columns, minlength=len(self._terms))
-        idf = np.log1p((len(texts) - passages_with_term + 0.5) / (passages_with_term + 0.5))
+        idf = inverse_frequency(len(texts), passages_with_term)
         self._passages = matrix.multiply(idf[None, :]).tocsr()
         self._postings = self._passages.T.tocsr()
 
