@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from two_tower.models.errors import DataError
+from two_tower.models.files import put_in_place
 
 MANIFEST = "manifest.json"
 
@@ -84,14 +85,7 @@ class WorkFolder:
 
     def replace(self) -> None:
         """Put the hidden folder in its place."""
-        if not self.path.exists():
-            self.work.rename(self.path)
-            return
-        old = self.path.with_name(f".{self.path.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        self.path.rename(old)
-        self.work.rename(self.path)
-        shutil.rmtree(old, ignore_errors=True)
+        put_in_place(self.work, self.path)
 
     def _refuse(self, overwrite: bool) -> None:
         if not self.path.exists():

@@ -16,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Any, Self
 
+from two_tower.models.files import is_alive
 from two_tower.retriever.engine.protocol import Engine
 from two_tower.retriever.errors import EngineError, EngineLocked
 
@@ -132,10 +133,4 @@ def _is_alive(holder: dict[str, Any]) -> bool:
         return True
     if (pid := int(holder["pid"])) == os.getpid():  # in a restarted container that is another one
         return holder["owner"] in _owners_here
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    return is_alive(pid)

@@ -18,6 +18,7 @@ import numpy as np
 from qdrant_client import models as qm
 
 from two_tower.models.console import progress
+from two_tower.models.files import is_alive
 from two_tower.retriever.collection.clusters import Centroids, sample_size
 from two_tower.retriever.collection.options import CollectionOptions
 from two_tower.retriever.collection.schema import BM25, CLUSTER, DENSE, base_name, read_metadata
@@ -266,10 +267,4 @@ def _is_alive(owner: Mapping[str, Any]) -> bool:
         return False
     if owner["host"] != socket.gethostname():
         return bool(time.time() - owner["seen_at"] < SILENT_S)
-    try:
-        os.kill(owner["pid"], 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+    return is_alive(owner["pid"])
