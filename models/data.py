@@ -1,4 +1,4 @@
-"""DATA on disk: its records, its schema and the reader (`ingest.dataset` is the writer).
+"""DATA on disk: its records, its schema and the reader (`ingest.dataset.writer` writes it).
 
     DATA/passages.parquet   passage_id, title, text, url, fields (a JSON object as a string)
     DATA/queries.parquet    query_id, text

@@ -22,7 +22,7 @@ from two_tower.models.bundle.files import (
     TOKENIZER,
     TOWERS,
 )
-from two_tower.models.bundle.fusion import Fusion, HybridWeights
+from two_tower.models.bundle.fusion import FinalWeights, Fusion, HybridWeights
 from two_tower.models.config import from_mapping
 from two_tower.models.errors import BundleError
 from two_tower.models.training.config import TrainConfig
@@ -253,6 +253,32 @@ def test_a_changed_added_or_missing_extra_file_is_refused(
     (tmp_path / "more" / name).unlink()
     with pytest.raises(BundleError, match=name):
         ModelBundle.load(tmp_path / "more")
+
+
+@pytest.mark.parametrize(
+    ("fusion", "message"),
+    [
+        (None, r"has no cross_scorer\.safetensors; train one with cross\.epochs"),
+        (Fusion(HybridWeights(8.0)), r"does not say how to read cross_scorer\.safetensors"),
+        (
+            Fusion(HybridWeights(8.0), FinalWeights(1, 1, 1, 1), {"hiden": 8}),
+            r"fusion\.json is broken \(.*did you mean cross\.hidden",
+        ),
+        (
+            Fusion(HybridWeights(8.0), FinalWeights(1, 1, 1, 1), {"hidden": 8}),
+            r"cross_scorer\.safetensors is broken",
+        ),
+    ],
+)
+def test_a_cross_scorer_that_cannot_be_read_is_refused(
+    saved: Path, fusion: Fusion | None, message: str
+) -> None:
+    extras = {CROSS_SCORER: b"scorer", FUSION: fusion.to_bytes()} if fusion else {}
+    bundle = ModelBundle.load(saved).with_extras(extras)
+    one = np.ones(1, dtype=np.float32)
+    with pytest.raises(BundleError, match=message) as caught:
+        bundle.cross_scores("a", ["b"], bm25=one, cosine=one)
+    assert "\n" not in str(caught.value)
 
 
 def test_reducing_vectors_of_another_width_is_a_callers_bug(saved: Path) -> None:
