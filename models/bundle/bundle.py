@@ -1,4 +1,4 @@
-"""A trained model on disk: text in, vectors out, no pickle and, for the mean tower, no torch.
+"""A trained model on disk: text in, vectors out; no pickle, and torch for recurrent towers alone.
 
     BUNDLE/config.json          what else decides a vector: tower kind, dims, truncation, prefixes
     BUNDLE/tokenizer.model      SentencePiece

@@ -37,6 +37,9 @@ def describe(card: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         config: the content of config.json.
     """
     tower, data = config["tower"], card.get("data", {})
+    source, counts = data.get("source"), data.get("counts") or {}
+    name = source.get("name", source) if isinstance(source, Mapping) else source
+    content = str(data.get("content_hash"))[:8]
     widths = ", ".join(f"pca_{d}" for d in config["pca_dims"]) or "no PCA"
     queries = card.get("queries", {})
     lines = [
@@ -44,7 +47,7 @@ def describe(card: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         ("tower", f"{tower['kind']}, {'shared' if tower['shared'] else 'separate'}"),
         ("vectors", f"dense {tower['dim']}, {widths}"),
         ("vocabulary", f"{card.get('vocabulary', '?')} tokens"),
-        ("data", f"{_source(data)}, {_counts(data)}"),
+        ("data", f"{name}, {counts.get('passages', '?')} passages, content {content}"),
         ("queries", ", ".join(f"{count} {split}" for split, count in queries.items())),
         ("trained", f"{card.get('created_at')} at commit {card.get('commit')}"),
         ("seconds", ", ".join(f"{k} {v}" for k, v in card.get("seconds", {}).items())),
@@ -63,13 +66,3 @@ def _metric_table(metrics: Mapping[str, Mapping[str, float]]) -> list[str]:
         for system, values in metrics.items()
     ]
     return [head, *rows]
-
-
-def _source(data: Mapping[str, Any]) -> str:
-    source = data.get("source")
-    return str(source.get("name", source)) if isinstance(source, Mapping) else str(source)
-
-
-def _counts(data: Mapping[str, Any]) -> str:
-    passages = (data.get("counts") or {}).get("passages", "?")
-    return f"{passages} passages, content {str(data.get('content_hash'))[:8]}"

@@ -158,15 +158,16 @@ class CrossScorer(nn.Module):
         """
         n, m = len(queries.ids), len(passages.ids) // len(queries.ids)
         weights = self._weights(queries)
-        repeated, heavy = queries.repeat(m), weights.repeat_interleave(m, dim=0)
-        apart = ~(repeated.inside[:, :, None] & passages.inside[:, None, :])
-        features = [*self._exact(repeated, passages, apart=apart, weights=heavy), stages]
+        # Each query once per passage: (n * m, …), as the passages are.
+        repeated, pair_weights = queries.repeat(m), weights.repeat_interleave(m, dim=0)
+        padding = ~(repeated.inside[:, :, None] & passages.inside[:, None, :])
+        features = [*self._exact(repeated, passages, padding=padding, weights=pair_weights), stages]
         matrix = _match(self.vectors[queries.ids], self.vectors[passages.ids], m)
-        features += _summaries(matrix.masked_fill(apart, ABSENT), heavy)
+        features += _summaries(matrix.masked_fill(padding, ABSENT), pair_weights)
         if self.config.recurrent:
             query_states, states = self._states(queries), self._states(passages)
-            matrix = _match(query_states, states, m).masked_fill(apart, ABSENT)
-            features += _summaries(matrix, heavy)
+            matrix = _match(query_states, states, m).masked_fill(padding, ABSENT)
+            features += _summaries(matrix, pair_weights)
             strength = ATTENTION_SHARPNESS * matrix.amax(dim=1)
             share = strength.masked_fill(~passages.inside, -torch.inf).softmax(dim=1)
             features.append(self._verdict(query_states, states, weights=weights, share=share))
@@ -223,16 +224,16 @@ class CrossScorer(nn.Module):
         weights: list[Tensor] = [*self.forwards.parameters(), *self.backwards.parameters()]
         # has biases, layers, dropout, training, bidirectional
         states = torch.gru(inputs, packed.batch_sizes, start, weights, True, 1, 0.0, False, True)[0]
-        apart, _ = pad_packed_sequence(
+        padded, _ = pad_packed_sequence(
             packed._replace(data=states), batch_first=True, total_length=ids.shape[1]
         )
-        return apart
+        return padded
 
     def _exact(
-        self, queries: Padded, passages: Padded, *, apart: Tensor, weights: Tensor
+        self, queries: Padded, passages: Padded, *, padding: Tensor, weights: Tensor
     ) -> list[Tensor]:
         """Return six columns: shares of tokens and of pairs found, first place, lengths, rarity."""
-        same = (queries.ids[:, :, None] == passages.ids[:, None, :]) & ~apart
+        same = (queries.ids[:, :, None] == passages.ids[:, None, :]) & ~padding
         pairs = (same[:, :-1, :-1] & same[:, 1:, 1:]).any(dim=2)
         places = torch.arange(passages.ids.shape[1])
         nowhere = passages.lengths[:, None]
