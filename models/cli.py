@@ -1,5 +1,6 @@
 """The `models` command."""
 
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,169 +12,12 @@ from two_tower.models.errors import ConfigError
 from two_tower.models.training.recipe import recipe_names
 
 if TYPE_CHECKING:
-    from two_tower.models.examples.mining import Teacher
-    from two_tower.models.examples.negatives import MiningConfig
     from two_tower.models.text.bm25 import Analyzer
 
+RECIPES = "the recipe's"
 
 Data = Annotated[Path, typer.Argument(help="DATA folder, as ingest prepare makes it.")]
-
-NegativesOut = Annotated[Path, typer.Option(help="Parquet file to write.")]
-
-BundlePath = Annotated[
-    Path | None, typer.Option("--bundle", help="Bundle whose towers rank; needed for dense.")
-]
-
-Source = Annotated[
-    str | None, typer.Option(help="Who ranks: bm25, dense or both (default with a bundle).")
-]
-
-Split = Annotated[str, typer.Option(help="Split whose queries get negatives.")]
-
-PerQuery = Annotated[int | None, typer.Option(help="Negatives per query at most.")]
-
-Ranks = Annotated[str | None, typer.Option("--range", help="Ranks to look at, as in 10:100.")]
-
-MaxShare = Annotated[
-    float | None, typer.Option(help="Leave out what scores above this share of the answer's score.")
-]
-
-Margin = Annotated[
-    float | None, typer.Option(help="Leave out what scores less than this below the answer.")
-]
-
-MaxScore = Annotated[float | None, typer.Option(help="Leave out what scores above this.")]
-
-TeacherName = Annotated[
-    str | None, typer.Option(help="Model whose scores to add, by name or folder.")
-]
-
-
-def mine(
-    data: Data,
-    out: NegativesOut,
-    *,
-    bundle: BundlePath = None,
-    source: Source = None,
-    split: Split = "train",
-    per_query: PerQuery = None,
-    ranks: Ranks = None,
-    max_share: MaxShare = None,
-    margin: Margin = None,
-    max_score: MaxScore = None,
-    teacher: TeacherName = None,
-) -> None:
-    """Mine hard negatives: passages ranked high for a query that do not answer it.
-
-    Guards leave out what may be an unlabelled answer. Scores are cosines for dense and BM25 for
-    bm25. Train with them: models train DATA --negatives FILE.
-    """
-    from two_tower.models.bundle.bundle import ModelBundle
-    from two_tower.models.data import Dataset
-    from two_tower.models.examples.mining import mine_file
-    from two_tower.models.examples.negatives import report_lines
-
-    first, last = _parse_ranks(ranks)
-    guards = {"max_share": max_share, "margin": margin, "max_score": max_score}
-    depth = {"per_query": per_query, "first_rank": first, "last_rank": last}
-    config = _config({"source": source or ("both" if bundle else "bm25"), **depth, **guards})
-    if "dense" in config.sources and bundle is None:
-        raise ConfigError(f"--source is {config.source}, which needs towers: add --bundle BUNDLE")
-    counts = mine_file(
-        Dataset.open(data),
-        out,
-        split=split,
-        config=config,
-        analyzer=_engine_analyzer(),
-        bundle=ModelBundle.load(bundle) if bundle else None,
-        teacher=_teacher(teacher) if teacher else None,
-    )
-    typer.echo("\n".join(report_lines(counts)))
-    typer.echo(str(out))
-
-
-def _parse_ranks(ranks: str | None) -> tuple[int | None, int | None]:
-    if ranks is None:
-        return None, None
-    first, colon, last = ranks.partition(":")
-    if not (colon and first.isdigit() and last.isdigit()):
-        raise ConfigError(f"--range is {ranks!r}, expected FIRST:LAST, as in 10:100")
-    return int(first), int(last)
-
-
-def _config(values: dict[str, Any]) -> "MiningConfig":
-    from two_tower.models.config import from_mapping
-    from two_tower.models.examples.negatives import MiningConfig
-
-    given = {key: value for key, value in values.items() if value is not None}
-    return from_mapping(MiningConfig, given, where="mining.")
-
-
-def _engine_analyzer() -> "Analyzer":
-    # The library takes an analyzer and knows no engine; the command names the engine's. It does so
-    # by name, as nothing below models/ imports from retriever/.
-    module = import_module("two_tower.retriever.collection.bm25_vectors")
-    analyzer: Analyzer = module.EngineAnalyzer()
-    return analyzer
-
-
-def _teacher(name: str) -> "Teacher":
-    from two_tower.models.examples.mining import Teacher
-    from two_tower.models.objectives.distillation import score_pairs
-
-    return Teacher(name, lambda queries, passages: score_pairs(name, queries, passages))
-
-
-def sweep(
-    data: Annotated[Path, typer.Argument(help="DATA folder, as ingest prepare makes it.")],
-    *,
-    out: Annotated[Path, typer.Option(help="Folder of the sweep; each trial is a bundle in it.")],
-    space: Annotated[
-        Path, typer.Option(help="YAML: dotted key -> list of values, or {min, max, log: true}.")
-    ],
-    config: Annotated[
-        str | None, typer.Option(help="YAML file or recipe that the trials change.")
-    ] = None,
-    trials: Annotated[int, typer.Option(help="Trials at most.")] = 20,
-    seed: Annotated[int, typer.Option(help="Seed of the random search.")] = 0,
-    metric: Annotated[str, typer.Option(help="Metric on dev to sort by.")] = "recall@10",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    wandb: Annotated[
-        str, typer.Option(help="disabled, offline or online: a run per trial, in one group.")
-    ] = "disabled",
-) -> None:
-    """Train every combination of a small space, or a random sample of a large one.
-
-    The table (TSV, best first) goes to stdout, and to sweep.json and sweep.md in the folder. Run
-    the same command again after a kill: finished trials are not done again.
-    """
-    from two_tower.models.data import Dataset
-    from two_tower.models.training.recipe import read_config
-    from two_tower.models.training.run import RunOptions
-    from two_tower.models.training.sweep import check_metric, plan, read_space, run_sweep, table
-    from two_tower.models.training.tracking import wandb_options
-
-    check_metric(metric)
-    options = RunOptions(device, wandb_options(wandb))
-    opened = Dataset.open(data)
-    base = read_config(config, {}).to_dict()
-    chosen = plan(
-        base, read_space(space), trials=trials, seed=seed, content_hash=opened.content_hash
-    )
-    outcomes = run_sweep(
-        opened,
-        out.resolve(),
-        chosen,
-        metric=metric,
-        analyzer=_engine_analyzer(),
-        options=options,
-        say=lambda line: typer.echo(line, err=True),
-    )
-    for row in table(outcomes):
-        typer.echo("\t".join(row))
-
-
-RECIPES = "the recipe's"
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
 app = typer.Typer(
     cls=CommandGroup,
@@ -183,14 +27,7 @@ app = typer.Typer(
     help="Train two-tower models and look at what was trained.",
 )
 
-
-@app.callback()
-def main() -> None:
-    """Train two-tower models and look at what was trained."""
-
-
 Out = Annotated[Path, typer.Option(help="Bundle folder to make.")]
-
 Config = Annotated[
     str | None,
     typer.Option(
@@ -198,16 +35,13 @@ Config = Annotated[
         show_default="fast without its cross-scorer",
     ),
 ]
-
 Tower = Annotated[
     str | None,
     typer.Option(help="Kind of tower: mean, gru, lstm or transformer.", show_default=RECIPES),
 ]
-
 Loss = Annotated[
     str | None, typer.Option(help="Loss: in_batch, triplet or margin_mse.", show_default=RECIPES)
 ]
-
 Shared = Annotated[
     bool | None,
     typer.Option(
@@ -216,38 +50,28 @@ Shared = Annotated[
         show_default=RECIPES,
     ),
 ]
-
 Cbow = Annotated[
     bool | None,
     typer.Option("--cbow/--skip-gram", help="How Word2Vec learns.", show_default=RECIPES),
 ]
-
 Epochs = Annotated[
     int | None, typer.Option(help="Epochs over the labelled pairs.", show_default=RECIPES)
 ]
-
 PretrainEpochs = Annotated[
     int | None,
     typer.Option(help="Epochs of inverse cloze over the corpus; 0 for none.", show_default=RECIPES),
 ]
-
 Negatives = Annotated[
     Path | None, typer.Option(help="Hard negatives to learn from, as models mine makes them.")
 ]
-
 Start = Annotated[
     Path | None,
     typer.Option(help="Bundle to begin from: its tokenizer, and its towers as far as they fit."),
 ]
-
 Seed = Annotated[
     int | None, typer.Option(help="Seed of every random choice.", show_default=RECIPES)
 ]
-
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-
 Wandb = Annotated[str, typer.Option(help="disabled, offline or online.")]
-
 Force = Annotated[
     bool, typer.Option("--force", help="Replace a bundle; drop a run with other settings.")
 ]
@@ -299,17 +123,138 @@ def train(
         analyzer=_engine_analyzer(),
         options=RunOptions(device, wandb_options(wandb), force),
         inputs=Inputs(negatives, ModelBundle.load(start) if start else None),
-        say=lambda line: typer.echo(line, err=True),
+        notify=_to_stderr,
     )
     dev = bundle.card["dev"]["dense"]
     typer.echo(f"{out} {bundle.fingerprint}")
     typer.echo(" ".join(f"{name}={value:.4f}" for name, value in dev.items()))
 
 
-app.command()(mine)
+MinedOut = Annotated[Path, typer.Option(help="Parquet file to write.")]
+RankingBundle = Annotated[
+    Path | None, typer.Option("--bundle", help="Bundle whose towers rank; needed for dense.")
+]
+Source = Annotated[
+    str | None, typer.Option(help="Who ranks: bm25, dense or both (default with a bundle).")
+]
+Split = Annotated[str, typer.Option(help="Split whose queries get negatives.")]
+PerQuery = Annotated[int | None, typer.Option(help="Negatives per query at most.")]
+Ranks = Annotated[str | None, typer.Option("--range", help="Ranks to look at, as in 10:100.")]
+MaxShare = Annotated[
+    float | None, typer.Option(help="Leave out what scores above this share of the answer's score.")
+]
+Margin = Annotated[
+    float | None, typer.Option(help="Leave out what scores less than this below the answer.")
+]
+MaxScore = Annotated[float | None, typer.Option(help="Leave out what scores above this.")]
+TeacherName = Annotated[
+    str | None, typer.Option(help="Model whose scores to add, by name or folder.")
+]
 
 
-app.command()(sweep)
+@app.command()
+def mine(
+    data: Data,
+    out: MinedOut,
+    *,
+    bundle: RankingBundle = None,
+    source: Source = None,
+    split: Split = "train",
+    per_query: PerQuery = None,
+    ranks: Ranks = None,
+    max_share: MaxShare = None,
+    margin: Margin = None,
+    max_score: MaxScore = None,
+    teacher: TeacherName = None,
+) -> None:
+    """Mine hard negatives: passages ranked high for a query that do not answer it.
+
+    Guards leave out what may be an unlabelled answer. Scores are cosines for dense and BM25 for
+    bm25. Train with them: models train DATA --negatives FILE.
+    """
+    from two_tower.models.bundle.bundle import ModelBundle
+    from two_tower.models.config import from_mapping, with_values
+    from two_tower.models.data import Dataset
+    from two_tower.models.examples.mining import PairScorer, mine_file
+    from two_tower.models.examples.negatives import MiningConfig, report_lines
+
+    first, last = _parse_ranks(ranks)
+    flags = {
+        "source": source or ("both" if bundle else "bm25"),
+        "per_query": per_query,
+        "first_rank": first,
+        "last_rank": last,
+        "max_share": max_share,
+        "margin": margin,
+        "max_score": max_score,
+    }
+    config = from_mapping(MiningConfig, with_values({}, flags), where="mining.")
+    if "dense" in config.sources and bundle is None:
+        raise ConfigError(f"--source is {config.source}, which needs towers: add --bundle BUNDLE")
+    scorer = None
+    if teacher:
+        from two_tower.models.objectives.distillation import score_pairs
+
+        scorer = PairScorer(teacher, partial(score_pairs, teacher))
+    counts = mine_file(
+        Dataset.open(data),
+        out,
+        split=split,
+        config=config,
+        analyzer=_engine_analyzer(),
+        bundle=ModelBundle.load(bundle) if bundle else None,
+        teacher=scorer,
+    )
+    typer.echo("\n".join(report_lines(counts)))
+    typer.echo(str(out))
+
+
+@app.command()
+def sweep(
+    data: Data,
+    *,
+    out: Annotated[Path, typer.Option(help="Folder of the sweep; each trial is a bundle in it.")],
+    space: Annotated[
+        Path, typer.Option(help="YAML: dotted key -> list of values, or {min, max, log: true}.")
+    ],
+    config: Annotated[
+        str | None, typer.Option(help="YAML file or recipe that the trials change.")
+    ] = None,
+    trials: Annotated[int, typer.Option(help="Trials at most.")] = 20,
+    seed: Annotated[int, typer.Option(help="Seed of the random search.")] = 0,
+    metric: Annotated[str, typer.Option(help="Metric on dev to sort by.")] = "recall@10",
+    device: Device = "auto",
+    wandb: Annotated[
+        str, typer.Option(help="disabled, offline or online: a run per trial, in one group.")
+    ] = "disabled",
+) -> None:
+    """Train every combination of a small space, or a random sample of a large one.
+
+    The table (TSV, best first) goes to stdout, and to sweep.json and sweep.md in the folder. Run
+    the same command again after a kill: finished trials are not done again. A random sample needs
+    the extra: pip install 'two-tower-search[sweep]'.
+    """
+    from two_tower.models.data import Dataset
+    from two_tower.models.training.recipe import read_config
+    from two_tower.models.training.run import RunOptions
+    from two_tower.models.training.sweep import check_metric, plan, read_space, run_sweep, table
+    from two_tower.models.training.tracking import wandb_options
+
+    check_metric(metric)
+    options = RunOptions(device, wandb_options(wandb))
+    dataset = Dataset.open(data)
+    base, content_hash = read_config(config, {}).to_dict(), dataset.content_hash
+    outcomes = run_sweep(
+        dataset,
+        out.resolve(),
+        plan(base, read_space(space), trials=trials, seed=seed, content_hash=content_hash),
+        metric=metric,
+        analyzer=_engine_analyzer(),
+        options=options,
+        notify=_to_stderr,
+    )
+    for row in table(outcomes):
+        typer.echo("\t".join(row))
 
 
 @app.command()
@@ -336,6 +281,27 @@ def show(
 
         save_curves(bundle, curves)
         typer.echo(f"curves of the run: {curves}", err=True)
+
+
+def _parse_ranks(ranks: str | None) -> tuple[int | None, int | None]:
+    if ranks is None:
+        return None, None
+    first, colon, last = ranks.partition(":")
+    if not (colon and first.isdigit() and last.isdigit()):
+        raise ConfigError(f"--range is {ranks!r}, expected FIRST:LAST, as in 10:100")
+    return int(first), int(last)
+
+
+def _engine_analyzer() -> "Analyzer":
+    # The library takes an analyzer and knows no engine; the command names the engine's. It does so
+    # by name, as nothing below models/ imports from retriever/.
+    module = import_module("two_tower.retriever.collection.bm25_vectors")
+    analyzer: Analyzer = module.EngineAnalyzer()
+    return analyzer
+
+
+def _to_stderr(line: str) -> None:
+    typer.echo(line, err=True)
 
 
 if __name__ == "__main__":

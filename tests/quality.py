@@ -73,12 +73,13 @@ def prepare(path: Path) -> None:
     ]
     texts = {row["_id"]: row["text"] for row in read_lines("queries")}
     rows = list(read_lines("corpus"))
-    wanted = {qrel.passage_id for qrel in qrels}
-    others = [row["_id"] for row in rows if row["_id"] not in wanted]
-    wanted |= set(random.choice(others, PASSAGES - len(wanted), replace=False).tolist())
+    passage_ids = {qrel.passage_id for qrel in qrels}
+    others = [row["_id"] for row in rows if row["_id"] not in passage_ids]
+    missing = PASSAGES - len(passage_ids)
+    passage_ids |= set(random.choice(others, missing, replace=False).tolist())
     with DatasetWriter(path, source="a slice of msmarco-95k") as writer:
         for row in rows:
-            if row["_id"] in wanted:
+            if row["_id"] in passage_ids:
                 writer.add_passage(Passage(row["_id"], row["text"]))
         for query_id in dict.fromkeys(qrel.query_id for qrel in qrels):
             writer.add_query(Query(query_id, texts[query_id]))
@@ -99,8 +100,8 @@ def read_qrels(split: str) -> list[list[str]]:
 def sample(rows: list[list[str]], count: int, random: np.random.Generator) -> list[list[str]]:
     """Return the judgements of `count` queries."""
     queries = sorted({row[0] for row in rows})
-    chosen = set(random.choice(queries, count, replace=False).tolist())
-    return [row for row in rows if row[0] in chosen]
+    drawn = set(random.choice(queries, count, replace=False).tolist())
+    return [row for row in rows if row[0] in drawn]
 
 
 def measure(seed: int, folder: Path, changes: Mapping[str, Any] | None = None) -> Values:

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.image import imread
 
 from two_tower.models.errors import BundleError, ConfigError
-from two_tower.models.training.curves import Stretch, dev_metrics, save_curves, stretches
+from two_tower.models.training.curves import Curve, loss_curves, metric_curves, save_curves
 
 RECORDS = [
     {"phase": "pretrain", "epoch": 1, "loss": 4.0, "recall@1": 0.1, "mrr@10": 0.2, "cosine": 0.0},
@@ -33,11 +33,14 @@ def write_metrics(run: Path, records: list[dict[str, object]]) -> None:
 
 
 def test_epochs_are_counted_over_all_phases() -> None:
-    assert stretches(RECORDS) == [
-        Stretch("pretrain", [1, 2], [4.0, 3.0]),
-        Stretch("labelled", [3], [0.5]),
+    assert loss_curves(RECORDS) == [
+        Curve("pretrain", [1, 2], [4.0, 3.0]),
+        Curve("labelled", [3], [0.5]),
     ]
-    assert dev_metrics(RECORDS) == {"recall@1": [0.1, 0.2, 0.4], "mrr@10": [0.2, 0.3, 0.5]}
+    assert metric_curves(RECORDS) == [
+        Curve("recall@1", [1, 2, 3], [0.1, 0.2, 0.4]),
+        Curve("mrr@10", [1, 2, 3], [0.2, 0.3, 0.5]),
+    ]
 
 
 def test_the_picture_has_lines_in_it(bundle: Path, tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from two_tower.models.config import from_mapping, with_values
 from two_tower.models.data import Dataset
 from two_tower.models.errors import ConfigError, DataError, TrainingError
 from two_tower.models.examples.mining import (
-    Teacher,
-    mined_once,
+    PairScorer,
+    cached_negatives,
     read_about,
     read_negatives,
 )
@@ -25,8 +25,8 @@ from two_tower.models.examples.negatives import (
     Mined,
     MiningConfig,
     bm25_candidates,
+    choose_negatives,
     dense_candidates,
-    mine,
     text_groups,
 )
 from two_tower.models.examples.pairs import Labelled, read_labelled
@@ -79,7 +79,7 @@ FOUND = candidates(
 )
 def test_each_guard_by_hand(guards: dict[str, float], expected: list[list[int]]) -> None:
     config = unguarded(source="bm25", **guards)
-    mined = mine(TWO, [FOUND], config, same_text=DISTINCT)
+    mined = choose_negatives(TWO, [FOUND], config, same_text=DISTINCT)
     assert kept(mined) == expected
     considered = sum(
         row >= 0 for rows in FOUND.rows for row in rows[config.first_rank - 1 : config.last_rank]
@@ -89,7 +89,8 @@ def test_each_guard_by_hand(guards: dict[str, float], expected: list[list[int]])
 
 
 def test_ranks_and_scores_are_the_sources() -> None:
-    mined = mine(TWO, [FOUND], unguarded(source="bm25", per_query=2), same_text=DISTINCT)
+    config = unguarded(source="bm25", per_query=2)
+    mined = choose_negatives(TWO, [FOUND], config, same_text=DISTINCT)
     assert mined.rows.tolist() == [[3, 4], [5, 4]]
     assert mined.ranks.tolist() == [[1, 3], [2, 4]]
     assert mined.scores.tolist() == [[9, 7], [5, 1]]
@@ -97,12 +98,12 @@ def test_ranks_and_scores_are_the_sources() -> None:
 
 def test_copies_of_an_answer_and_answers_of_the_same_question_are_no_negatives() -> None:
     texts = ["An  Answer", "b", "c", "an answer", "e", "f"]
-    mined = mine(TWO, [FOUND], unguarded(), same_text=text_groups(texts))
+    mined = choose_negatives(TWO, [FOUND], unguarded(), same_text=text_groups(texts))
     assert 3 not in mined.rows[0]
     assert mined.counts["bm25"][OUTCOMES[3]] == 1
     # Passages 1 and 2 answer query 1, which reads like query 0.
     again = labelled([[1, 0, 0, 0, 0, 0], [0, 1, 1, 0, 0, 0]], ["What is x", "what is  X"])
-    mined = mine(again, [FOUND], unguarded(), same_text=DISTINCT)
+    mined = choose_negatives(again, [FOUND], unguarded(), same_text=DISTINCT)
     assert kept(mined) == [
         [3, 4, 5],
         [5, 4],
@@ -116,14 +117,14 @@ def test_two_sources_take_turns_and_share_their_doubts() -> None:
         scores=np.array([[0.9, 0.5, 0.4, 0.3, 0.2], [0.5, 0.4, 0.3, 0.2, 0.1]], np.float32),
         answers=np.array([0.3, 0.2], np.float32),
     )
-    mined = mine(TWO, [FOUND, dense], unguarded(per_query=3), same_text=DISTINCT)
+    mined = choose_negatives(TWO, [FOUND, dense], unguarded(per_query=3), same_text=DISTINCT)
     assert mined.rows.tolist() == [[3, 5, 4], [4, 5, 3]]
     assert mined.sources.tolist() == [[0, 1, 0], [1, 0, 1]]
     assert mined.ranks.tolist() == [[1, 1, 3], [1, 2, 2]]
     # To the towers passages 5 and 3 (query 0) and 4 (query 1) look like answers.
     config = unguarded(per_query=9, max_score=0.45)
     bm25 = FOUND._replace(scores=FOUND.scores / 100)
-    doubted = mine(TWO, [bm25, dense], config, same_text=DISTINCT)
+    doubted = choose_negatives(TWO, [bm25, dense], config, same_text=DISTINCT)
     assert kept(doubted) == [
         [4, 1, 2],
         [5, 3, 0],
@@ -157,8 +158,8 @@ def test_bm25_candidates_name_the_best_answers_score() -> None:
 def test_by_default_the_top_and_what_scores_like_the_answer_are_left_out() -> None:
     rows = [[*range(1, 21)]]
     scores = [[float(score) for score in range(30, 10, -1)]]  # rank 10 scores 21
-    found = candidates(rows, scores, [20.0])
-    mined = mine(labelled([[1] + [0] * 20]), [found], MiningConfig(), same_text=np.arange(21))
+    found, query = candidates(rows, scores, [20.0]), labelled([[1] + [0] * 20])
+    mined = choose_negatives(query, [found], MiningConfig(), same_text=np.arange(21))
     assert mined.ranks[0].tolist() == list(range(12, 20))  # at most 19 = .95 * 20
 
 
@@ -167,7 +168,7 @@ def test_by_default_the_top_and_what_scores_like_the_answer_are_left_out() -> No
 )
 def test_impossible_mining_is_refused(values: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="mining"):
-        from_mapping(MiningConfig, values)
+        MiningConfig(**values)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +199,7 @@ def test_the_file_holds_answers_and_negatives(data: Dataset, tmp_path: Path) -> 
         out,
         split="train",
         config=unguarded(source="bm25", per_query=1),
-        teacher=Teacher("length", length),
+        teacher=PairScorer("length", length),
     )
     rows = pq.read_table(out).to_pylist()
     answers = {(q.query_id, q.passage_id) for q in data.qrels("train")}
@@ -221,7 +222,7 @@ def test_the_file_holds_answers_and_negatives(data: Dataset, tmp_path: Path) -> 
 def test_reading_gives_rows_and_scores_back(data: Dataset, tmp_path: Path) -> None:
     out = tmp_path / "mined.parquet"
     config = unguarded(source="bm25")
-    mine_file(data, out, split="train", config=config, teacher=Teacher("length", length))
+    mine_file(data, out, split="train", config=config, teacher=PairScorer("length", length))
     passages = list(data.passages())
     row_of = {passage.passage_id: row for row, passage in enumerate(passages)}
     some = read_labelled(data, "train", row_of=row_of).take(np.arange(3, 20))
@@ -293,7 +294,7 @@ def test_wrong_usage_of_the_command(data: Dataset, tmp_path: Path) -> None:
 def test_margins_of_a_teacher_can_be_learnt(data: Dataset, tmp_path: Path) -> None:
     out = tmp_path / "mined.parquet"
     config = unguarded(source="bm25")
-    mine_file(data, out, split="train", config=config, teacher=Teacher("length", length))
+    mine_file(data, out, split="train", config=config, teacher=PairScorer("length", length))
     settings = quick(labelled__loss="margin_mse", labelled__epochs=2)
     train_bundle(data, tmp_path / "b", config=settings, inputs=Inputs(out))
     losses = [r["loss"] for r in read_metrics(tmp_path / "b.run") if r["phase"] == "labelled"]
@@ -306,7 +307,7 @@ def test_a_loss_without_its_teacher_and_unused_negatives_are_refused(
     plain, scored = tmp_path / "plain.parquet", tmp_path / "scored.parquet"
     config = unguarded(source="bm25")
     mine_file(data, plain, split="train", config=config)
-    mine_file(data, scored, split="train", config=config, teacher=Teacher("length", length))
+    mine_file(data, scored, split="train", config=config, teacher=PairScorer("length", length))
     for settings, path, message in (
         ({"labelled__loss": "margin_mse"}, None, "loss margin_mse .* needs a teacher's scores"),
         ({"labelled__distil_weight": 0.5}, plain, "distil_weight 0.5 needs a teacher's scores"),
@@ -327,7 +328,7 @@ def test_going_on_with_other_negatives_is_refused(data: Dataset, tmp_path: Path)
 
     mine_file(data, out, split="train", config=unguarded(source="bm25"))
     with pytest.raises(KeyboardInterrupt):
-        train_bundle(data, tmp_path / "b", config=quick(), inputs=Inputs(out), say=stop)
+        train_bundle(data, tmp_path / "b", config=quick(), inputs=Inputs(out), notify=stop)
     mine_file(data, out, split="train", config=unguarded(source="bm25", per_query=1))
     with pytest.raises(TrainingError, match="unfinished run with negatives = "):
         train_bundle(data, tmp_path / "b", config=quick(), inputs=Inputs(out))
@@ -359,13 +360,13 @@ def test_the_hard_phase_mines_and_resumes_exactly(data: Dataset, tmp_path: Path)
 
         out = tmp_path / said[:6].replace(" ", "")
         with pytest.raises(KeyboardInterrupt):
-            train_bundle(data, out, config=config, say=stop)
+            train_bundle(data, out, config=config, notify=stop)
         assert train_bundle(data, out, config=config).fingerprint == whole.fingerprint
 
 
 def test_mined_lists_are_made_once(tmp_path: Path) -> None:
-    mined = mine(TWO, [FOUND], unguarded(), same_text=DISTINCT)
-    first = mined_once(tmp_path / "n.safetensors", lambda: mined)
-    again = mined_once(tmp_path / "n.safetensors", lambda: pytest.fail("mined again"))
+    mined = choose_negatives(TWO, [FOUND], unguarded(), same_text=DISTINCT)
+    first = cached_negatives(tmp_path / "n.safetensors", lambda: mined)
+    again = cached_negatives(tmp_path / "n.safetensors", lambda: pytest.fail("mined again"))
     assert np.array_equal(first.rows, again.rows)
     assert np.array_equal(first.rows, mined.rows)

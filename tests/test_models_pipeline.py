@@ -94,7 +94,7 @@ def test_the_run_folder_says_where_a_run_was_done(data: Dataset, tmp_path: Path)
     said: list[str] = []
     options = RunOptions(device="cpu")
     out = tmp_path / "bundle"
-    train_bundle(data, out, config=quick(), options=options, say=said.append)
+    train_bundle(data, out, config=quick(), options=options, notify=said.append)
     found = json.loads((run_path(out) / "environment.json").read_text())
     assert (found["device"], found["cores"]) == ("cpu", os.cpu_count())
     assert found["versions"]["torch"] == torch.__version__
@@ -121,7 +121,9 @@ def test_token_weights_start_as_their_idf_or_all_alike(
 def test_without_a_dev_split_some_train_queries_are_held_out(tmp_path: Path) -> None:
     said: list[str] = []
     data = write_topics(tmp_path / "DATA", dev=False)
-    bundle = train_bundle(data, tmp_path / "bundle", config=quick(dev_share=0.25), say=said.append)
+    bundle = train_bundle(
+        data, tmp_path / "bundle", config=quick(dev_share=0.25), notify=said.append
+    )
     assert bundle.card["queries"] == {"train": 45, "dev": 15}
     assert "no dev split: 15 of 60 train queries are held out" in said[0]
 
@@ -130,7 +132,7 @@ def test_a_tiny_corpus_gets_the_reductions_that_are_possible(tmp_path: Path) -> 
     said: list[str] = []
     data = write_topics(tmp_path / "DATA", topics=3)
     bundle = train_bundle(
-        data, tmp_path / "bundle", config=quick(pca_dims=[64, 4]), say=said.append
+        data, tmp_path / "bundle", config=quick(pca_dims=[64, 4]), notify=said.append
     )
     assert bundle.pca_dims == (4,)
     assert "pca_64 is left out: it needs more than 64 passages and dims" in said

@@ -12,8 +12,13 @@ from two_tower.models.examples.pairs import Labelled
 from two_tower.models.networks.cross_scorer import CrossConfig, CrossScorer, scorer_arrays
 from two_tower.models.text.bm25 import Bm25Index
 from two_tower.models.text.tokenizer import token_rows
-from two_tower.models.training.checkpoint import Checkpoint, Progress, RunFolder
-from two_tower.models.training.cross_training import CrossTrainer, Reading, draw_lists, score_lists
+from two_tower.models.training.checkpoint import Checkpoint, RunFolder
+from two_tower.models.training.cross_training import (
+    CrossTrainer,
+    RankingExamples,
+    draw_lists,
+    score_lists,
+)
 from two_tower.models.training.out_of_fold import narrowed
 from two_tower.models.training.tracking import Tracker, WandbOptions
 from two_tower.models.vectors import Vectors, normalized
@@ -95,7 +100,7 @@ CONFIG = CrossConfig(
 )
 
 
-def first_word_task() -> Reading:
+def first_word_task() -> RankingExamples:
     """Only the candidate whose first token is the query's answers; other stages know nothing."""
     random = np.random.default_rng(0)
     queries = random.integers(1, 40, 160)
@@ -109,7 +114,7 @@ def first_word_task() -> Reading:
     relevant[:, 0] = True
     nothing = np.zeros((160, 8), dtype=np.float32)
     lists = CandidateLists(np.stack(rows), nothing, nothing, relevant)
-    return Reading(token_rows([[int(q)] for q in queries]), token_rows(passages), lists)
+    return RankingExamples(token_rows([[int(q)] for q in queries]), token_rows(passages), lists)
 
 
 def made_scorer(config: CrossConfig) -> CrossScorer:
@@ -122,7 +127,7 @@ def train(folder: Path, config: CrossConfig, *, resumed: Checkpoint | None = Non
     folder.mkdir(exist_ok=True)
     with Tracker(folder, config={}, wandb=QUIET) as tracker:
         trainer = CrossTrainer(scorer, config, RunFolder(folder), tracker, 0, lambda line: None)
-        trainer.run(first_word_task(), Progress(phase=2), towers={}, resumed=resumed)
+        trainer.run(first_word_task(), 2, towers={}, resumed=resumed)
     return scorer
 
 
@@ -153,7 +158,7 @@ def test_an_interrupted_training_ends_as_an_unbroken_one(tmp_path: Path) -> None
         scorer = made_scorer(CONFIG)
         trainer = CrossTrainer(scorer, CONFIG, RunFolder(folder), tracker, 0, stop_after_two)
         with pytest.raises(StoppedError):
-            trainer.run(first_word_task(), Progress(phase=2), towers={}, resumed=None)
+            trainer.run(first_word_task(), 2, towers={}, resumed=None)
     checkpoint = RunFolder(folder).load()
     assert checkpoint.progress.epoch == 2
     resumed = train(folder, CONFIG, resumed=checkpoint)
@@ -173,6 +178,6 @@ def test_a_teacher_is_listened_to(tmp_path: Path) -> None:
     with Tracker(folder, config={}, wandb=QUIET) as tracker:
         trainer = CrossTrainer(scorer, config, RunFolder(folder), tracker, 0, lambda line: None)
         taught = reading._replace(teacher=wanted)
-        trainer.run(taught, Progress(phase=2), towers={}, resumed=None)
+        trainer.run(taught, 2, towers={}, resumed=None)
     found = score_lists(scorer, config, reading)
     assert (found.argmin(axis=1) == 0).mean() > 0.95

@@ -247,7 +247,7 @@ def test_a_stopped_run_goes_on_and_ends_in_the_same_bundle(data: Dataset, tmp_pa
                 raise Stop
 
         with pytest.raises(Stop):
-            train_bundle(data, tmp_path / "stopped", config=quick(), say=stop)
+            train_bundle(data, tmp_path / "stopped", config=quick(), notify=stop)
     again = train_bundle(data, tmp_path / "stopped", config=quick())
     assert again.fingerprint == unbroken.fingerprint
 

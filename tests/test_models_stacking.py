@@ -81,7 +81,7 @@ def test_towers_that_know_the_labels_keep_their_fusion_and_cross_scorer(
     said: list[str] = []
     start = ModelBundle.load(trained)
     again = train_bundle(
-        data, tmp_path / "again", config=quick(), inputs=Inputs(start=start), say=said.append
+        data, tmp_path / "again", config=quick(), inputs=Inputs(start=start), notify=said.append
     )
     assert again.fingerprint != start.fingerprint
     assert again.extras == start.extras
@@ -110,7 +110,7 @@ def test_towers_that_know_no_label_or_others_learn_a_fusion_of_their_own(
 def test_too_few_queries_leave_the_fixed_fusion(tmp_path: Path) -> None:
     few = write_topics(tmp_path / "few", topics=15)
     said: list[str] = []
-    bundle = train_bundle(few, tmp_path / "bundle", config=quick(), say=said.append)
+    bundle = train_bundle(few, tmp_path / "bundle", config=quick(), notify=said.append)
     assert bundle.extras == {}
     assert any(line.startswith("too few labelled queries") for line in said)
 
@@ -130,7 +130,7 @@ def test_a_run_stopped_anywhere_ends_in_the_same_files(
 
     out = tmp_path / "bundle"
     with pytest.raises(StoppedError):
-        train_bundle(data, out, config=quick(), say=stop)
+        train_bundle(data, out, config=quick(), notify=stop)
     again = train_bundle(data, out, config=quick())
     whole = ModelBundle.load(trained)
     assert again.fingerprint == whole.fingerprint

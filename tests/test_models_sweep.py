@@ -1,5 +1,6 @@
 import json
 import math
+import sys
 from itertools import product
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def test_ranges_are_drawn_evenly_in_their_scale(tmp_path: Path) -> None:
         "tower.dim": {"min": 16, "max": 64},
     }
     space = read_space(written(tmp_path, declared))
-    assert space["tower.dim"] == Range(16, 64, whole=True)
+    assert space["tower.dim"] == Range(16, 64, integers=True)
     values = [trial.values for trial in planned(space, 300)]
     rates = [math.log10(v["labelled.learning_rate"]) for v in values]
     assert min(rates) >= -4
@@ -61,6 +62,34 @@ def test_ranges_are_drawn_evenly_in_their_scale(tmp_path: Path) -> None:
     assert np.histogram(rates, bins=4, range=(-4, 0))[0].min() > 45  # of 75, evenly
     assert np.mean([v["labelled.margin"] for v in values]) == pytest.approx(0.3, abs=0.03)
     assert {type(v["tower.dim"]) for v in values} == {int}
+
+
+def test_places_of_lists_and_whole_numbers_on_a_logarithmic_scale_are_drawn(tmp_path: Path) -> None:
+    declared = {
+        "pca_dims": [[8], [8, 4]],
+        "labelled.batch_size": {"min": 8, "max": 512, "log": True},
+    }
+    values = [trial.values for trial in planned(read_space(written(tmp_path, declared)), 100)]
+    assert {tuple(v["pca_dims"]) for v in values} == {(8,), (8, 4)}
+    drawn = [v["labelled.batch_size"] for v in values]
+    assert {type(size) for size in drawn} == {int}
+    assert 8 <= min(drawn) < 16
+    assert 256 < max(drawn) <= 512
+    assert np.median(drawn) == pytest.approx(64, rel=0.5)  # the middle of the logarithms
+
+
+def test_a_space_with_fewer_draws_than_trials_is_drawn_whole(tmp_path: Path) -> None:
+    space = read_space(written(tmp_path, {"tower.dim": {"min": 16, "max": 18}}))
+    assert sorted(trial.values["tower.dim"] for trial in planned(space, 5)) == [16, 17, 18]
+
+
+def test_a_grid_needs_no_optuna_and_a_sample_names_its_extra(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert len(planned(LISTS, 6)) == 6
+    with pytest.raises(ConfigError, match=r"needs optuna; pip install 'two-tower-search\[sweep\]'"):
+        planned(LISTS, 5)
 
 
 @pytest.mark.parametrize(

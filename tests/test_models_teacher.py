@@ -12,15 +12,14 @@ from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.config import from_mapping
 from two_tower.models.errors import ConfigError, TrainingError
 from two_tower.models.objectives.distillation import (
-    Lesson,
-    LessonSampler,
+    TaughtSampler,
     TeacherConfig,
-    kept_vectors,
+    cached_encode,
+    piece_vectors,
     random_spans,
     reduced,
     score_pairs,
     similarity_loss,
-    token_vectors,
 )
 from two_tower.models.objectives.losses import Encoded
 from two_tower.models.text.tokenizer import token_rows
@@ -29,6 +28,7 @@ from two_tower.models.training.config import TrainConfig
 from two_tower.models.training.recipe import read_config
 from two_tower.models.training.run import RunOptions
 from two_tower.models.training.tracking import read_metrics
+from two_tower.models.vectors import Vectors
 
 TAUGHT = {
     **QUICK,
@@ -82,7 +82,7 @@ def test_similarity_loss_is_the_mean_divergence_of_both_directions() -> None:
 def test_a_batch_carries_the_teachers_similarities() -> None:
     rows = token_rows([[1], [2], [3]])
     of_queries, of_passages = unit(3, 5, seed=0), unit(3, 5, seed=1)
-    sampler = LessonSampler(Lesson(rows, rows, of_queries, of_passages))
+    sampler = TaughtSampler(rows, rows, Vectors(of_queries, of_passages))
     batch = sampler.batch(np.array([2, 1]), np.random.default_rng(0))
     assert (batch.queries.ids.tolist(), batch.passages.ids.tolist()) == ([3, 2], [3, 2])
     assert batch.similarities is not None
@@ -109,7 +109,7 @@ def test_reduction_is_the_pca_of_scikit_learn_up_to_sign() -> None:
 
 def test_token_vectors_bring_near_what_the_teacher_finds_near(tiny_bundle: Path) -> None:
     teacher = ModelBundle.load(tiny_bundle)
-    vectors = token_vectors(teacher, teacher.tokenizer, dim=24, seed=0)
+    vectors = piece_vectors(teacher, teacher.tokenizer, dim=24, seed=0)
     assert vectors.shape == (teacher.tokenizer.vocab_size, 24)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     pieces = teacher.tokenizer.pieces(range(300, 400))
@@ -127,8 +127,8 @@ def test_kept_vectors_are_not_paid_for_twice(tmp_path: Path) -> None:
         return unit(len(texts), 4, seed=len(texts))  # type: ignore[arg-type]
 
     texts = ["text"] * 5000
-    first = kept_vectors(encode, texts, folder=tmp_path / "kept")
-    np.testing.assert_array_equal(kept_vectors(encode, texts, folder=tmp_path / "kept"), first)
+    first = cached_encode(encode, texts, folder=tmp_path / "kept")
+    np.testing.assert_array_equal(cached_encode(encode, texts, folder=tmp_path / "kept"), first)
     assert (asked, len(first)) == ([4096, 904], 5000)
 
 

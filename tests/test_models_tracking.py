@@ -102,7 +102,7 @@ def test_a_failing_wandb_costs_a_line_and_nothing_else(
 ) -> None:
     monkeypatch.setattr("two_tower.models.training.tracking._start_wandb", lambda *_: Unreachable())
     said: list[str] = []
-    with Tracker(tmp_path, config={}, wandb=WandbOptions(), say=said.append) as tracker:
+    with Tracker(tmp_path, config={}, wandb=WandbOptions(), notify=said.append) as tracker:
         tracker.log({"epoch": 1})
         tracker.keep_bundle(tiny_bundle, about={})
     assert read_metrics(tmp_path) == [{"epoch": 1}]

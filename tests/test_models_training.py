@@ -8,6 +8,7 @@ from scipy import sparse
 from torch import Tensor, nn
 from torch.nn import functional
 
+from two_tower.models.config import from_mapping, with_values
 from two_tower.models.errors import ConfigError, TrainingError
 from two_tower.models.examples.pairs import PairSampler
 from two_tower.models.networks.tokens import Tokens
@@ -19,7 +20,6 @@ from two_tower.models.text.tokenizer import token_rows
 from two_tower.models.training.checkpoint import Checkpoint, Progress, RunFolder, parts
 from two_tower.models.training.config import TrainConfig
 from two_tower.models.training.loop import (
-    DevResult,
     Phase,
     Trainer,
     backward,
@@ -117,7 +117,7 @@ def run(folder: Path, tracker: Tracker, phases: list[Phase], recalls: list[float
     """Train with an evaluation that gives `recalls` one after the other."""
     towers, given = new_towers(), iter(recalls)
     trainer = Trainer(
-        towers, lambda: DevResult({"recall@10": next(given)}, 0.0), RunFolder(folder), tracker, 0
+        towers, lambda: {"recall@10": next(given), "cosine": 0.0}, RunFolder(folder), tracker, 0
     )
     trainer.run(phases)
     return towers
@@ -165,7 +165,7 @@ def test_collapse_is_told_apart_from_learning(
     def train(cosine: float, given: LabelledConfig = config) -> None:
         trainer = Trainer(
             new_towers(),
-            lambda: DevResult({"recall@10": 0.5}, cosine),
+            lambda: {"recall@10": 0.5, "cosine": cosine},
             RunFolder(tmp_path),
             tracker,
             0,
@@ -183,7 +183,7 @@ def test_a_loss_at_the_margin_is_a_collapse(tmp_path: Path, tracker: Tracker) ->
     sampler = PairSampler(rows, rows, relevant=sparse.csr_matrix(np.eye(8, dtype=bool)))
     config = LabelledConfig(loss="triplet", epochs=1, batch_size=8)
     trainer = Trainer(
-        new_towers(), lambda: DevResult({"recall@10": 0}, 0.8), RunFolder(tmp_path), tracker, 0
+        new_towers(), lambda: {"recall@10": 0, "cosine": 0.8}, RunFolder(tmp_path), tracker, 0
     )
     with pytest.raises(TrainingError, match=r"loss 0\.2000"):
         trainer.run([phase(sampler, config)])
@@ -309,3 +309,29 @@ def test_impossible_phases_are_refused(config: type, values: dict[str, float]) -
     section = "labelled" if config is LabelledConfig else "hard"
     with pytest.raises(ConfigError, match=f"{section}.{next(iter(values))} is"):
         config(**values)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("seed", -1, "seed is -1, expected 0 or more"),
+        ("dev_share", 1.0, "dev_share is 1.0, expected between 0 and 1"),
+        ("labelled.batch_size", 1, "labelled.batch_size is 1, expected 2 or more"),
+        ("pretrain.keep_rate", 1.5, "pretrain.keep_rate is 1.5, expected 0 to 1"),
+        ("denoising.delete_rate", 1.0, "denoising.delete_rate is 1.0, expected between 0 and 1"),
+        ("teacher.temperature", 0.0, "teacher.temperature is 0.0, expected above 0"),
+        ("hard.mining.max_share", 0.0, "hard.mining.max_share is 0.0, expected above 0"),
+        ("prefixes.query", 3, "prefixes.query is 3, expected str"),
+        (
+            "teacher.epoch",
+            1,
+            "unknown configuration key teacher.epoch; did you mean teacher.epochs?",
+        ),
+    ],
+)
+def test_a_refusal_names_the_key_the_value_and_the_bounds(
+    key: str, value: object, message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        from_mapping(TrainConfig, with_values({}, {key: value}))
+    assert str(caught.value) == message

@@ -231,7 +231,7 @@ def test_the_recipe_is_valid() -> None:
 
 def test_dev_is_ranked_against_its_answers_and_a_sample(trained: Path) -> None:
     data = Dataset.open(trained / "DATA")
-    split = read_split(data, dev_share=0.1, seed=0, say=print)
+    split = read_split(data, dev_share=0.1, seed=0, notify=print)
     tokenizer = Tokenizer.train([p.content for p in data.passages()], TokenizerConfig(), seed=0)
     corpus = tokenise(data, tokenizer, split=split)
     small = dev_corpus(corpus, size=8, seed=0)

@@ -12,8 +12,7 @@ from two_tower.models.text.bm25 import Bm25Index
 from two_tower.models.vectors import BoolArray, FloatArray, IntArray, Vectors
 
 DEPTH = 100
-
-BLOCK = 256
+QUERY_BLOCK = 256
 
 
 class CandidateLists(NamedTuple):
@@ -43,39 +42,48 @@ def candidate_lists(
 ) -> CandidateLists:
     """Return the `size` best of what BM25 and the towers propose, by a plain weighted sum.
 
-    Args:
-        labelled: n queries.
-        vectors: of these queries and of all passages.
-        index: BM25 over all passages.
-        size: k above; less where the corpus is smaller.
+    Lists are shorter where the corpus is smaller; `vectors` are of these queries and all passages.
     """
-    count = len(labelled.texts)
-    starts = range(0, count, BLOCK)
-    parts = [np.arange(start, min(start + BLOCK, count)) for start in starts]
+    queries = np.arange(len(labelled.texts))
     blocks = [
-        _block(labelled.take(p), Vectors(vectors.queries[p], vectors.passages), index, size=size)
-        for p in parts
+        _block_lists(
+            labelled.take(part),
+            vectors._replace(queries=vectors.queries[part]),
+            index,
+            size=min(size, len(index)),
+        )
+        for part in np.split(queries, range(QUERY_BLOCK, len(queries), QUERY_BLOCK))
     ]
     return joined(blocks)
 
 
-def _block(labelled: Labelled, vectors: Vectors, index: Bm25Index, *, size: int) -> CandidateLists:
-    size = min(size, len(index))
-    lexical = index.search(labelled.texts, min(DEPTH, len(index))).rows
-    dense = dense_candidates(*vectors, relevant=labelled.relevant, depth=min(DEPTH, len(index)))
+def joined(parts: Sequence[CandidateLists]) -> CandidateLists:
+    """Put the lists of several parts one after the other."""
+    return CandidateLists(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def _block_lists(
+    labelled: Labelled, vectors: Vectors, index: Bm25Index, *, size: int
+) -> CandidateLists:
+    depth, total = min(DEPTH, len(index)), len(index)
+    lexical = index.search(labelled.texts, depth).rows
+    dense = dense_candidates(*vectors, relevant=labelled.relevant, depth=depth).rows
     proposed = [
-        _union(*pair, fewest=size, total=len(index))
-        for pair in zip(lexical, dense.rows, strict=True)
+        _union(*pair, fewest=size, total=total) for pair in zip(lexical, dense, strict=True)
     ]
-    width = max(map(len, proposed))
-    rows = np.stack([np.pad(found, (0, width - len(found)), mode="wrap") for found in proposed])
-    is_first = np.arange(width) < np.array([[len(found)] for found in proposed])
+    # Lists of different lengths are filled up with repetitions, which rank last.
+    lengths = np.array([len(rows) for rows in proposed])
+    width = lengths.max()
+    rows = np.stack([np.pad(rows, (0, width - len(rows)), mode="wrap") for rows in proposed])
     bm25 = index.scores(labelled.texts, rows)
     cosine = np.einsum("nd,nkd->nk", vectors.queries, vectors.passages[rows])
-    total = np.where(is_first, bm25 + TOWER_WEIGHT * cosine, -np.inf)
-    best = np.argsort(-total, axis=1, kind="stable")[:, :size]
+    weighted = np.where(np.arange(width) < lengths[:, None], bm25 + TOWER_WEIGHT * cosine, -np.inf)
+    best = np.argsort(-weighted, axis=1, kind="stable")[:, :size]  # (n, size)
     rows, bm25, cosine = (np.take_along_axis(a, best, axis=1) for a in (rows, bm25, cosine))
-    return CandidateLists(rows, bm25, cosine, _known(labelled, rows))
+    queries, answers = labelled.relevant.nonzero()
+    known = queries.astype(np.int64) * total + answers
+    relevant = np.isin(np.arange(len(rows))[:, None] * total + rows, known)
+    return CandidateLists(rows, bm25, cosine, relevant)
 
 
 def _union(lexical: IntArray, dense: IntArray, *, fewest: int, total: int) -> IntArray:
@@ -86,20 +94,3 @@ def _union(lexical: IntArray, dense: IntArray, *, fewest: int, total: int) -> In
         others = np.setdiff1d(np.arange(total), proposed)[: fewest - len(proposed)]
         proposed = np.concatenate([proposed, others])
     return proposed
-
-
-def _known(labelled: Labelled, rows: IntArray) -> BoolArray:
-    width = labelled.relevant.shape[1]
-    queries, answers = labelled.relevant.nonzero()
-    known = queries.astype(np.int64) * width + answers
-    return np.isin(np.arange(len(rows))[:, None] * width + rows, known)
-
-
-def joined(parts: Sequence[CandidateLists]) -> CandidateLists:
-    """Put the lists of several parts one after the other."""
-    return CandidateLists(
-        np.concatenate([part.rows for part in parts]),
-        np.concatenate([part.bm25 for part in parts]),
-        np.concatenate([part.cosine for part in parts]),
-        np.concatenate([part.relevant for part in parts]),
-    )

@@ -1,25 +1,27 @@
 """A DATA folder as a training run sees it: labelled queries, then everything in tokens."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from itertools import islice
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
+from two_tower.models.config import configuration
 from two_tower.models.console import progress
 from two_tower.models.data import Dataset
 from two_tower.models.examples.pairs import Labelled, Split, hold_out, read_labelled
-from two_tower.models.text.tokenizer import TokenRows, concat_rows
+from two_tower.models.text.tokenizer import Tokenizer, TokenRows, concat_rows
+from two_tower.models.text.transformer_tokenizer import TransformerTokenizer
 
 READ_BATCH = 8192
 
-FEW_PAIRS = 200
+AnyTokenizer = Tokenizer | TransformerTokenizer
 
-Say = Callable[[str], None]
+Notify = Callable[[str], None]
+"""Gets a line of news."""
 
 
-@dataclass(frozen=True)
+@configuration("prefixes")
 class PrefixConfig:
     """What is put before each text, as E5's `query: ` and `passage: `; mind the space."""
 
@@ -48,7 +50,7 @@ class Corpus(NamedTuple):
     dev_queries: TokenRows
 
 
-def read_split(data: Dataset, *, dev_share: float, seed: int, say: Say) -> Split:
+def read_split(data: Dataset, *, dev_share: float, seed: int, notify: Notify) -> Split:
     """Read the labelled queries; without a dev split, hold out a seeded share of train.
 
     Raises:
@@ -61,44 +63,15 @@ def read_split(data: Dataset, *, dev_share: float, seed: int, say: Say) -> Split
     if "dev" in data.splits:
         return Split(train, read_labelled(data, "dev", row_of=row_of))
     split = hold_out(train, share=dev_share, seed=seed)
-    say(
+    notify(
         f"{data.path} has no dev split: {len(split.dev.texts)} of {len(train.texts)} "
         "train queries are held out for early stopping"
     )
     return split
 
 
-def warn_of_few_pairs(train: Labelled, say: Say) -> None:
-    """Say so where there is too little to learn from."""
-    pairs = int(train.relevant.nnz)
-    if pairs < FEW_PAIRS:
-        say(
-            f"only {pairs} labelled pairs to learn from: the tower may find less than it adds in "
-            "noise; compare it with BM25 alone (retriever evaluate)"
-        )
-
-
-def vocabulary_texts(data: Dataset, train: Labelled) -> Iterator[str]:
-    """Yield what the vocabulary is learnt from: all passages and the train queries."""
-    for passage in data.passages():
-        yield passage.content
-    yield from train.texts
-
-
-class RowTokenizer(Protocol):
-    """What makes token rows of texts, each side cut in its own way."""
-
-    def encode_passages(self, texts: Sequence[str]) -> TokenRows:
-        """Tokenise passages."""
-        ...
-
-    def encode_queries(self, texts: Sequence[str]) -> TokenRows:
-        """Tokenise queries."""
-        ...
-
-
 def tokenise(
-    data: Dataset, tokenizer: RowTokenizer, *, split: Split, prefixes: PrefixConfig = NO_PREFIXES
+    data: Dataset, tokenizer: AnyTokenizer, *, split: Split, prefixes: PrefixConfig = NO_PREFIXES
 ) -> Corpus:
     """Turn the passages (streamed) and the queries of both parts into tokens."""
     contents = (prefixes.passage + passage.content for passage in data.passages())
@@ -106,13 +79,10 @@ def tokenise(
     rows = []
     while batch := list(islice(bar, READ_BATCH)):
         rows.append(tokenizer.encode_passages(batch))
-    return Corpus(
-        concat_rows(rows),
-        split.train,
-        split.dev,
-        tokenizer.encode_queries([prefixes.query + text for text in split.train.texts]),
-        tokenizer.encode_queries([prefixes.query + text for text in split.dev.texts]),
+    train, dev = (
+        tokenizer.encode_queries([prefixes.query + text for text in part.texts]) for part in split
     )
+    return Corpus(concat_rows(rows), split.train, split.dev, train, dev)
 
 
 def dev_corpus(corpus: Corpus, *, size: int, seed: int) -> Corpus:
@@ -125,8 +95,8 @@ def dev_corpus(corpus: Corpus, *, size: int, seed: int) -> Corpus:
         return corpus
     answers = np.unique(corpus.dev.relevant.nonzero()[1])
     others = np.setdiff1d(np.arange(count), answers)
-    wanted = min(max(0, size - len(answers)), len(others))
-    drawn = np.random.default_rng(seed).choice(others, wanted, replace=False)
+    missing = min(max(0, size - len(answers)), len(others))
+    drawn = np.random.default_rng(seed).choice(others, missing, replace=False)
     rows = np.sort(np.concatenate([answers, drawn])).astype(np.int64)
     return corpus._replace(
         passages=corpus.passages.take(rows),

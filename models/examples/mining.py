@@ -1,8 +1,12 @@
-"""Mining of hard negatives over a whole corpus, for the command and inside a training run."""
+"""Mining of hard negatives over a whole corpus, for the command and inside a training run.
+
+A file of mined negatives has one row per known answer (relevance 1, source `qrels`) and per hard
+negative (relevance 0), and says in its metadata what it was mined from.
+"""
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,24 +21,21 @@ from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.data import Dataset
 from two_tower.models.errors import DataError
 from two_tower.models.examples.negatives import (
-    NOTHING,
     Candidates,
     Mined,
     MiningConfig,
     bm25_candidates,
+    choose_negatives,
     dense_candidates,
-    mine,
     text_groups,
 )
-from two_tower.models.examples.pairs import HardNegatives, Labelled, read_labelled
+from two_tower.models.examples.pairs import NOTHING, HardNegatives, Labelled, read_labelled
 from two_tower.models.files import write_bytes
 from two_tower.models.text.bm25 import Analyzer
 from two_tower.models.vectors import FloatArray, Vectors
 
 FORMAT = 1
-
 ABOUT = b"two_tower_negatives"
-
 SCHEMA = pa.schema(
     [
         ("query_id", pa.string()),
@@ -48,7 +49,7 @@ SCHEMA = pa.schema(
 )
 
 
-class Teacher(NamedTuple):
+class PairScorer(NamedTuple):
     """A model that reads query and passage together.
 
     Attributes:
@@ -60,196 +61,6 @@ class Teacher(NamedTuple):
     score: Callable[[list[str], list[str]], FloatArray]
 
 
-class Row(NamedTuple):
-    """One line of the file; see the module."""
-
-    query_id: str
-    passage_id: str
-    relevance: int
-    source: str
-    rank: int
-    score: float | None
-    teacher_score: float | None
-
-
-def mined_rows(
-    mined: Mined, labelled: Labelled, *, passage_ids: Sequence[str], sources: Sequence[str]
-) -> Iterator[Row]:
-    """Yield each query's known answers, then its hard negatives, best-ranked first."""
-    relevant = labelled.relevant
-    for i, query_id in enumerate(labelled.query_ids):
-        for column in relevant.indices[relevant.indptr[i] : relevant.indptr[i + 1]]:
-            yield Row(query_id, passage_ids[column], 1, "qrels", 0, None, None)
-        for j in np.flatnonzero(mined.rows[i] != NOTHING):
-            source, rank = sources[mined.sources[i, j]], int(mined.ranks[i, j])
-            passage_id, score = passage_ids[mined.rows[i, j]], float(mined.scores[i, j])
-            yield Row(query_id, passage_id, 0, source, rank, score, None)
-
-
-def write_rows(path: Path, rows: Sequence[Row], *, about: Mapping[str, Any]) -> None:
-    """Write the file in one step.
-
-    Args:
-        path: where to.
-        rows: its lines.
-        about: `data`, DATA's content hash, and whatever else is to be kept (plain JSON values).
-
-    Raises:
-        DataError: it cannot be written.
-    """
-    metadata = {ABOUT: json.dumps({"format": FORMAT, **about}).encode()}
-    columns = list(zip(*rows, strict=True)) if rows else [()] * len(SCHEMA)
-    arrays = [pa.array(values, field.type) for values, field in zip(columns, SCHEMA, strict=True)]
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_arrays(arrays, schema=SCHEMA.with_metadata(metadata)), sink)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, sink.getvalue().to_pybytes())
-    except OSError as error:
-        raise DataError(f"{path} cannot be written ({error.strerror})") from None
-
-
-def read_about(path: Path) -> dict[str, Any]:
-    """Return what the file says about itself.
-
-    Raises:
-        DataError: there is no such file, or it is something else.
-    """
-    try:
-        schema = pq.read_schema(path)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise DataError(
-            f"{path} cannot be read as Parquet ({error}); make it with: "
-            f"models mine DATA --out {path}"
-        ) from None
-    found = json.loads((schema.metadata or {}).get(ABOUT, b"{}"))
-    if found.get("format") != FORMAT or schema.names != SCHEMA.names:
-        raise DataError(
-            f"{path} is no file of mined negatives of format {FORMAT} (columns {schema.names}); "
-            f"make it with: models mine DATA --out {path}"
-        )
-    return dict(found)
-
-
-def read_negatives(path: Path, data: Dataset, labelled: Labelled) -> HardNegatives:
-    """Read hard negatives for the queries of `labelled`; a query may have none.
-
-    Raises:
-        DataError: the file is broken, was mined from another DATA, or has nothing for them.
-    """
-    mined_from = read_about(path)["data"]
-    if mined_from != data.content_hash:
-        raise DataError(
-            f"{path} was mined from DATA {mined_from[:8]}, {data.path} is "
-            f"{data.content_hash[:8]}; mine again with: models mine {data.path} --out {path}"
-        )
-    row_of = {passage.passage_id: row for row, passage in enumerate(data.passages())}
-    query_of = {query_id: i for i, query_id in enumerate(labelled.query_ids)}
-    table = pq.read_table(path).to_pydict()
-    lines = [Row(*values) for values in zip(*table.values(), strict=True)]
-    negatives: list[list[tuple[int, float | None]]] = [[] for _ in labelled.query_ids]
-    answers: dict[tuple[int, int], float | None] = {}
-    for line in lines:
-        query, passage = query_of.get(line.query_id), row_of[line.passage_id]
-        if query is not None and line.relevance:
-            answers[query, passage] = line.teacher_score
-        elif query is not None:
-            negatives[query].append((passage, line.teacher_score))
-    if not any(negatives):
-        raise DataError(
-            f"{path} has no hard negative for the train queries of {data.path}; mine with other "
-            f"guards: models mine {data.path} --out {path}"
-        )
-    return _hard_negatives(negatives, answers, labelled)
-
-
-def file_hash(path: Path) -> str:
-    """Return the SHA-256 (64 hex digits) of the file.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise DataError(
-            f"{path} cannot be read ({error.strerror}); make it with: models mine DATA --out {path}"
-        ) from None
-
-
-def score_rows(
-    rows: Sequence[Row], teacher: Teacher, *, queries: Mapping[str, str], texts: Mapping[str, str]
-) -> list[Row]:
-    """Return the rows with the teacher's scores.
-
-    Args:
-        rows: answers and hard negatives.
-        teacher: what scores them.
-        queries: query id -> text.
-        texts: passage id -> text.
-    """
-    scores = teacher.score(
-        [queries[row.query_id] for row in rows], [texts[row.passage_id] for row in rows]
-    )
-    return [
-        row._replace(teacher_score=float(score)) for row, score in zip(rows, scores, strict=True)
-    ]
-
-
-def _hard_negatives(
-    negatives: Sequence[Sequence[tuple[int, float | None]]],
-    answers: Mapping[tuple[int, int], float | None],
-    labelled: Labelled,
-) -> HardNegatives:
-    width = max(len(found) for found in negatives)
-    rows = np.full((len(negatives), width), NOTHING, dtype=np.int64)
-    scores = np.full(rows.shape, np.nan, dtype=np.float32)
-    for i, found in enumerate(negatives):
-        for j, (passage, score) in enumerate(found):
-            rows[i, j] = passage
-            scores[i, j] = np.nan if score is None else score
-    if np.isnan(scores).all():
-        return HardNegatives(rows)
-    pairs = zip(*labelled.relevant.nonzero(), strict=True)
-    known = [answers.get((int(query), int(passage))) for query, passage in pairs]
-    positives = np.array([np.nan if score is None else score for score in known], np.float32)
-    return HardNegatives(rows, scores, positives)
-
-
-def find_negatives(
-    labelled: Labelled,
-    texts: Sequence[str],
-    config: MiningConfig,
-    *,
-    analyzer: Analyzer,
-    encode: Callable[[], Vectors],
-) -> Mined:
-    """Rank the passages by each source of the configuration and choose hard negatives.
-
-    Args:
-        labelled: the queries.
-        texts: `Passage.content` of all passages.
-        config: sources, ranks and guards.
-        analyzer: gives BM25 its terms.
-        encode: gives the vectors; called where the towers are a source.
-    """
-    candidates: list[Candidates] = []
-    if "bm25" in config.sources:
-        depth = config.last_rank
-        found = bm25_candidates(texts, labelled, analyzer=analyzer, depth=depth)
-        candidates.append(found)
-    if "dense" in config.sources:
-        vectors = encode()
-        found = dense_candidates(
-            vectors.queries,
-            vectors.passages,
-            relevant=labelled.relevant,
-            depth=config.last_rank,
-        )
-        candidates.append(found)
-    return mine(labelled, candidates, config, same_text=text_groups(texts))
-
-
 def mine_file(
     data: Dataset,
     out: Path,
@@ -258,17 +69,17 @@ def mine_file(
     config: MiningConfig,
     analyzer: Analyzer,
     bundle: ModelBundle | None = None,
-    teacher: Teacher | None = None,
+    teacher: PairScorer | None = None,
 ) -> dict[str, dict[str, int]]:
-    """Mine negatives for the queries of a split and write them to a file.
+    """Mine negatives for the queries of a split and write them to a Parquet file.
 
     Args:
         data: the corpus and its judgements.
-        out: Parquet file to write; `models.negatives_file` describes it.
+        out: the file to write.
         split: which judgements name the known answers.
         config: sources, ranks and guards.
         analyzer: gives BM25 its terms.
-        bundle: the towers that rank, where they are a source.
+        bundle: its towers rank where they are a source.
         teacher: adds its scores of answers and negatives.
 
     Returns:
@@ -289,24 +100,163 @@ def mine_file(
         return Vectors(bundle.encode_queries(labelled.texts), bundle.encode_passages(texts))
 
     mined = find_negatives(labelled, texts, config, analyzer=analyzer, encode=encode)
-    rows = list(mined_rows(mined, labelled, passage_ids=ids, sources=config.sources))
+    rows = _mined_rows(mined, labelled, passage_ids=ids, sources=config.sources)
     if teacher:
         queries = dict(zip(labelled.query_ids, labelled.texts, strict=True))
-        rows = score_rows(rows, teacher, queries=queries, texts=content)
-    made_with = {
+        scores = teacher.score(
+            [queries[row["query_id"]] for row in rows], [content[row["passage_id"]] for row in rows]
+        )
+        rows = [
+            row | {"teacher_score": float(score)} for row, score in zip(rows, scores, strict=True)
+        ]
+    about = {
+        **{"data": data.content_hash, "split": split, "mining": asdict(config)},
         "bundle": bundle.fingerprint if bundle and "dense" in config.sources else None,
         "teacher": teacher.name if teacher else None,
+        "counts": mined.counts,
     }
-    asked = {"data": data.content_hash, "split": split, "mining": asdict(config)}
-    write_rows(out, rows, about={**asked, **made_with, "counts": mined.counts})
+    _write_rows(out, rows, about=about)
     return mined.counts
 
 
-def mined_once(path: Path, find: Callable[[], Mined]) -> HardNegatives:
-    """Return the negatives kept in a safetensors file, which is made when it is missing.
+def find_negatives(
+    labelled: Labelled,
+    texts: Sequence[str],
+    config: MiningConfig,
+    *,
+    analyzer: Analyzer,
+    encode: Callable[[], Vectors],
+) -> Mined:
+    """Rank all passages (`texts`) by each source of the configuration and choose hard negatives.
 
-    A run that goes on in the middle of a phase must see what the towers found at its beginning.
+    `encode` gives the vectors; it is called where the towers are a source.
+    """
+    candidates: list[Candidates] = []
+    depth = config.last_rank
+    if "bm25" in config.sources:
+        candidates.append(bm25_candidates(texts, labelled, analyzer=analyzer, depth=depth))
+    if "dense" in config.sources:
+        candidates.append(dense_candidates(*encode(), relevant=labelled.relevant, depth=depth))
+    return choose_negatives(labelled, candidates, config, same_text=text_groups(texts))
+
+
+def cached_negatives(path: Path, find: Callable[[], Mined]) -> HardNegatives:
+    """Return the negatives stored in a safetensors file, which is made when it is missing.
+
+    A run that goes on in the middle of a phase must see what the towers ranked at its beginning.
     """
     if not path.exists():
         write_bytes(path, save_arrays({"rows": find().rows}))
     return HardNegatives(load_arrays(path.read_bytes())["rows"])
+
+
+def read_negatives(path: Path, data: Dataset, labelled: Labelled) -> HardNegatives:
+    """Read hard negatives for the queries of `labelled`; a query may have none.
+
+    Raises:
+        DataError: the file is broken, was mined from another DATA, or has nothing for them.
+    """
+    mined_from = read_about(path)["data"]
+    if mined_from != data.content_hash:
+        raise DataError(
+            f"{path} was mined from DATA {mined_from[:8]}, {data.path} is "
+            f"{data.content_hash[:8]}; mine again with: models mine {data.path} --out {path}"
+        )
+    row_of = {passage.passage_id: row for row, passage in enumerate(data.passages())}
+    query_of = {query_id: i for i, query_id in enumerate(labelled.query_ids)}
+    negatives: list[list[tuple[int, float]]] = [[] for _ in labelled.query_ids]
+    answers: dict[tuple[int, int], float] = {}
+    for line in pq.read_table(path).to_pylist():
+        query, passage = query_of.get(line["query_id"]), row_of[line["passage_id"]]
+        score = np.nan if line["teacher_score"] is None else line["teacher_score"]
+        if query is not None and line["relevance"]:
+            answers[query, passage] = score
+        elif query is not None:
+            negatives[query].append((passage, score))
+    if not any(negatives):
+        raise DataError(
+            f"{path} has no hard negative for the train queries of {data.path}; mine with other "
+            f"guards: models mine {data.path} --out {path}"
+        )
+    rows = np.full((len(negatives), max(map(len, negatives))), NOTHING, dtype=np.int64)
+    scores = np.full(rows.shape, np.nan, dtype=np.float32)
+    for i, pairs in enumerate(negatives):
+        if pairs:
+            rows[i, : len(pairs)], scores[i, : len(pairs)] = zip(*pairs, strict=True)
+    if np.isnan(scores).all():
+        return HardNegatives(rows)
+    known = zip(*labelled.relevant.nonzero(), strict=True)
+    positives = [answers.get((int(query), int(passage)), np.nan) for query, passage in known]
+    return HardNegatives(rows, scores, np.array(positives, np.float32))
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """Return what the file says about itself.
+
+    Raises:
+        DataError: there is no such file, or it is something else.
+    """
+    try:
+        schema = pq.read_schema(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(
+            f"{path} cannot be read as Parquet ({error}); make it with: "
+            f"models mine DATA --out {path}"
+        ) from None
+    about = json.loads((schema.metadata or {}).get(ABOUT, b"{}"))
+    if about.get("format") != FORMAT or schema.names != SCHEMA.names:
+        raise DataError(
+            f"{path} is no file of mined negatives of format {FORMAT} (columns {schema.names}); "
+            f"make it with: models mine DATA --out {path}"
+        )
+    return dict(about)
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 (64 hex digits) of the file.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read ({error.strerror}); make it with: models mine DATA --out {path}"
+        ) from None
+
+
+def _mined_rows(
+    mined: Mined, labelled: Labelled, *, passage_ids: Sequence[str], sources: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Return each query's known answers, then its hard negatives, best-ranked first."""
+    rows: list[dict[str, Any]] = []
+    answer_rows = np.split(labelled.relevant.indices, labelled.relevant.indptr[1:-1])
+    for i, (query_id, known) in enumerate(zip(labelled.query_ids, answer_rows, strict=True)):
+        answers = [(row, 1, "qrels", 0, None) for row in known]
+        columns = zip(mined.rows[i], mined.sources[i], mined.ranks[i], mined.scores[i], strict=True)
+        negatives = [
+            (row, 0, sources[source], rank, score)
+            for row, source, rank, score in columns
+            if row != NOTHING
+        ]
+        for row, relevance, source, rank, score in [*answers, *negatives]:
+            values = (query_id, passage_ids[row], relevance, source, rank, score)
+            rows.append(dict(zip(SCHEMA.names, values, strict=False)))
+    return rows
+
+
+def _write_rows(path: Path, rows: list[dict[str, Any]], *, about: Mapping[str, Any]) -> None:
+    """Write the file in one step.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    metadata = {ABOUT: json.dumps({"format": FORMAT, **about}).encode()}
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata(metadata)), sink)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, sink.getvalue().to_pybytes())
+    except OSError as error:
+        raise DataError(f"{path} cannot be written ({error.strerror})") from None

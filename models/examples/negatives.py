@@ -7,22 +7,21 @@ arXiv:2407.15831, cut at a share of the positive's score.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 from scipy import sparse
 
+from two_tower.models.config import configuration
 from two_tower.models.errors import ConfigError
-from two_tower.models.examples.pairs import Labelled
+from two_tower.models.examples.pairs import NOTHING, Labelled
 from two_tower.models.text.bm25 import Analyzer, Bm25Index
 from two_tower.models.vectors import BoolArray, FloatArray, IntArray
 
-DENSE_BLOCK = 128
-
 SOURCES = ("bm25", "dense")
-
+DENSE_BLOCK = 128
 OUTCOMES = (
     "kept",
     "left over (enough are kept, or the other source had it first)",
@@ -33,16 +32,10 @@ OUTCOMES = (
     "above max_score",
     "refused by another source's guard",
 )
-
 KEPT, SPARE, KNOWN, TWIN, SHARE, MARGIN, HIGH, ELSEWHERE = range(len(OUTCOMES))
 
-NOTHING = -1
 
-
-AnyArray = npt.NDArray[Any]
-
-
-@dataclass(frozen=True)
+@configuration("mining")
 class MiningConfig:
     """Which passages count as hard negatives.
 
@@ -59,25 +52,19 @@ class MiningConfig:
     """
 
     source: Literal["bm25", "dense", "both"] = "both"
-    per_query: int = 8
+    per_query: int = Field(default=8, ge=1)
     first_rank: int = 10
     last_rank: int = 100
-    max_share: float | None = 0.95
-    margin: float | None = None
+    max_share: float | None = Field(default=0.95, gt=0)
+    margin: float | None = Field(default=None, ge=0)
     max_score: float | None = None
 
     def __post_init__(self) -> None:
-        if self.per_query < 1:
-            raise ConfigError(f"mining.per_query is {self.per_query}, expected 1 or more")
         if not 1 <= self.first_rank <= self.last_rank:
             raise ConfigError(
                 f"mining ranks are {self.first_rank} to {self.last_rank}, expected "
                 "1 <= first_rank <= last_rank"
             )
-        if self.max_share is not None and self.max_share <= 0:
-            raise ConfigError(f"mining.max_share is {self.max_share}, expected above 0")
-        if self.margin is not None and self.margin < 0:
-            raise ConfigError(f"mining.margin is {self.margin}, expected 0 or more")
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -86,7 +73,7 @@ class MiningConfig:
 
 
 class Candidates(NamedTuple):
-    """What one source finds for n queries.
+    """What one source ranks for n queries.
 
     Attributes:
         source: its name.
@@ -106,7 +93,7 @@ class Mined(NamedTuple):
 
     Attributes:
         rows: (n, width) int64 passage rows, padded with -1.
-        sources: (n, width) int64, which of the candidates' sources found it.
+        sources: (n, width) int64, which of the candidates' sources ranks it.
         ranks: (n, width) int64, its rank there, from 1.
         scores: (n, width) float32, its score there.
         counts: source -> what became of its candidates -> how many.
@@ -124,75 +111,70 @@ def bm25_candidates(
 ) -> Candidates:
     """Rank the passages `texts` by BM25 for each labelled query, `depth` deep."""
     index = Bm25Index(texts, analyzer)
-    found = index.search(labelled.texts, depth)
+    ranked = index.search(labelled.texts, depth)
     answers = index.scores(labelled.texts, _answer_rows(labelled.relevant)).max(axis=1)
-    return Candidates("bm25", found.rows, found.scores, answers)
+    return Candidates("bm25", ranked.rows, ranked.scores, answers)
 
 
 def dense_candidates(
     queries: FloatArray, passages: FloatArray, *, relevant: sparse.csr_matrix, depth: int
 ) -> Candidates:
-    """Rank the passages by cosine for each query, exactly, `depth` deep.
+    """Rank passages (m, dim) by cosine for queries (n, dim), exactly, `depth` deep.
 
-    Args:
-        queries: (n, dim) float32, L2-normalised.
-        passages: (m, dim) float32, L2-normalised.
-        relevant: (n, m) sparse bool, known answers.
-        depth: how many to return.
+    `relevant` is (n, m), the known answers; the vectors are L2-normalised.
     """
     rows = np.full((len(queries), depth), NOTHING, dtype=np.int64)
     scores = np.zeros((len(queries), depth), dtype=np.float32)
     depth = min(depth, len(passages))
     for start in range(0, len(queries), DENSE_BLOCK):
-        part = slice(start, start + DENSE_BLOCK)
-        block = queries[part] @ passages.T
-        near = np.argpartition(-block, depth - 1, axis=1)[:, :depth]
-        found = np.take_along_axis(block, near, axis=1)
-        order = np.lexsort((near, -found), axis=1)
-        rows[part, :depth] = np.take_along_axis(near, order, axis=1)
-        scores[part, :depth] = np.take_along_axis(found, order, axis=1)
+        block = slice(start, start + DENSE_BLOCK)
+        cosines = queries[block] @ passages.T  # (block, m)
+        near = np.argpartition(-cosines, depth - 1, axis=1)[:, :depth]
+        best = np.take_along_axis(cosines, near, axis=1)
+        order = np.lexsort((near, -best), axis=1)
+        rows[block, :depth] = np.take_along_axis(near, order, axis=1)
+        scores[block, :depth] = np.take_along_axis(best, order, axis=1)
     answers = _answer_rows(relevant)
-    cosines = (passages[np.maximum(answers, 0)] * queries[:, None]).sum(axis=2)
+    cosines = (passages[np.maximum(answers, 0)] * queries[:, None]).sum(axis=2)  # (n, answers)
     best = np.where(answers >= 0, cosines, -np.inf).max(axis=1).astype(np.float32)
     return Candidates("dense", rows, scores, best)
 
 
-def mine(
+def choose_negatives(
     labelled: Labelled,
     candidates: Sequence[Candidates],
     config: MiningConfig,
     *,
     same_text: IntArray,
 ) -> Mined:
-    """Choose hard negatives from what the sources found.
+    """Choose hard negatives from what the sources rank.
 
     What one source holds for an answer by its scores is left out for all of them.
 
     Args:
-        labelled: the queries, with at least one known answer each.
-        candidates: one per source, of those queries.
+        labelled: n queries, with at least one known answer each.
+        candidates: of those queries, one per source.
         config: how many and which guards.
         same_text: (m,) int64, equal numbers for passages of the same text (`text_groups`).
     """
-    rows = [_in_range(found.rows, config) for found in candidates]
-    cells = [np.arange(len(part))[:, None] * len(same_text) + part for part in rows]
-    verdicts = [_verdicts(labelled, found, config, same_text=same_text) for found in candidates]
+    ranks = slice(config.first_rank - 1, config.last_rank)
+    ranked = [c._replace(rows=c.rows[:, ranks], scores=c.scores[:, ranks]) for c in candidates]
+    cells = [np.arange(len(c.rows))[:, None] * len(same_text) + c.rows for c in ranked]
+    verdicts = [_verdicts(labelled, each, config, same_text=same_text) for each in ranked]
     refused = np.concatenate(
         [cell[verdict >= SHARE] for cell, verdict in zip(cells, verdicts, strict=True)]
     )
     for cell, verdict in zip(cells, verdicts, strict=True):
         verdict[(verdict == KEPT) & np.isin(cell, refused)] = ELSEWHERE
-    turns = _in_turn(rows)
-    allowed = _in_turn(verdicts) == KEPT
-    places = _first_different(turns, allowed, limit=config.per_query)
-    scores = _in_turn([_in_range(found.scores, config) for found in candidates])
-    inside = np.maximum(places, 0)
+    rows, scores = _in_turn([c.rows for c in ranked]), _in_turn([c.scores for c in ranked])
+    places = _first_different(rows, _in_turn(verdicts) == KEPT, limit=config.per_query)
+    filled = np.maximum(places, 0)
     return Mined(
-        np.where(places >= 0, np.take_along_axis(turns, inside, axis=1), NOTHING),
-        inside % len(candidates),
-        inside // len(candidates) + config.first_rank,
-        np.take_along_axis(scores, inside, axis=1),
-        _counts([found.source for found in candidates], verdicts, places=places),
+        np.where(places >= 0, np.take_along_axis(rows, filled, axis=1), NOTHING),
+        filled % len(candidates),
+        filled // len(candidates) + config.first_rank,
+        np.take_along_axis(scores, filled, axis=1),
+        _counts([each.source for each in candidates], verdicts, places=places),
     )
 
 
@@ -204,7 +186,7 @@ def text_groups(texts: Iterable[str]) -> IntArray:
 
 
 def report_lines(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """Say in lines what became of each source's candidates."""
+    """Return in lines what became of each source's candidates."""
     lines = []
     for source, outcomes in counts.items():
         lines.append(f"{source:<6} {sum(outcomes.values()):>12,} considered")
@@ -213,10 +195,10 @@ def report_lines(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
 
 
 def _verdicts(
-    labelled: Labelled, found: Candidates, config: MiningConfig, *, same_text: IntArray
+    labelled: Labelled, candidates: Candidates, config: MiningConfig, *, same_text: IntArray
 ) -> IntArray:
     """Return (n, ranks) int64: `KEPT`, the first reason to leave a candidate out, or `NOTHING`."""
-    rows, scores = _in_range(found.rows, config), _in_range(found.scores, config)
+    rows, scores = candidates.rows, candidates.scores
     query = text_groups(labelled.texts)  # a query that was asked twice shares its answers
     owners, columns = labelled.relevant.nonzero()
     answers, width = query[owners] * len(same_text), query[:, None] * len(same_text)
@@ -225,7 +207,7 @@ def _verdicts(
         KNOWN: np.isin(width + rows, answers + columns),
         TWIN: np.isin(width + same_text[rows], answers + same_text[columns]),
     }
-    best = found.answers[:, None]
+    best = candidates.answers[:, None]
     if config.max_share is not None:
         refused[SHARE] = scores > config.max_share * best
     if config.margin is not None:
@@ -241,29 +223,25 @@ def _counts(
 ) -> dict[str, dict[str, int]]:
     counts = {}
     for number, (source, verdict) in enumerate(zip(sources, verdicts, strict=True)):
-        found = np.bincount(verdict[verdict >= 0], minlength=len(OUTCOMES))
+        numbers = np.bincount(verdict[verdict >= 0], minlength=len(OUTCOMES))
         kept = int(((places >= 0) & (places % len(sources) == number)).sum())
-        found[SPARE], found[KEPT] = found[KEPT] - kept, kept
-        counts[source] = {name: int(n) for name, n in zip(OUTCOMES, found, strict=True) if n}
+        numbers[SPARE], numbers[KEPT] = numbers[KEPT] - kept, kept
+        counts[source] = {name: int(n) for name, n in zip(OUTCOMES, numbers, strict=True) if n}
     return counts
 
 
 def _first_different(rows: IntArray, allowed: BoolArray, *, limit: int) -> IntArray:
     """Return (n, limit) places of each row's first different allowed values, padded with -1."""
-    places = np.full((len(rows), limit), -1, dtype=np.int64)
+    places = np.full((len(rows), limit), NOTHING, dtype=np.int64)
     for i, row in enumerate(rows):
         candidates = np.flatnonzero(allowed[i])
         _, first = np.unique(row[candidates], return_index=True)
-        chosen = candidates[np.sort(first)[:limit]]
-        places[i, : len(chosen)] = chosen
+        different = candidates[np.sort(first)[:limit]]
+        places[i, : len(different)] = different
     return places
 
 
-def _in_range(values: AnyArray, config: MiningConfig) -> AnyArray:
-    return values[:, config.first_rank - 1 : config.last_rank]
-
-
-def _in_turn(arrays: Sequence[AnyArray]) -> AnyArray:
+def _in_turn(arrays: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
     """Lay k arrays (n, ranks) side by side as (n, ranks * k): first all the first ranks."""
     return np.stack(arrays, axis=2).reshape(len(arrays[0]), -1)
 
@@ -271,7 +249,7 @@ def _in_turn(arrays: Sequence[AnyArray]) -> AnyArray:
 def _answer_rows(relevant: sparse.csr_matrix) -> IntArray:
     """Return (n, most answers) int64: the columns of each row's answers, padded with -1."""
     counts = np.diff(relevant.indptr)
-    rows = np.full((relevant.shape[0], counts.max(initial=1)), -1, dtype=np.int64)
+    rows = np.full((relevant.shape[0], counts.max(initial=1)), NOTHING, dtype=np.int64)
     place = np.arange(len(relevant.indices)) - np.repeat(relevant.indptr[:-1], counts)
     rows[np.repeat(np.arange(len(counts)), counts), place] = relevant.indices
     return rows

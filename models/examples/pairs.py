@@ -1,6 +1,8 @@
-"""Labelled pairs: reading, sampling and collation into batches."""
+"""Labelled pairs: reading, splitting, sampling and collation into batches."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -11,6 +13,102 @@ from two_tower.models.data import Dataset
 from two_tower.models.errors import TrainingError
 from two_tower.models.text.tokenizer import TokenRows
 from two_tower.models.vectors import FloatArray, IntArray
+
+NOTHING = -1
+"""Stands for no passage where rows of different lengths share an array."""
+
+
+class Labelled(NamedTuple):
+    """Queries of a split and which passages answer them.
+
+    Attributes:
+        texts: n queries.
+        relevant: (n, passages) sparse bool, rows of known answers.
+        query_ids: n ids.
+    """
+
+    texts: list[str]
+    relevant: sparse.csr_matrix
+    query_ids: list[str]
+
+    def take(self, index: IntArray) -> "Labelled":
+        """Return the queries at `index`."""
+        return Labelled(
+            [self.texts[i] for i in index],
+            self.relevant[index],
+            [self.query_ids[i] for i in index],
+        )
+
+
+class Split(NamedTuple):
+    """Two parts of labelled queries."""
+
+    train: Labelled
+    dev: Labelled
+
+
+def read_labelled(data: Dataset, split: str, *, row_of: Mapping[str, int]) -> Labelled:
+    """Read the queries of a split that have an answer: a judgement above 0.
+
+    `row_of` gives the row of the corpus for each passage id.
+
+    Raises:
+        TrainingError: no judgement is positive, or one names an unknown passage.
+    """
+    answers: dict[str, list[int]] = {}
+    for qrel in data.qrels(split):
+        if qrel.relevance <= 0:
+            continue
+        if qrel.passage_id not in row_of:
+            raise TrainingError(
+                f"{data.path} judges passage {qrel.passage_id!r}, which it does not hold; "
+                "run ingest prepare again"
+            )
+        answers.setdefault(qrel.query_id, []).append(row_of[qrel.passage_id])
+    queries = [query for query in data.queries(split) if query.query_id in answers]
+    if not queries:
+        raise TrainingError(f"{data.path} has no labelled query with an answer in {split!r}")
+    columns = [sorted(set(answers[query.query_id])) for query in queries]
+    flat = np.concatenate(columns).astype(np.int64)
+    offsets = np.cumsum([0, *map(len, columns)])
+    shape = (len(queries), len(row_of))
+    relevant = sparse.csr_matrix((np.ones(len(flat), dtype=bool), flat, offsets), shape=shape)
+    return Labelled([q.text for q in queries], relevant, [q.query_id for q in queries])
+
+
+def hold_out(labelled: Labelled, *, share: float, seed: int) -> Split:
+    """Set a seeded share of the queries aside; a single query serves as both parts."""
+    count = len(labelled.texts)
+    if count < 2:
+        return Split(labelled, labelled)
+    order = np.random.default_rng(seed).permutation(count)
+    size = min(max(1, round(count * share)), count - 1)
+    return Split(labelled.take(np.sort(order[size:])), labelled.take(np.sort(order[:size])))
+
+
+class HardNegatives(NamedTuple):
+    """Passages that look like answers and are none, for each of n queries.
+
+    Attributes:
+        rows: (n, width) int64 passage rows, padded with -1.
+        scores: (n, width) float32, a teacher's scores of them, NaN where unknown; None where
+            there is no teacher.
+        positives: (pairs,) float32, a teacher's scores of the known answers, NaN where unknown, in
+            the order of `Labelled.relevant.nonzero()`.
+    """
+
+    rows: IntArray
+    scores: FloatArray | None = None
+    positives: FloatArray | None = None
+
+    def take(self, index: IntArray, *, labelled: Labelled) -> "HardNegatives":
+        """Return those of the queries at `index` of `labelled`, whose negatives these are."""
+        scores = None if self.scores is None else self.scores[index]
+        if self.positives is None:
+            return HardNegatives(self.rows[index], scores)
+        starts = labelled.relevant.indptr
+        pairs = [np.arange(starts[query], starts[query + 1]) for query in index]
+        return HardNegatives(self.rows[index], scores, self.positives[np.concatenate(pairs)])
 
 
 class Batch(NamedTuple):
@@ -47,127 +145,27 @@ class Sampler(Protocol):
         ...
 
 
-class Labelled(NamedTuple):
-    """Queries of a split and which passages answer them.
-
-    Attributes:
-        texts: n queries.
-        relevant: (n, passages) sparse bool, rows of known answers.
-        query_ids: n ids.
-    """
-
-    texts: list[str]
-    relevant: sparse.csr_matrix
-    query_ids: list[str]
-
-    def take(self, index: IntArray) -> "Labelled":
-        """Return the queries at `index`."""
-        return Labelled(
-            [self.texts[i] for i in index],
-            self.relevant[index],
-            [self.query_ids[i] for i in index],
-        )
-
-
-def read_labelled(data: Dataset, split: str, *, row_of: Mapping[str, int]) -> Labelled:
-    """Read the queries of a split that have an answer.
-
-    Args:
-        data: an open DATA folder.
-        split: which judgements to use; relevance 0 does not count.
-        row_of: passage id -> row of the corpus.
-
-    Raises:
-        TrainingError: no judgement is positive, or one names an unknown passage.
-    """
-    answers: dict[str, list[int]] = {}
-    for qrel in data.qrels(split):
-        if qrel.relevance <= 0:
-            continue
-        if qrel.passage_id not in row_of:
-            raise TrainingError(
-                f"{data.path} judges passage {qrel.passage_id!r}, which it does not hold; "
-                "run ingest prepare again"
-            )
-        answers.setdefault(qrel.query_id, []).append(row_of[qrel.passage_id])
-    queries = [query for query in data.queries(split) if query.query_id in answers]
-    if not queries:
-        raise TrainingError(f"{data.path} has no labelled query with an answer in {split!r}")
-    columns = [sorted(set(answers[query.query_id])) for query in queries]
-    relevant = _bool_rows(columns, width=len(row_of))
-    return Labelled([q.text for q in queries], relevant, [q.query_id for q in queries])
-
-
-class Split(NamedTuple):
-    """Two parts of labelled queries."""
-
-    train: Labelled
-    dev: Labelled
-
-
-def hold_out(labelled: Labelled, *, share: float, seed: int) -> Split:
-    """Set a seeded share of the queries aside; a single query serves as both parts."""
-    count = len(labelled.texts)
-    if count < 2:
-        return Split(labelled, labelled)
-    order = np.random.default_rng(seed).permutation(count)
-    held = min(max(1, round(count * share)), count - 1)
-    return Split(labelled.take(np.sort(order[held:])), labelled.take(np.sort(order[:held])))
-
-
-class HardNegatives(NamedTuple):
-    """Passages that look like answers and are none, for each of n queries.
-
-    Attributes:
-        rows: (n, width) int64 passage rows, padded with -1.
-        scores: (n, width) float32, a teacher's scores of them, NaN where unknown; None where
-            there is no teacher.
-        positives: (pairs,) float32, a teacher's scores of the known answers, NaN where unknown, in
-            the order of `Labelled.relevant.nonzero()`.
-    """
-
-    rows: IntArray
-    scores: FloatArray | None = None
-    positives: FloatArray | None = None
-
-    def of(self, labelled: Labelled, index: IntArray) -> "HardNegatives":
-        """Return those of the queries at `index` of `labelled`, whose negatives these are."""
-        scores = None if self.scores is None else self.scores[index]
-        if self.positives is None:
-            return HardNegatives(self.rows[index], scores)
-        first = np.concatenate([[0], np.cumsum(np.diff(labelled.relevant.indptr))])
-        pairs = [np.arange(first[query], first[query + 1]) for query in index]
-        return HardNegatives(self.rows[index], scores, self.positives[np.concatenate(pairs)])
-
-
+@dataclass(frozen=True)
 class PairSampler:
-    """Batches of labelled (query, passage) pairs, each with hard negatives where there are any."""
+    """Batches of labelled (query, passage) pairs, each with hard negatives where there are any.
 
-    def __init__(
-        self,
-        queries: TokenRows,
-        passages: TokenRows,
-        *,
-        relevant: sparse.csr_matrix,
-        negatives: HardNegatives | None = None,
-        per_query: int = 0,
-    ) -> None:
-        """Keep token rows of the queries and the corpus.
+    Attributes:
+        queries: n token rows.
+        passages: the corpus.
+        relevant: as in `Labelled`.
+        negatives: of the n queries.
+        per_query: hard negatives drawn for each pair, afresh each time.
+    """
 
-        Args:
-            queries: n token rows.
-            passages: the corpus.
-            relevant: as in `Labelled`.
-            negatives: of the n queries.
-            per_query: hard negatives drawn for each pair, afresh each time.
-        """
-        self._queries = queries
-        self._passages = passages
-        self._relevant = relevant
-        self._negatives = negatives
-        self._per_query = per_query if negatives is not None else 0
-        rows, columns = relevant.nonzero()
-        self._pairs = np.stack([rows, columns], axis=1).astype(np.int64)
+    queries: TokenRows
+    passages: TokenRows
+    relevant: sparse.csr_matrix
+    negatives: HardNegatives | None = None
+    per_query: int = 0
+
+    @cached_property
+    def _pairs(self) -> IntArray:
+        return np.stack(self.relevant.nonzero(), axis=1).astype(np.int64)  # (pairs, 2)
 
     @property
     def size(self) -> int:
@@ -176,37 +174,31 @@ class PairSampler:
 
     def batch(self, index: IntArray, rng: np.random.Generator) -> Batch:
         """Collate the pairs at `index`; which hard negatives they get is drawn from `rng`."""
-        queries, positives = self._pairs[index].T
-        if self._negatives is None or not self._per_query:
-            masked = known_answers(self._relevant, queries=queries, passages=positives)
-            return Batch(self._queries.take(queries), self._passages.take(positives), masked)
-        rows = self._negatives.rows[queries]
-        places = draw_places(rows, self._per_query, rng=rng)
-        anything = rng.integers(0, len(self._passages.offsets) - 1, size=places.shape)
-        hard = np.where(places >= 0, _take(rows, places), anything)
-        passages = np.concatenate([positives, hard.ravel()])
+        queries, passages = self._pairs[index].T
+        margins = None
+        if self.negatives is not None and self.per_query:
+            rows = self.negatives.rows[queries]
+            places = draw_places(rows, self.per_query, rng=rng)  # (n, m)
+            anything = rng.integers(0, len(self.passages.offsets) - 1, size=places.shape)
+            hard = np.where(places >= 0, _take_places(rows, places), anything)
+            passages = np.concatenate([passages, hard.ravel()])  # (n * (1 + m),)
+            margins = _margins(self.negatives, index, queries=queries, places=places)
         return Batch(
-            self._queries.take(queries),
-            self._passages.take(passages),
-            known_answers(self._relevant, queries=queries, passages=passages),
-            _margins(self._negatives, index, queries=queries, places=places),
+            self.queries.take(queries),
+            self.passages.take(passages),
+            known_answers(self.relevant, queries=queries, passages=passages),
+            margins,
         )
 
 
 def draw_places(rows: IntArray, count: int, *, rng: np.random.Generator) -> IntArray:
-    """Draw `count` different filled places of each row of (n, width), -1 where there are fewer.
-
-    Args:
-        rows: int64, padded with -1.
-        count: how many.
-        rng: where all randomness comes from.
-    """
+    """Draw `count` different filled places of each row (n, width); -1 beyond their number."""
     width = max(count, rows.shape[1])
-    padded = np.full((len(rows), width), -1, dtype=np.int64)
+    padded = np.full((len(rows), width), NOTHING, dtype=np.int64)
     padded[:, : rows.shape[1]] = rows
     keys = np.where(padded >= 0, rng.random(padded.shape), 2.0)
     places = np.argsort(keys, axis=1)[:, :count]
-    drawn: IntArray = np.where(np.take_along_axis(keys, places, axis=1) < 2.0, places, -1)
+    drawn: IntArray = np.where(np.take_along_axis(keys, places, axis=1) < 2.0, places, NOTHING)
     return drawn
 
 
@@ -216,15 +208,14 @@ def _margins(
     """Return the (n, m) margins of a `Batch`: pairs (n,), their queries (n,), places (n, m)."""
     if negatives.scores is None or negatives.positives is None:
         return None
-    others = _take(negatives.scores[queries], places)
-    margins = negatives.positives[pairs][:, None] - others
+    scores = _take_places(negatives.scores[queries], places)
+    margins = negatives.positives[pairs][:, None] - scores
     return np.where(places >= 0, margins, np.nan).astype(np.float32)
 
 
-def _take(values: npt.NDArray[Any], places: IntArray) -> npt.NDArray[Any]:
+def _take_places(values: npt.NDArray[Any], places: IntArray) -> npt.NDArray[Any]:
     """Return (n, m) values at places (n, m) of (n, width); an arbitrary one where that is -1."""
-    inside = np.clip(places, 0, values.shape[1] - 1)
-    return np.take_along_axis(values, inside, axis=1)
+    return np.take_along_axis(values, np.clip(places, 0, values.shape[1] - 1), axis=1)
 
 
 def known_answers(
@@ -250,12 +241,5 @@ def epoch_batches(
 
 
 def batches_per_epoch(size: int, batch_size: int) -> int:
-    """Number of batches that `epoch_batches` gives."""
+    """Return the number of batches that `epoch_batches` gives."""
     return -(-size // batch_size)
-
-
-def _bool_rows(columns: list[list[int]], *, width: int) -> sparse.csr_matrix:
-    offsets = np.cumsum([0, *map(len, columns)])
-    flat: IntArray = np.array([c for row in columns for c in row], dtype=np.int64)
-    values = np.ones(len(flat), dtype=bool)
-    return sparse.csr_matrix((values, flat, offsets), shape=(len(columns), width))

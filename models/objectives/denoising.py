@@ -1,20 +1,18 @@
 """Denoising: restore a text from the vector of what is left of it when most tokens are deleted."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from two_tower.models.config import check_least, check_positive
-from two_tower.models.errors import ConfigError
+from two_tower.models.config import configuration
 from two_tower.models.examples.pairs import Batch
 from two_tower.models.objectives.losses import Encoded
 from two_tower.models.text.tokenizer import TokenRows
 from two_tower.models.vectors import IntArray
 
 
-@dataclass(frozen=True)
+@configuration("denoising")
 class DenoisingConfig:
     """Denoising, where `pretrain.method` asks for it: how long, how fast, how much noise.
 
@@ -26,19 +24,11 @@ class DenoisingConfig:
         delete_rate: how likely a token is deleted.
     """
 
-    epochs: int = 2
-    batch_size: int = 512
-    learning_rate: float = 2e-3
-    temperature: float = 0.05
-    delete_rate: float = 0.6
-
-    def __post_init__(self) -> None:
-        check_least("denoising", self, epochs=0, batch_size=2)
-        check_positive("denoising", self, "learning_rate", "temperature")
-        if not 0 < self.delete_rate < 1:
-            raise ConfigError(
-                f"denoising.delete_rate is {self.delete_rate}, expected between 0 and 1"
-            )
+    epochs: int = Field(default=2, ge=0)
+    batch_size: int = Field(default=512, ge=2)
+    learning_rate: float = Field(default=2e-3, gt=0)
+    temperature: float = Field(default=0.05, gt=0)
+    delete_rate: float = Field(default=0.6, gt=0, lt=1)
 
 
 class NoisySampler:
@@ -65,15 +55,15 @@ class NoisySampler:
     def batch(self, index: IntArray, rng: np.random.Generator) -> Batch:
         """Delete afresh from each of the passages at `index`; each keeps at least one token."""
         rows = self._passages.take(self._usable[index])
-        kept = rng.random(len(rows.ids)) >= self._delete_rate
-        lucky = rows.offsets[:-1] + rng.integers(0, rows.lengths)
-        empty = np.add.reduceat(kept, rows.offsets[:-1]) == 0
-        kept[lucky[empty]] = True
+        remains = rng.random(len(rows.ids)) >= self._delete_rate  # (total,)
+        spared = rows.offsets[:-1] + rng.integers(0, rows.lengths)  # (n,), one token of each row
+        empty = np.add.reduceat(remains, rows.offsets[:-1]) == 0
+        remains[spared[empty]] = True
         vocabulary, columns = np.unique(rows.ids, return_inverse=True)
         tokens = TokenRows(vocabulary, np.arange(len(vocabulary) + 1))
         cells = np.unique(rows.rows * len(vocabulary) + columns)
-        own = np.stack([cells // len(vocabulary), cells % len(vocabulary)], axis=1)
-        return Batch(rows.where(kept), tokens, own)
+        targets = np.stack(np.divmod(cells, len(vocabulary)), axis=1)  # (cells, 2)
+        return Batch(rows.where(remains), tokens, targets)
 
 
 def denoising_loss(encoded: Encoded, *, temperature: float) -> Tensor:
@@ -94,8 +84,8 @@ def denoising_loss(encoded: Encoded, *, temperature: float) -> Tensor:
         encoded: noisy texts (n, dim), tokens (v, dim), and in `masked` (n, v) which belong where.
         temperature: T above.
     """
-    scores = encoded.queries @ encoded.passages.T / temperature
-    own = encoded.masked
+    scores = encoded.queries @ encoded.passages.T / temperature  # (n, v)
+    targets = encoded.masked
     total = torch.logsumexp(scores, dim=1)
-    mean = (scores * own).sum(dim=1) / own.sum(dim=1).clamp(min=1)
+    mean = (scores * targets).sum(dim=1) / targets.sum(dim=1).clamp(min=1)
     return (total - mean).mean()

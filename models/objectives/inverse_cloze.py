@@ -1,20 +1,20 @@
-"""Label-free objectives: learn from the corpus before any pair is seen."""
+"""Inverse cloze: learn from the corpus before any pair is seen."""
 
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from pydantic import Field
 
-from two_tower.models.config import check_least, check_positive
+from two_tower.models.config import configuration
 from two_tower.models.errors import ConfigError
 from two_tower.models.examples.pairs import Batch
 from two_tower.models.text.tokenizer import TokenRows
-from two_tower.models.vectors import IntArray
+from two_tower.models.vectors import BoolArray, IntArray
 
 NOTHING_MASKED = np.zeros((0, 2), dtype=np.int64)
 
 
-@dataclass(frozen=True)
+@configuration("pretrain")
 class PretrainConfig:
     """Learning without labels; but for `method`, all of it is about inverse cloze.
 
@@ -31,24 +31,20 @@ class PretrainConfig:
     """
 
     method: Literal["inverse_cloze", "denoising", "both"] = "inverse_cloze"
-    epochs: int = 10
-    batch_size: int = 2048
-    learning_rate: float = 0.01
-    temperature: float = 0.05
+    epochs: int = Field(default=10, ge=0)
+    batch_size: int = Field(default=2048, ge=2)
+    learning_rate: float = Field(default=0.01, gt=0)
+    temperature: float = Field(default=0.05, gt=0)
     min_span: int = 3
     max_span: int = 12
-    keep_rate: float = 0.1
+    keep_rate: float = Field(default=0.1, ge=0, le=1)
 
     def __post_init__(self) -> None:
-        check_least("pretrain", self, epochs=0, batch_size=2)
-        check_positive("pretrain", self, "learning_rate", "temperature")
         if not 1 <= self.min_span <= self.max_span:
             raise ConfigError(
                 f"pretrain.min_span and max_span are {self.min_span} and {self.max_span}, "
                 "expected 1 <= min_span <= max_span"
             )
-        if not 0 <= self.keep_rate <= 1:
-            raise ConfigError(f"pretrain.keep_rate is {self.keep_rate}, expected 0 to 1")
 
 
 class SpanSampler:
@@ -73,15 +69,16 @@ class SpanSampler:
         """Cut a fresh span out of each of the passages at `index`."""
         rows = self._passages.take(self._usable[index])
         spans = self._in_span(rows, rng)
-        kept = rng.random(len(index)) < self._config.keep_rate
-        return Batch(rows.where(spans), rows.where(~spans | kept[rows.rows]), NOTHING_MASKED)
+        stays = rng.random(len(index)) < self._config.keep_rate
+        return Batch(rows.where(spans), rows.where(~spans | stays[rows.rows]), NOTHING_MASKED)
 
-    def _in_span(self, rows: TokenRows, rng: np.random.Generator) -> np.ndarray:
+    def _in_span(self, rows: TokenRows, rng: np.random.Generator) -> BoolArray:
         """Return (total,) bool: whether a token is in its row's span."""
         lengths, config = rows.lengths, self._config
-        wanted = rng.integers(config.min_span, config.max_span + 1, size=len(lengths))
-        size = np.minimum(wanted, lengths // 2)
+        drawn = rng.integers(config.min_span, config.max_span + 1, size=len(lengths))
+        size = np.minimum(drawn, lengths // 2)  # (n,)
         start = rng.integers(0, lengths - size + 1)
-        position = np.arange(len(rows.ids)) - rows.offsets[:-1][rows.rows]
+        position = np.arange(len(rows.ids)) - rows.offsets[:-1][rows.rows]  # (total,), in its row
         offset = position - start[rows.rows]
-        return (offset >= 0) & (offset < size[rows.rows])
+        inside: BoolArray = (offset >= 0) & (offset < size[rows.rows])
+        return inside

@@ -1,9 +1,12 @@
 """The phases that learn from labelled pairs: their configuration and their loss."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
+from functools import partial
 from typing import Literal
 
-from two_tower.models.config import check_least, check_positive
+from pydantic import Field
+
+from two_tower.models.config import configuration
 from two_tower.models.examples.negatives import MiningConfig
 from two_tower.models.objectives.losses import (
     Loss,
@@ -14,7 +17,7 @@ from two_tower.models.objectives.losses import (
 )
 
 
-@dataclass(frozen=True)
+@configuration("labelled")
 class LabelledConfig:
     """The phase that learns from labelled pairs.
 
@@ -38,25 +41,18 @@ class LabelledConfig:
     """
 
     loss: Literal["in_batch", "triplet", "margin_mse"] = "in_batch"
-    epochs: int = 12
-    patience: int = 3
-    batch_size: int = 2048
-    learning_rate: float = 3e-3
-    temperature: float = 0.05
+    epochs: int = Field(default=12, ge=0)
+    patience: int = Field(default=3, ge=1)
+    batch_size: int = Field(default=2048, ge=2)
+    learning_rate: float = Field(default=3e-3, gt=0)
+    temperature: float = Field(default=0.05, gt=0)
     symmetric: bool = True
-    margin: float = 0.2
+    margin: float = Field(default=0.2, gt=0)
     hardest: bool = False
-    hard_negatives: int = 1
-    distil_weight: float = 0.0
-    distil_temperature: float = 1.0
-    chunk_size: int = 0
-
-    def __post_init__(self) -> None:
-        check_least("labelled", self, batch_size=2, epochs=0, patience=1)
-        check_positive(
-            "labelled", self, "learning_rate", "temperature", "margin", "distil_temperature"
-        )
-        check_least("labelled", self, hard_negatives=0, distil_weight=0, chunk_size=0)
+    hard_negatives: int = Field(default=1, ge=0)
+    distil_weight: float = Field(default=0.0, ge=0)
+    distil_temperature: float = Field(default=1.0, gt=0)
+    chunk_size: int = Field(default=0, ge=0)
 
     @property
     def needs_teacher(self) -> bool:
@@ -64,7 +60,7 @@ class LabelledConfig:
         return self.loss == "margin_mse" or self.distil_weight > 0
 
 
-@dataclass(frozen=True)
+@configuration("hard")
 class HardConfig:
     """A further phase over the labelled pairs, with negatives mined by the towers so far.
 
@@ -79,37 +75,21 @@ class HardConfig:
         mining: which passages count as hard negatives.
     """
 
-    epochs: int = 0
-    patience: int = 3
-    batch_size: int = 2048
-    learning_rate: float = 1e-3
-    negatives: int = 1
+    epochs: int = Field(default=0, ge=0)
+    patience: int = Field(default=3, ge=1)
+    batch_size: int = Field(default=2048, ge=2)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    negatives: int = Field(default=1, ge=1)
     mining: MiningConfig = field(default_factory=MiningConfig)
-
-    def __post_init__(self) -> None:
-        check_least("hard", self, batch_size=2, epochs=0, patience=1, negatives=1)
-        check_positive("hard", self, "learning_rate")
 
 
 def labelled_loss(config: LabelledConfig) -> Loss:
     """Return the loss that the configuration names, its parameters set."""
+    distilled = partial(margin_mse, temperature=config.distil_temperature)
     if config.loss == "margin_mse":
-        return _distilled(config)
-    loss = _softmax(config) if config.loss == "in_batch" else _triplet(config)
-    if not config.distil_weight:
-        return loss
-    return sum_loss(loss, _distilled(config), weight=config.distil_weight)
-
-
-def _softmax(config: LabelledConfig) -> Loss:
-    return lambda encoded: in_batch_softmax(
-        encoded, temperature=config.temperature, symmetric=config.symmetric
-    )
-
-
-def _triplet(config: LabelledConfig) -> Loss:
-    return lambda encoded: cosine_triplet(encoded, margin=config.margin, hardest=config.hardest)
-
-
-def _distilled(config: LabelledConfig) -> Loss:
-    return lambda encoded: margin_mse(encoded, temperature=config.distil_temperature)
+        return distilled
+    loss: Loss = partial(cosine_triplet, margin=config.margin, hardest=config.hardest)
+    if config.loss == "in_batch":
+        temperature, symmetric = config.temperature, config.symmetric
+        loss = partial(in_batch_softmax, temperature=temperature, symmetric=symmetric)
+    return sum_loss(loss, distilled, weight=config.distil_weight) if config.distil_weight else loss

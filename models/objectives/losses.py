@@ -47,12 +47,9 @@ def in_batch_softmax(encoded: Encoded, *, temperature: float, symmetric: bool = 
     arXiv:1705.00652. Symmetric: Radford et al., "CLIP", 2021, arXiv:2103.00020. Hard negatives
     as columns: Karpukhin et al., "Dense Passage Retrieval", 2020, arXiv:2004.04906.
 
-    Args:
-        encoded: the batch.
-        temperature: T above; smaller looks harder at the nearest negatives.
-        symmetric: add the columns' half.
+    A smaller temperature T looks harder at the nearest negatives.
     """
-    scores = encoded.queries @ encoded.passages.T / temperature
+    scores = encoded.queries @ encoded.passages.T / temperature  # (n, n * (1 + m))
     scores = scores.masked_fill(encoded.masked, -torch.inf)
     count = len(scores)
     target = torch.arange(count, device=scores.device)
@@ -69,30 +66,20 @@ def cosine_triplet(encoded: Encoded, *, margin: float, hardest: bool = False) ->
     best-scoring negative that is still below the positive (semi-hard), else the worst-scoring
     one; with `hardest` the best-scoring of all. A row without any negative adds 0.
     Schroff et al., "FaceNet", 2015, arXiv:1503.03832.
-
-    Args:
-        encoded: the batch.
-        margin: the gap to reach, in cosine.
-        hardest: take the best-scoring negative even above the positive.
     """
     scores = encoded.queries @ encoded.passages.T
     positive = scores.diagonal()
     own = torch.eye(*scores.shape, dtype=torch.bool, device=scores.device)
     allowed = ~own & ~encoded.masked
-    negative = _chosen_negatives(scores, positive, allowed=allowed, hardest=hardest)
+    if hardest:
+        negative = scores.masked_fill(~allowed, -torch.inf).amax(dim=1)  # (n,)
+    else:
+        below = allowed & (scores < positive[:, None])
+        best_below = scores.masked_fill(~below, -torch.inf).amax(dim=1)
+        worst = scores.masked_fill(~allowed, torch.inf).amin(dim=1)
+        negative = torch.where(below.any(dim=1), best_below, worst)
     hinge = functional.relu(margin - positive + negative)
     return torch.where(allowed.any(dim=1), hinge, 0.0).mean()
-
-
-def _chosen_negatives(
-    scores: Tensor, positive: Tensor, *, allowed: Tensor, hardest: bool
-) -> Tensor:
-    if hardest:
-        return scores.masked_fill(~allowed, -torch.inf).amax(dim=1)
-    below = allowed & (scores < positive[:, None])
-    best_below = scores.masked_fill(~below, -torch.inf).amax(dim=1)
-    worst = scores.masked_fill(~allowed, torch.inf).amin(dim=1)
-    return torch.where(below.any(dim=1), best_below, worst)
 
 
 def margin_mse(encoded: Encoded, *, temperature: float) -> Tensor:
@@ -101,11 +88,8 @@ def margin_mse(encoded: Encoded, *, temperature: float) -> Tensor:
     L = mean_ij ( (q_i.p_i - q_i.n_ij) / T - (t(q_i, p_i) - t(q_i, n_ij)) )^2 over the hard
     negatives n_ij whose teacher scores t are known. Hofstätter et al., "Improving Efficient
     Neural Ranking Models with Cross-Architecture Knowledge Distillation", 2020,
-    arXiv:2010.02666; T is ours: the paper's dot products are unbounded, cosines are not.
-
-    Args:
-        encoded: the batch, with margins.
-        temperature: brings a student's cosines to the size of the teacher's scores.
+    arXiv:2010.02666; the temperature T is ours: the paper's dot products are unbounded, cosines
+    are not.
 
     Raises:
         TrainingError: there are no margins.
@@ -117,7 +101,7 @@ def margin_mse(encoded: Encoded, *, temperature: float) -> Tensor:
         )
     count, per_query = encoded.margins.shape
     positives = encoded.passages[:count]
-    negatives = encoded.passages[count:].view(count, per_query, -1)
+    negatives = encoded.passages[count:].view(count, per_query, -1)  # (n, m, dim)
     own = (encoded.queries * positives).sum(dim=1, keepdim=True)
     others = (encoded.queries[:, None] * negatives).sum(dim=2)
     known = encoded.margins.isfinite()
@@ -149,7 +133,7 @@ def matryoshka_loss(loss: Loss, dims: Sequence[int]) -> Loss:
 
 
 def mean_pairwise_cosine(vectors: Tensor) -> float:
-    """Mean cosine over all pairs of different rows of (n, dim) L2-normalised; 0 for one row.
+    """Return the mean cosine of different rows of (n, dim) L2-normalised; 0 for one row.
 
     sum over i != j of v_i.v_j = |sum_i v_i|^2 - n.
     """

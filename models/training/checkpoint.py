@@ -5,6 +5,8 @@ RUN/environment.json        where it runs: commit, platform, cores, device, vers
 RUN/tokenizer.model         once the vocabulary is learnt
 RUN/checkpoint.safetensors  towers, best towers, optimizer and progress, after each epoch
 RUN/before_labels.safetensors  towers at the beginning of the labelled phase
+RUN/negatives.safetensors   what the towers mined at the beginning of the hard phase
+RUN/teacher/                vectors of the texts by a slow reader; they outlive other settings
 RUN/metrics.jsonl           one record per epoch
 """
 
@@ -26,13 +28,7 @@ from two_tower.models.files import write_bytes, write_json
 from two_tower.models.vectors import FloatArray
 
 CHECKPOINT = "checkpoint.safetensors"
-
-BEFORE_LABELS = "before_labels.safetensors"
-
-TEACHER = "teacher"  # what a teacher said of the texts: dear, and right for any settings
-
 RECORDS = (CHECKPOINT, "finished.json", "failed.json")
-
 
 Arrays = dict[str, FloatArray]
 
@@ -56,7 +52,7 @@ class Progress(NamedTuple):
 
 
 class Checkpoint(NamedTuple):
-    """Progress and all arrays, their names starting with what they are (`towers.`, `adam.`…)."""
+    """Progress and all arrays; their names begin with what they are (`towers.`, `adam.`…)."""
 
     progress: Progress
     arrays: Arrays
@@ -87,12 +83,19 @@ class RunFolder:
 
     Attributes:
         path: the folder.
+        tokenizer: file of the vocabulary.
+        before_labels: file of the towers as they are before any label.
+        negatives: file of what the towers mined.
+        teacher: folder of a slow reader's vectors; only it outlives other settings.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.tokenizer = path / "tokenizer.model"
+        self.before_labels = path / "before_labels.safetensors"
+        self.negatives = path / "negatives.safetensors"
+        self.teacher = path / "teacher"
         self._checkpoint = path / CHECKPOINT
-        self._tokenizer = path / "tokenizer.model"
         self._identity = path / "run.json"
 
     @contextlib.contextmanager
@@ -112,7 +115,9 @@ class RunFolder:
             try:
                 yield
             finally:
-                self._drop_if_useless()
+                # A run that failed before there was anything to go on from leaves no folder.
+                if not any((self.path / name).exists() for name in RECORDS):
+                    shutil.rmtree(self.path, ignore_errors=True)
         finally:
             os.close(lock)
 
@@ -123,11 +128,6 @@ class RunFolder:
             raise TrainingError(
                 f"another process is training in {self.path}; wait for it or choose another --out"
             ) from None
-
-    def _drop_if_useless(self) -> None:
-        """Remove the folder of a run that failed before there was anything to go on from."""
-        if not any((self.path / name).exists() for name in RECORDS):
-            shutil.rmtree(self.path, ignore_errors=True)
 
     def claim(self, identity: Mapping[str, Any], *, force: bool) -> bool:
         """Start the run described by `identity`, or go on with it.
@@ -142,23 +142,23 @@ class RunFolder:
         Raises:
             TrainingError: an unfinished run differs and `force` is off.
         """
-        wanted = json.loads(json.dumps(identity))
-        found = self._unfinished()
-        goes_on = self._checkpoint.exists()
-        if found == wanted:
-            return goes_on
-        if found is not None and goes_on and not force:
+        new = json.loads(json.dumps(identity))
+        old = self._read_identity()
+        unfinished = self._checkpoint.exists()
+        if old == new:
+            return unfinished
+        if old is not None and unfinished and not force:
             raise TrainingError(
-                f"{self.path} holds an unfinished run with {_difference(found, wanted)}; "
+                f"{self.path} holds an unfinished run with {_difference(old, new)}; "
                 "repeat its values to go on, or start over with --force"
             )
-        self._clear()
-        write_json(self._identity, wanted)
+        for entry in self.path.iterdir():
+            if not entry.is_dir():
+                entry.unlink()
+            elif entry != self.teacher:
+                shutil.rmtree(entry)
+        write_json(self._identity, new)
         return False
-
-    def describe(self, environment: Mapping[str, Any]) -> None:
-        """Record where the run was last started; nothing of it decides whether one may go on."""
-        write_json(self.path / "environment.json", environment)
 
     def end(self, outcome: str) -> None:
         """Keep the record and drop the rest; run.json becomes `<outcome>.json`.
@@ -167,17 +167,8 @@ class RunFolder:
             outcome: `finished`, or `failed` where going on would only fail again.
         """
         self._identity.rename(self.path / f"{outcome}.json")
-        self._checkpoint.unlink(missing_ok=True)
-        (self.path / BEFORE_LABELS).unlink(missing_ok=True)
-        self._tokenizer.unlink(missing_ok=True)
-
-    def read_tokenizer(self) -> bytes | None:
-        """Return the vocabulary of this run if it is learnt."""
-        return self._tokenizer.read_bytes() if self._tokenizer.exists() else None
-
-    def write_tokenizer(self, model: bytes) -> None:
-        """Keep the vocabulary."""
-        write_bytes(self._tokenizer, model)
+        for path in (self._checkpoint, self.before_labels, self.negatives, self.tokenizer):
+            path.unlink(missing_ok=True)
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Replace the checkpoint in one step."""
@@ -200,24 +191,15 @@ class RunFolder:
                 f"{self._checkpoint} is broken ({error}); start over with --force"
             ) from None
 
-    def _unfinished(self) -> dict[str, Any] | None:
+    def _read_identity(self) -> dict[str, Any] | None:
         try:
             return dict(json.loads(self._identity.read_text(encoding="utf-8")))
         except (OSError, ValueError):
             return None
 
-    def _clear(self) -> None:
-        for entry in self.path.iterdir():
-            if entry.name == TEACHER:
-                continue
-            if entry.is_dir():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink()
 
-
-def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    old, new = flatten(found), flatten(wanted)
+def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    old, new = flatten(old), flatten(new)
     keys = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
     shown = [f"{key} = {old.get(key)} (asked for: {new.get(key)})" for key in keys[:3]]
     return ", ".join(shown) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")

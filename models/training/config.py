@@ -1,9 +1,12 @@
 """The configuration of a training run."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from typing import Any
 
+from pydantic import Field
+
 from two_tower.models.bundle.fusion import FusionConfig
+from two_tower.models.config import configuration
 from two_tower.models.errors import ConfigError
 from two_tower.models.examples.corpus import PrefixConfig
 from two_tower.models.networks.cross_scorer import CrossConfig
@@ -17,7 +20,7 @@ from two_tower.models.objectives.labelled import HardConfig, LabelledConfig
 from two_tower.models.text.tokenizer import TokenizerConfig
 
 
-@dataclass(frozen=True)
+@configuration()
 class TrainConfig:
     """Everything that decides a bundle, beside the data.
 
@@ -30,7 +33,7 @@ class TrainConfig:
         matryoshka_dims: lengths at which a vector's beginning is trained to do on its own.
     """
 
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     word2vec: Word2VecConfig = field(default_factory=Word2VecConfig)
     tower: TowerConfig = field(default_factory=TowerConfig)
@@ -43,18 +46,12 @@ class TrainConfig:
     cross: CrossConfig = field(default_factory=CrossConfig)
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     prefixes: PrefixConfig = field(default_factory=PrefixConfig)
-    dev_share: float = 0.1
-    dev_passages: int = 0
+    dev_share: float = Field(default=0.1, gt=0, lt=1)
+    dev_passages: int = Field(default=0, ge=0)
     pca_dims: tuple[int, ...] = (64, 32)
     matryoshka_dims: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise ConfigError(f"seed is {self.seed}, expected 0 or more")
-        if not 0 < self.dev_share < 1:
-            raise ConfigError(f"dev_share is {self.dev_share}, expected between 0 and 1")
-        if self.dev_passages < 0:
-            raise ConfigError(f"dev_passages is {self.dev_passages}, expected 0 or more")
         restores = self.pretrain.method != "inverse_cloze" and self.denoising.epochs > 0
         if self.tower.kind == "transformer" and (self.pretrain.epochs or restores):
             raise ConfigError(

@@ -6,7 +6,6 @@ answer p_i and sampled candidates c_ij. With a teacher, the divergence of its so
 list is mixed in.
 """
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,6 +16,7 @@ from torch.nn import functional
 
 from two_tower.models.console import progress as progress_bar
 from two_tower.models.examples.candidates import CandidateLists
+from two_tower.models.examples.corpus import Notify
 from two_tower.models.networks.cross_scorer import (
     CrossConfig,
     CrossScorer,
@@ -27,8 +27,9 @@ from two_tower.models.networks.cross_scorer import (
 from two_tower.models.text.tokenizer import TokenRows
 from two_tower.models.training.checkpoint import Arrays, Checkpoint, Progress, RunFolder, parts
 from two_tower.models.training.loop import (
-    MAX_GRADIENT_NORM,
+    finish_step,
     optimizer_arrays,
+    prepare_step,
     rate_factor,
     restore_optimizer,
 )
@@ -36,17 +37,16 @@ from two_tower.models.training.tracking import Tracker
 from two_tower.models.vectors import BoolArray, FloatArray, IntArray
 
 SCORED_AT_ONCE = 16
-
 WEIGHT_DECAY = 1e-3
 
 
-class Reading(NamedTuple):
-    """What there is to read: queries, their candidate lists and the corpus, in tokens.
+class RankingExamples(NamedTuple):
+    """Queries, their candidates and the corpus, in tokens.
 
     Attributes:
         queries: n rows.
         passages: the whole corpus.
-        lists: of the n queries.
+        lists: the candidates of the n queries.
         teacher: (n, k) float32 scores of every candidate by a teacher, or None.
     """
 
@@ -55,7 +55,7 @@ class Reading(NamedTuple):
     lists: CandidateLists
     teacher: FloatArray | None = None
 
-    def take(self, index: IntArray) -> "Reading":
+    def take(self, index: IntArray) -> "RankingExamples":
         """Return the queries at `index` with their lists."""
         return self._replace(
             queries=self.queries.take(index),
@@ -74,7 +74,7 @@ class CrossTrainer:
         folder: where checkpoints go.
         tracker: where records go.
         seed: of draws and dropout.
-        say: gets a line of news after every epoch.
+        notify: gets a line of news after every epoch.
     """
 
     scorer: CrossScorer
@@ -82,43 +82,47 @@ class CrossTrainer:
     folder: RunFolder
     tracker: Tracker
     seed: int
-    say: Callable[[str], None]
+    notify: Notify
 
     def run(
-        self, reading: Reading, done: Progress, *, towers: Arrays, resumed: Checkpoint | None
+        self,
+        examples: RankingExamples,
+        phase: int,
+        *,
+        towers: Arrays,
+        resumed: Checkpoint | None,
     ) -> None:
         """Train through all epochs, from the start or from where a checkpoint stopped.
 
         Args:
-            reading: what to learn from.
-            done: the progress of a run whose towers are finished.
-            towers: they stay in the checkpoint.
+            examples: what to learn from.
+            phase: the number of this phase in the run.
+            towers: the finished towers; they stay in the checkpoint.
             resumed: where an interrupted run is, if its scorer has begun.
         """
+        config, start = self.config, 0
         optimizer = torch.optim.AdamW(
-            self.scorer.parameters(), lr=self.config.learning_rate, weight_decay=WEIGHT_DECAY
+            self.scorer.parameters(), lr=config.learning_rate, weight_decay=WEIGHT_DECAY
         )
-        start = 0
-        if resumed is not None and resumed.part("cross"):
-            self._restore(resumed, optimizer)
+        if resumed is not None and (arrays := resumed.part("cross")):
+            state = {name: torch.from_numpy(array) for name, array in arrays.items()}
+            self.scorer.load_state_dict(state, strict=False)
+            restore_optimizer(optimizer, self.scorer, arrays=resumed.part("adam"))
             start = resumed.progress.epoch
-        for epoch in range(start, self.config.epochs):
-            loss = self._run_epoch(reading, epoch, optimizer)
+        for epoch in range(start, config.epochs):
+            loss = self._run_epoch(examples, epoch, optimizer=optimizer)
             self.tracker.log({"phase": "cross", "epoch": epoch + 1, "loss": round(loss, 6)})
-            self.say(f"cross {epoch + 1}/{self.config.epochs}: loss {loss:.3f}")
-            state = done._replace(epoch=epoch + 1, records=self.tracker.count)
+            self.notify(f"cross {epoch + 1}/{config.epochs}: loss {loss:.3f}")
+            progress = Progress(phase, epoch + 1, records=self.tracker.count)
             cross, adam = scorer_arrays(self.scorer), optimizer_arrays(optimizer, self.scorer)
-            self.folder.save(Checkpoint(state, parts(towers=towers, cross=cross, adam=adam)))
+            self.folder.save(Checkpoint(progress, parts(towers=towers, cross=cross, adam=adam)))
         self.scorer.eval()
 
-    def _restore(self, resumed: Checkpoint, optimizer: torch.optim.AdamW) -> None:
-        state = {name: torch.from_numpy(array) for name, array in resumed.part("cross").items()}
-        self.scorer.load_state_dict(state, strict=False)
-        restore_optimizer(optimizer, self.scorer, arrays=resumed.part("adam"))
-
-    def _run_epoch(self, reading: Reading, epoch: int, optimizer: torch.optim.AdamW) -> float:
+    def _run_epoch(
+        self, examples: RankingExamples, epoch: int, *, optimizer: torch.optim.AdamW
+    ) -> float:
         rng = np.random.default_rng([self.seed, epoch])
-        usable = np.flatnonzero(reading.lists.relevant.any(axis=1))
+        usable = np.flatnonzero(examples.lists.relevant.any(axis=1))
         order = rng.permutation(usable)
         count = max(1, len(order) // self.config.batch_size)
         total = 0.0
@@ -128,42 +132,38 @@ class CrossTrainer:
             batches = np.array_split(order, count)
             bar = progress_bar(batches, label=f"cross {epoch + 1}/{self.config.epochs}")
             for i, index in enumerate(bar):
-                rate = rate_factor(epoch * count + i, count * self.config.epochs)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate * self.config.learning_rate
-                optimizer.zero_grad()
-                loss = self._loss(reading, index, rng)
+                share = rate_factor(epoch * count + i, count * self.config.epochs)
+                prepare_step(optimizer, rate=share * self.config.learning_rate)
+                loss = self._loss(examples, index, rng=rng)
                 loss.backward()  # type: ignore[no-untyped-call]
-                torch.nn.utils.clip_grad_norm_(self.scorer.parameters(), MAX_GRADIENT_NORM)
-                optimizer.step()
+                finish_step(optimizer, self.scorer)
                 total += loss.item()
         return total / count
 
-    def _loss(self, reading: Reading, index: IntArray, rng: np.random.Generator) -> Tensor:
-        chosen = draw_lists(reading.lists.relevant[index], self.config, rng)
-        logits = score_places(self.scorer, self.config, reading, index=index, places=chosen)
+    def _loss(
+        self, examples: RankingExamples, index: IntArray, *, rng: np.random.Generator
+    ) -> Tensor:
+        places = draw_lists(examples.lists.relevant[index], self.config, rng)
+        logits = score_places(self.scorer, self.config, examples, index=index, places=places)
         loss = functional.cross_entropy(logits, torch.zeros(len(index), dtype=torch.long))
-        if reading.teacher is None or not self.config.teacher_weight:
-            return loss
-        wanted = np.take_along_axis(reading.teacher[index], chosen, axis=1)
-        target = torch.softmax(torch.from_numpy(wanted) / self.config.teacher_temperature, dim=1)
-        found = functional.log_softmax(logits, dim=1)
-        divergence = functional.kl_div(found, target, reduction="batchmean")
         share = self.config.teacher_weight
+        if examples.teacher is None or not share:
+            return loss
+        scores = np.take_along_axis(examples.teacher[index], places, axis=1)  # (n, 1 + negatives)
+        target = torch.softmax(torch.from_numpy(scores) / self.config.teacher_temperature, dim=1)
+        ours = functional.log_softmax(logits, dim=1)
+        divergence = functional.kl_div(ours, target, reduction="batchmean")
         return (1 - share) * loss + share * divergence
 
 
 def draw_lists(relevant: BoolArray, config: CrossConfig, rng: np.random.Generator) -> IntArray:
     """Return (n, 1 + negatives) places in each list: an answer first, then other candidates.
 
-    Args:
-        relevant: (n, k), at least one answer in each row.
-        config: how many, and from how deep.
-        rng: of the draw.
+    `relevant` is (n, k), with at least one answer in each row.
     """
-    luck = rng.random(relevant.shape)
-    answer = np.where(relevant, luck, -1.0).argmax(axis=1)
-    others = np.where(relevant, 2.0, luck)
+    keys = rng.random(relevant.shape)
+    answer = np.where(relevant, keys, -1.0).argmax(axis=1)
+    others = np.where(relevant, 2.0, keys)
     others[:, config.pool :] += 1.0  # only where the pool is too small
     drawn = np.argsort(others, axis=1)[:, : config.negatives]
     return np.concatenate([answer[:, None], drawn], axis=1)
@@ -172,40 +172,30 @@ def draw_lists(relevant: BoolArray, config: CrossConfig, rng: np.random.Generato
 def score_places(
     scorer: CrossScorer,
     config: CrossConfig,
-    reading: Reading,
+    examples: RankingExamples,
     *,
     index: IntArray,
     places: IntArray,
 ) -> Tensor:
     """Return (n, m) logits of the candidates at `places` (n, m) of the queries at `index` (n,)."""
-    lists = reading.lists
-    at = index[:, None]
-    rows = lists.rows[at, places].ravel()
+    lists, at = examples.lists, index[:, None]
+    rows = lists.rows[at, places].ravel()  # (n * m,)
     stages = stage_features(lists.bm25[at, places].ravel(), lists.cosine[at, places].ravel())
-    queries = Padded.of(reading.queries.take(index), limit=config.query_tokens)
-    passages = Padded.of(reading.passages.take(rows), limit=config.passage_tokens)
+    queries = Padded.of(examples.queries.take(index), limit=config.query_tokens)
+    passages = Padded.of(examples.passages.take(rows), limit=config.passage_tokens)
     logits: Tensor = scorer(queries, passages, stages)
     return logits
 
 
-def score_lists(scorer: CrossScorer, config: CrossConfig, reading: Reading) -> FloatArray:
+def score_lists(scorer: CrossScorer, config: CrossConfig, examples: RankingExamples) -> FloatArray:
     """Return (n, k) logits of all candidates of all queries, without gradients."""
     scorer.eval()
-    count, k = reading.lists.rows.shape
+    count, k = examples.lists.rows.shape
+    logits = [np.zeros((0, k), dtype=np.float32)]
     with torch.inference_mode():
-        scored = [
-            score_places(
-                scorer,
-                config,
-                reading,
-                index=index,
-                places=np.broadcast_to(np.arange(k), (len(index), k)),
-            ).numpy()
-            for index in _slices(count)
-        ]
-    return np.concatenate(scored) if scored else np.zeros((0, k), dtype=np.float32)
-
-
-def _slices(count: int) -> Iterator[IntArray]:
-    for start in range(0, count, SCORED_AT_ONCE):
-        yield np.arange(start, min(start + SCORED_AT_ONCE, count))
+        for start in range(0, count, SCORED_AT_ONCE):
+            index = np.arange(start, min(start + SCORED_AT_ONCE, count))
+            places = np.broadcast_to(np.arange(k), (len(index), k))
+            scores = score_places(scorer, config, examples, index=index, places=places)
+            logits.append(scores.numpy())
+    return np.concatenate(logits)

@@ -8,11 +8,11 @@ import numpy as np
 from two_tower.models.errors import ConfigError
 from two_tower.models.examples.corpus import Corpus
 from two_tower.models.examples.pairs import Batch, HardNegatives, PairSampler, Sampler
-from two_tower.models.objectives.denoising import NoisySampler, denoising_loss
-from two_tower.models.objectives.distillation import Lesson, LessonSampler, similarity_loss
-from two_tower.models.objectives.inverse_cloze import SpanSampler
+from two_tower.models.objectives.denoising import DenoisingConfig, NoisySampler, denoising_loss
+from two_tower.models.objectives.distillation import TeacherConfig, similarity_loss
+from two_tower.models.objectives.inverse_cloze import PretrainConfig, SpanSampler
 from two_tower.models.objectives.labelled import LabelledConfig, labelled_loss
-from two_tower.models.objectives.losses import in_batch_softmax, matryoshka_loss
+from two_tower.models.objectives.losses import Loss, in_batch_softmax, matryoshka_loss
 from two_tower.models.training.config import TrainConfig
 from two_tower.models.training.loop import Phase
 from two_tower.models.vectors import IntArray
@@ -24,41 +24,54 @@ def make_phases(
     config: TrainConfig,
     corpus: Corpus,
     *,
-    given: HardNegatives | None,
+    negatives: HardNegatives | None,
     mine: Callable[[], HardNegatives],
-    teach: Callable[[], Lesson],
+    teach: Callable[[], Sampler] | None,
 ) -> list[Phase]:
     """Return the phases of a run in order.
 
     Args:
         config: of the run.
         corpus: what to learn from.
-        given: hard negatives for the labelled phase, of `corpus.train`.
+        negatives: hard negatives of `corpus.train` for the labelled phase.
         mine: finds hard negatives for the hard phase, called when that phase begins.
-        teach: lets the teacher read for the taught phase, called when that phase begins.
+        teach: lets the teacher read for the taught phase, called when that phase begins; None
+            without a teacher.
     """
-    method = config.pretrain.method
-    phases = [] if method == "denoising" else [pretrain_phase(config, corpus)]
-    if method != "inverse_cloze":
-        phases.append(denoising_phase(config, corpus))
-    if config.teacher.model and config.teacher.epochs:
-        phases.append(taught_phase(config, teach))
-    phases.append(labelled_phase(config, corpus, given))
-    return [*phases, hard_phase(config, corpus, mine)] if config.hard.epochs else phases
+    skip_only = config.tower.is_rnn and not config.tower.rnn.pretrain
+    spans, noise, taught = config.pretrain, config.denoising, config.teacher
+    phases = []
+    if spans.method != "denoising":
+        sampler = SpanSampler(corpus.passages, spans)
+        loss = partial(in_batch_softmax, temperature=spans.temperature)
+        phase = _phase("pretrain", config, spans, sampler=sampler, loss=loss)
+        phases.append(phase._replace(skip_only=skip_only))
+    if spans.method != "inverse_cloze":
+        noisy = NoisySampler(corpus.passages, delete_rate=noise.delete_rate)
+        loss = partial(denoising_loss, temperature=noise.temperature)
+        phase = _phase("denoising", config, noise, sampler=noisy, loss=loss)
+        phases.append(phase._replace(skip_only=skip_only))
+    if teach is not None and taught.epochs:
+        loss = partial(similarity_loss, temperature=taught.temperature)
+        phases.append(_phase("taught", config, taught, sampler=_LazySampler(teach), loss=loss))
+    phases.append(labelled_phase(config, corpus, negatives=negatives))
+    if config.hard.epochs:
+        phases.append(_hard_phase(config, corpus, mine=mine))
+    return phases
 
 
-def check_negatives(config: TrainConfig, given: HardNegatives | None) -> None:
+def check_negatives(config: TrainConfig, negatives: HardNegatives | None) -> None:
     """Refuse a loss that lacks its teacher, and negatives that would not be used.
 
     Raises:
         ConfigError: so it is.
     """
     pairs = config.labelled
-    if given is not None and not pairs.hard_negatives:
+    if negatives is not None and not pairs.hard_negatives:
         raise ConfigError("labelled.hard_negatives is 0, expected 1 or more with --negatives FILE")
     if not pairs.needs_teacher:
         return
-    if given is None or given.scores is None:
+    if negatives is None or negatives.scores is None:
         raise ConfigError(
             f"labelled.loss {pairs.loss} with distil_weight {pairs.distil_weight} needs a "
             "teacher's scores: models mine DATA --teacher MODEL --out FILE, then --negatives FILE"
@@ -70,85 +83,45 @@ def check_negatives(config: TrainConfig, given: HardNegatives | None) -> None:
         )
 
 
-def pretrain_phase(config: TrainConfig, corpus: Corpus) -> Phase:
-    """Return the phase that finds passages by spans of them."""
-    spans = config.pretrain
-    loss = partial(in_batch_softmax, temperature=spans.temperature)
-    return Phase(
-        "pretrain",
-        SpanSampler(corpus.passages, spans),
-        matryoshka_loss(loss, config.matryoshka_dims),
-        spans.epochs,
-        spans.batch_size,
-        spans.learning_rate,
-        skip_only=config.tower.is_rnn and not config.tower.rnn.pretrain,
-    )
-
-
-def denoising_phase(config: TrainConfig, corpus: Corpus) -> Phase:
-    """Return the phase that restores noisy passages."""
-    noise = config.denoising
-    loss = partial(denoising_loss, temperature=noise.temperature)
-    return Phase(
-        "denoising",
-        NoisySampler(corpus.passages, delete_rate=noise.delete_rate),
-        matryoshka_loss(loss, config.matryoshka_dims),
-        noise.epochs,
-        noise.batch_size,
-        noise.learning_rate,
-        skip_only=config.tower.is_rnn and not config.tower.rnn.pretrain,
-    )
-
-
-def labelled_phase(config: TrainConfig, corpus: Corpus, given: HardNegatives | None) -> Phase:
-    """Return the phase over the labelled pairs, with hard negatives where some are given."""
+def labelled_phase(
+    config: TrainConfig, corpus: Corpus, *, negatives: HardNegatives | None
+) -> Phase:
+    """Return the phase over the labelled pairs, with hard negatives where there are any."""
     pairs = config.labelled
-    return Phase(
-        LABELLED,
-        _pair_sampler(corpus, given, pairs.hard_negatives),
-        matryoshka_loss(labelled_loss(pairs), config.matryoshka_dims),
-        pairs.epochs,
-        pairs.batch_size,
-        pairs.learning_rate,
-        pairs.patience,
-        _collapse_margin(pairs),
-        pairs.chunk_size,
+    sampler = _pair_sampler(corpus, negatives, per_query=pairs.hard_negatives)
+    phase = _phase(LABELLED, config, pairs, sampler=sampler, loss=labelled_loss(pairs))
+    margin = pairs.margin if pairs.loss == "triplet" else None
+    return phase._replace(patience=pairs.patience, margin=margin, chunk_size=pairs.chunk_size)
+
+
+def _hard_phase(config: TrainConfig, corpus: Corpus, *, mine: Callable[[], HardNegatives]) -> Phase:
+    """Return the phase over the labelled pairs whose negatives are mined when it begins."""
+    hard = config.hard
+    return labelled_phase(config, corpus, negatives=None)._replace(
+        name=HARD,
+        sampler=_LazySampler(lambda: _pair_sampler(corpus, mine(), per_query=hard.negatives)),
+        epochs=hard.epochs,
+        batch_size=hard.batch_size,
+        learning_rate=hard.learning_rate,
+        patience=hard.patience,
     )
 
 
-def taught_phase(config: TrainConfig, teach: Callable[[], Lesson]) -> Phase:
-    """Return the phase that follows a teacher."""
-    teacher = config.teacher
-    return Phase(
-        "taught",
-        _LaterSampler(lambda: LessonSampler(teach())),
-        matryoshka_loss(
-            lambda encoded: similarity_loss(encoded, temperature=teacher.temperature),
-            config.matryoshka_dims,
-        ),
-        teacher.epochs,
-        teacher.batch_size,
-        teacher.learning_rate,
-    )
+def _phase(
+    name: str,
+    config: TrainConfig,
+    section: PretrainConfig | DenoisingConfig | TeacherConfig | LabelledConfig,
+    *,
+    sampler: Sampler,
+    loss: Loss,
+) -> Phase:
+    loss = matryoshka_loss(loss, config.matryoshka_dims)
+    return Phase(name, sampler, loss, section.epochs, section.batch_size, section.learning_rate)
 
 
-def hard_phase(config: TrainConfig, corpus: Corpus, mine: Callable[[], HardNegatives]) -> Phase:
-    """Return the phase whose negatives are mined when it begins."""
-    pairs, hard = config.labelled, config.hard
-    return Phase(
-        HARD,
-        _LaterSampler(lambda: _pair_sampler(corpus, mine(), hard.negatives)),
-        matryoshka_loss(labelled_loss(pairs), config.matryoshka_dims),
-        hard.epochs,
-        hard.batch_size,
-        hard.learning_rate,
-        hard.patience,
-        _collapse_margin(pairs),
-        pairs.chunk_size,
-    )
-
-
-def _pair_sampler(corpus: Corpus, negatives: HardNegatives | None, per_query: int) -> PairSampler:
+def _pair_sampler(
+    corpus: Corpus, negatives: HardNegatives | None, *, per_query: int
+) -> PairSampler:
     return PairSampler(
         corpus.train_queries,
         corpus.passages,
@@ -158,11 +131,7 @@ def _pair_sampler(corpus: Corpus, negatives: HardNegatives | None, per_query: in
     )
 
 
-def _collapse_margin(config: LabelledConfig) -> float | None:
-    return config.margin if config.loss == "triplet" else None
-
-
-class _LaterSampler:
+class _LazySampler:
     """A sampler that is made when it is first used: it depends on the towers of that moment."""
 
     def __init__(self, make: Callable[[], Sampler]) -> None:

@@ -10,7 +10,6 @@ from two_tower.models.errors import ConfigError
 if TYPE_CHECKING:
     from two_tower.models.training.config import TrainConfig
 
-
 FOLDER = Path(__file__).parent.parent / "recipes"
 
 
@@ -31,15 +30,12 @@ def read_config(config: str | None, flags: Mapping[str, Any]) -> "TrainConfig":
     """
     from two_tower.models.training.config import TrainConfig
 
-    return from_mapping(TrainConfig, with_values(_read(config), flags))
-
-
-def _read(config: str | None) -> dict[str, Any]:
-    if config is None:
-        return {}
+    values: dict[str, Any] = {}
     if config in recipe_names():
-        return read_yaml(FOLDER / f"{config}.yaml")
-    if Path(config).suffix in (".yaml", ".yml"):
-        return read_yaml(config)
-    known = ", ".join(recipe_names())
-    raise ConfigError(f"no recipe is named {config!r}; expected a YAML file or one of: {known}")
+        values = read_yaml(FOLDER / f"{config}.yaml")
+    elif config is not None and Path(config).suffix in (".yaml", ".yml"):
+        values = read_yaml(config)
+    elif config is not None:
+        known = ", ".join(recipe_names())
+        raise ConfigError(f"no recipe is named {config!r}; expected a YAML file or one of: {known}")
+    return from_mapping(TrainConfig, with_values(values, flags))

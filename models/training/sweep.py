@@ -12,49 +12,45 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.bundle.files import read_card
-from two_tower.models.config import flatten, from_mapping, read_yaml, with_values
+from two_tower.models.config import configuration, flatten, from_mapping, read_yaml, with_values
 from two_tower.models.data import Dataset
 from two_tower.models.errors import BundleError, ConfigError, TrainingError
+from two_tower.models.examples.corpus import Notify
 from two_tower.models.files import write_bytes, write_json
 from two_tower.models.text.bm25 import Analyzer
 from two_tower.models.training.config import TrainConfig
+from two_tower.models.training.dev_metrics import METRIC_NAMES
 from two_tower.models.training.run import RunOptions, train_bundle
 
-METRICS = ("recall@1", "recall@3", "recall@10", "recall@100", "mrr@10")
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
 
 DRAWS_PER_TRIAL = 100
 
 Values = dict[str, Any]
+"""Dotted key -> value."""
 
-Say = Callable[[str], None]
 
-
-@dataclass(frozen=True)
+@configuration("range")
 class Range:
-    """Numbers from `min` to `max`, whole ones if both ends are; `log` draws their logarithms."""
+    """Numbers from `min` to `max`, integers if both ends are; `log` draws their logarithms."""
 
     min: float
     max: float
     log: bool = False
-    whole: bool = False
+    integers: bool = False
 
-    def draw(self, rng: np.random.Generator) -> float | int:
-        """Return a number of the range, rounded to four digits."""
-        ends = (math.log(self.min), math.log(self.max)) if self.log else (self.min, self.max)
-        drawn = float(rng.uniform(*ends))
-        number = float(f"{math.exp(drawn) if self.log else drawn:.4g}")
-        inside = min(max(number, self.min), self.max)
-        return round(inside) if self.whole else inside
+    def number(self, value: float) -> float | int:
+        """Return a value of the range, an integer or rounded to four digits."""
+        inside = min(max(float(f"{value:.4g}"), self.min), self.max)
+        return round(inside) if self.integers else inside
 
 
 Space = Mapping[str, list[Any] | Range]
@@ -65,7 +61,7 @@ class Trial(NamedTuple):
 
     Attributes:
         name: of its bundle in the sweep's folder.
-        values: dotted key -> value, what it sets.
+        values: what it sets.
         config: all of its configuration.
     """
 
@@ -98,7 +94,8 @@ def read_space(path: Path) -> dict[str, list[Any] | Range]:
     Raises:
         ConfigError: the file is not that.
     """
-    space = {str(key): _values(f"{path}: {key}", value) for key, value in read_yaml(path).items()}
+    declared = {str(key): value for key, value in read_yaml(path).items()}
+    space = {key: _read_values(f"{path}: {key}", value) for key, value in declared.items()}
     if not space:
         raise ConfigError(f"{path} is empty, expected keys such as labelled.temperature: [0.03]")
     return space
@@ -109,25 +106,25 @@ def plan(
 ) -> list[Trial]:
     """Choose the trials: the grid where the space is lists and the grid not above `trials`.
 
-    Otherwise `trials` different random draws; a larger number begins with the same ones.
-
-    Args:
-        base: the configuration that the trials change, as plain values.
-        space: what to try.
-        trials: at most so many.
-        seed: of the draws.
-        content_hash: of DATA, part of a trial's name.
+    Otherwise `trials` different random draws; a larger number begins with the same ones. The
+    trials change `base`, a configuration in plain values; DATA's hash is part of their names.
 
     Raises:
-        ConfigError: a key is unknown or a value impossible.
+        ConfigError: a key is unknown, a value impossible, or optuna is not installed for the draws.
     """
     if trials < 1:
         raise ConfigError(f"trials is {trials}, expected 1 or more")
     for key, values in space.items():
-        for value in values if isinstance(values, list) else (values.min, values.max):
-            from_mapping(TrainConfig, with_values(base, {key: _end(values, value)}))
-    chosen = _grid(space, trials) or _draws(space, trials=trials, seed=seed)
-    return [_trial(base, values, content_hash) for values in chosen]
+        if isinstance(values, Range):
+            values = [round(end) if values.integers else end for end in (values.min, values.max)]
+        for value in values:
+            from_mapping(TrainConfig, with_values(base, {key: value}))
+    lists = [values for values in space.values() if isinstance(values, list)]
+    if len(lists) == len(space) and math.prod(map(len, lists)) <= trials:
+        settings = [dict(zip(space, values, strict=True)) for values in product(*lists)]
+    else:
+        settings = _draws(space, trials=trials, seed=seed)
+    return [_trial(base, values, content_hash=content_hash) for values in settings]
 
 
 def run_sweep(
@@ -138,7 +135,7 @@ def run_sweep(
     metric: str = "recall@10",
     analyzer: Analyzer,
     options: RunOptions,
-    say: Say,
+    notify: Notify,
 ) -> list[Outcome]:
     """Train all trials that are not done, and return them all, best first.
 
@@ -152,9 +149,18 @@ def run_sweep(
     outcomes: list[Outcome] = []
     for number, trial in enumerate(trials, 1):
         shown = " ".join(f"{key}={value}" for key, value in trial.values.items())
-        say(f"trial {number}/{len(trials)} {trial.name}: {shown}")
-        train = partial(train_bundle, data, folder / trial.name, analyzer=analyzer, say=say)
-        outcomes.append(_outcome(folder / trial.name, trial, train, options=options, say=say))
+        notify(f"trial {number}/{len(trials)} {trial.name}: {shown}")
+        wandb = options.wandb._replace(group=folder.name, name=trial.name)
+        train = partial(
+            train_bundle,
+            data,
+            folder / trial.name,
+            config=trial.config,
+            analyzer=analyzer,
+            options=options._replace(wandb=wandb),
+            notify=notify,
+        )
+        outcomes.append(_outcome(trial, folder / trial.name, train=train, notify=notify))
         outcomes.sort(key=lambda outcome: -outcome.metrics.get(metric, -1.0))
         plain = [outcome._asdict() for outcome in outcomes]
         write_json(folder / "sweep.json", {"metric": metric, "trials": plain})
@@ -166,20 +172,19 @@ def check_metric(metric: str) -> None:
     """Refuse a metric that dev does not have.
 
     Raises:
-        ConfigError: it is none of `METRICS`.
+        ConfigError: it is none of `METRIC_NAMES`.
     """
-    if metric not in METRICS:
-        raise ConfigError(f"metric is {metric!r}, expected one of: {', '.join(METRICS)}")
+    if metric not in METRIC_NAMES:
+        raise ConfigError(f"metric is {metric!r}, expected one of: {', '.join(METRIC_NAMES)}")
 
 
 def table(outcomes: Sequence[Outcome]) -> list[list[str]]:
     """Return a head and one row of text per trial, in the order given."""
     keys = list(outcomes[0].values) if outcomes else []
-    rows = [["trial", *keys, *METRICS, "seconds"]]
-    for outcome in outcomes:
-        found = [f"{outcome.metrics[m]:.4f}" if outcome.metrics else "failed" for m in METRICS]
-        values = [str(outcome.values[key]) for key in keys]
-        rows.append([outcome.trial, *values, *found, f"{outcome.seconds:.1f}"])
+    rows = [["trial", *keys, *METRIC_NAMES, "seconds"]]
+    for trial, values, metrics, seconds, _ in outcomes:
+        cells = [f"{metrics[name]:.4f}" if metrics else "failed" for name in METRIC_NAMES]
+        rows.append([trial, *(str(values[key]) for key in keys), *cells, f"{seconds:.1f}"])
     return rows
 
 
@@ -192,67 +197,72 @@ def to_markdown(outcomes: Sequence[Outcome]) -> str:
 
 
 def _outcome(
-    out: Path, trial: Trial, train: Callable[..., ModelBundle], *, options: RunOptions, say: Say
+    trial: Trial, out: Path, *, train: Callable[[], ModelBundle], notify: Notify
 ) -> Outcome:
     try:
         card = read_card(out)
     except BundleError:
-        wandb = options.wandb._replace(group=out.parent.name, name=trial.name)
         try:
-            options = options._replace(wandb=wandb)
-            card = train(config=trial.config, options=options).card
+            card = train().card
         except TrainingError as error:
-            say(f"trial {trial.name} failed: {error}")
+            notify(f"trial {trial.name} failed: {error}")
             return Outcome(trial.name, trial.values, {}, failure=str(error))
     seconds = round(sum(card["seconds"].values()), 1)
     return Outcome(trial.name, trial.values, card["dev"]["dense"], seconds)
 
 
-def _trial(base: Mapping[str, Any], values: Values, content_hash: str) -> Trial:
+def _trial(base: Mapping[str, Any], values: Values, *, content_hash: str) -> Trial:
     config = from_mapping(TrainConfig, with_values(base, values))
     identity = json.dumps([flatten(config.to_dict()), content_hash], sort_keys=True)
     return Trial(hashlib.sha256(identity.encode()).hexdigest()[:8], values, config)
 
 
-def _values(where: str, declared: Any) -> list[Any] | Range:
+def _read_values(where: str, declared: Any) -> list[Any] | Range:
     if isinstance(declared, list) and declared:
         return declared
     keys = set(declared) if isinstance(declared, dict) else set()
     if not {"min", "max"} <= keys <= {"min", "max", "log"}:
         raise ConfigError(f"{where} is {declared!r}, expected a list or {{min, max, log}}")
-    ends = [declared["min"], declared["max"]]
-    whole = all(type(end) is int for end in ends)
-    found = from_mapping(Range, declared, where=f"{where}.")
-    if not found.min < found.max:
-        raise ConfigError(f"{where} goes from {ends[0]} to {ends[1]}, expected min below max")
-    if found.log and found.min <= 0:
-        raise ConfigError(f"{where} is logarithmic from {ends[0]}, expected min above 0")
-    return Range(found.min, found.max, found.log, whole)
-
-
-def _end(values: list[Any] | Range, value: Any) -> Any:
-    return round(value) if isinstance(values, Range) and values.whole else value
-
-
-def _grid(space: Space, trials: int) -> list[Values]:
-    """Return all combinations, or none where there are ranges or more than `trials` of them."""
-    lists = [values for values in space.values() if isinstance(values, list)]
-    if len(lists) < len(space) or math.prod(map(len, lists)) > trials:
-        return []
-    return [dict(zip(space, values, strict=True)) for values in product(*lists)]
+    low, high = declared["min"], declared["max"]
+    integers = type(low) is type(high) is int
+    result = from_mapping(Range, {**declared, "integers": integers}, where=f"{where}.")
+    if not result.min < result.max:
+        raise ConfigError(f"{where} goes from {low} to {high}, expected min below max")
+    if result.log and result.min <= 0:
+        raise ConfigError(f"{where} is logarithmic from {low}, expected min above 0")
+    return result
 
 
 def _draws(space: Space, *, trials: int, seed: int) -> list[Values]:
-    rng = np.random.default_rng(seed)
-    found: dict[str, Values] = {}
+    """Return `trials` different draws, or all that were met where the space has fewer."""
+    try:
+        import optuna
+    except ImportError:
+        raise ConfigError(
+            "a random sample of settings needs optuna; pip install 'two-tower-search[sweep]', or "
+            "give lists of no more combinations than --trials"
+        ) from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed))
+    distributions: dict[str, BaseDistribution] = {}
+    for key, values in space.items():
+        if isinstance(values, list):  # the place in the list, for its values may be lists
+            distributions[key] = optuna.distributions.IntDistribution(0, len(values) - 1)
+        elif values.integers:
+            low, high = round(values.min), round(values.max)
+            distributions[key] = optuna.distributions.IntDistribution(low, high, values.log)
+        else:
+            distributions[key] = optuna.distributions.FloatDistribution(
+                values.min, values.max, values.log
+            )
+    drawn: dict[str, Values] = {}
     for _ in range(trials * DRAWS_PER_TRIAL):
-        drawn = {
-            key: values.draw(rng)
-            if isinstance(values, Range)
-            else values[int(rng.integers(len(values)))]
+        params = study.ask(distributions).params
+        settings = {
+            key: values[params[key]] if isinstance(values, list) else values.number(params[key])
             for key, values in space.items()
         }
-        found.setdefault(json.dumps(drawn), drawn)
-        if len(found) == trials:
+        drawn.setdefault(json.dumps(settings), settings)
+        if len(drawn) == trials:
             break
-    return list(found.values())
+    return list(drawn.values())

@@ -6,14 +6,19 @@ W&B is told, never asked: once it has started, its failures cost a line of news 
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Protocol, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, get_args
 
 from two_tower.models.errors import ConfigError, TrainingError
+from two_tower.models.examples.corpus import Notify
+
+if TYPE_CHECKING:
+    from wandb import Run
 
 METRICS = "metrics.jsonl"
+PROJECT = "two-tower-search"
 
 Mode = Literal["disabled", "offline", "online"]
 
@@ -23,13 +28,11 @@ class WandbOptions(NamedTuple):
 
     Attributes:
         mode: `offline` keeps everything in the run folder, for `wandb sync`.
-        project: where W&B puts the run.
         group: what the run is part of, such as a sweep; empty for nothing.
         name: of the run; empty lets W&B invent one.
     """
 
     mode: Mode = "disabled"
-    project: str = "two-tower-search"
     group: str = ""
     name: str = ""
 
@@ -46,16 +49,6 @@ def wandb_options(mode: str) -> WandbOptions:
     raise ConfigError(f"wandb is {mode!r}, expected one of: {', '.join(get_args(Mode))}")
 
 
-class _Run(Protocol):
-    """The part of a W&B run that is used."""
-
-    def log(self, data: dict[str, Any]) -> None: ...
-
-    def log_artifact(self, artifact_or_path: Any) -> Any: ...
-
-    def finish(self, exit_code: int | None = None) -> None: ...
-
-
 class Tracker:
     """Appends one JSON object per record to `metrics.jsonl`, and sends it to W&B if asked.
 
@@ -70,7 +63,7 @@ class Tracker:
         config: Mapping[str, Any],
         wandb: WandbOptions,
         resumed: int = 0,
-        say: Callable[[str], None] = lambda line: None,
+        notify: Notify = lambda line: None,
     ) -> None:
         """Open the record of a run.
 
@@ -79,19 +72,19 @@ class Tracker:
             config: what W&B shows as the run's configuration.
             wandb: whether W&B listens.
             resumed: number of records to keep; later ones belong to work that is done again.
-            say: gets a line when W&B fails later on.
+            notify: gets a line when W&B fails later on.
 
         Raises:
             TrainingError: W&B cannot start.
         """
-        self._folder, self._wandb, self._say = folder, wandb, say
+        self._folder, self._wandb, self._notify = folder, wandb, notify
         path = folder / METRICS
-        kept = path.read_text(encoding="utf-8").splitlines()[:resumed] if resumed else []
-        self.count = len(kept)
+        lines = path.read_text(encoding="utf-8").splitlines()[:resumed] if resumed else []
+        self.count = len(lines)
         self._file = path.open("w", encoding="utf-8")
-        self._file.writelines(f"{line}\n" for line in kept)
+        self._file.writelines(f"{line}\n" for line in lines)
         self._run = _start_wandb(folder, config, wandb)
-        for line in kept:  # every W&B run shows the whole training, also after a kill
+        for line in lines:  # every W&B run shows the whole training, also after a kill
             self._send(json.loads(line))
 
     def log(self, record: Mapping[str, Any]) -> None:
@@ -102,13 +95,8 @@ class Tracker:
         self._send(dict(record))
 
     def keep_bundle(self, path: Path, *, about: Mapping[str, Any]) -> None:
-        """Give W&B the finished bundle as an artifact.
-
-        Args:
-            path: the bundle folder.
-            about: what the artifact says of itself.
-        """
-        with self._telling():
+        """Give W&B the finished bundle as an artifact that carries `about`."""
+        with self._wandb_guarded():
             if self._run is not None:
                 artifact = _artifact(path, about, folder=self._folder, wandb=self._wandb)
                 self._run.log_artifact(artifact)
@@ -121,23 +109,23 @@ class Tracker:
     ) -> None:
         """Finish the file and the W&B run, as failed if the block raised."""
         self._file.close()
-        with self._telling():
+        with self._wandb_guarded():
             if self._run is not None:
                 self._run.finish(exit_code=int(error is not None))
 
     def _send(self, record: dict[str, Any]) -> None:
-        with self._telling():
+        with self._wandb_guarded():
             if self._run is not None:
                 self._run.log(record)
 
     @contextlib.contextmanager
-    def _telling(self) -> Iterator[None]:
-        """Talk to W&B; after a failure, say so and leave it alone."""
+    def _wandb_guarded(self) -> Iterator[None]:
+        """Tell of a failure of W&B in the block, and leave W&B out from there."""
         try:
             yield
         except Exception as error:
             self._run = None
-            self._say(f"W&B failed and is left out from here ({_reason(error)})")
+            self._notify(f"W&B failed and is left out from here ({_reason(error)})")
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -146,7 +134,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def _start_wandb(folder: Path, config: Mapping[str, Any], wandb: WandbOptions) -> _Run | None:
+def _start_wandb(folder: Path, config: Mapping[str, Any], wandb: WandbOptions) -> "Run | None":
     if wandb.mode == "disabled":
         return None
     # W&B takes a second to import and starts a process; nobody else should pay for that.
@@ -154,8 +142,8 @@ def _start_wandb(folder: Path, config: Mapping[str, Any], wandb: WandbOptions) -
 
     settings = client.Settings(silent=True, console="off")
     try:
-        run: _Run = client.init(
-            project=wandb.project,
+        return client.init(
+            project=PROJECT,
             dir=str(folder),
             mode=wandb.mode,
             config=dict(config),
@@ -167,7 +155,6 @@ def _start_wandb(folder: Path, config: Mapping[str, Any], wandb: WandbOptions) -
         raise TrainingError(
             f"W&B could not start ({_reason(error)}); run `wandb login`, or use --wandb offline"
         ) from None
-    return run
 
 
 def _artifact(path: Path, about: Mapping[str, Any], *, folder: Path, wandb: WandbOptions) -> Any:
@@ -178,24 +165,18 @@ def _artifact(path: Path, about: Mapping[str, Any], *, folder: Path, wandb: Wand
     artifact = client.Artifact(name=name, type="model", metadata=dict(about))
     # Offline, the files wait for `wandb sync` in the run folder, where nobody replaces them.
     policy: Literal["mutable", "immutable"] = "mutable" if wandb.mode == "offline" else "immutable"
-    with _environment("WANDB_DATA_DIR", str(folder / "wandb")):
+    variable = "WANDB_DATA_DIR"
+    is_set = variable in os.environ
+    os.environ.setdefault(variable, str(folder / "wandb"))
+    try:
         for file in sorted(path.rglob("*")):
             if file.is_file():
                 inside = file.relative_to(path).as_posix()
                 artifact.add_file(str(file), name=inside, skip_cache=True, policy=policy)
-    return artifact
-
-
-@contextlib.contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    """Set an environment variable during the block, where it is not set."""
-    found = name in os.environ
-    os.environ.setdefault(name, value)
-    try:
-        yield
     finally:
-        if not found:
-            os.environ.pop(name, None)
+        if not is_set:
+            del os.environ[variable]
+    return artifact
 
 
 def _reason(error: Exception) -> str:
