@@ -10,12 +10,9 @@ from two_tower.models.config import configuration
 from two_tower.models.console import progress
 from two_tower.models.data import Dataset
 from two_tower.models.examples.pairs import Labelled, Split, hold_out, read_labelled
-from two_tower.models.text.tokenizer import Tokenizer, TokenRows, concat_rows
-from two_tower.models.text.transformer_tokenizer import TransformerTokenizer
+from two_tower.models.text.tokenizer import RowTokenizer, TokenRows, concat_rows
 
 READ_BATCH = 8192
-
-AnyTokenizer = Tokenizer | TransformerTokenizer
 
 Notify = Callable[[str], None]
 """Gets a line of news."""
@@ -71,7 +68,7 @@ def read_split(data: Dataset, *, dev_share: float, seed: int, notify: Notify) ->
 
 
 def tokenise(
-    data: Dataset, tokenizer: AnyTokenizer, *, split: Split, prefixes: PrefixConfig = NO_PREFIXES
+    data: Dataset, tokenizer: RowTokenizer, *, split: Split, prefixes: PrefixConfig = NO_PREFIXES
 ) -> Corpus:
     """Turn the passages (streamed) and the queries of both parts into tokens."""
     contents = (prefixes.passage + passage.content for passage in data.passages())

@@ -20,14 +20,14 @@ from two_tower.models.config import configuration
 from two_tower.models.console import progress
 from two_tower.models.data import Dataset
 from two_tower.models.errors import ConfigError, TrainingError
-from two_tower.models.examples.corpus import AnyTokenizer, Corpus, Notify
+from two_tower.models.examples.corpus import Corpus, Notify
 from two_tower.models.examples.pairs import Batch
 from two_tower.models.files import write_bytes
 from two_tower.models.networks.transformer import open_transformer, transformer_files
 from two_tower.models.networks.word2vec import random_vectors
 from two_tower.models.objectives.inverse_cloze import NOTHING_MASKED
 from two_tower.models.objectives.losses import Encoded
-from two_tower.models.text.tokenizer import TokenizerConfig, TokenRows
+from two_tower.models.text.tokenizer import RowTokenizer, TokenizerConfig, TokenRows
 from two_tower.models.text.transformer_tokenizer import GRAPH, TEXT
 from two_tower.models.vectors import FloatArray, IntArray, Vectors, normalized
 
@@ -119,12 +119,12 @@ class Teacher:
     def _reader(self) -> Reader:
         return open_reader(str(self.config.model))
 
-    def token_vectors(self, tokenizer: AnyTokenizer, *, dim: int) -> FloatArray:
+    def token_vectors(self, tokenizer: RowTokenizer, *, dim: int) -> FloatArray:
         """Return (vocab, dim) float32 token vectors to begin with."""
         self.notify(f"{self.config.model} reads the vocabulary")
         return piece_vectors(self._reader, tokenizer, dim=dim, seed=self.seed)
 
-    def span_sampler(self, corpus: Corpus, tokenizer: AnyTokenizer) -> "TaughtSampler":
+    def span_sampler(self, corpus: Corpus, tokenizer: RowTokenizer) -> "TaughtSampler":
         """Let the teacher read the corpus and a span of each passage.
 
         Labelled queries are left alone: what is learnt here must not know them, or the towers
@@ -219,7 +219,7 @@ def score_pairs(name: str, queries: Sequence[str], passages: Sequence[str]) -> F
     return scores
 
 
-def piece_vectors(reader: Reader, tokenizer: AnyTokenizer, *, dim: int, seed: int) -> FloatArray:
+def piece_vectors(reader: Reader, tokenizer: RowTokenizer, *, dim: int, seed: int) -> FloatArray:
     """Return (vocab, dim) float32, L2-normalised: where token vectors start with a teacher.
 
     The teacher reads the text of each token, its vectors are centred and reduced to `dim` by PCA,

@@ -19,7 +19,6 @@ from two_tower.models.bundle.reduction import Reduction, fit_reduction
 from two_tower.models.data import Dataset
 from two_tower.models.errors import TrainingError
 from two_tower.models.examples.corpus import (
-    AnyTokenizer,
     Corpus,
     Notify,
     dev_corpus,
@@ -42,7 +41,7 @@ from two_tower.models.objectives.distillation import Teacher
 from two_tower.models.objectives.losses import mean_pairwise_cosine
 from two_tower.models.provenance import Clock, environment
 from two_tower.models.text.bm25 import Analyzer
-from two_tower.models.text.tokenizer import Tokenizer, TokenizerConfig
+from two_tower.models.text.tokenizer import RowTokenizer, Tokenizer, TokenizerConfig
 from two_tower.models.text.transformer_tokenizer import GRAPH, TransformerTokenizer
 from two_tower.models.training.checkpoint import (
     Arrays,
@@ -237,7 +236,7 @@ class _TrainingRun:
             return None
         return open_transformer(self.config.transformer.model, self.config.tokenizer)
 
-    def _tokenizer(self, train: Labelled) -> AnyTokenizer:
+    def _tokenizer(self, train: Labelled) -> RowTokenizer:
         """Return the run's tokenizer; a vocabulary is learnt once and kept in the folder."""
         if self._transformer is not None:
             return self._transformer.tokenizer
@@ -253,7 +252,7 @@ class _TrainingRun:
         return tokenizer
 
     def _towers(
-        self, corpus: Corpus, tokenizer: AnyTokenizer, *, resumed: Checkpoint | None
+        self, corpus: Corpus, tokenizer: RowTokenizer, *, resumed: Checkpoint | None
     ) -> TwoTower:
         """Return the towers as they are before the first phase, or as a checkpoint has them."""
         if self._transformer is not None:
@@ -264,7 +263,7 @@ class _TrainingRun:
             towers.load_arrays(resumed.part("towers"))
         return towers
 
-    def _token_towers(self, corpus: Corpus, tokenizer: AnyTokenizer, *, fresh: bool) -> TwoTower:
+    def _token_towers(self, corpus: Corpus, tokenizer: RowTokenizer, *, fresh: bool) -> TwoTower:
         config, vocab_size, seed = self.config.tower, tokenizer.vocab_size, self.config.seed
         weights = np.ones(vocab_size, dtype=np.float32)
         if config.idf:
@@ -281,7 +280,7 @@ class _TrainingRun:
             self.folder.save(Checkpoint(Progress(), parts(towers=towers.arrays())))
         return towers
 
-    def _token_vectors(self, corpus: Corpus, tokenizer: AnyTokenizer) -> FloatArray:
+    def _token_vectors(self, corpus: Corpus, tokenizer: RowTokenizer) -> FloatArray:
         config, dim, seed = self.config, self.config.tower.dim, self.config.seed
         if self._teacher is not None and config.teacher.token_vectors:
             return self._teacher.token_vectors(tokenizer, dim=dim)
@@ -322,7 +321,7 @@ class _TrainingRun:
         return {**metrics, "cosine": mean_pairwise_cosine(passages)}
 
     def _bundle(
-        self, towers: TwoTower, tokenizer: AnyTokenizer, *, corpus: Corpus, clock: Clock
+        self, towers: TwoTower, tokenizer: RowTokenizer, *, corpus: Corpus, clock: Clock
     ) -> ModelBundle:
         """Return the bundle without what is learnt after the towers."""
         if isinstance(tokenizer, TransformerTokenizer):
