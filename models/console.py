@@ -1,5 +1,6 @@
 """What the three commands share: one-line failures and a progress bar on stderr."""
 
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
@@ -13,6 +14,13 @@ from two_tower.models.errors import TwoTowerError
 T = TypeVar("T")
 
 
+class _Stderr(logging.Handler):
+    """Prints what the library logs, a line each, on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        typer.echo(record.getMessage(), err=True)
+
+
 class CommandGroup(TyperGroup):
     """A Typer group that ends a known failure in one line on stderr and exit code 1.
 
@@ -23,6 +31,10 @@ class CommandGroup(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; see the class for what becomes of its errors."""
+        log = logging.getLogger("two_tower")
+        if not log.handlers:
+            log.addHandler(_Stderr())
+            log.setLevel(logging.INFO)
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:

@@ -17,6 +17,7 @@ from typing import NamedTuple, NoReturn
 
 import numpy as np
 import pytest
+from qdrant_client import models as qm
 from safetensors.numpy import save
 
 from two_tower.ingest.dataset.writer import DatasetWriter
@@ -27,6 +28,7 @@ from two_tower.models.data import Dataset, Passage
 from two_tower.models.text.tokenizer import Tokenizer, TokenizerConfig
 from two_tower.retriever.engine.connect import connect
 from two_tower.retriever.engine.protocol import Engine
+from two_tower.retriever.engine.wire import Point, Vector
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
@@ -58,13 +60,10 @@ class Server(NamedTuple):
     """A running Qdrant server."""
 
     url: str
-    grpc_port: int
     api_key: str | None = None
 
-    def connect(self, *, prefer_grpc: bool = False) -> Engine:
-        return connect(
-            url=self.url, api_key=self.api_key, prefer_grpc=prefer_grpc, grpc_port=self.grpc_port
-        )
+    def connect(self) -> Engine:
+        return connect(url=self.url, api_key=self.api_key)
 
 
 def qdrant_binary() -> Path:
@@ -111,7 +110,7 @@ def running_server(
         scheme = "https" if "SERVICE__ENABLE_TLS" in more else "http"
         url = f"{scheme}://127.0.0.1:{http_port}"
         wait_until_ready(url, process, folder / "log")
-        yield Server(url, grpc_port, api_key)
+        yield Server(url, api_key)
     finally:
         process.terminate()
         try:
@@ -150,7 +149,7 @@ def wait_until_ready(url: str, process: "subprocess.Popen[bytes]", log: Path) ->
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     if GIVEN_URL:
-        yield Server(GIVEN_URL, int(os.environ.get("QDRANT_GRPC_PORT", "6334")), GIVEN_KEY)
+        yield Server(GIVEN_URL, GIVEN_KEY)
     else:
         with running_server(tmp_path_factory.mktemp("qdrant")) as started:
             yield started
@@ -175,20 +174,16 @@ def edge_engine(tmp_path: Path) -> Iterator[Engine]:
     engine.close()
 
 
-@pytest.fixture(params=["edge", "rest", "grpc"])
-def engine(request: pytest.FixtureRequest, name: str) -> Iterator[Engine]:
+@pytest.fixture(params=["edge", "rest"])
+def engine(request: pytest.FixtureRequest) -> Engine:
     """Each engine in turn; collections whose names begin with `name` are deleted afterwards."""
-    if request.param == "edge":
-        yield request.getfixturevalue("edge_engine")
-        return
-    server = request.getfixturevalue("server")
-    with server_engine(server, name, prefer_grpc=request.param == "grpc") as engine:
-        yield engine
+    engine: Engine = request.getfixturevalue(f"{request.param}_engine")
+    return engine
 
 
 @contextmanager
-def server_engine(server: Server, name: str, *, prefer_grpc: bool = False) -> Iterator[Engine]:
-    engine = server.connect(prefer_grpc=prefer_grpc)
+def server_engine(server: Server, name: str) -> Iterator[Engine]:
+    engine = server.connect()
     try:
         yield engine
     finally:
@@ -196,6 +191,26 @@ def server_engine(server: Server, name: str, *, prefer_grpc: bool = False) -> It
             if found.name.startswith(name):
                 engine.delete_collection(found.name)
         engine.close()
+
+
+def to_structs(points: Sequence[Point]) -> list[qm.PointStruct]:
+    """The points as the client's own models."""
+    return [
+        qm.PointStruct.model_construct(
+            id=point.id,
+            vector={name: _to_model(vector) for name, vector in point.vector.items()},
+            payload=dict(point.payload),
+        )
+        for point in points
+    ]
+
+
+def _to_model(vector: Vector) -> list[float] | qm.SparseVector:
+    if isinstance(vector, np.ndarray):
+        return [float(value) for value in vector.tolist()]
+    if isinstance(vector, list | qm.SparseVector):
+        return vector
+    return qm.SparseVector.model_construct(indices=vector.indices, values=vector.values)
 
 
 class HashEncoder:

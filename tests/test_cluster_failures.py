@@ -10,17 +10,17 @@ from typing import Any, NamedTuple
 import pytest
 from cluster import Cluster, Node, running_cluster, until
 from conftest import HashEncoder, make_passages, write_data
-from qdrant_client import models as qm
 
 from two_tower.ingest.loading import loader
 from two_tower.ingest.loading.diff import stored_hashes
-from two_tower.ingest.loading.points import PointMaker, SizedPoint, pack
+from two_tower.ingest.loading.points import PointMaker
 from two_tower.ingest.loading.setup import open_collection
 from two_tower.ingest.loading.verify import repair, verify
 from two_tower.models.data import Dataset
 from two_tower.retriever.collection.options import CollectionOptions
 from two_tower.retriever.collection.schema import collection_name, point_id, read_metadata
 from two_tower.retriever.engine.protocol import Engine
+from two_tower.retriever.engine.wire import AnyPoint, Point, batches
 from two_tower.retriever.errors import EngineError, VerificationFailed
 from two_tower.retriever.search.retriever import Retriever
 from two_tower.retriever.search.settings import SearchSettings
@@ -57,7 +57,11 @@ class Recording:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
-    def upsert(self, collection: str, points: Sequence[qm.PointStruct], **options: Any) -> Any:
+    def with_retry(self, seconds: float) -> "Recording":
+        self._engine = self._engine.with_retry(seconds)
+        return self
+
+    def upsert(self, collection: str, points: Sequence[AnyPoint], **options: Any) -> Any:
         done = self._engine.upsert(collection, points, **options)
         self.acknowledged |= {str(point.id) for point in points}
         return done
@@ -106,15 +110,15 @@ def make(engine: Engine, data: Dataset, name: str, options: CollectionOptions) -
     return collection_name(name, ENCODER.fingerprint)
 
 
-def points_of(engine: Engine, collection: str, data: Dataset, count: int) -> list[SizedPoint]:
-    maker = PointMaker.of(ENCODER, read_metadata(engine, collection))
+def points_of(engine: Engine, collection: str, data: Dataset, count: int) -> list[Point]:
+    maker = PointMaker.for_collection(ENCODER, read_metadata(engine, collection))
     return list(maker.make(list(islice(data.passages(), count))))
 
 
-def send(engine: Engine, collection: str, points: list[SizedPoint]) -> list[str]:
+def send(engine: Engine, collection: str, points: list[Point]) -> list[str]:
     """Send points in batches; return the errors of those that failed."""
     failures = []
-    for batch in pack(points):
+    for batch in batches(points):
         try:
             engine.upsert(collection, batch, wait=True)
         except EngineError as error:

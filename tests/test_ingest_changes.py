@@ -43,6 +43,9 @@ class CountingEngine:
         self.calls.append(name)
         return getattr(self._engine, name)
 
+    def with_retry(self, _: float) -> "CountingEngine":
+        return self
+
     @property
     def writes(self) -> list[str]:
         return [c for c in self.calls if c in ("upsert", "delete", "batch_update_points")]

@@ -36,7 +36,7 @@ def test_every_point_knows_the_nearest_centroid(
     data = make_data(PASSAGES)
     collection = loader.load(engine, data, encoder, name=name, options=OPTIONS).collection
     verify(engine, collection, data, encoder)
-    centroids = Centroids.of(read_metadata(engine, collection))
+    centroids = Centroids.from_metadata(read_metadata(engine, collection))
     assert centroids is not None
     assert len(centroids) == 6
     vectors = encoder.encode_passages([p.content for p in PASSAGES])
@@ -80,7 +80,7 @@ def test_verify_sees_a_wrong_cluster(
     data = make_data(PASSAGES)
     collection = loader.load(edge_engine, data, encoder, name="x", options=OPTIONS).collection
     metadata = read_metadata(edge_engine, collection)
-    point = next(PointMaker.of(encoder, metadata).make(PASSAGES[:1])).point
+    point = next(PointMaker.for_collection(encoder, metadata).make(PASSAGES[:1]))
     payload = {**point.payload, "cluster": -1}
     edge_engine.upsert(collection, [point._replace(payload=payload)])
     with pytest.raises(VerificationFailed, match=r"'p0'.*payload"):
@@ -129,4 +129,4 @@ def test_broken_centroids_are_refused(
     collection = loader.load(edge_engine, data, encoder, name="x", options=OPTIONS).collection
     broken = replace(read_metadata(edge_engine, collection), centroids=packed)
     with pytest.raises(CollectionMismatch, match="which are not 6 of 16 dimensions; drop"):
-        Centroids.of(broken)
+        Centroids.from_metadata(broken)

@@ -89,6 +89,9 @@ class StopsHalfway:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
+    def with_retry(self) -> "StopsHalfway":
+        return self
+
     def upsert(self, *arguments: Any, **options: Any) -> Any:
         self._left -= 1
         if self._left < 0:

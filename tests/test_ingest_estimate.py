@@ -169,7 +169,7 @@ def test_options_change_what_they_should(embedded: bool) -> None:
     plain = of(DEFAULT, many, embedded=embedded)
     away = of(CollectionOptions(on_disk=DiskOptions(vectors=True)), many, embedded=embedded)
     assert away.disk == plain.disk
-    assert plain.memory - away.memory >= many * POINT.vectors
+    assert plain.memory - away.memory >= many * 4 * sum(POINT.widths)
     payload = CollectionOptions(on_disk=DiskOptions(payload=False))
     held = of(payload, many, embedded=embedded)
     assert held.memory - plain.memory == pytest.approx(many * POINT.payload)

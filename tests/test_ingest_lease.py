@@ -16,7 +16,6 @@ from two_tower.ingest.loading import lease as leases
 from two_tower.ingest.loading import loader
 from two_tower.ingest.loading.lease import Lease
 from two_tower.ingest.loading.loader import LoadSettings
-from two_tower.ingest.loading.retry import patient
 from two_tower.models.data import Dataset
 from two_tower.retriever.collection.schema import read_metadata
 from two_tower.retriever.engine.connect import connect
@@ -89,7 +88,7 @@ def test_an_embedded_folder_takes_one_loader(
 
 
 def test_patience_outlives_a_restart_and_ends(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     node = Node("one", tmp_path, [])
     node.start({})
@@ -99,15 +98,15 @@ def test_patience_outlives_a_restart_and_ends(
         node.kill()
         start = time.monotonic()
         with pytest.raises(EngineUnavailable, match=r"gave up after 1 s: run the same command"):
-            patient(engine, retry_for_s=0.8).get_collections()
+            engine.with_retry(0.8).get_collections()
         assert time.monotonic() - start < 10
         back = threading.Timer(1.0, node.start, [{}])
         back.start()
-        assert patient(engine).get_collections().collections == []
-        assert "trying again for 120 s" in capsys.readouterr().err
+        assert engine.with_retry().get_collections().collections == []
+        assert "trying again for 120 s" in caplog.text
         back.join()
         with pytest.raises(EngineError, match=r"no collection|Not found"):
-            patient(engine).get_collection("nope")  # at once: no time heals that
+            engine.with_retry().get_collection("nope")  # at once: no time heals that
         engine.close()
     finally:
         node.kill()

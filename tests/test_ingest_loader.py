@@ -1,7 +1,8 @@
 """Loading: what ends in the collection, idempotence, updates, resuming, refusals."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from conftest import HashEncoder, make_passages
 from qdrant_client import models as qm
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from two_tower.ingest.loading import loader
+from two_tower.ingest.loading import loader, selection
 from two_tower.ingest.loading import setup as opening
 from two_tower.ingest.loading.loader import LoadSettings
 from two_tower.ingest.loading.sending import one_blas_thread
@@ -264,6 +265,52 @@ def test_odd_text_survives(
         for r in everything(engine, collection).values()
     }
     assert texts == {passage.passage_id: passage.text for passage in data.passages()}
+
+
+@pytest.fixture
+def readings(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Each time that passages are read from disk."""
+    seen: list[Path] = []
+    read = Dataset.passages
+
+    def counted(data: Dataset, *, batch_size: int = 2048) -> Iterator[Passage]:
+        seen.append(data.path)
+        return read(data, batch_size=batch_size)
+
+    monkeypatch.setattr(Dataset, "passages", counted)
+    return seen
+
+
+def test_small_data_is_read_from_disk_once(
+    edge_engine: Engine, name: str, encoder: HashEncoder, make_data: MakeData, readings: list[Path]
+) -> None:
+    data = selection.cache(make_data(PASSAGES))
+    options = CollectionOptions(clusters=4)
+    loaded = loader.load(edge_engine, data, encoder, name=name, options=options).collection
+    assert verify(edge_engine, loaded, data, encoder).points == 300
+    assert len(readings) == 1
+    some = selection.select(data, selection.Selection(where=("kind=note",)))
+    assert loader.load(edge_engine, some, encoder, name=name).unchanged == 100
+    assert len(readings) == 1
+
+
+def test_large_data_is_read_as_often_as_it_must(
+    edge_engine: Engine,
+    encoder: HashEncoder,
+    make_data: MakeData,
+    readings: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(selection, "MOST_CACHED_BYTES", 299 * selection.PASSAGE_BYTES)
+    data = make_data(PASSAGES)
+    for name, clusters, times in (("plain", 0, 2), ("clustered", 4, 3)):
+        readings.clear()
+        options = CollectionOptions(clusters=clusters)
+        loader.load(edge_engine, data, encoder, name=name, options=options)
+        assert len(readings) == times
+        readings.clear()
+        assert loader.load(edge_engine, data, encoder, name=name).unchanged == 300
+        assert len(readings) == 1
 
 
 class WatchingEncoder(HashEncoder):

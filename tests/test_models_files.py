@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from two_tower.models.files import is_alive, new_folder, put_in_place, write_bytes, write_json
+from two_tower.models.files import (
+    is_alive,
+    new_file,
+    new_folder,
+    put_in_place,
+    write_bytes,
+    write_json,
+)
 
 
 def test_a_file_is_the_old_one_or_the_new_one(tmp_path: Path) -> None:
@@ -15,6 +22,24 @@ def test_a_file_is_the_old_one_or_the_new_one(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         write_bytes(path, "no bytes")  # type: ignore[arg-type]
     assert path.read_text(encoding="utf-8") == '{\n  "name": "Zürich"\n}\n'
+
+
+def fail_within(target: Path) -> None:
+    with new_file(target) as file:
+        file.write(b"half")
+        raise OSError("disk is full")
+
+
+def test_a_long_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    with new_file(target) as file:
+        file.write(b"first")
+        assert not target.exists()
+    assert target.read_bytes() == b"first"
+    with pytest.raises(OSError, match="disk is full"):
+        fail_within(target)
+    assert target.read_bytes() == b"first"
+    assert list(tmp_path.iterdir()) == [target]
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:

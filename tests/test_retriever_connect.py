@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import GIVEN_URL, Server, free_ports, running_server, unavailable
+from conftest import GIVEN_URL, free_ports, running_server, unavailable
 from qdrant_client import models as qm
 from typer.testing import CliRunner
 
 from two_tower.ingest.cli import app as ingest_app
 from two_tower.models.errors import ConfigError
-from two_tower.retriever.engine.address import EngineAddress
+from two_tower.retriever.engine.address import EngineAddress, read_key
 from two_tower.retriever.engine.connect import connect
 from two_tower.retriever.errors import EngineError, EngineLocked, EngineTooOld, EngineUnavailable
 
@@ -78,27 +78,38 @@ def test_the_rule_for_choosing_an_engine(monkeypatch: pytest.MonkeyPatch) -> Non
             EngineAddress.find(url=bad, path=None)
 
 
+def test_keys_come_from_a_file_or_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("QDRANT_API_KEY", "TWO_TOWER_SERVICE_KEY"):
+        assert read_key(variable) is None
+        monkeypatch.setenv(f"{variable}_FILE", str(tmp_path / "named"))
+        with pytest.raises(ConfigError, match=f"{variable}_FILE .* cannot be read .No such file"):
+            read_key(variable)
+        (tmp_path / "named").write_text(" from-the-named-file\n")
+        assert read_key(variable) == "from-the-named-file"
+        monkeypatch.setenv(variable, "from-env")
+        assert read_key(variable, shortest=8) == "from-env"
+        with pytest.raises(ConfigError, match=f"{variable} holds no API key; expected at least 9"):
+            read_key(variable, shortest=9)
+        (tmp_path / "given").write_text("two words")
+        with pytest.raises(ConfigError, match="given holds no API key; expected printable ASCII"):
+            read_key(variable, file=tmp_path / "given")
+        (tmp_path / "named").unlink()
+
+
 def test_secrets_are_not_shown() -> None:
     address = EngineAddress.find(url="http://user:pass@host:1/x", path=None, api_key="secret-key")
     assert str(address) == "http://host:1/x"
     assert "secret-key" not in repr(address)
 
 
-@pytest.mark.parametrize("prefer_grpc", [False, True])
-def test_a_server_that_is_down(prefer_grpc: bool) -> None:
+def test_a_server_that_is_down() -> None:
     port = free_ports(1)[0]
     url = f"http://127.0.0.1:{port}"
     with pytest.raises(EngineUnavailable, match=f"no Qdrant answers at {url}") as failure:
-        connect(url=url, prefer_grpc=prefer_grpc)
+        connect(url=url)
     assert "compose.yaml" in one_line(failure)
-
-
-def test_a_grpc_port_that_is_closed(server: Server) -> None:
-    with pytest.raises(EngineUnavailable, match="no Qdrant answers") as failure:
-        connect(
-            url=server.url, api_key=server.api_key, prefer_grpc=True, grpc_port=free_ports(1)[0]
-        )
-    one_line(failure)
 
 
 def test_a_server_that_is_too_old() -> None:
@@ -123,26 +134,19 @@ def test_keys_and_a_server_that_dies(tmp_path: Path, monkeypatch: pytest.MonkeyP
     if GIVEN_URL:
         unavailable("QDRANT_URL is given: no server of our own to stop")
     with running_server(tmp_path / "server", api_key="right-key") as server:
-        for prefer_grpc in (False, True):
-            options = {"prefer_grpc": prefer_grpc, "grpc_port": server.grpc_port}
-            for key in (None, "wrong-key"):
-                with pytest.raises(EngineUnavailable, match="refused the API key") as failure:
-                    connect(url=server.url, api_key=key, **options)
-                assert "QDRANT_API_KEY" in one_line(failure)
-                assert "wrong-key" not in str(failure.value)
+        for key in (None, "wrong-key"):
+            with pytest.raises(EngineUnavailable, match="refused the API key") as failure:
+                connect(url=server.url, api_key=key)
+            assert "QDRANT_API_KEY" in one_line(failure)
+            assert "wrong-key" not in str(failure.value)
         monkeypatch.setenv("QDRANT_URL", server.url)
         monkeypatch.setenv("QDRANT_API_KEY", "right-key")
-        over_rest = connect()
-        over_grpc = connect(prefer_grpc=True, grpc_port=server.grpc_port)
-        assert over_rest.info().version == over_grpc.info().version
-        assert over_grpc.get_collections() == over_rest.get_collections()
-    for engine in (over_rest, over_grpc):
-        with pytest.raises(
-            EngineUnavailable, match=f"no Qdrant answers at {server.url}"
-        ) as failure:
-            engine.get_collections()
-        one_line(failure)
-        engine.close()
+        engine = connect()
+        assert engine.get_collections().collections == []
+    with pytest.raises(EngineUnavailable, match=f"no Qdrant answers at {server.url}") as failure:
+        engine.get_collections()
+    one_line(failure)
+    engine.close()
 
 
 def test_a_folder_open_in_another_process(tmp_path: Path) -> None:

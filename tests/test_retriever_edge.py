@@ -61,7 +61,7 @@ def test_what_is_not_supported_is_named_never_ignored(
     ready: Engine, asked: qm.QueryRequest, named: str
 ) -> None:
     with pytest.raises(EngineError, match=f"does not support {named};"):
-        ready.query_batch_points("c", [asked])
+        ready.query_scores("c", [asked])
     nested = request(
         prefetch=[
             qm.Prefetch(
@@ -78,7 +78,7 @@ def test_what_is_not_supported_is_named_never_ignored(
     )
     if not named.startswith(("QueryRequest", "PayloadSelector")):
         with pytest.raises(EngineError, match=f"does not support {named};"):
-            ready.query_batch_points("c", [nested])
+            ready.query_scores("c", [nested])
 
 
 def test_unsupported_collections_and_writes(edge_engine: Engine) -> None:
@@ -146,6 +146,16 @@ def test_many_threads_share_an_engine(ready: Engine) -> None:
     for thread in threads:
         thread.join()
     assert found == [[8, 7, 6, 5, 4, 3, 2, 1]] * 80
+
+
+def test_broken_aliases_are_told_in_one_line(tmp_path: Path) -> None:
+    engine = connect(path=tmp_path)
+    (tmp_path / "aliases.json").write_text("{")
+    for call in (engine.get_aliases, lambda: engine.resolve("c"), lambda: engine.count("c")):
+        with pytest.raises(EngineError, match=str(tmp_path)) as failure:
+            call()
+        assert "\n" not in str(failure.value)
+    engine.close()
 
 
 def test_a_broken_shard_is_told_in_one_line(tmp_path: Path) -> None:

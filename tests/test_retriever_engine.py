@@ -1,6 +1,6 @@
 """One contract for every engine: collections, aliases and points.
 
-Embedded Edge, and a real server over REST and gRPC; `test_retriever_engine_search.py` searches.
+Embedded Edge, and a real server; `test_retriever_engine_search.py` searches.
 """
 
 from collections.abc import Callable
@@ -101,7 +101,7 @@ def test_an_alias_needs_a_collection_and_a_free_name(engine: Engine, name: str) 
         lambda engine, name: engine.scroll(name),
         lambda engine, name: engine.retrieve(name, [1]),
         lambda engine, name: engine.query_points(name, [1.0, 0, 0, 0], using="dense"),
-        lambda engine, name: engine.query_batch_points(name, [qm.QueryRequest(limit=1)]),
+        lambda engine, name: engine.query_scores(name, [qm.QueryRequest(limit=1)]),
         lambda engine, name: engine.upsert(name, [qm.PointStruct(id=1, vector={}, payload={})]),
         lambda engine, name: engine.delete(name, [1]),
         lambda engine, name: engine.update_collection(name, metadata={"a": 1}),

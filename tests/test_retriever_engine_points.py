@@ -6,14 +6,15 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from conftest import to_structs
 from qdrant_client import QdrantClient
 from qdrant_client import models as qm
 
 from two_tower.models.text.bm25 import Bm25Config
 from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
-from two_tower.retriever.engine.failures import engine_errors
 from two_tower.retriever.engine.protocol import Engine
-from two_tower.retriever.engine.wire import Point, to_json, to_structs, upsert_over_rest
+from two_tower.retriever.engine.server import ServerEngine
+from two_tower.retriever.engine.wire import Point, to_json
 from two_tower.retriever.errors import EngineError, EngineUnavailable
 
 # Subnormal, smallest and largest; what 1e9 neighbours is told by nine digits; random bits.
@@ -81,9 +82,10 @@ def test_the_body_is_what_the_client_would_send() -> None:
 def test_an_answer_that_is_not_qdrants_is_no_answer(body: str) -> None:
     transport = httpx.MockTransport(lambda _: httpx.Response(200, text=body))
     client = QdrantClient(url="http://other", check_compatibility=False, transport=transport)
-    with pytest.raises(EngineUnavailable, match="no Qdrant answers at"), engine_errors("other"):
-        upsert_over_rest(client, "c", points(), wait=True)
-    client.close()
+    engine = ServerEngine(client, "other")
+    with pytest.raises(EngineUnavailable, match="no Qdrant answers at other"):
+        engine.upsert("c", points())
+    engine.close()
 
 
 def test_what_is_not_plain_json_is_sent_none_the_less() -> None:

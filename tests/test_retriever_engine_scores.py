@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from qdrant_client import QdrantClient
 from qdrant_client import models as qm
+from qdrant_client.http.models import QueryResponse
 
-from two_tower.retriever.engine.failures import engine_errors
 from two_tower.retriever.engine.protocol import Engine
-from two_tower.retriever.engine.wire import rest_scores, scored
+from two_tower.retriever.engine.server import ServerEngine
+from two_tower.retriever.engine.wire import scored
 from two_tower.retriever.errors import CollectionNotFound, EngineError, EngineUnavailable
 
 RANDOM = np.random.default_rng(5)
@@ -40,6 +41,17 @@ def filled(engine: Engine, name: str) -> None:
     engine.upsert(name, points)
 
 
+def whole(engine: Engine, name: str, request: qm.QueryRequest) -> QueryResponse:
+    return engine.query_points(
+        name,
+        request.query,
+        using=request.using,
+        prefetch=request.prefetch,
+        query_filter=request.filter,
+        limit=request.limit or 10,
+    )
+
+
 def test_scores_are_those_of_the_full_answers(engine: Engine, name: str) -> None:
     filled(engine, name)
     leg = qm.Prefetch(query=TERMS, using="bm25", limit=9)
@@ -52,7 +64,7 @@ def test_scores_are_those_of_the_full_answers(engine: Engine, name: str) -> None
         qm.QueryRequest(query=qm.SparseVector(indices=[99], values=[1.0]), using="bm25"),
     ]
     found = engine.query_scores(name, requests)
-    assert found == [scored(answer) for answer in engine.query_batch_points(name, requests)]
+    assert found == [scored(whole(engine, name, request)) for request in requests]
     assert [len(one.ids) for one in found] == [25, 5, 9, 20, 0]
     assert {len(point_id) for point_id in found[0].ids} > {36}  # UUIDs, and numbers as text
     assert found[0].scores == sorted(found[0].scores, reverse=True)
@@ -86,6 +98,7 @@ def test_what_an_engine_refuses_is_told_in_one_line(engine: Engine, name: str) -
 def test_an_answer_that_is_not_qdrants_is_no_answer(body: str) -> None:
     transport = httpx.MockTransport(lambda _: httpx.Response(200, text=body))
     client = QdrantClient(url="http://other", check_compatibility=False, transport=transport)
-    with pytest.raises(EngineUnavailable, match="no Qdrant answers at"), engine_errors("other"):
-        rest_scores(client, "c", [qm.QueryRequest(limit=1)])
-    client.close()
+    engine = ServerEngine(client, "other")
+    with pytest.raises(EngineUnavailable, match="no Qdrant answers at other"):
+        engine.query_scores("c", [qm.QueryRequest(limit=1)])
+    engine.close()

@@ -35,7 +35,7 @@ class Loaded(NamedTuple):
     collection: str
 
 
-@pytest.fixture(scope="module", params=["edge", "rest", "grpc"])
+@pytest.fixture(scope="module", params=["edge", "rest"])
 def loaded(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Loaded]:
@@ -48,7 +48,7 @@ def loaded(
         engine.close()
     else:
         server = request.getfixturevalue("server")
-        with server_engine(server, name, prefer_grpc=request.param == "grpc") as engine:
+        with server_engine(server, name) as engine:
             yield load(engine, data, name)
 
 
@@ -283,24 +283,32 @@ def test_a_batch_answers_each_query_in_order(loaded: Loaded) -> None:
             qm.QueryRequest(
                 query=ENCODER.encode_queries([query])[0].tolist(), using="dense", limit=5
             ),
-            qm.QueryRequest(
-                query=BM25.encode_query(query), using="bm25", limit=3, with_payload=["passage_id"]
-            ),
+            qm.QueryRequest(query=BM25.encode_query(query), using="bm25", limit=3),
         )
     ]
-    answers = engine.query_batch_points(collection, requests)
+    answers = engine.query_scores(collection, requests)
     assert len(answers) == len(requests)
     for request, answer in zip(requests, answers, strict=True):
         alone = engine.query_points(
             collection, request.query, using=request.using, limit=request.limit or 0
         ).points
-        assert [h.id for h in answer.points] == [h.id for h in alone]
-        np.testing.assert_allclose(
-            [h.score for h in answer.points], [h.score for h in alone], atol=1e-6
-        )
-    assert not answers[0].points[0].payload
-    assert list(answers[1].points[0].payload or {}) == ["passage_id"]
-    assert engine.query_batch_points(collection, []) == []
+        assert answer.ids == [h.id for h in alone]
+        np.testing.assert_allclose(answer.scores, [h.score for h in alone], atol=1e-6)
+    assert engine.query_scores(collection, []) == []
+
+
+def test_hits_bring_what_was_asked_for(loaded: Loaded) -> None:
+    engine, collection = loaded
+    leg: dict[str, Any] = {"query": BM25.encode_query("river boat"), "using": "bm25", "limit": 1}
+    (bare,) = engine.query_points(collection, **leg, with_payload=False).points
+    assert not bare.payload
+    assert bare.vector is None
+    (hit,) = engine.query_points(
+        collection, **leg, with_payload=["passage_id"], with_vectors=["pca_8"]
+    ).points
+    assert list(hit.payload or {}) == ["passage_id"]
+    assert isinstance(hit.vector, dict)
+    assert list(hit.vector) == ["pca_8"]
 
 
 def test_a_query_without_terms_finds_nothing(loaded: Loaded) -> None:

@@ -1,3 +1,5 @@
+import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -9,6 +11,7 @@ from two_tower.models.errors import ConfigError
 from two_tower.retriever.collection.options import (
     CollectionOptions,
     DiskOptions,
+    HnswOptions,
     QuantizationOptions,
 )
 from two_tower.retriever.search.settings import (
@@ -81,15 +84,15 @@ def test_options_survive_the_metadata(tmp_path: Path) -> None:
         ("collection: {hnsw: {ef_constuct: 1}}", "did you mean collection.hnsw.ef_construct?"),
         ("search: {ann: {nprobe: 1}}", "did you mean search.ann.n_probe?"),
         ("collection: {distance: euclid}", "expected cosine or dot .vectors have length 1"),
-        ("collection: {hnsw: {m: 1}}", "hnsw.m is 1; expected 2 to 256"),
-        ("collection: {hnsw: {ef_construct: 3}}", "hnsw.ef_construct is 3; expected 4 to 10,000"),
-        ("collection: {hnsw: {above_kb: 9}}", "hnsw.above_kb is 9; expected 10 to"),
+        ("collection: {hnsw: {m: 1}}", "collection.hnsw.m is 1, expected 2 to 256"),
+        ("collection: {hnsw: {ef_construct: 3}}", "hnsw.ef_construct is 3, expected 4 to 10000"),
+        ("collection: {hnsw: {above_kb: 9}}", "hnsw.above_kb is 9, expected 10 to"),
         ("collection: {quantization: {kind: int4}}", "'none' or 'scalar' or 'binary'"),
         ("collection: {quantization: {kind: binary, bits: 3}}", "expected 1, 1.5 or 2"),
         ("collection: {quantization: {kind: scalar, bits: 2}}", "it is for kind: binary"),
-        ("collection: {clusters: 1}", "clusters is 1; expected 2 to 1,024"),
-        ("collection: {clusters: 2000}", "clusters is 2,000; expected 2 to 1,024"),
-        ("collection: {shards: 0}", "shards is 0; expected 1 to 1,000"),
+        ("collection: {clusters: 1}", "clusters is 1, expected 0 or 2 to 1024"),
+        ("collection: {clusters: 2000}", "clusters is 2000, expected 0 or 2 to 1024"),
+        ("collection: {shards: 0}", "collection.shards is 0, expected 1 to 1000"),
         ("collection: {replicas: 2, write_consistency: 3}", "3 of 2 replicas; no write could"),
         ("collection: {indexes: {body: geo}}", "collection.indexes.body is 'geo', expected"),
         ("collection: {indexes: [body]}", "collection.indexes is .'body'., expected keys"),
@@ -106,6 +109,26 @@ def test_what_makes_no_sense_is_refused(tmp_path: Path, text: str, message: str)
     with pytest.raises(ConfigError, match=message) as caught:
         read_file(path)
     assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: HnswOptions(m=1), "collection.hnsw.m is 1, expected 2 to 256"),
+        (lambda: HnswOptions(m=8.5), "collection.hnsw.m is 8.5, expected int"),  # type: ignore[arg-type]
+        (
+            lambda: QuantizationOptions("binary", 3.0),
+            "quantization.bits is 3.0, expected 1",
+        ),
+        (lambda: DiskOptions(vectors=1), "on_disk.vectors is 1, expected bool"),  # type: ignore[arg-type]
+        (lambda: CollectionOptions(replicas=0), "collection.replicas is 0, expected 1 to 1000"),
+        (lambda: replace(CollectionOptions(), shards=2000), "shards is 2000, expected 1 to 1000"),
+    ],
+)
+def test_options_made_in_python_are_checked_alike(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
+        make()
     assert "\n" not in str(caught.value)
 
 

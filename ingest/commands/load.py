@@ -83,7 +83,7 @@ def load(
     What --options changes of a collection that is there changes in place, and is said, or refused.
     """
     from two_tower.ingest.loading.loader import LoadSettings
-    from two_tower.ingest.loading.selection import Selection, select
+    from two_tower.ingest.loading.selection import Selection, cache, select
     from two_tower.models.bundle.bundle import ModelBundle
     from two_tower.models.data import Dataset
     from two_tower.retriever.search.settings import read_file
@@ -93,7 +93,7 @@ def load(
         selection.require_no_prune()
     settings = LoadSettings(prune, rate_limit, retry_for, take_over)
     stored_as = read_file(options).collection if options else None
-    job = _Job(select(Dataset.open(data), selection), ModelBundle.load(bundle), collection)
+    job = _Job(select(cache(Dataset.open(data)), selection), ModelBundle.load(bundle), collection)
     if dry_run:
         with _as_it_is(url, path) as engine:
             _plan(engine, job, stored_as, prune=prune)
@@ -115,7 +115,6 @@ def _plan(engine: "Engine", job: _Job, options: "CollectionOptions | None", *, p
     from two_tower.ingest.loading import loader
     from two_tower.ingest.loading.estimate import estimate
     from two_tower.ingest.loading.setup import option_changes, stored_options
-    from two_tower.retriever.engine.protocol import is_embedded
 
     report = loader.plan(engine, job.dataset, job.encoder, name=job.name, prune=prune)
     found = stored_options(engine, report.collection)
@@ -131,7 +130,7 @@ def _plan(engine: "Engine", job: _Job, options: "CollectionOptions | None", *, p
             job.encoder,
             options=options or found,
             points=report.points,
-            embedded=is_embedded(engine),
+            embedded=engine.is_embedded,
         )
     )
 
@@ -147,17 +146,16 @@ def _load(
     """Load, verify and give the name to what has been loaded."""
     from two_tower.ingest.loading import loader
     from two_tower.ingest.loading import verify as verifier
-    from two_tower.ingest.loading.retry import patient
     from two_tower.ingest.versions import versions as collections
 
     report = loader.load(
         engine, job.dataset, job.encoder, name=job.name, options=options, settings=settings
     )
     typer.echo(report)
-    lasting = patient(engine, retry_for_s=settings.retry_for_s)
-    typer.echo(verifier.verify(lasting, report.collection, job.dataset, job.encoder))
+    patient = engine.with_retry(settings.retry_for_s)
+    typer.echo(verifier.verify(patient, report.collection, job.dataset, job.encoder))
     if promote:
-        collections.promote(lasting, job.name, report.collection)
+        collections.promote(patient, job.name, report.collection)
         typer.echo(f"{job.name} -> {report.collection}")
 
 

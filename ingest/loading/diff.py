@@ -1,6 +1,6 @@
 """What has to be written so that a collection holds what DATA says."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 from uuid import UUID
 
@@ -16,9 +16,7 @@ from two_tower.retriever.collection.schema import (
     point_id,
     to_payload,
 )
-from two_tower.retriever.engine.protocol import Engine, agreement
-
-SCROLL_SIZE = 4096
+from two_tower.retriever.engine.protocol import HASHES_PER_PAGE, Engine, agreement, scroll_all
 
 
 class StoredHashes:
@@ -40,13 +38,13 @@ class StoredHashes:
 
     def get(self, point_id: str) -> str | None:
         """Return the content hash of a point, None where there is no such point."""
-        found = self._hashes.get(_pack(point_id))
-        return None if found is None else found.hex()
+        stored = self._hashes.get(_pack(point_id))
+        return None if stored is None else stored.hex()
 
     def pop(self, point_id: str) -> str | None:
         """As `get`, and forget the point."""
-        found = self._hashes.pop(_pack(point_id), None)
-        return None if found is None else found.hex()
+        stored = self._hashes.pop(_pack(point_id), None)
+        return None if stored is None else stored.hex()
 
     def __len__(self) -> int:
         return len(self._hashes)
@@ -66,31 +64,23 @@ def _unpack(key: bytes) -> int | str:
 
 
 def stored_hashes(
-    engine: Engine, collection: str, *, consistency: qm.ReadConsistencyType | None = None
+    engine: Engine, collection: str, *, patient: Engine | None = None
 ) -> StoredHashes:
     """Return the content hash of every point in the collection.
 
-    Args:
-        engine: where.
-        collection: versioned name.
-        consistency: by default what the replicas that are up agree on; a point that they differ
-            in counts as missing.
+    A point that the replicas which are up differ in counts as missing. `engine` says which are up;
+    the points are read from `patient` where that is given.
     """
-    consistency = consistency or agreement(engine, collection)
     hashes = StoredHashes()
-    offset: int | str | None = None
-    while True:
-        records, offset = engine.scroll(
-            collection,
-            limit=SCROLL_SIZE,
-            offset=offset,
-            with_payload=[CONTENT_HASH],
-            consistency=consistency,
-        )
-        for record in records:
-            hashes.add(record)
-        if offset is None:
-            return hashes
+    for record in scroll_all(
+        patient or engine,
+        collection,
+        page=HASHES_PER_PAGE,
+        with_payload=[CONTENT_HASH],
+        consistency=agreement(engine, collection),
+    ):
+        hashes.add(record)
+    return hashes
 
 
 class Changes(NamedTuple):
@@ -112,56 +102,36 @@ def find_changes(
 ) -> Iterator[Changes]:
     """Yield the changes in DATA's order.
 
-    Args:
-        engine: asked for title and text of points whose content hash is another.
-        collection: versioned name.
-        passages: all that it should hold.
-        stored: what it holds; what is left in there after the last change, DATA does not have.
+    `stored` loses every point that DATA has; those left after the last change DATA does not have.
     """
-    for chunk in chunks(_differing(passages, stored)):
-        added = [item.passage for item in chunk if item.is_new]
-        known = [item.passage for item in chunk if not item.is_new]
-        yield _sort(added, known, _payloads(engine, collection, known))
+    for chunk in chunks(_not_as_stored(passages, stored)):
+        changes = Changes([passage for passage, is_new in chunk if is_new], [], [])
+        known = {point_id(passage.passage_id): passage for passage, is_new in chunk if not is_new}
+        records = engine.retrieve(collection, [*known], with_payload=True) if known else []
+        payloads = {str(record.id): record.payload or {} for record in records}
+        for point, passage in known.items():
+            old = payloads.get(point, {})
+            if _has_content(old, passage):
+                # What a passage's vectors decide stays with them.
+                new = {name: old[name] for name in RESERVED if name in old} | to_payload(passage)
+                change = qm.SetPayload(payload=new, points=[point])
+                changes.payloads.append(qm.OverwritePayloadOperation(overwrite_payload=change))
+            else:
+                changes.replaced.append(passage)
+        yield changes
 
 
-class _Differing(NamedTuple):
-    passage: Passage
-    is_new: bool
-
-
-def _differing(passages: Iterable[Passage], stored: StoredHashes) -> Iterator[_Differing]:
+def _not_as_stored(
+    passages: Iterable[Passage], stored: StoredHashes
+) -> Iterator[tuple[Passage, bool]]:
+    """Yield passages that are not stored as they are, and whether they are new."""
     for passage in passages:
-        found = stored.pop(point_id(passage.passage_id)) if stored else None
-        if found is None or found != content_hash(passage):
-            yield _Differing(passage, found is None)
+        old = stored.pop(point_id(passage.passage_id)) if stored else None
+        if old is None or old != content_hash(passage):
+            yield passage, old is None
 
 
-def _payloads(
-    engine: Engine, collection: str, passages: Sequence[Passage]
-) -> dict[str, qm.Payload]:
-    ids = [point_id(passage.passage_id) for passage in passages]
-    records = engine.retrieve(collection, ids, with_payload=True) if ids else []
-    return {str(record.id): record.payload or {} for record in records}
-
-
-def _sort(
-    added: list[Passage], known: Sequence[Passage], payloads: dict[str, qm.Payload]
-) -> Changes:
-    changes = Changes(added, [], [])
-    for passage in known:
-        point = point_id(passage.passage_id)
-        old = payloads.get(point)
-        if old and _same_content(old, passage):
-            # What a passage's vectors decide stays with them.
-            new = {name: old[name] for name in RESERVED if name in old} | to_payload(passage)
-            change = qm.SetPayload(payload=new, points=[point])
-            changes.payloads.append(qm.OverwritePayloadOperation(overwrite_payload=change))
-        else:
-            changes.replaced.append(passage)
-    return changes
-
-
-def _same_content(payload: qm.Payload, passage: Passage) -> bool:
+def _has_content(payload: qm.Payload, passage: Passage) -> bool:
     try:
         return from_payload(payload).content == passage.content
     except KeyError:

@@ -17,46 +17,33 @@ So a small collection takes more after a restart than after its load.
 
 import json
 import math
-from collections.abc import Sequence
 from itertools import islice
+from statistics import fmean
 from typing import NamedTuple
 
 from two_tower.ingest.loading.points import PassageEncoder
-from two_tower.models.data import Dataset, Passage
+from two_tower.models.data import Dataset
 from two_tower.models.text.bm25 import Bm25Config
 from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
 from two_tower.retriever.collection.options import CollectionOptions, indexable_fields
 from two_tower.retriever.collection.schema import to_payload
+from two_tower.retriever.engine.protocol import OPTIMIZE_ABOVE
 
-SAMPLE = 1000
+MEASURED = 1000  # passages
 
 FLOAT_BYTES = 4
-
 LINK_BYTES = 3  # of a graph, per point, vector and m
-
 STORED_TERM_BYTES = 11.3  # of bm25, as it came
-
 POSTING_BYTES = 7.4  # of bm25 in an index that is complete, in a segment with graphs
-
 GROWING_POSTING_BYTES = 16  # of the same in an index that still grows, and is in memory alone
-
 HEAP_BYTES = 260  # of a point in memory beside these
-
 GROWING_HEAP_BYTES = 600
-
 ID_BYTES = 30
-
 INDEX_BYTES = 45  # of a payload index, per point
-
 LOG_BYTES = 60e6  # of the log that a crash is recovered from; fewer where less was written
-
 SLACK = 0.75  # of the log's bytes: what a load leaves with the allocator
-
 CHUNK_BYTES = 2**25  # a file of vectors
-
 FLAGS_BYTES = 2**20  # a file of flags
-
-BITS = {"none": 0.0, "scalar": 8.0}
 
 
 class Process(NamedTuple):
@@ -74,10 +61,7 @@ class Process(NamedTuple):
 
 
 SERVER = Process(53e6, segments=2, index_bytes=0.0)
-
 EDGE = Process(20e6, segments=1, index_bytes=13e6)
-
-EDGE_BUILDS_ABOVE = 100_000  # points; below that a load leaves it at scanning
 
 
 class PointSize(NamedTuple):
@@ -94,16 +78,6 @@ class PointSize(NamedTuple):
     terms: float
     payload: float
     indexes: int
-
-    @property
-    def vectors(self) -> float:
-        """Bytes of its dense vectors."""
-        return FLOAT_BYTES * sum(self.widths)
-
-    @property
-    def logged(self) -> float:
-        """Bytes that it takes in the log."""
-        return 1.25 * self.vectors + 10 * self.terms + self.payload
 
 
 class Estimate(NamedTuple):
@@ -147,23 +121,15 @@ def estimate(
     points: int,
     embedded: bool = False,
 ) -> Estimate:
-    """Return how large the collection of `points` passages like those of DATA will be.
-
-    Args:
-        dataset: `SAMPLE` of its passages are measured.
-        encoder: its widths decide most.
-        options: how the collection is stored.
-        points: how many it will hold.
-        embedded: whether it will be in the embedded engine.
-    """
-    step = max(1, dataset.passage_count // SAMPLE)
+    """Return how large the collection of `points` passages like a sample of DATA's will be."""
+    step = max(1, dataset.passage_count // MEASURED)
     sample = list(islice(dataset.passages(), 0, None, step))
-    fields = indexable_fields(dataset.manifest.get("fields", {}), options.indexes)
+    terms = Bm25Encoder(Bm25Config(avg_len=1.0)).weigh_passages([p.content for p in sample])
     point = PointSize(
         widths=(encoder.dim, *encoder.pca_dims),
-        terms=_terms(sample),
-        payload=_payload_bytes(sample),
-        indexes=2 + len(fields),
+        terms=fmean(len(vector.indices) for vector in terms),
+        payload=fmean(len(json.dumps(to_payload(p)).encode()) for p in sample),
+        indexes=2 + len(indexable_fields(dataset.manifest.get("fields", {}), options.indexes)),
     )
     return estimate_points(point, points, options=options, embedded=embedded)
 
@@ -177,121 +143,60 @@ def estimate_points(
 ) -> Estimate:
     """Return how large a collection of `points` such points will be."""
     shards, replicas = options.shards or 1, options.replicas or 1
-    shard = _Shard(point, points / shards, options, embedded)
-    process = shard.process.bytes
-    restarted = replicas * (process + shards * shard.reopened)
+    process = EDGE if embedded else SERVER
+    size = _shard_size(point, points / shards, options, process)
+    disk, loaded, restarted = (shards * each for each in size)
+    opened = replicas * (process.bytes + restarted)
     return Estimate(
         points,
-        disk=replicas * shards * shard.disk,
-        memory=restarted if embedded else replicas * (process + shards * shard.loaded),
-        restarted=restarted,
+        disk=replicas * disk,
+        memory=opened if embedded else replicas * (process.bytes + loaded),
+        restarted=opened,
         embedded=embedded,
     )
 
 
-class _Shard(NamedTuple):
-    """One copy of one shard."""
+def _shard_size(
+    point: PointSize, points: float, options: CollectionOptions, process: Process
+) -> tuple[float, float, float]:
+    """Return bytes of one copy of one shard: on disk, in memory after a load, after a restart."""
+    is_edge, widths = process is EDGE, point.widths
+    vectors = FLOAT_BYTES * points * sum(widths)
+    widest = FLOAT_BYTES * points * max(widths)
 
-    point: PointSize
-    points: float
-    options: CollectionOptions
-    embedded: bool
+    # Graphs and quantized copies are built in segments above a size alone; small ones are merged.
+    is_left = is_edge and points <= OPTIMIZE_ABOVE and not options.wants_index
+    built = not is_left and widest / process.segments > 1024 * options.hnsw.above_kb
+    segments = 1 if built and widest < CHUNK_BYTES else process.segments
+    copies = options.quantization
+    bits = {"none": 0.0, "scalar": 8.0, "binary": copies.bits}[copies.kind]
+    links = LINK_BYTES * options.hnsw.m * len(widths)
+    graphs = points * (links + bits / 8 * sum(widths)) if built else 0.0
 
-    @property
-    def process(self) -> Process:
-        return EDGE if self.embedded else SERVER
+    logged = 1.25 * FLOAT_BYTES * sum(widths) + 10 * point.terms + point.payload
+    log = min(LOG_BYTES, points * logged)
+    lexical = point.terms * (STORED_TERM_BYTES + POSTING_BYTES * built)
+    stored = lexical + point.payload + INDEX_BYTES * point.indexes + ID_BYTES
+    disk = vectors + points * stored + graphs + log
 
-    @property
-    def built(self) -> bool:
-        """Whether there are graphs and quantized copies: in segments above a size alone."""
-        if self.embedded and self.points <= EDGE_BUILDS_ABOVE and not self.options.wants_index:
-            return False
-        widest = FLOAT_BYTES * max(self.point.widths) * self.points / self.process.segments
-        return widest > 1024 * self.options.hnsw.above_kb
+    # What is in memory whatever happened before; segments with graphs take no more points.
+    flags = FLAGS_BYTES * (segments + built) * (len(widths) + 2 * point.indexes)
+    growing = GROWING_HEAP_BYTES + (GROWING_POSTING_BYTES + STORED_TERM_BYTES) * point.terms
+    complete = HEAP_BYTES + POSTING_BYTES * point.terms
+    each = (complete if built else growing) + INDEX_BYTES * point.indexes
+    each += 0 if options.on_disk.payload else point.payload
+    held = flags + log + process.index_bytes * point.indexes + graphs + points * each
 
-    @property
-    def segments(self) -> int:
-        """Segments that hold points at rest; small ones with graphs have been merged into one."""
-        small = FLOAT_BYTES * max(self.point.widths) * self.points < CHUNK_BYTES
-        return 1 if self.built and small else self.process.segments
-
-    @property
-    def graphs(self) -> float:
-        """Bytes of graphs and quantized copies."""
-        if not self.built:
-            return 0.0
-        links = LINK_BYTES * self.options.hnsw.m * len(self.point.widths)
-        return self.points * (links + _bits(self.options) / 8 * sum(self.point.widths))
-
-    @property
-    def log(self) -> float:
-        return min(LOG_BYTES, self.points * self.point.logged)
-
-    @property
-    def disk(self) -> float:
-        point = self.point
-        lexical = point.terms * (STORED_TERM_BYTES + POSTING_BYTES * self.built)
-        each = point.vectors + lexical + point.payload + INDEX_BYTES * point.indexes + ID_BYTES
-        return self.points * each + self.graphs + self.log
-
-    @property
-    def held(self) -> float:
-        """Bytes in memory, vectors aside, whatever happened before."""
-        point, process = self.point, self.process
-        segments = self.segments + self.built  # those with graphs take no more points
-        flags = FLAGS_BYTES * segments * (len(point.widths) + 2 * point.indexes)
-        growing = GROWING_HEAP_BYTES + (GROWING_POSTING_BYTES + STORED_TERM_BYTES) * point.terms
-        complete = HEAP_BYTES + POSTING_BYTES * point.terms
-        each = (complete if self.built else growing) + INDEX_BYTES * point.indexes
-        each += 0 if self.options.on_disk.payload else point.payload
-        fixed = flags + self.log + process.index_bytes * point.indexes
-        return fixed + self.graphs + self.points * each
-
-    @property
-    def loaded(self) -> float:
-        """Bytes after a load; it has touched what it has filled of the files of vectors."""
-        filled = self.points * self.point.vectors + self.scanned
-        vectors = self.files if self.built else filled
-        return self.held + SLACK * self.log + (0.0 if self.options.on_disk.vectors else vectors)
-
-    @property
-    def reopened(self) -> float:
-        """Bytes after a restart and some searches."""
-        whole = self.files + self.scanned
-        return self.held + (0.0 if self.options.on_disk.vectors else whole)
-
-    @property
-    def files(self) -> float:
-        """Bytes of the files that hold vectors, to the end of each."""
-        if self.built and self.embedded:  # Edge makes these as long as they must be
-            return self.points * self.point.vectors
-        share = FLOAT_BYTES * self.points / self.segments / CHUNK_BYTES
-        return (
-            CHUNK_BYTES
-            * self.segments
-            * sum(math.ceil(share * width) for width in self.point.widths)
-        )
-
-    @property
-    def scanned(self) -> float:
-        """Bytes of what is mapped a second time: full vectors that are scanned."""
-        return 0.0 if self.built else self.points * FLOAT_BYTES * self.point.widths[0]
-
-
-def _bits(options: CollectionOptions) -> float:
-    """Bits per dimension of the quantized copies."""
-    kind = options.quantization.kind
-    return options.quantization.bits if kind == "binary" else BITS[kind]
-
-
-def _payload_bytes(sample: Sequence[Passage]) -> float:
-    return sum(len(json.dumps(to_payload(p)).encode()) for p in sample) / len(sample)
-
-
-def _terms(sample: Sequence[Passage]) -> float:
-    encoder = Bm25Encoder(Bm25Config(avg_len=1.0))
-    vectors = encoder.encode_passages([passage.content for passage in sample])
-    return sum(len(vector.indices) for vector in vectors) / len(sample)
+    # Full vectors that are scanned are mapped a second time. A load touches what it fills of the
+    # files of vectors; who opens them reads them to the end. Edge makes them as long as needed.
+    scanned = 0.0 if built else FLOAT_BYTES * points * widths[0]
+    share = FLOAT_BYTES * points / segments / CHUNK_BYTES
+    whole_files = CHUNK_BYTES * segments * sum(math.ceil(share * width) for width in widths)
+    files = vectors if built and is_edge else whole_files
+    touched = files if built else vectors + scanned
+    in_memory = not options.on_disk.vectors
+    loaded = held + SLACK * log + in_memory * touched
+    return disk, loaded, held + in_memory * (files + scanned)
 
 
 def _readable(size: float) -> str:

@@ -3,8 +3,8 @@
     lease   {"owner": …, "host": …, "pid": …, "until": <time in ISO 8601>}
 
 A server has no compare-and-set for metadata. So a loader writes its note, waits, and reads it
-again: of two that begin at once the one who wrote last goes on. It renews the note; should that
-find another's name there after all, it stops. An embedded folder has a lock and needs no note.
+again: of two that begin at once the one who wrote last goes on. It renews the note; where it
+finds another's name there after all, it stops. An embedded folder has a lock and needs no note.
 """
 
 import os
@@ -21,11 +21,8 @@ from two_tower.retriever.engine.protocol import Engine
 from two_tower.retriever.errors import EngineError, EngineLocked
 
 LEASE = "lease"
-
 LEASE_S = 30.0
-
 RENEW_EVERY_S = 8.0
-
 SETTLE_S = 0.2
 
 _owners_here: set[str] = set()
@@ -35,17 +32,11 @@ class Lease:
     """The right to load one collection, renewed in a thread; a context manager."""
 
     def __init__(self, engine: Engine, collection: str, *, take_over: bool = False) -> None:
-        """Ask for nothing yet.
-
-        Args:
-            engine: where.
-            collection: versioned name.
-            take_over: take it from another loader, which will stop.
-        """
+        """Ask for nothing yet; `take_over` takes it from another loader, which will stop."""
         self._engine = engine
         self._collection = collection
         self._take_over = take_over
-        self._needed = not engine.info().title.startswith("qdrant-edge")
+        self._is_needed = not engine.is_embedded
         self._owner = uuid.uuid4().hex
         self._lost_to: dict[str, Any] | None = None
         self._ended = threading.Event()
@@ -57,9 +48,9 @@ class Lease:
         Raises:
             EngineLocked: another loader has it.
         """
-        if self._needed:
+        if self._is_needed:
             holder = self._read()
-            if not self._take_over and _is_alive(holder):
+            if not self._take_over and _is_in_force(holder):
                 raise EngineLocked(self._who_loads(holder))
             _owners_here.add(self._owner)
             self._write()
@@ -69,10 +60,7 @@ class Lease:
         return self
 
     def check(self, holder: dict[str, Any] | None = None) -> None:
-        """Make sure that this is still the one loader.
-
-        Args:
-            holder: what the metadata says; by default what the last renewal found.
+        """Make sure that this is still the one loader, by `holder` or what the last renewal read.
 
         Raises:
             EngineLocked: another one took it.
@@ -86,7 +74,7 @@ class Lease:
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
         _owners_here.discard(self._owner)
-        if not self._needed:
+        if not self._is_needed:
             return
         self._ended.set()
         self._thread.join()
@@ -125,8 +113,8 @@ class Lease:
         )
 
 
-def _is_alive(holder: dict[str, Any]) -> bool:
-    """Say whether a note is in force: not run out, and not of a process of this host that ended."""
+def _is_in_force(holder: dict[str, Any]) -> bool:
+    """Say whether a note has not run out, and is of no process of this host that has ended."""
     if not holder or datetime.fromisoformat(holder["until"]) < datetime.now(UTC):
         return False
     if holder["host"] != platform.node():

@@ -6,35 +6,37 @@ There is no checkpoint file. A load asks the engine which points it has, by the 
 their payload, and sends the others; being stopped at any instant and run again ends in the same
 collection. A point depends on its passage, the bundle and what the collection's metadata says,
 never on the order or the number of attempts.
+
+The first load of a collection goes through DATA twice, for every BM25 weight depends on the mean
+length of all passages; a third time where it has clusters, whose centres must be known too. Later
+loads go through it once, and so does `verify`. DATA that `selection.cache` keeps in memory is read
+from disk once for all of that.
 """
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
-from qdrant_client import models as qm
+from pydantic import Field
 
 from two_tower.ingest.loading.diff import Changes, StoredHashes, find_changes, stored_hashes
 from two_tower.ingest.loading.lease import Lease
-from two_tower.ingest.loading.points import (
-    BATCH_POINTS,
-    PassageEncoder,
-    PointMaker,
-    SizedPoint,
-    chunks,
-    pack,
-)
-from two_tower.ingest.loading.retry import RETRY_FOR_S, patient
+from two_tower.ingest.loading.points import PassageEncoder, PointMaker, chunks
+from two_tower.ingest.loading.selection import cache
 from two_tower.ingest.loading.sending import Sender, one_blas_thread
 from two_tower.ingest.loading.setup import describe, open_collection
+from two_tower.models.config import configuration
 from two_tower.models.console import progress
 from two_tower.models.data import Dataset
-from two_tower.models.errors import ConfigError, DataError
+from two_tower.models.errors import DataError
 from two_tower.retriever.collection.options import CollectionOptions
 from two_tower.retriever.collection.schema import collection_name, read_metadata
-from two_tower.retriever.engine.protocol import Engine, agreement
+from two_tower.retriever.engine.protocol import OPTIMIZE_ABOVE, RETRY_FOR_S, Engine
+from two_tower.retriever.engine.wire import BATCH_POINTS, batches
+
+DELETED_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,23 @@ class LoadReport:
         """Passages that were encoded and sent."""
         return self.added + self.replaced
 
+    @property
+    def points(self) -> int:
+        """How many the collection holds in the end."""
+        return self.sent + self.payload_only + self.unchanged + self.kept
+
+    @property
+    def outcomes(self) -> str:
+        """The counts in words."""
+        return (
+            f"{self.added:,} added, {self.replaced:,} replaced, {self.payload_only:,} payload "
+            f"only, {self.unchanged:,} unchanged, {self.pruned:,} pruned, {self.kept:,} kept"
+        )
+
+    def __str__(self) -> str:
+        rate = (self.sent + self.payload_only) / self.seconds if self.seconds else 0.0
+        return f"{self.collection}: {self.outcomes}; {self.seconds:.1f} s, {rate:,.0f} passages/s"
+
     def plus(self, changes: Changes) -> "LoadReport":
         """Return the report with some more changes in it."""
         return replace(
@@ -84,30 +103,8 @@ class LoadReport:
             kept=0 if prune else beside,
         )
 
-    @property
-    def points(self) -> int:
-        """How many the collection holds in the end."""
-        return self.sent + self.payload_only + self.unchanged + self.kept
 
-    @property
-    def outcomes(self) -> str:
-        """The counts in words."""
-        return (
-            f"{self.added:,} added, {self.replaced:,} replaced, {self.payload_only:,} payload "
-            f"only, {self.unchanged:,} unchanged, {self.pruned:,} pruned, {self.kept:,} kept"
-        )
-
-    def __str__(self) -> str:
-        rate = (self.sent + self.payload_only) / self.seconds if self.seconds else 0.0
-        return f"{self.collection}: {self.outcomes}; {self.seconds:.1f} s, {rate:,.0f} passages/s"
-
-
-DELETED_AT_ONCE = 1024
-
-OPTIMIZE_ABOVE = 100_000
-
-
-@dataclass(frozen=True)
+@configuration()
 class LoadSettings:
     """How to load.
 
@@ -120,15 +117,9 @@ class LoadSettings:
     """
 
     prune: bool = False
-    rate_limit: float | None = None
-    retry_for_s: float = RETRY_FOR_S
+    rate_limit: float | None = Field(default=None, gt=0)
+    retry_for_s: float = Field(default=RETRY_FOR_S, ge=0)
     take_over: bool = False
-
-    def __post_init__(self) -> None:
-        if self.rate_limit is not None and not self.rate_limit > 0:
-            raise ConfigError(f"the rate limit is {self.rate_limit}, expected more than 0")
-        if not self.retry_for_s >= 0:
-            raise ConfigError(f"the time to retry is {self.retry_for_s} s, expected 0 or more")
 
     @property
     def batch_points(self) -> int:
@@ -136,9 +127,6 @@ class LoadSettings:
         if self.rate_limit is None:
             return BATCH_POINTS
         return min(BATCH_POINTS, math.ceil(self.rate_limit / 4))
-
-
-PLAINLY = LoadSettings()
 
 
 @one_blas_thread()
@@ -149,7 +137,7 @@ def load(
     *,
     name: str,
     options: CollectionOptions | None = None,
-    settings: LoadSettings = PLAINLY,
+    settings: LoadSettings | None = None,
 ) -> LoadReport:
     """Bring the collection that `name` has for this encoder to what DATA says.
 
@@ -159,10 +147,10 @@ def load(
         encoder: makes the vectors; another fingerprint means another collection.
         name: the alias that will stand for the collection; it is not touched here.
         options: how to store it; None for the default, or what the collection has already.
-        settings: how to load.
+        settings: how to load; None for the default.
 
     Raises:
-        DataError: there is no passage.
+        DataError: there is no passage, or one is too large for a request.
         CollectionMismatch: something else has a collection of that name.
         EngineLocked: another process loads it.
         EngineError: the engine fails; run the same command again to go on.
@@ -170,27 +158,32 @@ def load(
     start = time.perf_counter()
     if not dataset.passage_count:
         raise DataError(f"{dataset.path} has no passages; nothing to load")
-    lasting = patient(engine, retry_for_s=settings.retry_for_s)
-    metadata = open_collection(lasting, dataset, encoder, name=name, options=options)
+    settings, dataset = settings or LoadSettings(), cache(dataset)
+    patient = engine.with_retry(settings.retry_for_s)
+    metadata = open_collection(patient, dataset, encoder, name=name, options=options)
     collection = collection_name(name, encoder.fingerprint)
     with Lease(engine, collection, take_over=settings.take_over) as lease:
-        _describe(lasting, collection, dataset, kept=0)
-        stored = stored_hashes(lasting, collection, consistency=agreement(engine, collection))
+        patient.update_collection(collection, metadata={"data": describe(dataset, kept=0)})
+        stored = stored_hashes(engine, collection, patient=patient)
         report = LoadReport(collection)
         with Sender(rate_limit=settings.rate_limit) as sender:
-            outbox = _Outbox(lasting, collection, sender, settings.batch_points)
-            maker = PointMaker.of(encoder, metadata)
-            for changes in _changes(lasting, collection, dataset, stored):
+            maker = PointMaker.for_collection(encoder, metadata)
+            for changes in _changes(patient, collection, dataset, stored):
                 lease.check()
                 report = report.plus(changes)
-                outbox.write(maker.make([*changes.added, *changes.replaced]), changes.payloads)
+                points = maker.make([*changes.added, *changes.replaced])
+                for batch in batches(points, max_points=settings.batch_points):
+                    sender.put(partial(patient.upsert, collection, batch), len(batch))
+                for part in chunks(changes.payloads, settings.batch_points):
+                    sender.put(partial(patient.batch_update_points, collection, part), len(part))
             if settings.prune:
-                outbox.delete(stored)
+                for ids in chunks(stored, DELETED_AT_ONCE):
+                    sender.put(partial(patient.delete, collection, ids), len(ids))
         report = report.ended(dataset.passage_count, beside=len(stored), prune=settings.prune)
-        _describe(lasting, collection, dataset, kept=report.kept)
-        many = dataset.passage_count + report.kept > OPTIMIZE_ABOVE
-        if many or metadata.options.wants_index:
-            lasting.optimize(collection)
+        described = {"data": describe(dataset, kept=report.kept)}
+        patient.update_collection(collection, metadata=described)
+        if report.points > OPTIMIZE_ABOVE or metadata.options.wants_index:
+            patient.optimize(collection)
     return replace(report, seconds=time.perf_counter() - start)
 
 
@@ -213,40 +206,8 @@ def plan(
     return report.ended(dataset.passage_count, beside=len(stored), prune=prune)
 
 
-def _describe(engine: Engine, collection: str, dataset: Dataset, *, kept: int) -> None:
-    engine.update_collection(collection, metadata={"data": describe(dataset, kept=kept)})
-
-
 def _changes(
     engine: Engine, collection: str, dataset: Dataset, stored: StoredHashes
 ) -> Iterator[Changes]:
     passages = progress(dataset.passages(), label="Loading", total=dataset.passage_count)
     return find_changes(engine, collection, passages, stored)
-
-
-class _Outbox:
-    """Writes to one collection in requests that the engine takes."""
-
-    def __init__(self, engine: Engine, collection: str, sender: Sender, batch_points: int) -> None:
-        self._engine = engine
-        self._collection = collection
-        self._sender = sender
-        self._batch_points = batch_points
-
-    def write(
-        self, points: Iterable[SizedPoint], payloads: Iterable[qm.OverwritePayloadOperation]
-    ) -> None:
-        """Send points in batches of a bounded number and size; replace payloads."""
-        for batch in pack(points, max_points=self._batch_points):
-            self._put(partial(self._engine.upsert, points=batch), len(batch))
-        for changed in chunks(payloads, self._batch_points):
-            write = partial(self._engine.batch_update_points, update_operations=changed)
-            self._put(write, len(changed))
-
-    def delete(self, point_ids: Iterable[int | str]) -> None:
-        """Delete points."""
-        for batch in chunks(point_ids, DELETED_AT_ONCE):
-            self._put(partial(self._engine.delete, points_selector=batch), len(batch))
-
-    def _put(self, write: Callable[..., object], passages: int) -> None:
-        self._sender.put(partial(write, self._collection), passages)

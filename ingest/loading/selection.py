@@ -1,4 +1,4 @@
-"""A part of DATA: `--where` on the fields of a passage, and `--limit`.
+"""DATA as a load reads it: a part of it (`--where`, `--limit`), and from disk once if it is small.
 
 A selection is DATA with fewer passages: what reads DATA reads it the same way. Its form in the
 collection's metadata is enough to make it again.
@@ -7,25 +7,18 @@ collection's metadata is enough to make it again.
 import operator
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from qdrant_client import models as qm
+from pydantic import Field
 
+from two_tower.models.config import configuration
 from two_tower.models.data import Dataset, Passage
 from two_tower.models.errors import ConfigError, DataError
+from two_tower.retriever.collection.options import INDEX_TYPES
 from two_tower.retriever.search.filters import parse_filters
 
-OWN = ("passage_id", "title", "text", "url")
-
-TYPES = {
-    "keyword": qm.PayloadSchemaType.KEYWORD,
-    "integer": qm.PayloadSchemaType.INTEGER,
-    "float": qm.PayloadSchemaType.FLOAT,
-    "bool": qm.PayloadSchemaType.BOOL,
-}
-
+PASSAGE_FIELDS = ("passage_id", "title", "text", "url")
 BOUNDS: Mapping[str, Callable[[Any, Any], bool]] = {
     "gte": operator.ge,
     "gt": operator.gt,
@@ -33,8 +26,11 @@ BOUNDS: Mapping[str, Callable[[Any, Any], bool]] = {
     "lt": operator.lt,
 }
 
+MOST_CACHED_BYTES = 2**26
+PASSAGE_BYTES = 1000  # of a passage in memory, beside its text
 
-@dataclass(frozen=True)
+
+@configuration()
 class Selection:
     """Which passages.
 
@@ -45,11 +41,7 @@ class Selection:
     """
 
     where: tuple[str, ...] = ()
-    limit: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 1:
-            raise ConfigError(f"--limit is {self.limit}, expected 1 or more")
+    limit: int | None = Field(default=None, ge=1)
 
     def require_no_prune(self) -> None:
         """Refuse `--prune` with a selection: what was not selected is not gone from DATA.
@@ -79,11 +71,36 @@ class Selection:
         return cls(tuple(stored.get("where", ())), stored.get("limit"))
 
 
+class CachedData(Dataset):
+    """DATA whose passages stay in memory after the first reading, where they are few."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        super().__init__(dataset.path, dataset.manifest)
+        self._passages: list[Passage] | None = None
+
+    def passages(self, *, batch_size: int = 2048) -> Iterator[Passage]:
+        """Stream the passages in stored order."""
+        if self._passages is not None:
+            yield from self._passages
+            return
+        few: list[Passage] = []
+        size = 0
+        for passage in super().passages(batch_size=batch_size):
+            size += PASSAGE_BYTES + len(passage.content)
+            if size <= MOST_CACHED_BYTES:
+                few.append(passage)
+            else:
+                few.clear()
+            yield passage
+        if size <= MOST_CACHED_BYTES:
+            self._passages = few
+
+
 class SelectedData(Dataset):
     """DATA with the passages of a selection; queries and judgements are all of DATA's.
 
     Attributes:
-        whole: DATA itself.
+        all_data: DATA itself.
     """
 
     def __init__(self, dataset: Dataset, selection: Selection) -> None:
@@ -94,9 +111,9 @@ class SelectedData(Dataset):
             DataError: it names a field that DATA does not have, or selects nothing.
         """
         super().__init__(dataset.path, dict(dataset.manifest))
-        self.whole = dataset
-        self._selection = selection
-        self._wanted = _parse(dataset, selection.where)
+        self.all_data = cache(dataset)
+        self._limit = selection.limit
+        self._conditions = _parse_conditions(dataset, selection.where)
         count = sum(1 for _ in self.passages())
         if not count:
             raise DataError(f"{dataset.path} has no passage with {' '.join(selection.where)}")
@@ -105,12 +122,17 @@ class SelectedData(Dataset):
 
     def passages(self, *, batch_size: int = 2048) -> Iterator[Passage]:
         """Stream the selected passages in stored order."""
-        found = (
+        selected = (
             passage
-            for passage in self.whole.passages(batch_size=batch_size)
-            if all(_holds(passage, name, wanted) for name, wanted in self._wanted.items())
+            for passage in self.all_data.passages(batch_size=batch_size)
+            if all(_holds(passage, name, what) for name, what in self._conditions.items())
         )
-        return islice(found, self._selection.limit)
+        return islice(selected, self._limit)
+
+
+def cache(dataset: Dataset) -> Dataset:
+    """Return DATA that is read from disk once, where its passages take 64 MiB or less."""
+    return dataset if isinstance(dataset, CachedData | SelectedData) else CachedData(dataset)
 
 
 def select(dataset: Dataset, selection: Selection) -> Dataset:
@@ -123,33 +145,35 @@ def select(dataset: Dataset, selection: Selection) -> Dataset:
     return dataset if selection.is_everything else SelectedData(dataset, selection)
 
 
-def _parse(dataset: Dataset, where: Sequence[str]) -> dict[str, Any]:
+def _parse_conditions(dataset: Dataset, where: Sequence[str]) -> dict[str, Any]:
     census = dataset.manifest.get("fields", {})
-    types = {name: TYPES[field["type"]] for name, field in census.items() if field["type"] in TYPES}
-    wanted = parse_filters(where, types)
-    known = [*OWN, *census]
-    if unknown := [name for name in wanted if name not in known]:
+    types = {name: INDEX_TYPES.get(field["type"]) for name, field in census.items()}
+    conditions = parse_filters(where, {name: kind for name, kind in types.items() if kind})
+    known = [*PASSAGE_FIELDS, *census]
+    if unknown := [name for name in conditions if name not in known]:
         raise DataError(
             f"{dataset.path} has no field {unknown[0]!r} to select by; it has: {', '.join(known)}"
         )
-    return wanted
+    return conditions
 
 
-def _holds(passage: Passage, name: str, wanted: Any) -> bool:
-    value = getattr(passage, name) if name in OWN else passage.fields.get(name)
+def _holds(passage: Passage, name: str, condition: Any) -> bool:
+    """Say whether a field has one of the values, all of the words, or a value within bounds."""
+    value = getattr(passage, name) if name in PASSAGE_FIELDS else passage.fields.get(name)
     values = value if isinstance(value, list) else [value]
-    if isinstance(wanted, list):
-        return any(one in wanted for one in values)
-    if "text" in wanted:
-        return any(_words(wanted["text"]) <= _words(str(one)) for one in values if one is not None)
-    return any(_within(one, wanted) for one in values)
+    if isinstance(condition, list):
+        return any(one in condition for one in values)
+    if "text" in condition:
+        words = _words(condition["text"])
+        return any(words <= _words(str(one)) for one in values if one is not None)
+    return any(_is_within(one, condition) for one in values)
 
 
 def _words(text: str) -> set[str]:
     return set(re.findall(r"\w+", text.lower()))
 
 
-def _within(value: Any, bounds: Mapping[str, Any]) -> bool:
+def _is_within(value: Any, bounds: Mapping[str, Any]) -> bool:
     try:
         return all(BOUNDS[name](value, bound) for name, bound in bounds.items())
     except TypeError:  # another type, or no value at all

@@ -12,12 +12,18 @@ from typing import Protocol, Self
 
 from threadpoolctl import threadpool_limits
 
-from two_tower.ingest.loading.retry import AGAIN
 from two_tower.models.errors import TwoTowerError
+from two_tower.retriever.engine.failures import AGAIN
 
 # A request gives the GIL up some five times; to get it back takes up to this long each time, by
 # default 5 ms, in which the engine has nothing to do.
 SWITCH_S = 0.0005
+# Batches that wait: enough that neither side idles, few enough that memory stays bounded.
+QUEUED = 4
+# Every so many batches one is waited for, so that the engine's queue and the last wait stay short.
+WAIT_EVERY = 16
+# A full batch reaches every shard, the last one may be a single point.
+WAITED_AT_THE_END = 2
 
 _BLAS, _TURNS = threading.Lock(), threading.Lock()
 
@@ -28,8 +34,8 @@ def one_blas_thread() -> Iterator[None]:
 
     The engine can use that time. It also makes vectors that do not depend on the number of cores.
     """
-    with _first(_BLAS) as first:
-        if first:
+    with _outermost(_BLAS) as is_outermost:
+        if is_outermost:
             with threadpool_limits(1, user_api="blas"):
                 yield
         else:
@@ -39,34 +45,26 @@ def one_blas_thread() -> Iterator[None]:
 @contextmanager
 def frequent_turns() -> Iterator[None]:
     """Let threads take turns every half millisecond."""
-    with _first(_TURNS) as first:
+    with _outermost(_TURNS) as is_outermost:
         before = sys.getswitchinterval()
-        if first:
+        if is_outermost:
             sys.setswitchinterval(min(SWITCH_S, before))
         try:
             yield
         finally:
-            if first:
+            if is_outermost:
                 sys.setswitchinterval(before)
 
 
 @contextmanager
-def _first(lock: threading.Lock) -> Iterator[bool]:
-    """Say whether nobody else holds the lock, and hold it if so."""
-    first = lock.acquire(blocking=False)
+def _outermost(lock: threading.Lock) -> Iterator[bool]:
+    """Say whether this block is the outermost of its kind, which alone changes the setting."""
+    is_outermost = lock.acquire(blocking=False)
     try:
-        yield first
+        yield is_outermost
     finally:
-        if first:
+        if is_outermost:
             lock.release()
-
-
-# Batches that wait: enough that neither side idles, few enough that memory stays bounded.
-QUEUED = 4
-# Every so many batches one is waited for, so that the engine's queue and the last wait stay short.
-WAIT_EVERY = 16
-# A full batch reaches every shard, the last one may be a single point.
-WAITED_AT_THE_END = 2
 
 
 class Write(Protocol):
@@ -86,11 +84,7 @@ class Sender:
     """
 
     def __init__(self, *, rate_limit: float | None = None) -> None:
-        """Start nothing yet.
-
-        Args:
-            rate_limit: passages per second, at most.
-        """
+        """Start nothing yet; `rate_limit` is passages per second, at most."""
         self.sent = 0
         self._rate_limit = rate_limit
         self._queue: queue.Queue[tuple[Write, int] | None] = queue.Queue(QUEUED)
@@ -106,11 +100,7 @@ class Sender:
         return self
 
     def put(self, write: Write, passages: int) -> None:
-        """Have a write sent; returns when there is room for it in the queue.
-
-        Args:
-            write: the request.
-            passages: how many it is about.
+        """Have a write about so many passages sent; returns when the queue has room for it.
 
         Raises:
             TwoTowerError: an earlier write failed; what came after it was not sent.
@@ -133,10 +123,10 @@ class Sender:
 
     def _require_no_failure(self) -> None:
         if isinstance(self._failure, TwoTowerError):
-            told = str(self._failure)
-            again = "" if AGAIN in told else f": {AGAIN}"
+            reason = str(self._failure)
+            advice = "" if AGAIN in reason else f": {AGAIN}"
             raise type(self._failure)(
-                f"{told}; {self.sent:,} passages were written{again}"
+                f"{reason}; {self.sent:,} passages were written{advice}"
             ) from None
         if self._failure is not None:
             raise self._failure
@@ -149,23 +139,18 @@ class Sender:
             held.append(item)
             if len(held) > WAITED_AT_THE_END:
                 number += 1
-                self._send(held.popleft(), wait=number % WAIT_EVERY == 0)
+                self._send(*held.popleft(), wait=number % WAIT_EVERY == 0)
         for item in held:
-            self._send(item, wait=True)
+            self._send(*item, wait=True)
 
-    def _send(self, item: tuple[Write, int], *, wait: bool) -> None:
+    def _send(self, write: Write, passages: int, *, wait: bool) -> None:
         """Send unless something failed; the queue must run empty in any case."""
-        self._pace()
+        if self._rate_limit and self._failure is None:  # what is sent must be within the limit
+            self._stopped.wait(self._start + self.sent / self._rate_limit - time.monotonic())
         if self._failure is not None or self._stopped.is_set():
             return
-        write, passages = item
         try:
             write(wait=wait)
             self.sent += passages
         except BaseException as error:
             self._failure = error
-
-    def _pace(self) -> None:
-        """Wait until what is sent already is within the limit, before the next; the last too."""
-        if self._rate_limit and self._failure is None:
-            self._stopped.wait(self._start + self.sent / self._rate_limit - time.monotonic())

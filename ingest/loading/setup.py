@@ -1,16 +1,16 @@
 """The collection that a load goes into: made where it is missing, checked where it is there."""
 
-from collections.abc import Mapping
+import logging
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
 
 import numpy as np
-import typer
 
 from two_tower.ingest.loading.points import PassageEncoder, chunks
 from two_tower.ingest.loading.selection import SelectedData
+from two_tower.models.config import flatten
 from two_tower.models.console import progress
 from two_tower.models.data import Dataset
 from two_tower.models.errors import ConfigError
@@ -32,29 +32,7 @@ from two_tower.retriever.engine.protocol import Engine, PayloadIndex
 from two_tower.retriever.errors import CollectionMismatch, EngineError
 from two_tower.retriever.search.filters import field_types
 
-
-def fit_centroids(dataset: Dataset, encoder: PassageEncoder, *, clusters: int) -> str:
-    """Return the packed centroids of the passages' dense vectors; nothing for no clusters.
-
-    The sample are passages that lie evenly apart in DATA.
-
-    Raises:
-        ConfigError: DATA has fewer passages than there are to be clusters.
-    """
-    if not clusters:
-        return ""
-    if dataset.passage_count < clusters:
-        raise ConfigError(
-            f"clusters is {clusters:,}, but {dataset.path} has {dataset.passage_count:,} passages; "
-            f"expected at most as many, and better {PER_CLUSTER} passages per cluster"
-        )
-    step = max(1, dataset.passage_count // sample_size(clusters))
-    sample = islice(dataset.passages(), 0, None, step)
-    shown = progress(sample, label="Clustering", total=-(-dataset.passage_count // step))
-    vectors = np.concatenate(
-        [encoder.encode_passages([p.content for p in chunk]) for chunk in chunks(shown)]
-    )
-    return Centroids.fit(vectors, clusters).pack()
+log = logging.getLogger(__name__)
 
 
 def open_collection(
@@ -67,13 +45,6 @@ def open_collection(
 ) -> CollectionMetadata:
     """Make the collection, or check that the one that is there is right, indexes included.
 
-    Args:
-        engine: where.
-        dataset: what will be in it.
-        encoder: makes its vectors.
-        name: the alias that will stand for it.
-        options: how to store it; None for the default, or what the collection has already.
-
     Returns:
         Its metadata; the BM25 parameters and centroids in it are those of the first load.
 
@@ -84,7 +55,7 @@ def open_collection(
     """
     collection = collection_name(name, encoder.fingerprint)
     _fields(dataset, options or CollectionOptions())  # what is wrong with it must not come late
-    existing = {found.name for found in engine.get_collections().collections}
+    existing = {described.name for described in engine.get_collections().collections}
     if name in existing:
         raise CollectionMismatch(
             f"{name!r} is a collection itself and cannot be the alias of one; load into another "
@@ -92,7 +63,11 @@ def open_collection(
         )
     if collection not in existing:
         fresh = _new_metadata(dataset, encoder, options or CollectionOptions())
-        _create(engine, collection, fresh)
+        try:
+            engine.create_collection(collection, **fresh.schema.creation, metadata=fresh.to_dict())
+        except EngineError:
+            if not engine.collection_exists(collection):  # it may have been made by another load
+                raise
     metadata = read_metadata(engine, collection)
     if metadata.bundle_fingerprint != encoder.fingerprint:
         raise CollectionMismatch(
@@ -114,8 +89,8 @@ def _new_metadata(
 
     So BM25's mean length is that of all of DATA, also where a part is loaded first.
     """
-    whole = dataset.whole if isinstance(dataset, SelectedData) else dataset
-    passages = progress(whole.passages(), label="Measuring", total=whole.passage_count)
+    all_data = dataset.all_data if isinstance(dataset, SelectedData) else dataset
+    passages = progress(all_data.passages(), label="Measuring", total=all_data.passage_count)
     avg_len = average_length((passage.content for passage in passages), EngineAnalyzer())
     return CollectionMetadata(
         bundle_fingerprint=encoder.fingerprint,
@@ -129,6 +104,28 @@ def _new_metadata(
     )
 
 
+def fit_centroids(dataset: Dataset, encoder: PassageEncoder, *, clusters: int) -> str:
+    """Return the packed centroids of passages that lie evenly apart; nothing for no clusters.
+
+    Raises:
+        ConfigError: DATA has fewer passages than there are to be clusters.
+    """
+    if not clusters:
+        return ""
+    if dataset.passage_count < clusters:
+        raise ConfigError(
+            f"clusters is {clusters:,}, but {dataset.path} has {dataset.passage_count:,} passages; "
+            f"expected at most as many, and better {PER_CLUSTER} passages per cluster"
+        )
+    step = max(1, dataset.passage_count // sample_size(clusters))
+    sample = islice(dataset.passages(), 0, None, step)
+    shown = progress(sample, label="Clustering", total=-(-dataset.passage_count // step))
+    vectors = np.concatenate(
+        [encoder.encode_passages([p.content for p in chunk]) for chunk in chunks(shown)]
+    )
+    return Centroids.fit(vectors, clusters).pack()
+
+
 def _change(
     engine: Engine, collection: str, metadata: CollectionMetadata, options: CollectionOptions
 ) -> CollectionMetadata:
@@ -140,66 +137,51 @@ def _change(
         **options.changes(changed.schema.vectors_config),
         metadata={"options": options.to_dict()},
     )
-    typer.echo(f"{collection} now has {', '.join(changes)}", err=True)
+    log.info("%s now has %s", collection, ", ".join(changes))
     engine.optimize(collection)
     return changed
 
 
 def option_changes(
-    collection: str, found: CollectionOptions, wanted: CollectionOptions
+    collection: str, stored: CollectionOptions, options: CollectionOptions
 ) -> list[str]:
-    """Return what changes in place from `found` to `wanted`, as in "hnsw.m 32 (was 16)".
+    """Return what changes in place from `stored` to `options`, as in "hnsw.m 32 (was 16)".
 
     Raises:
         CollectionMismatch: some of it cannot.
     """
-    if fixed := fixed_differences(found, wanted):
+    if fixed := fixed_differences(stored, options):
         name, values = next(iter(fixed.items()))
         raise CollectionMismatch(
             f"collection {collection!r} has {name} {values}, which cannot change in place; load "
             f"into another name with --collection, or run ingest drop {collection} and load again"
         )
-    before, after = _flat(found.to_dict()), _flat(wanted.to_dict())
+    before, after = flatten(stored.to_dict()), flatten(options.to_dict())
     return [
-        f"{name} {after.get(name, 'unset')} (was {before.get(name, 'unset')})"
+        f"{name} {_as_yaml(after.get(name))} (was {_as_yaml(before.get(name))})"
         for name in dict.fromkeys((*before, *after))
         if before.get(name) != after.get(name)
     ]
 
 
-def _flat(options: Mapping[str, Any], *, within: str = "") -> dict[str, str]:
-    """Return the options that are set, as YAML has them, by their whole names, as in hnsw.m."""
-    flat: dict[str, str] = {}
-    for name, value in options.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, within=f"{within}{name}.")
-        elif value is not None:
-            flat[within + name] = str(value).lower() if isinstance(value, bool) else str(value)
-    return flat
+def _as_yaml(value: object) -> str:
+    if value is None:
+        return "unset"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _index(engine: Engine, collection: str, dataset: Dataset, metadata: CollectionMetadata) -> None:
     """Bring the payload indexes to what DATA and the options say; others are left alone."""
     declared = metadata.options.indexes
     schema = replace(metadata.schema, fields=_fields(dataset, metadata.options))
-    found = field_types(engine.get_collection(collection))
+    indexed = field_types(engine.get_collection(collection))
     for field, kind in declared.items():
-        if field in found and found[field].value != kind:  # "none" differs from any
+        if field in indexed and indexed[field].value != kind:  # "none" differs from any
             engine.delete_payload_index(collection, field)
-            del found[field]
+            del indexed[field]
     for field, index in schema.payload_indexes.items():
-        if field not in found:
+        if field not in indexed:
             engine.create_payload_index(collection, field, index)
-
-
-def _create(engine: Engine, collection: str, metadata: CollectionMetadata) -> None:
-    try:
-        engine.create_collection(
-            collection, **metadata.schema.creation, metadata=metadata.to_dict()
-        )
-    except EngineError:
-        if not engine.collection_exists(collection):  # it may have been made by another load
-            raise
 
 
 def _fields(dataset: Dataset, options: CollectionOptions) -> dict[str, PayloadIndex]:

@@ -7,16 +7,14 @@ and sends again what is missing, different, or not the same on every replica.
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from qdrant_client import models as qm
 
-from two_tower.ingest.loading.diff import StoredHashes, stored_hashes
-from two_tower.ingest.loading.points import PassageEncoder, PointMaker, SizedPoint, chunks, pack
-from two_tower.ingest.loading.retry import patient
+from two_tower.ingest.loading.diff import stored_hashes
+from two_tower.ingest.loading.points import PassageEncoder, PointMaker, chunks
 from two_tower.ingest.loading.selection import Selection, select
-from two_tower.ingest.loading.setup import describe
 from two_tower.models.console import progress
 from two_tower.models.data import Dataset, Passage
 from two_tower.retriever.collection.schema import (
@@ -25,85 +23,14 @@ from two_tower.retriever.collection.schema import (
     point_id,
     read_metadata,
 )
-from two_tower.retriever.engine.protocol import Engine, agreement
-from two_tower.retriever.engine.wire import SPARSE, AnyPoint
+from two_tower.retriever.engine.protocol import POINTS_PER_PAGE, Engine, agreement
+from two_tower.retriever.engine.wire import SPARSE, AnyPoint, Point, batches
 from two_tower.retriever.errors import CollectionMismatch, VerificationFailed
 
 # The engine normalises once more, and a batch of another size may round otherwise.
 TOLERANCE = 1e-4
-
-
-def difference(record: qm.Record | None, point: AnyPoint) -> str:
-    """Say in what a stored point differs from the right one; nothing where they are equal."""
-    if record is None:
-        return "it is missing, or replicas differ in it"
-    if not _same_json(record.payload, point.payload):
-        return "its payload is not what DATA says"
-    return _vector_difference(record, point)
-
-
-def _vector_difference(record: qm.Record, point: AnyPoint) -> str:
-    stored = record.vector if isinstance(record.vector, dict) else {}
-    expected = point.vector if isinstance(point.vector, dict) else {}
-    if stored.keys() != expected.keys():
-        return f"it has vectors {sorted(stored)}, expected {sorted(expected)}"
-    for name, vector in expected.items():
-        distance = _largest_difference(stored[name], vector)
-        if distance > TOLERANCE:
-            return (
-                f"vector {name!r} differs by {distance:.2g} from what this bundle gives, "
-                f"at most {TOLERANCE:g} is rounding"
-            )
-    return ""
-
-
-def _same_json(stored: Any, expected: Any) -> bool:
-    """Compare payloads; engines keep a float's text, which may cost its last bit."""
-    if isinstance(expected, Mapping):
-        return (
-            isinstance(stored, Mapping)
-            and stored.keys() == expected.keys()
-            and all(_same_json(stored[name], value) for name, value in expected.items())
-        )
-    if isinstance(expected, list):
-        return (
-            isinstance(stored, list)
-            and len(stored) == len(expected)
-            and all(map(_same_json, stored, expected))
-        )
-    if isinstance(expected, float) and isinstance(stored, int | float):
-        return math.isclose(stored, expected, rel_tol=1e-14)
-    return bool(stored == expected)
-
-
-def _largest_difference(stored: object, expected: object) -> float:
-    """Return the largest difference in any dimension; infinite for vectors of another shape."""
-    if isinstance(stored, SPARSE) and isinstance(expected, SPARSE):
-        left, right = (dict(zip(v.indices, v.values, strict=True)) for v in (stored, expected))
-        return max((abs(left.get(i, 0) - right.get(i, 0)) for i in left | right), default=0.0)
-    left_array, right_array = np.asarray(stored), np.asarray(expected)
-    if left_array.shape != right_array.shape:
-        return float("inf")
-    return float(np.abs(left_array - right_array).max())
-
-
-SAMPLE = 64
-
-AGAIN = "run ingest load again, or ingest verify with --repair"
-
-RETRIEVE_SIZE = 256
-
-
-class WrongPoint(NamedTuple):
-    """A point as it should be, and in what the stored one differs from it."""
-
-    point: SizedPoint
-    reason: str
-
-    @property
-    def passage_id(self) -> str:
-        """The passage that it stands for."""
-        return str((self.point.point.payload or {})["passage_id"])
+COMPARED = 64  # passages, in full
+MEND = "run ingest load again, or ingest verify with --repair"
 
 
 @dataclass(frozen=True)
@@ -160,8 +87,7 @@ def verify_counts(engine: Engine, collection: str) -> VerifyReport:
         VerificationFailed: it holds another number of points than its last load meant it to.
     """
     metadata = _read(engine, collection)
-    points = engine.count(collection, exact=True).count
-    return _counted(collection, metadata, points)
+    return _counted(collection, metadata, engine.count(collection, exact=True).count)
 
 
 def verify(
@@ -169,7 +95,7 @@ def verify(
 ) -> VerifyReport:
     """Check a collection against DATA and the bundle.
 
-    Every passage must be there with its content hash, on every replica that is up; `SAMPLE` of
+    Every passage must be there with its content hash, on every replica that is up; `COMPARED` of
     them, spread evenly, are made into points again and compared, vectors and payload.
 
     Raises:
@@ -177,16 +103,28 @@ def verify(
         CollectionMismatch: it was loaded with another bundle, or by something else.
         VerificationFailed: it is not what DATA says.
     """
-    metadata = _read(engine, collection)
-    _require_same_origin(metadata, dataset, encoder, collection)
-    dataset = select(dataset, Selection.from_dict(metadata.data.get("selection")))
+    metadata, dataset = _require_origin(engine, collection, dataset, encoder)
     stored = stored_hashes(engine, collection)
     report = _counted(collection, metadata, len(stored))
-    sample = _check_hashes(stored, collection, dataset)
-    consistency = agreement(engine, collection)
-    for wrong in _wrong_points(engine, collection, _maker(metadata, encoder).make(sample)):
+    step = max(1, dataset.passage_count // COMPARED)
+    sample: list[Passage] = []
+    wrong: list[str] = []
+    passages = progress(dataset.passages(), label="Verifying", total=dataset.passage_count)
+    for number, passage in enumerate(passages):
+        if stored.get(point_id(passage.passage_id)) != content_hash(passage):
+            wrong.append(passage.passage_id)
+        elif number % step == 0 and len(sample) < COMPARED:
+            sample.append(passage)
+    if wrong:
         raise VerificationFailed(
-            f"collection {collection!r}, passage {wrong.passage_id!r}: {wrong.reason}; "
+            f"collection {collection!r} lacks {len(wrong):,} passages of {dataset.path} or has "
+            f"another version of them, {wrong[0]!r} for one: {MEND}"
+        )
+    consistency = agreement(engine, collection)
+    points = PointMaker.for_collection(encoder, metadata).make(sample)
+    for point, reason in _wrong_points(engine, collection, points, consistency):
+        raise VerificationFailed(
+            f"collection {collection!r}, passage {point.payload['passage_id']!r}: {reason}; "
             f"run: ingest verify {collection} --data DATA --bundle BUNDLE --repair"
         )
     return replace(report, compared=len(sample), replicas_down=consistency is None)
@@ -205,16 +143,16 @@ def repair(
         VerificationFailed: it was loaded from another DATA.
         EngineError: the engine fails; run the same command again to go on.
     """
-    metadata = _read(engine, collection)
-    _require_same_origin(metadata, dataset, encoder, collection)
-    dataset = select(dataset, Selection.from_dict(metadata.data.get("selection")))
-    maker, lasting = _maker(metadata, encoder), patient(engine)
+    metadata, dataset = _require_origin(engine, collection, dataset, encoder)
+    maker, patient = PointMaker.for_collection(encoder, metadata), engine.with_retry()
     sent = 0
     passages = progress(dataset.passages(), label="Repairing", total=dataset.passage_count)
     for chunk in chunks(passages):
-        wrong = [found.point for found in _wrong_points(engine, collection, maker.make(chunk))]
-        for batch in pack(wrong):
-            lasting.upsert(collection, batch, wait=True)
+        consistency = agreement(engine, collection)
+        compared = _wrong_points(engine, collection, maker.make(chunk), consistency)
+        wrong = [point for point, _ in compared]
+        for batch in batches(wrong):
+            patient.upsert(collection, batch, wait=True)
         sent += len(wrong)
     return RepairReport(collection, dataset.passage_count, sent)
 
@@ -225,70 +163,99 @@ def _read(engine: Engine, collection: str) -> CollectionMetadata:
     return metadata
 
 
-def _maker(metadata: CollectionMetadata, encoder: PassageEncoder) -> PointMaker:
-    return PointMaker.of(encoder, metadata)
-
-
 def _counted(collection: str, metadata: CollectionMetadata, points: int) -> VerifyReport:
     if points != metadata.expected_points:
         raise VerificationFailed(
             f"collection {collection!r} has {points:,} points, expected "
-            f"{metadata.expected_points:,}; its load was not finished, or replicas differ: {AGAIN}"
+            f"{metadata.expected_points:,}; its load was not finished, or replicas differ: {MEND}"
         )
     return VerifyReport(collection, points, int(metadata.data.get("kept", 0)), 0)
 
 
-def _require_same_origin(
-    metadata: CollectionMetadata, dataset: Dataset, encoder: PassageEncoder, collection: str
-) -> None:
+def _require_origin(
+    engine: Engine, collection: str, dataset: Dataset, encoder: PassageEncoder
+) -> tuple[CollectionMetadata, Dataset]:
+    """Return a collection's metadata, and the part of DATA that it was loaded from."""
+    metadata = _read(engine, collection)
     if metadata.bundle_fingerprint != encoder.fingerprint:
         raise CollectionMismatch(
             f"collection {collection!r} was loaded with bundle {metadata.bundle_fingerprint}, "
             f"this is bundle {encoder.fingerprint}"
         )
-    expected = describe(dataset, kept=0)["content_hash"]
-    if metadata.data["content_hash"] != expected:
+    if metadata.data["content_hash"] != dataset.content_hash:
         raise VerificationFailed(
             f"collection {collection!r} was loaded from DATA {metadata.data['content_hash'][:12]}, "
-            f"{dataset.path} is {expected[:12]}; run ingest load with this DATA"
+            f"{dataset.path} is {dataset.content_hash[:12]}; run ingest load with this DATA"
         )
-
-
-def _check_hashes(stored: StoredHashes, collection: str, dataset: Dataset) -> list[Passage]:
-    """Check that every passage is there; return a sample of them."""
-    step = max(1, dataset.passage_count // SAMPLE)
-    sample: list[Passage] = []
-    wrong: list[str] = []
-    passages = progress(dataset.passages(), label="Verifying", total=dataset.passage_count)
-    for number, passage in enumerate(passages):
-        if stored.get(point_id(passage.passage_id)) != content_hash(passage):
-            wrong.append(passage.passage_id)
-        elif number % step == 0 and len(sample) < SAMPLE:
-            sample.append(passage)
-    if wrong:
-        raise VerificationFailed(
-            f"collection {collection!r} lacks {len(wrong):,} passages of {dataset.path} or has "
-            f"another version of them, {wrong[0]!r} for one: {AGAIN}"
-        )
-    return sample
+    return metadata, select(dataset, Selection.from_dict(metadata.data.get("selection")))
 
 
 def _wrong_points(
-    engine: Engine, collection: str, expected: Iterable[SizedPoint]
-) -> Iterator[WrongPoint]:
-    """Yield those that are not stored like this on every replica that is up."""
-    consistency = agreement(engine, collection)
-    points = list(expected)
-    for start in range(0, len(points), RETRIEVE_SIZE):
-        part = points[start : start + RETRIEVE_SIZE]
+    engine: Engine,
+    collection: str,
+    expected: Iterable[Point],
+    consistency: qm.ReadConsistencyType | None,
+) -> Iterator[tuple[Point, str]]:
+    """Yield points that are not stored like this on every replica, and in what they differ."""
+    for part in chunks(expected, POINTS_PER_PAGE):
         records = engine.retrieve(
             collection,
-            [str(sized.point.id) for sized in part],
+            [str(point.id) for point in part],
             with_payload=True,
             with_vectors=True,
             consistency=consistency,
         )
-        found = {str(record.id): record for record in records}
-        for sized in part:
-            if reason := difference(found.get(str(sized.point.id)), sized.point):
-                yield WrongPoint(sized, reason)
+        stored = {str(record.id): record for record in records}
+        for point in part:
+            if reason := difference(stored.get(str(point.id)), point):
+                yield point, reason
+
+
+def difference(record: qm.Record | None, point: AnyPoint) -> str:
+    """Say in what a stored point differs from the right one; nothing where they are equal."""
+    if record is None:
+        return "it is missing, or replicas differ in it"
+    if not _same_json(record.payload, point.payload):
+        return "its payload is not what DATA says"
+    stored = record.vector if isinstance(record.vector, dict) else {}
+    expected = point.vector if isinstance(point.vector, dict) else {}
+    if stored.keys() != expected.keys():
+        return f"it has vectors {sorted(stored)}, expected {sorted(expected)}"
+    for name, vector in expected.items():
+        distance = _largest_difference(stored[name], vector)
+        if distance > TOLERANCE:
+            return (
+                f"vector {name!r} differs by {distance:.2g} from what this bundle gives, "
+                f"at most {TOLERANCE:g} is rounding"
+            )
+    return ""
+
+
+def _same_json(stored: Any, expected: Any) -> bool:
+    """Compare payloads; engines keep a float's text, which may cost its last bit."""
+    if isinstance(expected, Mapping):
+        return (
+            isinstance(stored, Mapping)
+            and stored.keys() == expected.keys()
+            and all(_same_json(stored[name], value) for name, value in expected.items())
+        )
+    if isinstance(expected, list):
+        return (
+            isinstance(stored, list)
+            and len(stored) == len(expected)
+            and all(map(_same_json, stored, expected))
+        )
+    if isinstance(expected, float) and isinstance(stored, int | float):
+        return math.isclose(stored, expected, rel_tol=1e-14)
+    return bool(stored == expected)
+
+
+def _largest_difference(stored: object, expected: object) -> float:
+    """Return the largest difference in any dimension; infinite for vectors of another shape."""
+    if isinstance(stored, SPARSE) and isinstance(expected, SPARSE):
+        left, right = (dict(zip(v.indices, v.values, strict=True)) for v in (stored, expected))
+        return max((abs(left.get(i, 0) - right.get(i, 0)) for i in left | right), default=0.0)
+    left_array, right_array = np.asarray(stored), np.asarray(expected)
+    if left_array.shape != right_array.shape:
+        return float("inf")
+    return float(np.abs(left_array - right_array).max())

@@ -1,34 +1,35 @@
 """A collection from one engine to another: embedded to server, server to cluster, and back."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from qdrant_client import models as qm
 
-from two_tower.ingest.loading.diff import SCROLL_SIZE
 from two_tower.ingest.loading.lease import LEASE, Lease
-from two_tower.ingest.loading.points import SizedPoint, chunks, pack, sized_point
-from two_tower.ingest.loading.retry import patient
+from two_tower.ingest.loading.points import chunks
 from two_tower.ingest.loading.sending import Sender
-from two_tower.ingest.loading.verify import RETRIEVE_SIZE, SAMPLE, difference, verify_counts
+from two_tower.ingest.loading.verify import COMPARED, difference, verify_counts
 from two_tower.ingest.versions.versions import PREVIOUS
 from two_tower.models.console import progress
 from two_tower.retriever.collection.options import DECLARED, CollectionOptions, fixed_differences
 from two_tower.retriever.collection.schema import CONTENT_HASH, CollectionMetadata, read_metadata
-from two_tower.retriever.engine.protocol import Engine, is_embedded
+from two_tower.retriever.engine.failures import AGAIN
+from two_tower.retriever.engine.protocol import (
+    HASHES_PER_PAGE,
+    OPTIMIZE_ABOVE,
+    POINTS_PER_PAGE,
+    Engine,
+    scroll_all,
+)
+from two_tower.retriever.engine.wire import batches
 from two_tower.retriever.errors import CollectionMismatch, VerificationFailed
 from two_tower.retriever.search.filters import field_types
 
-OWN = (PREVIOUS, LEASE, "options")  # in the metadata: of one place alone, never copied
-
+NOT_COPIED = (PREVIOUS, LEASE, "options")  # in the metadata: of one place alone, never copied
 ORIGIN = ("bundle_fingerprint", "dim", "pca_dims", "bm25", "centroids")
-
-OPTIMIZE_ABOVE = 100_000
-
-AGAIN = "run the same command again"
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,7 @@ def copy(
         source: where it is.
         target: where it is to be.
         name: its alias or versioned name in `source`.
-        options: how to store it in `target`, shards and replicas for instance; as in `source` by
-            default.
+        options: how to store it in `target`; as in `source` by default.
 
     Raises:
         CollectionNotFound: `source` has no such collection.
@@ -79,19 +79,21 @@ def copy(
     collection = source.resolve(name)
     total = verify_counts(source, collection).points
     _open(source, target, collection, options)
-    lasting = patient(target)
+    patient = target.with_retry()
     with Lease(target, collection):
-        sent = _send(source, lasting, collection, total)
-        lasting.update_collection(collection, metadata=_metadata(source, collection))
+        with Sender() as sender:
+            for batch in batches(_missing(source, patient, collection, total)):
+                sender.put(partial(patient.upsert, collection, batch), len(batch))
+        patient.update_collection(collection, metadata=_metadata(source, collection))
         if total > OPTIMIZE_ABOVE:
-            lasting.optimize(collection)
-        compared = _verify(source, lasting, collection, total)
-    return CopyReport(collection, sent, total - sent, compared)
+            patient.optimize(collection)
+        compared = _verify(source, patient, collection, total)
+    return CopyReport(collection, sender.sent, total - sender.sent, compared)
 
 
 def _metadata(engine: Engine, collection: str) -> dict[str, Any]:
     stored = engine.get_collection(collection).config.metadata or {}
-    return {key: value for key, value in stored.items() if key not in OWN}
+    return {key: value for key, value in stored.items() if key not in NOT_COPIED}
 
 
 def _open(
@@ -100,101 +102,65 @@ def _open(
     """Make the collection in `target`, or check that the one that is there is the same."""
     metadata = read_metadata(source, collection)
     if target.collection_exists(collection):
-        here = read_metadata(target, collection)
-        _require_same(metadata, here, collection, options)
-        wanted = here.options
+        existing = read_metadata(target, collection)
+        _require_same(metadata, existing, collection, options)
+        stored_as = existing.options
     else:
-        wanted = options or metadata.options
-        if options is None and is_embedded(target):
-            wanted = replace(wanted, shards=None, replicas=None, write_consistency=None)
-        _require_alike(metadata.options, wanted)
-        schema = replace(metadata.schema, options=wanted)
-        stored = {**_metadata(source, collection), "options": wanted.to_dict()}
-        target.create_collection(collection, **schema.creation, metadata=stored)
-    found = field_types(target.get_collection(collection))
-    for field, kind in _indexes(source, collection, wanted).items():
-        if kind != "none" and field not in found:
+        stored_as = options or metadata.options
+        if options is None and target.is_embedded:
+            stored_as = replace(stored_as, shards=None, replicas=None, write_consistency=None)
+        fixed = fixed_differences(metadata.options, stored_as)
+        for name in fixed.keys() & {"distance", "clusters"}:
+            raise CollectionMismatch(
+                f"the collection has {name} {fixed[name]}; a copy keeps both, only ingest load "
+                "makes it otherwise"
+            )
+        schema = replace(metadata.schema, options=stored_as)
+        described = {**_metadata(source, collection), "options": stored_as.to_dict()}
+        target.create_collection(collection, **schema.creation, metadata=described)
+    indexed = field_types(target.get_collection(collection))
+    indexes = {
+        field: kind.value for field, kind in field_types(source.get_collection(collection)).items()
+    }
+    for field, kind in (indexes | dict(stored_as.indexes)).items():
+        if kind != "none" and field not in indexed:
             index = DECLARED.get(kind) or qm.PayloadSchemaType(kind)  # made by hand
             target.create_payload_index(collection, field, index)
 
 
-def _indexes(source: Engine, collection: str, options: CollectionOptions) -> Mapping[str, str]:
-    found = field_types(source.get_collection(collection))
-    return {field: kind.value for field, kind in found.items()} | dict(options.indexes)
-
-
-def _require_alike(found: CollectionOptions, wanted: CollectionOptions) -> None:
-    """Refuse options that would make other points of the same passages."""
-    for name in fixed_differences(found, wanted).keys() & {"distance", "clusters"}:
-        raise CollectionMismatch(
-            f"the collection has {name} {getattr(found, name)}, the options say "
-            f"{getattr(wanted, name)}; a copy keeps both, only ingest load makes it otherwise"
-        )
-
-
 def _require_same(
-    there: CollectionMetadata,
-    here: CollectionMetadata,
+    metadata: CollectionMetadata,
+    existing: CollectionMetadata,
     collection: str,
     options: CollectionOptions | None,
 ) -> None:
     """Refuse to mix points that were made in different ways."""
     for name in ORIGIN:
-        if getattr(there, name) != getattr(here, name):
+        if getattr(metadata, name) != getattr(existing, name):
             raise CollectionMismatch(
                 f"the target has a collection {collection!r} of its own, with another {name}; "
                 f"if it is not needed, drop it there with: ingest drop {collection}"
             )
-    if options not in (None, here.options):
+    if options not in (None, existing.options):
         raise CollectionMismatch(
             f"the target has {collection!r} with other options already; leave --options out, or "
             f"drop it there with: ingest drop {collection}"
         )
 
 
-def _send(source: Engine, target: Engine, collection: str, total: int) -> int:
-    fresh = target.count(collection).count == 0
-    with Sender() as sender:
-        points = _missing(source, None if fresh else target, collection, total)
-        for batch in pack(points):
-            sender.put(partial(target.upsert, collection, batch), len(batch))
-    return sender.sent
-
-
-def _missing(
-    source: Engine, target: Engine | None, collection: str, total: int
-) -> Iterator[SizedPoint]:
-    """Yield the points of `source` that `target`, unless it is None, does not have like this."""
-    stored = progress(_records(source, collection, whole=True), label="Copying", total=total)
-    for records in chunks(stored, RETRIEVE_SIZE):
-        wanted = _differing(records, target, collection) if target else records
-        for record in wanted:
-            payload: Any = record.payload
-            vector: Any = record.vector
-            yield sized_point(payload["passage_id"], vector, payload)
-
-
-def _records(engine: Engine, collection: str, *, whole: bool) -> Iterator[qm.Record]:
-    """Yield the points in the order of their ids, whole or with their content hash alone."""
-    offset: int | str | None = None
-    while True:
-        records, offset = engine.scroll(
-            collection,
-            limit=RETRIEVE_SIZE if whole else SCROLL_SIZE,
-            offset=offset,
-            with_payload=True if whole else [CONTENT_HASH],
-            with_vectors=whole,
-        )
-        yield from records
-        if offset is None:
-            return
+def _missing(source: Engine, target: Engine, collection: str, total: int) -> Iterator[qm.Record]:
+    """Yield the points of `source` that `target` does not have like this."""
+    is_fresh = target.count(collection).count == 0
+    records = scroll_all(source, collection, with_payload=True, with_vectors=True)
+    for page in chunks(progress(records, label="Copying", total=total), POINTS_PER_PAGE):
+        yield from page if is_fresh else _differing(page, target, collection)
 
 
 def _differing(records: list[qm.Record], target: Engine, collection: str) -> list[qm.Record]:
     """Return those that `target` lacks or has with another content hash."""
     ids = [str(record.id) for record in records]
-    found = target.retrieve(collection, ids, with_payload=[CONTENT_HASH])
-    hashes = {str(record.id): _hash(record) for record in found}
+    stored = target.retrieve(collection, ids, with_payload=[CONTENT_HASH])
+    hashes = {str(record.id): _hash(record) for record in stored}
     return [record for record in records if hashes.get(str(record.id)) != _hash(record)]
 
 
@@ -205,13 +171,13 @@ def _hash(record: qm.Record) -> str:
 def _verify(source: Engine, target: Engine, collection: str, total: int) -> int:
     """Compare all content hashes and a sample of whole points; return how many that was."""
     wrong = seen = 0
-    sample: list[str] = []
-    step = max(1, math.ceil(total / SAMPLE))
-    stored = progress(_records(source, collection, whole=False), label="Verifying", total=total)
-    for records in chunks(stored, SCROLL_SIZE):
-        wrong += len(_differing(records, target, collection))
-        sample += [str(record.id) for record in records[-seen % step :: step]]
-        seen += len(records)
+    sample: list[int | str] = []
+    step = max(1, math.ceil(total / COMPARED))
+    records = scroll_all(source, collection, page=HASHES_PER_PAGE, with_payload=[CONTENT_HASH])
+    for page in chunks(progress(records, label="Verifying", total=total), HASHES_PER_PAGE):
+        wrong += len(_differing(page, target, collection))
+        sample += [str(record.id) for record in page[-seen % step :: step]]
+        seen += len(page)
     if wrong or seen != total:
         raise VerificationFailed(
             f"the copy of {collection!r} lacks {wrong:,} of the {seen:,} points that the source "
@@ -223,22 +189,16 @@ def _verify(source: Engine, target: Engine, collection: str, total: int) -> int:
             f"the copy of {collection!r} has {points:,} points, the source {total:,}; "
             f"drop it there with ingest drop {collection}, and {AGAIN}"
         )
-    _compare(source, target, collection, sample)
-    return len(sample)
-
-
-def _compare(source: Engine, target: Engine, collection: str, sample: list[str]) -> None:
-    there, here = (
-        engine.retrieve(collection, [*sample], with_payload=True, with_vectors=True)
+    originals, copies = (
+        engine.retrieve(collection, sample, with_payload=True, with_vectors=True)
         for engine in (source, target)
     )
-    found = {str(record.id): record for record in here}
-    for record in there:
-        vector: Any = record.vector
-        point = qm.PointStruct(id=record.id, vector=vector, payload=record.payload)
-        if difference(found.get(str(record.id)), point):
+    by_id = {str(record.id): record for record in copies}
+    for record in originals:
+        if difference(by_id.get(str(record.id)), record):
             raise VerificationFailed(
                 f"the copy of {collection!r} has point {record.id} with the right content hash "
                 f"but other vectors or payload; drop it there with ingest drop {collection}, and "
                 f"{AGAIN}"
             )
+    return len(sample)

@@ -3,14 +3,13 @@
 import hashlib
 import json
 import math
-import os
 import re
 import stat
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,29 +17,40 @@ from typing import Any, NamedTuple
 from two_tower.ingest.loading.lease import LEASE
 from two_tower.ingest.loading.verify import verify_counts
 from two_tower.ingest.versions.versions import PREVIOUS
+from two_tower.models.config import configuration, from_mapping
 from two_tower.models.console import progress
-from two_tower.models.errors import DataError
+from two_tower.models.errors import ConfigError, DataError
+from two_tower.models.files import new_file
 from two_tower.retriever.collection.schema import CollectionMetadata, base_name, collection_name
-from two_tower.retriever.engine.protocol import Engine, is_embedded
+from two_tower.retriever.engine.protocol import Engine
 from two_tower.retriever.engine.snapshots import CHUNK, SnapshotFile
 from two_tower.retriever.errors import CollectionMismatch, EngineError, VerificationFailed
 
 FORMAT = "two-tower-search-snapshot/1"
-
-MANIFEST = "manifest.json"
-
+ARCHIVE_MANIFEST = "manifest.json"
 LARGEST_MANIFEST = 64 * 2**20
-
 PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,254}")
-
-KINDS = {"collection": str, "points": int, "embedded": bool, "metadata": dict}
-
 DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)  # what zipfile raises
-
 QUICK = 1  # deflate takes the zeros out; what is left hardly gets smaller
 
 
-class StoredFile(NamedTuple):
+@dataclass(frozen=True)
+class SnapshotReport:
+    """What was saved or restored.
+
+    Attributes:
+        collection: versioned name.
+        points: how many it holds.
+        file: the archive.
+    """
+
+    collection: str
+    points: int
+    file: Path
+
+
+@configuration()
+class StoredFile:
     """One file of an archive, as its manifest has it."""
 
     name: str
@@ -48,7 +58,7 @@ class StoredFile(NamedTuple):
     sha256: str
 
 
-@dataclass(frozen=True)
+@configuration()
 class Manifest:
     """What an archive is of.
 
@@ -67,54 +77,139 @@ class Manifest:
     embedded: bool
     engine_version: str
     created_at: str
-    metadata: Mapping[str, Any]
+    metadata: dict[str, Any]
     files: tuple[StoredFile, ...] = ()
 
 
-class Archive:
-    """An archive that is open, and whose files have all been found as the manifest says."""
+def snapshot(engine: Engine, name: str, out: Path) -> SnapshotReport:
+    """Save a collection to a file in the folder `out`.
 
-    def __init__(self, manifest: Manifest, source: zipfile.ZipFile) -> None:
-        self.manifest = manifest
-        self._source = source
+    The embedded engine's is exactly what is in it, for nothing else can write meanwhile. A
+    server's is of one instant; a load that runs beside it may be in it in part.
 
-    def files(self) -> Iterator[SnapshotFile]:
-        """Yield its files, each as a stream."""
-        for file in self.manifest.files:
-            yield SnapshotFile(*file, _chunks(self._source, file.name))
+    The file is named after the collection and the time.
+
+    Raises:
+        CollectionNotFound: there is none.
+        CollectionMismatch: it was made by something else.
+        VerificationFailed: its load was not finished.
+        EngineError: it is spread over a cluster.
+        DataError: the file cannot be written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)  # what is wrong with it must not come late
+    except OSError as error:
+        raise DataError(
+            f"cannot make the folder {out} ({error.strerror or error}); give another --out"
+        ) from None
+    collection = engine.resolve(name)
+    points = verify_counts(engine, collection).points
+    now = datetime.now(UTC)
+    manifest = Manifest(
+        collection=collection,
+        points=points,
+        embedded=engine.is_embedded,
+        engine_version=engine.info().version,
+        created_at=now.isoformat(timespec="seconds"),
+        metadata=engine.get_collection(collection).config.metadata or {},
+    )
+    target = out / f"{collection}.{now:%Y%m%dT%H%M%SZ}.zip"
+    with engine.take_snapshot(collection) as files:
+        write_archive(target, manifest, files)
+    return SnapshotReport(collection, points, target)
 
 
-def write_archive(target: Path, manifest: Manifest, files: Iterable[SnapshotFile]) -> Manifest:
-    """Write an archive; `target` appears when it is complete.
+def restore(engine: Engine, file: Path, *, name: str | None = None) -> SnapshotReport:
+    """Make a collection of a file that `snapshot` wrote; no alias is changed.
 
-    Returns:
-        The manifest with the files in it.
+    It is made for the alias that it had, or for `name`.
+
+    Raises:
+        DataError: the file is incomplete, altered, or of the other kind of engine.
+        EngineError: there is such a collection already, or the engine cannot use the file.
+        VerificationFailed: what came out is not what went in; it was removed again.
+    """
+    with open_archive(file) as archive:
+        manifest = archive.manifest
+        if engine.is_embedded != manifest.embedded:
+            kinds = {True: "the embedded engine (--path)", False: "a server (--url)"}
+            raise DataError(
+                f"{file} is a snapshot of {kinds[manifest.embedded]} and cannot be restored to "
+                f"{kinds[engine.is_embedded]}; restore it to its own kind, then run: ingest copy"
+            )
+        collection = _free_name(engine, manifest, file, name)
+        engine.restore_snapshot(collection, archive.files)
+        try:
+            _check(engine, collection, manifest)
+        except BaseException:
+            engine.delete_collection(collection)
+            raise
+    engine.update_collection(collection, metadata={PREVIOUS: None, LEASE: None})
+    return SnapshotReport(collection, manifest.points, file)
+
+
+def _free_name(engine: Engine, manifest: Manifest, file: Path, name: str | None) -> str:
+    try:
+        metadata = CollectionMetadata.from_dict(manifest.metadata)
+    except ValueError as error:
+        raise DataError(f"{file} is of no collection that ingest load made ({error})") from None
+    alias = name or base_name(manifest.collection)
+    collection = collection_name(alias, metadata.bundle_fingerprint)
+    if engine.collection_exists(collection):
+        raise EngineError(
+            f"there is a collection {collection!r} already; restore {file} beside it with "
+            f"--collection NAME, or first run: ingest drop {collection}"
+        )
+    return collection
+
+
+def _check(engine: Engine, collection: str, manifest: Manifest) -> None:
+    stored: Any = engine.get_collection(collection).config.metadata or {}
+    if stored != manifest.metadata:
+        raise CollectionMismatch(
+            f"the metadata in the snapshot is not that of its manifest ({manifest.collection}); "
+            "it was put together from two; take another copy of the file"
+        )
+    points = verify_counts(engine, collection).points
+    if points != manifest.points:
+        raise VerificationFailed(
+            f"the snapshot gave {points:,} points, its manifest says {manifest.points:,}; "
+            "take another copy of the file"
+        )
+
+
+class Archive(NamedTuple):
+    """An archive that is open, and whose files have all been checked.
+
+    Attributes:
+        manifest: what it is of.
+        files: each a stream.
+    """
+
+    manifest: Manifest
+    files: Iterator[SnapshotFile]
+
+
+def write_archive(target: Path, manifest: Manifest, files: Iterable[SnapshotFile]) -> None:
+    """Write an archive; `target` appears when it is complete, the manifest with its files in it.
 
     Raises:
         DataError: the file cannot be written.
     """
-    draft = target.with_name(f".{target.name}.part")
     try:
-        with draft.open("wb") as out:
-            with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, compresslevel=QUICK) as archive:
-                stored = tuple(_store(archive, file) for file in files)
-                complete = Manifest(**{**vars(manifest), "files": stored})
-                described = {"format": FORMAT, **asdict(complete)}
-                described["files"] = [file._asdict() for file in stored]
-                archive.writestr(MANIFEST, json.dumps(described, indent=1, ensure_ascii=False))
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(draft, target)
+        with (
+            new_file(target) as out,
+            zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, compresslevel=QUICK) as archive,
+        ):
+            complete = replace(manifest, files=tuple(_store(archive, file) for file in files))
+            described = {"format": FORMAT, **asdict(complete)}
+            archive.writestr(ARCHIVE_MANIFEST, json.dumps(described, indent=1, ensure_ascii=False))
     except OSError as error:
         raise DataError(
             f"cannot write {target} ({error.strerror or error}); give another --out"
         ) from None
     except _UnusableError as error:
         raise DataError(f"cannot write {target}: {error}") from None
-    finally:
-        with suppress(OSError):
-            draft.unlink(missing_ok=True)
-    return complete
 
 
 def _store(archive: zipfile.ZipFile, file: SnapshotFile) -> StoredFile:
@@ -150,7 +245,11 @@ def open_archive(path: Path) -> Iterator[Archive]:
                 f"{path} is no complete archive of ingest snapshot ({error}); nothing was "
                 "restored, take another copy of it"
             ) from None
-        yield Archive(manifest, source)
+        contents = (
+            SnapshotFile(file.name, file.size, file.sha256, _content(source, file.name))
+            for file in manifest.files
+        )
+        yield Archive(manifest, contents)
 
 
 class _UnusableError(Exception):
@@ -159,31 +258,25 @@ class _UnusableError(Exception):
 
 def _read_manifest(source: zipfile.ZipFile) -> Manifest:
     try:
-        info = source.getinfo(MANIFEST)
+        info = source.getinfo(ARCHIVE_MANIFEST)
     except KeyError:
-        raise _UnusableError(f"it has no {MANIFEST}") from None
+        raise _UnusableError(f"it has no {ARCHIVE_MANIFEST}") from None
     if info.file_size > LARGEST_MANIFEST:
-        raise _UnusableError(f"its {MANIFEST} has {info.file_size:,} bytes")
+        raise _UnusableError(f"its {ARCHIVE_MANIFEST} has {info.file_size:,} bytes")
     try:
         stored = json.loads(source.read(info))
-        found = stored.pop("format")
-        if found != FORMAT:
-            raise _UnusableError(f"found format {found!r}, expected {FORMAT!r}")
-        files = tuple(StoredFile(**file) for file in stored.pop("files"))
-        manifest = Manifest(**stored, files=files)
-        for name, kind in KINDS.items():
-            if not isinstance(value := getattr(manifest, name), kind):
-                raise TypeError(f"{name} is {value!r}")
-        return manifest
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise _UnusableError(f"its {MANIFEST} cannot be read: {error}") from None
+        if (form := stored.pop("format")) != FORMAT:
+            raise _UnusableError(f"found format {form!r}, expected {FORMAT!r}")
+        return from_mapping(Manifest, stored)
+    except (ConfigError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise _UnusableError(f"its {ARCHIVE_MANIFEST} cannot be read: {error}") from None
 
 
 def _check_entries(source: zipfile.ZipFile, manifest: Manifest) -> None:
     """Refuse names that lead elsewhere, entries that are no files, and any that is not declared."""
-    declared = {MANIFEST, *(file.name for file in manifest.files)}
+    declared = {ARCHIVE_MANIFEST, *(file.name for file in manifest.files)}
     if len(declared) != len(manifest.files) + 1:
-        raise _UnusableError(f"its {MANIFEST} has a file twice")
+        raise _UnusableError(f"its {ARCHIVE_MANIFEST} has a file twice")
     for info in source.infolist():
         _checked_name(info.filename)
         kind = stat.S_IFMT(info.external_attr >> 16)
@@ -191,21 +284,21 @@ def _check_entries(source: zipfile.ZipFile, manifest: Manifest) -> None:
             raise _UnusableError(f"{info.filename!r} is no plain file")
         if info.flag_bits & 1:
             raise _UnusableError(f"{info.filename!r} is encrypted")
-    if (found := sorted(source.namelist())) != sorted(declared):
-        odd = sorted(declared.symmetric_difference(found)) or found
-        raise _UnusableError(f"{odd[0]!r} is not both in it and in its {MANIFEST}, once")
+    if (names := sorted(source.namelist())) != sorted(declared):
+        odd = sorted(declared.symmetric_difference(names)) or names
+        raise _UnusableError(f"{odd[0]!r} is not both in it and in its {ARCHIVE_MANIFEST}, once")
 
 
 def _check_content(source: zipfile.ZipFile, file: StoredFile) -> None:
     digest, size = hashlib.sha256(), 0
-    for chunk in _chunks(source, file.name):
+    for chunk in _content(source, file.name):
         digest.update(chunk)
         size += len(chunk)
     if (size, digest.hexdigest()) != (file.size, file.sha256):
-        raise _UnusableError(f"{file.name!r} is not what its {MANIFEST} says")
+        raise _UnusableError(f"{file.name!r} is not what its {ARCHIVE_MANIFEST} says")
 
 
-def _chunks(source: zipfile.ZipFile, name: str) -> Iterator[bytes]:
+def _content(source: zipfile.ZipFile, name: str) -> Iterator[bytes]:
     with source.open(name) as entry:
         while chunk := entry.read(CHUNK):
             yield chunk
@@ -215,130 +308,3 @@ def _checked_name(name: str) -> str:
     if not all(PART.fullmatch(part) for part in name.split("/")):
         raise _UnusableError(f"{name!r} is no name of a file in an archive")
     return name
-
-
-@dataclass(frozen=True)
-class SnapshotReport:
-    """What was saved or restored.
-
-    Attributes:
-        collection: versioned name.
-        points: how many it holds.
-        file: the archive.
-    """
-
-    collection: str
-    points: int
-    file: Path
-
-
-def snapshot(engine: Engine, name: str, out: Path) -> SnapshotReport:
-    """Save a collection to a file in the folder `out`.
-
-    The embedded engine's is exactly what is in it, for nothing else can write meanwhile. A
-    server's is of one instant; a load that runs beside it may be in it in part.
-
-    Args:
-        engine: where the collection is.
-        name: its alias or versioned name.
-        out: folder for the file, which is named after the collection and the time.
-
-    Raises:
-        CollectionNotFound: there is none.
-        CollectionMismatch: it was made by something else.
-        VerificationFailed: its load was not finished.
-        EngineError: it is spread over a cluster.
-        DataError: the file cannot be written.
-    """
-    _make_folder(out)  # what is wrong with it must not come after the work
-    collection = engine.resolve(name)
-    points = verify_counts(engine, collection).points
-    now = datetime.now(UTC)
-    manifest = Manifest(
-        collection=collection,
-        points=points,
-        embedded=is_embedded(engine),
-        engine_version=engine.info().version,
-        created_at=now.isoformat(timespec="seconds"),
-        metadata=engine.get_collection(collection).config.metadata or {},
-    )
-    target = out / f"{collection}.{now:%Y%m%dT%H%M%SZ}.zip"
-    with engine.take_snapshot(collection) as files:
-        write_archive(target, manifest, files)
-    return SnapshotReport(collection, points, target)
-
-
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(
-            f"cannot make the folder {out} ({error.strerror or error}); give another --out"
-        ) from None
-
-
-def restore(engine: Engine, file: Path, *, name: str | None = None) -> SnapshotReport:
-    """Make a collection of a file that `snapshot` wrote; no alias is changed.
-
-    Args:
-        engine: where to; of the same kind as the one that the file was made with.
-        file: the archive.
-        name: what the alias of it will be called; as it was by default.
-
-    Raises:
-        DataError: the file is incomplete, altered, or of the other kind of engine.
-        EngineError: there is such a collection already, or the engine cannot use the file.
-        VerificationFailed: what came out is not what went in; it was removed again.
-    """
-    with open_archive(file) as archive:
-        _require_same_kind(engine, archive, file)
-        collection = _free_name(engine, archive, file, name)
-        engine.restore_snapshot(collection, archive.files())
-        try:
-            _check(engine, collection, archive)
-        except BaseException:
-            engine.delete_collection(collection)
-            raise
-    engine.update_collection(collection, metadata={PREVIOUS: None, LEASE: None})
-    return SnapshotReport(collection, archive.manifest.points, file)
-
-
-def _require_same_kind(engine: Engine, archive: Archive, file: Path) -> None:
-    kinds = {True: "the embedded engine (--path)", False: "a server (--url)"}
-    here, there = is_embedded(engine), archive.manifest.embedded
-    if here != there:
-        raise DataError(
-            f"{file} is a snapshot of {kinds[there]} and cannot be restored to {kinds[here]}; "
-            "restore it to its own kind, then run: ingest copy"
-        )
-
-
-def _free_name(engine: Engine, archive: Archive, file: Path, name: str | None) -> str:
-    try:
-        metadata = CollectionMetadata.from_dict(archive.manifest.metadata)
-    except ValueError as error:
-        raise DataError(f"{file} is of no collection that ingest load made ({error})") from None
-    wanted = name or base_name(archive.manifest.collection)
-    collection = collection_name(wanted, metadata.bundle_fingerprint)
-    if engine.collection_exists(collection):
-        raise EngineError(
-            f"there is a collection {collection!r} already; restore {file} beside it with "
-            f"--collection NAME, or first run: ingest drop {collection}"
-        )
-    return collection
-
-
-def _check(engine: Engine, collection: str, archive: Archive) -> None:
-    manifest = archive.manifest
-    stored: Any = engine.get_collection(collection).config.metadata or {}
-    if stored != manifest.metadata:
-        raise CollectionMismatch(
-            f"the metadata in the snapshot is not that of its manifest ({manifest.collection}); "
-            "it was put together from two; take another copy of the file"
-        )
-    points = verify_counts(engine, collection).points
-    if points != manifest.points:
-        raise VerificationFailed(
-            f"the snapshot gave {points:,} points, its manifest says {manifest.points:,}; "
-            "take another copy of the file"
-        )

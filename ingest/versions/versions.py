@@ -62,10 +62,8 @@ class Version(NamedTuple):
 
 def versions(engine: Engine, name: str | None = None) -> list[Version]:
     """Return our collections, by name and then newest first; those of others are left out."""
-    pointing: dict[str, list[str]] = {}
-    for alias, target in _aliases(engine).items():
-        pointing.setdefault(target, []).append(alias)
-    found = []
+    aliases = _aliases(engine)
+    ours = []
     for collection in sorted(_collections(engine)):
         if name not in (None, base_name(collection)):
             continue
@@ -74,29 +72,22 @@ def versions(engine: Engine, name: str | None = None) -> list[Version]:
             metadata = CollectionMetadata.from_dict(stored)
         except ValueError:
             continue
-        points = engine.count(collection, exact=True).count
-        aliases = tuple(sorted(pointing.get(collection, ())))
-        found.append(
+        ours.append(
             Version(
                 name=base_name(collection),
                 collection=collection,
-                points=points,
-                aliases=aliases,
+                points=engine.count(collection, exact=True).count,
+                aliases=tuple(sorted(a for a, target in aliases.items() if target == collection)),
                 metadata=metadata,
                 previous=stored.get(PREVIOUS),
             )
         )
-    found.sort(key=lambda version: version.metadata.created_at, reverse=True)
-    return sorted(found, key=lambda version: version.name)
+    ours.sort(key=lambda version: version.metadata.created_at, reverse=True)
+    return sorted(ours, key=lambda version: version.name)
 
 
 def promote(engine: Engine, name: str, collection: str | None = None) -> str:
-    """Point the alias `name` to a collection that holds all its points, in one step.
-
-    Args:
-        engine: where.
-        name: the alias.
-        collection: one of its versions; the newest by default.
+    """Point the alias `name` to one of its versions, the newest by default, in one step.
 
     Returns:
         The collection it points to now.
@@ -106,28 +97,27 @@ def promote(engine: Engine, name: str, collection: str | None = None) -> str:
         CollectionMismatch: the alias points to what something else made.
         VerificationFailed: the version's load was not finished.
     """
-    found = versions(engine, check_name(name))
-    candidates = [version.collection for version in found]
-    chosen = collection or next(iter(candidates), None)
-    if chosen not in candidates:
-        wanted = f"version {collection}" if collection else "version"
+    candidates = [version.collection for version in versions(engine, check_name(name))]
+    target = collection or next(iter(candidates), None)
+    if target not in candidates:
+        version = f"version {collection}" if collection else "version"
         raise CollectionNotFound(
-            f"{name!r} has no {wanted} (found: {', '.join(candidates) or 'none'}); "
+            f"{name!r} has no {version} (found: {', '.join(candidates) or 'none'}); "
             f"run: ingest load DATA --bundle BUNDLE --collection {name}"
         )
-    verify_counts(engine, chosen)
+    verify_counts(engine, target)
     current = _aliases(engine).get(name)
     if current not in (None, *candidates):
         raise CollectionMismatch(
             f"the alias {name!r} points to {current!r}, expected one of {', '.join(candidates)}: "
             "something else made it; load into another name with --collection"
         )
-    if current != chosen:
-        engine.update_collection(chosen, metadata={PREVIOUS: current})
+    if current != target:
+        engine.update_collection(target, metadata={PREVIOUS: current})
         # One operation, so that not even a crash of the engine leaves the name without a target.
-        create = qm.CreateAlias(collection_name=chosen, alias_name=name)
+        create = qm.CreateAlias(collection_name=target, alias_name=name)
         engine.update_collection_aliases([qm.CreateAliasOperation(create_alias=create)])
-    return chosen
+    return target
 
 
 def rollback(engine: Engine, name: str) -> str:
@@ -141,19 +131,19 @@ def rollback(engine: Engine, name: str) -> str:
         EngineError: it never pointed to anything else.
         VerificationFailed: what it pointed to is not complete any more.
     """
-    found = {version.collection: version for version in versions(engine, check_name(name))}
-    current = next((version for version in found.values() if version.in_use), None)
+    ours = {version.collection: version for version in versions(engine, check_name(name))}
+    current = next((version for version in ours.values() if version.in_use), None)
     if current is None:
         raise CollectionNotFound(f"{name!r} stands for no version of ours; see: ingest list")
-    others = sorted(found.keys() - {current.collection})
+    others = sorted(ours.keys() - {current.collection})
     choice = (
         f"for another version run: ingest promote {name} --to {others[0]}"
         if others
-        else ("there is no other version; to make one run: ingest load")
+        else "there is no other version; to make one run: ingest load"
     )
     if current.previous is None:
         raise EngineError(f"{name!r} pointed to nothing before {current.collection}; {choice}")
-    if current.previous not in found:
+    if current.previous not in ours:
         raise CollectionNotFound(
             f"{name!r} pointed to {current.previous} before, which has been dropped; {choice}"
         )
@@ -161,16 +151,10 @@ def rollback(engine: Engine, name: str) -> str:
 
 
 def drop(engine: Engine, name: str, *, yes: bool = False) -> list[str]:
-    """Delete one version, or with `yes` everything that belongs to a name.
+    """Delete one of our versions that no alias points to; return what was deleted.
 
-    Args:
-        engine: where.
-        name: one of our versioned collections that no alias points to; or, with `yes`, any
-            collection, or an alias, which then goes with all its versions.
-        yes: delete what is in use or was made by something else, too.
-
-    Returns:
-        The collections that were deleted.
+    With `yes` the name may be any collection, also in use or made by something else, or an alias,
+    which goes with all its versions.
 
     Raises:
         CollectionNotFound: there is nothing of that name.
@@ -179,7 +163,8 @@ def drop(engine: Engine, name: str, *, yes: bool = False) -> list[str]:
     collections = _collections(engine)
     aliases = _aliases(engine)
     ours = {version.collection for version in versions(engine, base_name(name))}
-    doomed = [name] if name in collections else sorted(ours | _target(aliases, name))
+    aliased = {aliases[name]} if name in aliases else set()
+    doomed = [name] if name in collections else sorted(ours | aliased)
     if not doomed:
         raise CollectionNotFound(f"no collection or alias {name!r}; see: ingest list")
     in_use = [f"{alias} -> {target}" for alias, target in aliases.items() if target in doomed]
@@ -194,12 +179,8 @@ def drop(engine: Engine, name: str, *, yes: bool = False) -> list[str]:
 
 
 def _collections(engine: Engine) -> set[str]:
-    return {found.name for found in engine.get_collections().collections}
+    return {described.name for described in engine.get_collections().collections}
 
 
 def _aliases(engine: Engine) -> dict[str, str]:
     return {alias.alias_name: alias.collection_name for alias in engine.get_aliases().aliases}
-
-
-def _target(aliases: dict[str, str], name: str) -> set[str]:
-    return {aliases[name]} if name in aliases else set()

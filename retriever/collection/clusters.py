@@ -8,10 +8,9 @@ import base64
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 from qdrant_client import models as qm
 
-from two_tower.models.vectors import FloatArray
+from two_tower.models.vectors import AnyFloatArray, FloatArray
 from two_tower.retriever.collection.schema import CLUSTER
 from two_tower.retriever.errors import CollectionMismatch
 
@@ -20,9 +19,7 @@ if TYPE_CHECKING:
 
 
 PER_CLUSTER = 64
-
 SMALLEST_SAMPLE = 10_000
-
 SEED = 0
 
 
@@ -34,7 +31,7 @@ def sample_size(clusters: int) -> int:
 class Centroids:
     """The centres of k clusters; a vector belongs to the one at the smallest angle."""
 
-    def __init__(self, vectors: npt.NDArray[np.floating]) -> None:
+    def __init__(self, vectors: AnyFloatArray) -> None:
         """Take `(k, dim)` centres, rounded to float16 as they are stored."""
         self._half = vectors.astype("<f2")
         # In float64, lest a batch of another size rounds a point into another cluster.
@@ -56,7 +53,7 @@ class Centroids:
         return len(self._half)
 
     @classmethod
-    def of(cls, metadata: "CollectionMetadata") -> "Centroids | None":
+    def from_metadata(cls, metadata: "CollectionMetadata") -> "Centroids | None":
         """Return the centroids of a collection, None where it has no clusters.
 
         Raises:

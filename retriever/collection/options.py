@@ -2,39 +2,34 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import Field
 from qdrant_client import models as qm
 
-from two_tower.models.config import from_mapping
+from two_tower.models.config import configuration, from_mapping
 from two_tower.models.errors import ConfigError
 
 if TYPE_CHECKING:
-    from two_tower.retriever.engine.protocol import PayloadIndex
+    from two_tower.retriever.engine.protocol import PayloadIndex, Quantization
 
 
 IndexKind = Literal["keyword", "integer", "float", "bool", "datetime", "text", "none"]
 
 DISTANCES = {"cosine": qm.Distance.COSINE, "dot": qm.Distance.DOT}
-
 ENCODINGS = {
     1.0: qm.BinaryQuantizationEncoding.ONE_BIT,
     1.5: qm.BinaryQuantizationEncoding.ONE_AND_HALF_BITS,
     2.0: qm.BinaryQuantizationEncoding.TWO_BITS,
 }
-
 MOST_CLUSTERS = 1024
-
 FULL_SCAN_KB = 10_000
-
 SMALLEST_SCAN_KB = 10
 
-QuantizationConfig = qm.ScalarQuantization | qm.BinaryQuantization
 
-
-@dataclass(frozen=True)
+@configuration("collection.hnsw")
 class HnswOptions:
     """The graph that dense vectors are searched by.
 
@@ -48,17 +43,12 @@ class HnswOptions:
             smaller ones are scanned, and so is what a filter leaves less than 10,000 kB of.
     """
 
-    m: int = 16
-    ef_construct: int = 100
-    above_kb: int = 20_000
-
-    def __post_init__(self) -> None:
-        _require("hnsw.m", self.m, 2, 256)
-        _require("hnsw.ef_construct", self.ef_construct, 4, 10_000)
-        _require("hnsw.above_kb", self.above_kb, 10, 100_000_000)
+    m: int = Field(default=16, ge=2, le=256)
+    ef_construct: int = Field(default=100, ge=4, le=10_000)
+    above_kb: int = Field(default=20_000, ge=10, le=100_000_000)
 
 
-@dataclass(frozen=True)
+@configuration("collection.quantization")
 class QuantizationOptions:
     """Smaller copies of every dense vector, searched in place of the vectors themselves.
 
@@ -74,29 +64,30 @@ class QuantizationOptions:
 
     def __post_init__(self) -> None:
         if self.bits not in ENCODINGS:
-            raise ConfigError(f"quantization.bits is {self.bits}; expected 1, 1.5 or 2")
+            raise ConfigError(f"collection.quantization.bits is {self.bits}, expected 1, 1.5 or 2")
         if self.bits != 1.0 and self.kind != "binary":
             raise ConfigError(
-                f"quantization.bits is {self.bits} with kind {self.kind}; it is for kind: binary"
+                f"collection.quantization.bits is {self.bits} with kind {self.kind}; "
+                "it is for kind: binary"
             )
 
     @property
-    def config(self) -> QuantizationConfig | None:
+    def config(self) -> "Quantization | None":
         """The engine's form; None for none."""
+        if self.kind == "none":
+            return None
         if self.kind == "scalar":
             scalar = qm.ScalarQuantizationConfig(
                 type=qm.ScalarType.INT8, always_ram=self.always_ram
             )
             return qm.ScalarQuantization(scalar=scalar)
-        if self.kind == "binary":
-            binary = qm.BinaryQuantizationConfig(
-                encoding=ENCODINGS[self.bits], always_ram=self.always_ram
-            )
-            return qm.BinaryQuantization(binary=binary)
-        return None
+        binary = qm.BinaryQuantizationConfig(
+            encoding=ENCODINGS[self.bits], always_ram=self.always_ram
+        )
+        return qm.BinaryQuantization(binary=binary)
 
 
-@dataclass(frozen=True)
+@configuration("collection.on_disk")
 class DiskOptions:
     """What is read from disk when it is needed, instead of being held in memory.
 
@@ -109,7 +100,7 @@ class DiskOptions:
     payload: bool = True
 
 
-@dataclass(frozen=True)
+@configuration("collection")
 class CollectionOptions:
     """How a collection is stored; the section `collection:` of an options file.
 
@@ -132,27 +123,26 @@ class CollectionOptions:
     hnsw: HnswOptions = field(default_factory=HnswOptions)
     quantization: QuantizationOptions = field(default_factory=QuantizationOptions)
     on_disk: DiskOptions = field(default_factory=DiskOptions)
-    shards: int | None = None
-    replicas: int | None = None
-    write_consistency: int | None = None
+    shards: int | None = Field(default=None, ge=1, le=1_000)
+    replicas: int | None = Field(default=None, ge=1, le=1_000)
+    write_consistency: int | None = Field(default=None, ge=1, le=1_000)
     clusters: int = 0
     indexes: Mapping[str, IndexKind] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.distance not in DISTANCES:
             raise ConfigError(
-                f"distance is {self.distance!r}; expected cosine or dot (vectors have length 1: "
-                "any other would give the same order, in scores that fusion cannot add)"
+                f"collection.distance is {self.distance!r}, expected cosine or dot (vectors have "
+                "length 1: any other would give the same order, in scores that fusion cannot add)"
             )
-        if self.clusters:
-            _require("clusters", self.clusters, 2, MOST_CLUSTERS)
-        for name in ("shards", "replicas", "write_consistency"):
-            if (value := getattr(self, name)) is not None:
-                _require(name, value, 1, 1_000)
+        if self.clusters and not 2 <= self.clusters <= MOST_CLUSTERS:
+            raise ConfigError(
+                f"collection.clusters is {self.clusters}, expected 0 or 2 to {MOST_CLUSTERS}"
+            )
         if (self.write_consistency or 1) > (self.replicas or self.write_consistency or 1):
             raise ConfigError(
-                f"write_consistency is {self.write_consistency} of {self.replicas} replicas; "
-                "no write could succeed"
+                f"collection.write_consistency is {self.write_consistency} of {self.replicas} "
+                "replicas; no write could succeed"
             )
 
     @property
@@ -219,24 +209,17 @@ FIXED = ("distance", "shards", "replicas", "clusters")
 """What a collection keeps for life; all the rest the engine changes in place."""
 
 
-def fixed_differences(found: CollectionOptions, wanted: CollectionOptions) -> dict[str, str]:
-    """Return option -> "found, wanted" for those that cannot change in place."""
+def fixed_differences(stored: CollectionOptions, options: CollectionOptions) -> dict[str, str]:
+    """Return option -> "stored, the options say …" for those that cannot change in place."""
     return {
-        name: f"{getattr(found, name)}, the options say {getattr(wanted, name)}"
+        name: f"{getattr(stored, name)}, the options say {getattr(options, name)}"
         for name in FIXED
-        if getattr(found, name) != getattr(wanted, name)
+        if getattr(stored, name) != getattr(options, name)
     }
 
 
-def _require(name: str, value: int, least: int, most: int) -> None:
-    if not least <= value <= most:
-        raise ConfigError(f"{name} is {value:,}; expected {least:,} to {most:,}")
-
-
 PLAIN_FIELD = re.compile(r"[A-Za-z0-9_\-]+")
-
 ALWAYS = ("text", "url")
-
 INDEX_TYPES = {
     "keyword": qm.PayloadSchemaType.KEYWORD,
     "integer": qm.PayloadSchemaType.INTEGER,
@@ -276,11 +259,11 @@ def indexable_fields(
             f"collection.indexes has {unknown[0]!r}, which is no field of DATA that can be "
             f"indexed; expected some of {', '.join([*ALWAYS, *plain])}"
         )
-    counted: dict[str, PayloadIndex] = {
-        name: INDEX_TYPES[field["type"]]
-        for name, field in ((name, census[name]) for name in plain)
-        if field["type"] in INDEX_TYPES
-        and not (field["type"] == "keyword" and field.get("more"))
+    indexes: dict[str, PayloadIndex] = {
+        name: INDEX_TYPES[kind]
+        for name, kind in ((name, census[name]["type"]) for name in plain)
+        if kind in INDEX_TYPES
+        and not (kind == "keyword" and census[name].get("more"))
         and name not in declared
     }
-    return counted | {n: DECLARED[kind] for n, kind in declared.items() if kind != "none"}
+    return indexes | {n: DECLARED[kind] for n, kind in declared.items() if kind != "none"}

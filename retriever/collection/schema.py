@@ -29,25 +29,16 @@ if TYPE_CHECKING:
 
 
 FORMAT = "two-tower-search/1"
-
 DENSE = "dense"
-
 BM25 = "bm25"
-
 CONTENT_HASH = "content_hash"
-
 CLUSTER = "cluster"
-
-POINT_NAMESPACE = uuid.UUID("6f6b2d0e-5a86-5d0f-9a53-2d6f0c1e7b41")
-
 RESERVED = ("title", "text", "url", "passage_id", CLUSTER, CONTENT_HASH)
 
+POINT_NAMESPACE = uuid.UUID("6f6b2d0e-5a86-5d0f-9a53-2d6f0c1e7b41")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}")
-
 VERSIONED = re.compile(r"(?P<name>.+)--[0-9a-f]{8}")
-
 TO_JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
-
 NO_INDEXES: "Mapping[str, PayloadIndex]" = MappingProxyType({})
 
 
@@ -72,8 +63,8 @@ def collection_name(name: str, fingerprint: str) -> str:
 
 def base_name(collection: str) -> str:
     """Return the name that a versioned collection belongs to."""
-    found = VERSIONED.fullmatch(collection)
-    return found["name"] if found else collection
+    parts = VERSIONED.fullmatch(collection)
+    return parts["name"] if parts else collection
 
 
 def pca_name(dim: int) -> str:
@@ -99,9 +90,9 @@ def to_payload(passage: Passage) -> dict[str, Any]:
     Raises:
         DataError: a source field has the name of one of ours.
     """
-    if taken := [name for name in RESERVED if name in passage.fields]:
+    if clashes := [name for name in RESERVED if name in passage.fields]:
         raise DataError(
-            f"passage {passage.passage_id!r} has a field {taken[0]!r}, a name that the payload "
+            f"passage {passage.passage_id!r} has a field {clashes[0]!r}, a name that the payload "
             "needs itself; rename it in the source and run: ingest prepare"
         )
     return {
@@ -184,12 +175,12 @@ class CollectionSchema:
         """
         vectors = info.config.params.vectors
         dense = vectors if isinstance(vectors, dict) else {}
-        found: dict[str, Any] = {name: params.size for name, params in dense.items()}
-        found |= dict.fromkeys(info.config.params.sparse_vectors or {}, "sparse")
+        stored: dict[str, Any] = {name: params.size for name, params in dense.items()}
+        stored |= dict.fromkeys(info.config.params.sparse_vectors or {}, "sparse")
         expected = {**self.widths, BM25: "sparse"}
-        if found != expected:
+        if stored != expected:
             raise CollectionMismatch(
-                f"collection {collection!r} has vectors {found}, expected {expected}; "
+                f"collection {collection!r} has vectors {stored}, expected {expected}; "
                 f"if it is not needed, run: ingest drop {collection}"
             )
 
@@ -207,7 +198,7 @@ class CollectionMetadata:
         bm25: the `Bm25Config` of its `bm25` vectors.
         created_at: when, in ISO 8601 with time zone.
         options: how it is stored.
-        centroids: of its clusters, as `retriever.clusters` packs them; empty for none.
+        centroids: of its clusters, as `Centroids.pack` makes them; empty for none.
     """
 
     bundle_fingerprint: str

@@ -93,6 +93,7 @@ def run(config: ServiceConfig, *, host: str, port: int) -> None:
         ) from None
     from two_tower.retriever.service.backend import Backend
 
+    logging.getLogger("two_tower").handlers.clear()  # a service's log has levels and names
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     with _listen(host, port) as listener:

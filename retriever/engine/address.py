@@ -1,4 +1,6 @@
-"""The server's key and whom to trust, from environment or file, never from a command line.
+"""Where the engine is, its key and whom to trust: from options, environment or file.
+
+A key never stands on a command line, where others could read it:
 
 - QDRANT_API_KEY: the key itself;
 - QDRANT_API_KEY_FILE: a file that holds it, where the former is not set;
@@ -13,61 +15,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from two_tower.models.errors import ConfigError
-
-
-def read_key(variable: str = "QDRANT_API_KEY") -> str | None:
-    """Return the key that the environment names, if it names one.
-
-    Args:
-        variable: that holds it; with `_FILE` after its name, that names a file which does.
-
-    Raises:
-        ConfigError: the file cannot be read, or what it holds is no key.
-    """
-    if key := os.environ.get(variable):
-        return check_key(key, variable)
-    path = os.environ.get(f"{variable}_FILE")
-    if not path:
-        return None
-    try:
-        key = Path(path).read_text(encoding="utf-8").strip()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "it is not text"
-        raise ConfigError(f"{variable}_FILE {path} cannot be read ({reason})") from None
-    return check_key(key, f"{variable}_FILE {path}")
-
-
-def check_key(key: str, origin: str) -> str:
-    """Return the key; one that no header can carry is refused here, for others would print it.
-
-    Raises:
-        ConfigError: it is empty, or has spaces, line breaks or letters beyond ASCII.
-    """
-    if not re.fullmatch(r"[!-~]+", key):
-        raise ConfigError(
-            f"{origin} holds no API key; expected one word of printable ASCII without spaces"
-        )
-    return key
-
-
-def authorities() -> ssl.SSLContext | None:
-    """Return what trusts QDRANT_CA_CERT alone; None, for the usual authorities, where it is unset.
-
-    Raises:
-        ConfigError: the file is missing, or holds no certificate.
-    """
-    path = os.environ.get("QDRANT_CA_CERT")
-    if not path:
-        return None
-    try:
-        return ssl.create_default_context(cafile=path)
-    except OSError as error:  # ssl.SSLError is one
-        reason = "no certificate in it" if isinstance(error, ssl.SSLError) else error.strerror
-        raise ConfigError(
-            f"QDRANT_CA_CERT {path} cannot be used ({reason}); expected the PEM file of the "
-            "authority that signed the server's certificate"
-        ) from None
-
 
 DEFAULT_PATH = ".qdrant"
 
@@ -100,8 +47,7 @@ class EngineAddress:
             return cls(path=Path(path or DEFAULT_PATH))
         if not re.fullmatch(r"https?://[^/\s]+.*", url):
             raise ConfigError(f"{url!r} is not a URL; expected e.g. http://localhost:6333")
-        key = check_key(api_key, "api_key") if api_key else read_key()
-        return cls(url=url, api_key=key)
+        return cls(url=url, api_key=_checked(api_key, "api_key") if api_key else read_key())
 
     def __str__(self) -> str:
         """Return the URL without credentials, or the path."""
@@ -109,3 +55,61 @@ class EngineAddress:
             return str(self.path)
         parts = urlsplit(self.url)
         return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def read_key(
+    variable: str = "QDRANT_API_KEY", *, file: Path | None = None, shortest: int = 1
+) -> str | None:
+    """Return a key from a file, else from the environment; None where neither names one.
+
+    Args:
+        variable: that holds it; with `_FILE` after its name, that names a file which does.
+        file: comes before the environment.
+        shortest: characters that a key must have.
+
+    Raises:
+        ConfigError: the file cannot be read, or what it holds is no key.
+    """
+    origin = str(file)
+    if file is None:
+        if key := os.environ.get(variable):
+            return _checked(key, variable, shortest)
+        path = os.environ.get(f"{variable}_FILE")
+        if not path:
+            return None
+        file, origin = Path(path), f"{variable}_FILE {path}"
+    try:
+        key = file.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise ConfigError(f"{origin} cannot be read ({reason})") from None
+    return _checked(key, origin, shortest)
+
+
+def _checked(key: str, origin: str, shortest: int = 1) -> str:
+    """Return the key; one that no header can carry is refused here, for others would print it."""
+    if not re.fullmatch(r"[!-~]+", key) or len(key) < shortest:
+        least = f"at least {shortest} " if shortest > 1 else ""
+        raise ConfigError(
+            f"{origin} holds no API key; expected {least}printable ASCII characters without spaces"
+        )
+    return key
+
+
+def authorities() -> ssl.SSLContext | None:
+    """Return what trusts QDRANT_CA_CERT alone; None, for the usual authorities, where it is unset.
+
+    Raises:
+        ConfigError: the file is missing, or holds no certificate.
+    """
+    path = os.environ.get("QDRANT_CA_CERT")
+    if not path:
+        return None
+    try:
+        return ssl.create_default_context(cafile=path)
+    except OSError as error:  # ssl.SSLError is one
+        reason = "no certificate in it" if isinstance(error, ssl.SSLError) else error.strerror
+        raise ConfigError(
+            f"QDRANT_CA_CERT {path} cannot be used ({reason}); expected the PEM file of the "
+            "authority that signed the server's certificate"
+        ) from None

@@ -1,12 +1,11 @@
 """The embedded engine: Qdrant Edge behind the part of `QdrantClient` that this project uses.
 
 Edge is Qdrant's own Rust engine in this process. It knows shards; collections, aliases and
-metadata are `EdgeCollections`', the translation of types `edge_types`'. The write-ahead log stays
-on: without it a crash loses data.
+metadata are files beside them (`edge_folder`), and `edge_types` translates the client's types.
+The write-ahead log stays on: without it a crash loses data.
 """
 
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -22,8 +21,16 @@ from qdrant_client import models as qm
 from qdrant_client.http.models import QueryResponse
 
 from two_tower.retriever.engine import edge_config, edge_types
-from two_tower.retriever.engine.edge_folder import EdgeFolder, write_json
-from two_tower.retriever.engine.snapshots import SnapshotFile, folder_files, write_folder
+from two_tower.retriever.engine.edge_folder import (
+    SHARD,
+    EdgeFolder,
+    folder_files,
+    write_description,
+    write_folder,
+)
+from two_tower.retriever.engine.failures import engine_errors, translated, unknown_name
+from two_tower.retriever.engine.protocol import RETRY_FOR_S, AliasOperation, PayloadIndex
+from two_tower.retriever.engine.snapshots import SnapshotFile
 from two_tower.retriever.engine.wire import AnyPoint, Scored
 from two_tower.retriever.errors import CollectionNotFound, EngineError
 
@@ -31,25 +38,42 @@ OPTIMIZE = (
     "import sys, qdrant_edge as e; s = e.EdgeShard.load(sys.argv[1]); s.optimize(); s.close()"
 )
 
+DONE = qm.UpdateResult(status=qm.UpdateStatus.COMPLETED)
 
-class EdgeCollections:
-    """The part of `EdgeClient` that is about whole collections."""
+
+class EdgeEngine:
+    """The `Engine` that is a folder, which one process can have open at a time.
+
+    Safe to share between threads; Edge holds the GIL during a call. Writes are in the write-ahead
+    log when a call returns, and with `wait=True` flushed to disk.
+
+    Attributes:
+        where: the folder.
+    """
+
+    is_embedded = True
 
     def __init__(self, path: Path, *, create: bool = True) -> None:
         """Open the folder, making it where it is missing unless `create` is off.
 
         Raises:
-            EngineLocked: another client has it open.
+            EngineLocked: another engine has it open.
             EngineUnavailable: it cannot be opened.
         """
+        self.where = str(path)
         self._folder = EdgeFolder(path, create=create)
         self._shards: dict[str, edge.EdgeShard] = {}
         self._opening = threading.Lock()
+
+    def with_retry(self, seconds: float = RETRY_FOR_S) -> "EdgeEngine":
+        """Return this engine: it is never away."""
+        return self
 
     def info(self) -> qm.VersionInfo:
         """Return the version of Edge."""
         return qm.VersionInfo(title="qdrant-edge", version=version("qdrant-edge-py"))
 
+    @translated
     def close(self) -> None:
         """Flush everything and let go of the folder."""
         for name in list(self._shards):
@@ -60,7 +84,7 @@ class EdgeCollections:
         home = self._folder.home(name)
         with self._opening:
             if home.name not in self._shards:
-                self._shards[home.name] = edge.EdgeShard.load(str(home / "shard"))
+                self._shards[home.name] = edge.EdgeShard.load(str(home / SHARD))
             return self._shards[home.name]
 
     def _close_shard(self, name: str) -> None:
@@ -69,6 +93,15 @@ class EdgeCollections:
             shard.flush()
             shard.close()
 
+    @translated
+    def resolve(self, name: str) -> str:
+        """Return the collection that alias `name` points to, or `name` if it is a collection."""
+        collection = self._folder.find(name)
+        if collection is None:
+            raise unknown_name(name, self.where, self._folder.aliases())
+        return collection
+
+    @translated
     def optimize(self, collection_name: str) -> bool:
         """Merge segments and build HNSW graphs; the collection waits meanwhile.
 
@@ -78,22 +111,22 @@ class EdgeCollections:
         with self._opening:
             self._close_shard(home.name)
             done = subprocess.run(
-                [sys.executable, "-c", OPTIMIZE, str(home / "shard")],
+                [sys.executable, "-c", OPTIMIZE, str(home / SHARD)],
                 capture_output=True,
                 text=True,
                 check=False,
             )
         if done.returncode:
             reason = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-            raise EngineError(
-                f"cannot optimize {collection_name} in {self._folder.path}: {reason[0]}"
-            )
+            raise EngineError(f"cannot optimize {collection_name} in {self.where}: {reason[0]}")
         return True
 
+    @translated
     def collection_exists(self, collection_name: str) -> bool:
         """Say whether there is a collection or an alias of that name."""
         return self._folder.find(collection_name) is not None
 
+    @translated
     def create_collection(
         self,
         collection_name: str,
@@ -104,15 +137,15 @@ class EdgeCollections:
         **options: Any,
     ) -> bool:
         """Create an empty collection with named vectors; `options` as `edge_config` has them."""
-        description = edge_config.describe(vectors_config, sparse_vectors_config or {}, options)
+        sparse = sparse_vectors_config or {}
+        description = edge_config.new_description(vectors_config, sparse, options)
         config = edge_config.to_config(description)
-        self._folder.require_space()
-        draft = self._folder.draft(collection_name)
-        write_json(draft / "collection.json", description | {"metadata": metadata or {}})
-        edge.EdgeShard.create(str(draft / "shard"), config).close()
-        self._folder.publish(collection_name)
+        with self._folder.new_collection(collection_name) as draft:
+            write_description(draft, description | {"metadata": metadata or {}})
+            edge.EdgeShard.create(str(draft / SHARD), config).close()
         return True
 
+    @translated
     def get_collection(self, collection_name: str) -> qm.CollectionInfo:
         """Return counts, vector parameters, payload indexes and metadata."""
         info = self._shard(collection_name).info()
@@ -126,7 +159,7 @@ class EdgeCollections:
             config=edge_config.to_collection_config(description),
             payload_schema={
                 name: qm.PayloadIndexInfo(
-                    data_type=edge_types.INDEX_TYPES[index.data_type], points=index.points
+                    data_type=edge_types.CLIENT_INDEXES[index.data_type], points=index.points
                 )
                 for name, index in info.payload_schema.items()
             },
@@ -139,6 +172,7 @@ class EdgeCollections:
             collections=[qm.CollectionDescription(name=name) for name in names]
         )
 
+    @translated
     def delete_collection(self, collection_name: str) -> bool:
         """Delete a collection and its aliases; False where there is none of that name."""
         if collection_name not in self._folder.names():
@@ -148,6 +182,7 @@ class EdgeCollections:
             self._folder.remove(collection_name)
         return True
 
+    @translated
     def update_collection(
         self, collection_name: str, *, metadata: dict[str, Any] | None = None, **options: Any
     ) -> bool:
@@ -155,44 +190,41 @@ class EdgeCollections:
 
         A value of None takes its key out, as on a server.
         """
+        home = self._folder.home(collection_name)
         description = self._folder.description(collection_name)
         if options:
             description = edge_config.changed(description, options)
-            self._configure(collection_name, edge_config.to_config(description))
+            config = edge_config.to_config(description)
+            with self._opening:
+                self._close_shard(home.name)
+                self._shards[home.name] = edge.EdgeShard.load(str(home / SHARD), config)
         merged = description["metadata"] | (metadata or {})
         description["metadata"] = {k: value for k, value in merged.items() if value is not None}
-        self._folder.describe(collection_name, description)
+        write_description(home, description)
         return True
-
-    def _configure(self, name: str, config: edge.EdgeConfig) -> None:
-        home = self._folder.home(name)
-        with self._opening:
-            self._close_shard(home.name)
-            self._shards[home.name] = edge.EdgeShard.load(str(home / "shard"), config)
 
     @contextmanager
     def take_snapshot(self, collection_name: str) -> Iterator[list[SnapshotFile]]:
         """Give the collection's files, which do not change while the block lasts."""
-        home = self._folder.home(collection_name)
-        with self._opening:
-            self._close_shard(home.name)
-            yield folder_files(home)
+        with engine_errors(self.where):
+            home = self._folder.home(collection_name)
+            with self._opening:
+                self._close_shard(home.name)
+                yield folder_files(home)
 
+    @translated
     def restore_snapshot(self, collection_name: str, files: Iterable[SnapshotFile]) -> None:
         """Make a collection of what `take_snapshot` gave."""
-        self._folder.require_space()
-        draft = self._folder.draft(collection_name)
         try:
-            write_folder(draft, files)
-            edge.EdgeShard.load(str(draft / "shard")).close()
-            os.sync()
-            self._folder.publish(collection_name)
+            with self._folder.new_collection(collection_name) as draft:
+                write_folder(draft, files)
+                edge.EdgeShard.load(str(draft / SHARD)).close()
+                os.sync()
         except OSError as error:
             reason = error.strerror or error
-            raise EngineError(f"cannot write to {self._folder.path} ({reason})") from None
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
+            raise EngineError(f"cannot write to {self.where} ({reason})") from None
 
+    @translated
     def get_aliases(self) -> qm.CollectionsAliasesResponse:
         """Return all aliases."""
         return qm.CollectionsAliasesResponse(
@@ -202,13 +234,23 @@ class EdgeCollections:
             ]
         )
 
-    def update_collection_aliases(self, change_aliases_operations: Sequence[Any]) -> bool:
+    @translated
+    def update_collection_aliases(
+        self, change_aliases_operations: Sequence[AliasOperation]
+    ) -> bool:
         """Create and delete aliases, all at once."""
-        aliases = self._folder.aliases()
+        aliases, names = self._folder.aliases(), self._folder.names()
         for operation in change_aliases_operations:
             if isinstance(operation, qm.CreateAliasOperation):
-                create = operation.create_alias
-                aliases[self._free(create.alias_name)] = self._existing(create.collection_name)
+                alias = operation.create_alias.alias_name
+                collection = operation.create_alias.collection_name
+                if collection not in names:
+                    raise CollectionNotFound(f"{self.where} has no collection {collection!r}")
+                if alias in names:
+                    raise EngineError(
+                        f"{self.where} has a collection {alias!r}; no alias can be that"
+                    )
+                aliases[alias] = collection
             elif isinstance(operation, qm.DeleteAliasOperation):
                 aliases.pop(operation.delete_alias.alias_name, None)
             else:
@@ -216,46 +258,22 @@ class EdgeCollections:
         self._folder.write_aliases(aliases)
         return True
 
-    def _free(self, alias: str) -> str:
-        if alias in self._folder.names():
-            raise EngineError(
-                f"{self._folder.path} has a collection {alias!r}; no alias can be that"
-            )
-        return alias
-
-    def _existing(self, name: str) -> str:
-        if name not in self._folder.names():
-            raise CollectionNotFound(f"{self._folder.path} has no collection {name!r}")
-        return name
-
-
-DONE = qm.UpdateResult(status=qm.UpdateStatus.COMPLETED)
-
-
-class EdgeClient(EdgeCollections):
-    """Collections in one folder, which one process can have open at a time.
-
-    Methods are `QdrantClient`'s, by name and meaning. Safe to share between threads; Edge holds
-    the GIL during a call. Writes are in the write-ahead log when a call returns, and with
-    `wait=True` flushed to disk.
-    """
-
+    @translated
     def create_payload_index(
-        self,
-        collection_name: str,
-        field_name: str,
-        field_schema: qm.PayloadSchemaType | qm.TextIndexParams,
+        self, collection_name: str, field_name: str, field_schema: PayloadIndex
     ) -> qm.UpdateResult:
         """Index a payload field, so that filters on it are quick."""
         index = edge_types.to_index(field_schema)
         operation = edge.UpdateOperation.create_field_index(field_name, index)
         return self._update(collection_name, operation, wait=False)
 
+    @translated
     def delete_payload_index(self, collection_name: str, field_name: str) -> qm.UpdateResult:
         """Drop the index of a payload field."""
         operation = edge.UpdateOperation.delete_field_index(field_name)
         return self._update(collection_name, operation, wait=False)
 
+    @translated
     def upsert(
         self, collection_name: str, points: Sequence[AnyPoint], *, wait: bool = True
     ) -> qm.UpdateResult:
@@ -278,13 +296,14 @@ class EdgeClient(EdgeCollections):
                         f"collection {collection_name!r} has no vector {name!r}; "
                         f"it has {', '.join(sorted(known))}"
                     )
-                dense = isinstance(vector, list | np.ndarray)
-                if dense and len(vector) != widths.get(name):
+                is_dense = isinstance(vector, list | np.ndarray)
+                if is_dense and len(vector) != widths.get(name):
                     raise EngineError(
                         f"vector {name!r} of point {point.id} has {len(vector)} dimensions; "
                         f"collection {collection_name!r} expects {widths.get(name, 'a sparse one')}"
                     )
 
+    @translated
     def batch_update_points(
         self,
         collection_name: str,
@@ -300,6 +319,7 @@ class EdgeClient(EdgeCollections):
             for number, operation in enumerate(converted)
         ]
 
+    @translated
     def delete(
         self,
         collection_name: str,
@@ -310,12 +330,13 @@ class EdgeClient(EdgeCollections):
         """Delete points by id or by filter."""
         if isinstance(points_selector, qm.Filter):
             operation = edge.UpdateOperation.delete_points_by_filter(
-                edge_types.to_filter(points_selector)
+                edge_types.to_edge_filter(points_selector)
             )
         else:
             operation = edge.UpdateOperation.delete_points([*points_selector])
         return self._update(collection_name, operation, wait=wait)
 
+    @translated
     def _update(
         self, collection_name: str, operation: edge.UpdateOperation, *, wait: bool
     ) -> qm.UpdateResult:
@@ -326,6 +347,7 @@ class EdgeClient(EdgeCollections):
             shard.flush()
         return DONE
 
+    @translated
     def scroll(
         self,
         collection_name: str,
@@ -341,15 +363,16 @@ class EdgeClient(EdgeCollections):
         request = edge.ScrollRequest(
             offset=offset,
             limit=limit,
-            filter=edge_types.to_filter_if_any(scroll_filter),
+            filter=edge_types.to_optional_filter(scroll_filter),
             with_payload=edge_types.to_selector(with_payload),
             with_vector=edge_types.to_selector(with_vectors),
         )
         records, following = self._shard(collection_name).scroll(request)
-        return [_record(r) for r in records], None if following is None else edge_types.from_id(
-            following
+        return [edge_types.from_record(record) for record in records], (
+            None if following is None else edge_types.from_id(following)
         )
 
+    @translated
     def retrieve(
         self,
         collection_name: str,
@@ -361,15 +384,15 @@ class EdgeClient(EdgeCollections):
     ) -> list[qm.Record]:
         """Return the points of `ids` that exist; there is one replica."""
         payload, vector = map(edge_types.to_selector, (with_payload, with_vectors))
-        return [
-            _record(r) for r in self._shard(collection_name).retrieve(list(ids), payload, vector)
-        ]
+        records = self._shard(collection_name).retrieve(list(ids), payload, vector)
+        return [edge_types.from_record(record) for record in records]
 
+    @translated
     def count(
         self, collection_name: str, *, count_filter: qm.Filter | None = None, exact: bool = True
     ) -> qm.CountResult:
         """Return the number of points that pass a filter."""
-        request = edge.CountRequest(exact=exact, filter=edge_types.to_filter_if_any(count_filter))
+        request = edge.CountRequest(exact=exact, filter=edge_types.to_optional_filter(count_filter))
         return qm.CountResult(count=self._shard(collection_name).count(request))
 
     def query_points(
@@ -392,45 +415,21 @@ class EdgeClient(EdgeCollections):
             with_vector=with_vectors,
             **options,
         )
-        return self.query_batch_points(collection_name, [request])[0]
-
-    def query_batch_points(
-        self, collection_name: str, requests: Sequence[qm.QueryRequest]
-    ) -> list[QueryResponse]:
-        """Answer many queries in one pass over the segments."""
-        answers = self._query_batch(collection_name, requests)
-        return [QueryResponse(points=[_scored(point) for point in points]) for points in answers]
+        (points,) = self._query_batch(collection_name, [request])
+        return QueryResponse(points=[edge_types.from_scored(point) for point in points])
 
     def query_scores(
         self, collection_name: str, requests: Sequence[qm.QueryRequest]
     ) -> list[Scored]:
-        """Return what `query_batch_points` finds, ids and scores alone."""
-        answers = self._query_batch(collection_name, requests)
+        """Answer many queries in one pass over the segments, with ids and scores alone."""
         return [
             Scored([str(point.id) for point in points], [point.score for point in points])
-            for points in answers
+            for points in self._query_batch(collection_name, requests)
         ]
 
+    @translated
     def _query_batch(
         self, collection_name: str, requests: Sequence[qm.QueryRequest]
     ) -> list[list[edge.ScoredPoint]]:
         batch = edge.QueryBatchRequest([edge_types.to_request(request) for request in requests])
         return self._shard(collection_name).query_batch(batch)
-
-
-def _record(record: edge.Record) -> qm.Record:
-    return qm.Record.model_construct(
-        id=edge_types.from_id(record.id),
-        payload=record.payload,
-        vector=edge_types.from_vector(record.vector),
-    )
-
-
-def _scored(point: edge.ScoredPoint) -> qm.ScoredPoint:
-    return qm.ScoredPoint.model_construct(
-        id=edge_types.from_id(point.id),
-        version=point.version,
-        score=point.score,
-        payload=point.payload,
-        vector=edge_types.from_vector(point.vector),
-    )

@@ -10,18 +10,16 @@ import qdrant_edge as edge
 from pydantic import BaseModel
 from qdrant_client import models as qm
 
-from two_tower.retriever.engine.edge_types import DISTANCES, only, unsupported
+from two_tower.retriever.engine.edge_types import EDGE_DISTANCES, allow_only, unsupported
 from two_tower.retriever.errors import EngineError
 
 HNSW = qm.HnswConfig(m=16, ef_construct=100, full_scan_threshold=10_000)
-
 OPTIMIZERS = qm.OptimizersConfig(default_segment_number=0, flush_interval_sec=0)
 
 SINGLE = ("shard_number", "replication_factor", "write_consistency_factor")
-
 STORED = ("hnsw_config", "quantization_config", "optimizers_config", "on_disk_payload")
 
-ENCODINGS = {
+EDGE_ENCODINGS = {
     qm.BinaryQuantizationEncoding.ONE_BIT: edge.BinaryQuantizationEncoding.OneBit,
     qm.BinaryQuantizationEncoding.ONE_AND_HALF_BITS: edge.BinaryQuantizationEncoding.OneAndHalfBits,
     qm.BinaryQuantizationEncoding.TWO_BITS: edge.BinaryQuantizationEncoding.TwoBits,
@@ -30,55 +28,64 @@ ENCODINGS = {
 Description = dict[str, Any]
 
 
-def describe(
+def new_description(
     vectors: Mapping[str, qm.VectorParams],
     sparse_vectors: Mapping[str, qm.SparseVectorParams],
     options: Mapping[str, Any],
 ) -> Description:
     """Return what is stored about a new collection; `options` are of `create_collection`."""
     description: Description = {
-        "vectors": {name: _json(params) for name, params in vectors.items()},
-        "sparse_vectors": {name: _json(params) for name, params in sparse_vectors.items()},
+        "vectors": {name: _as_json(params) for name, params in vectors.items()},
+        "sparse_vectors": {name: _as_json(params) for name, params in sparse_vectors.items()},
     }
     return changed(description, options)
 
 
 def changed(description: Description, options: Mapping[str, Any]) -> Description:
-    """Return the description with the given options of `update_collection` in it.
+    """Return the description with these options of `update_collection` in it.
 
     Raises:
         EngineError: more than one shard or replica, or an option that Edge does not have.
     """
     result = {**description, "vectors": {k: dict(v) for k, v in description["vectors"].items()}}
-    given = {name: value for name, value in options.items() if value is not None}
-    for name, diff in given.pop("vectors_config", {}).items():
-        only(diff, "on_disk")
-        result["vectors"][name] |= _json(diff)
-    if (params := given.pop("collection_params", None)) is not None:
-        only(params, "on_disk_payload", *SINGLE)
-        given |= _json(params)
+    changes = {name: value for name, value in options.items() if value is not None}
+    for name, diff in changes.pop("vectors_config", {}).items():
+        allow_only(diff, "on_disk")
+        result["vectors"][name] |= _as_json(diff)
+    if (params := changes.pop("collection_params", None)) is not None:
+        allow_only(params, "on_disk_payload", *SINGLE)
+        changes |= _as_json(params)
     for name in SINGLE:
-        if (count := given.pop(name, 1)) != 1:
+        if (count := changes.pop(name, 1)) != 1:
             raise EngineError(
                 f"the embedded engine is one shard on one node, {name} is {count}; "
                 "leave it out, or use a server with --url"
             )
-    for name, value in given.items():
+    for name, value in changes.items():
         if name not in STORED:
             raise unsupported(name)
-        result[name] = None if value == qm.Disabled.DISABLED else _json(value)
+        result[name] = None if value == qm.Disabled.DISABLED else _as_json(value)
     return result
 
 
 def to_config(description: Description) -> edge.EdgeConfig:
-    """Return the configuration of a shard with its write-ahead log on."""
+    """Return the configuration of a shard with its write-ahead log on.
+
+    Raises:
+        EngineError: it asks for something that Edge does not have.
+    """
     vectors, sparse = _vectors(description), _sparse_vectors(description)
+    optimizers = None
+    if stored := description.get("optimizers_config"):
+        diff = qm.OptimizersConfigDiff(**stored)
+        allow_only(diff, "indexing_threshold")
+        optimizers = edge.EdgeOptimizersConfig(indexing_threshold=diff.indexing_threshold)
     return edge.EdgeConfig(
         vectors={name: _vector_params(params) for name, params in vectors.items()},
         sparse_vectors={name: _sparse_params(params) for name, params in sparse.items()},
         hnsw_config=_hnsw(description.get("hnsw_config")),
         quantization_config=_quantization(description.get("quantization_config")),
-        optimizers=_optimizers(description.get("optimizers_config")),
+        optimizers=optimizers,
         on_disk_payload=description.get("on_disk_payload"),
         wal_enabled=True,
     )
@@ -99,7 +106,7 @@ def to_collection_config(description: Description) -> qm.CollectionConfig:
     )
 
 
-def _json(value: Any) -> Any:
+def _as_json(value: Any) -> Any:
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json", exclude_none=True)
     return value
@@ -115,14 +122,14 @@ def _sparse_vectors(description: Description) -> dict[str, qm.SparseVectorParams
 
 
 def _vector_params(params: qm.VectorParams) -> edge.EdgeVectorParams:
-    only(params, "size", "distance", "on_disk")
+    allow_only(params, "size", "distance", "on_disk")
     return edge.EdgeVectorParams(
-        size=params.size, distance=DISTANCES[params.distance], on_disk=params.on_disk
+        size=params.size, distance=EDGE_DISTANCES[params.distance], on_disk=params.on_disk
     )
 
 
 def _sparse_params(params: qm.SparseVectorParams) -> edge.EdgeSparseVectorParams:
-    only(params, "modifier")
+    allow_only(params, "modifier")
     idf = params.modifier is qm.Modifier.IDF
     return edge.EdgeSparseVectorParams(modifier=edge.Modifier.Idf if idf else None)
 
@@ -130,21 +137,13 @@ def _sparse_params(params: qm.SparseVectorParams) -> edge.EdgeSparseVectorParams
 def _hnsw(stored: Mapping[str, Any] | None) -> edge.HnswIndexConfig | None:
     if not stored:
         return None
-    only(qm.HnswConfigDiff(**stored), "m", "ef_construct", "full_scan_threshold")
+    allow_only(qm.HnswConfigDiff(**stored), "m", "ef_construct", "full_scan_threshold")
     config = HNSW.model_copy(update=dict(stored))
     return edge.HnswIndexConfig(
         m=config.m,
         ef_construct=config.ef_construct,
         full_scan_threshold=config.full_scan_threshold,
     )
-
-
-def _optimizers(stored: Mapping[str, Any] | None) -> edge.EdgeOptimizersConfig | None:
-    if not stored:
-        return None
-    diff = qm.OptimizersConfigDiff(**stored)
-    only(diff, "indexing_threshold")
-    return edge.EdgeOptimizersConfig(indexing_threshold=diff.indexing_threshold)
 
 
 def _quantized(stored: Mapping[str, Any] | None) -> Any:
@@ -162,17 +161,17 @@ def _quantization(
 ) -> edge.ScalarQuantizationConfig | edge.BinaryQuantizationConfig | None:
     config = _quantized(stored)
     if isinstance(config, qm.ScalarQuantization):
-        only(config.scalar, "type", "always_ram", "quantile")
+        allow_only(config.scalar, "type", "always_ram", "quantile")
         return edge.ScalarQuantizationConfig(
             type=edge.ScalarType.Int8,
             quantile=config.scalar.quantile,
             always_ram=config.scalar.always_ram,
         )
     if isinstance(config, qm.BinaryQuantization):
-        only(config.binary, "always_ram", "encoding")
+        allow_only(config.binary, "always_ram", "encoding")
         encoding = config.binary.encoding
         return edge.BinaryQuantizationConfig(
             always_ram=config.binary.always_ram,
-            encoding=None if encoding is None else ENCODINGS[encoding],
+            encoding=None if encoding is None else EDGE_ENCODINGS[encoding],
         )
     return None

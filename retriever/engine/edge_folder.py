@@ -13,9 +13,14 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from two_tower.models.errors import DataError
+from two_tower.models.files import new_folder, write_json
+from two_tower.retriever.engine.snapshots import SnapshotFile, chunks_of
 from two_tower.retriever.errors import (
     CollectionNotFound,
     EngineError,
@@ -23,9 +28,10 @@ from two_tower.retriever.errors import (
     EngineUnavailable,
 )
 
+DESCRIPTION = "collection.json"
+SHARD = "shard"
 LEAST_FREE = 64_000_000
-
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,199}")
+FOLDER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,199}")
 
 
 class EdgeFolder:
@@ -34,13 +40,10 @@ class EdgeFolder:
     def __init__(self, path: Path, *, create: bool = True) -> None:
         """Take the folder.
 
-        Args:
-            path: the folder.
-            create: make it where it is missing; otherwise that is an error.
-
         Raises:
             EngineLocked: it is open already.
-            EngineUnavailable: it cannot be opened or is something else.
+            EngineUnavailable: it cannot be opened, is something else, or is missing and not to be
+                made.
         """
         self.path = path
         self._collections = path / "collections"
@@ -65,7 +68,8 @@ class EdgeFolder:
                 f"cannot open {path} as the embedded engine's folder ({reason}); "
                 "give another --path"
             ) from None
-        self._sweep()
+        for leftover in self._collections.glob(".*"):  # of a killed create or delete
+            shutil.rmtree(leftover, ignore_errors=True)
 
     def _take_lock(self) -> int:
         lock = os.open(self.path / "LOCK", os.O_RDWR | os.O_CREAT, 0o644)
@@ -81,11 +85,6 @@ class EdgeFolder:
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
         return lock
-
-    def _sweep(self) -> None:
-        """Remove what a killed create or delete left behind."""
-        for leftover in self._collections.glob(".*"):
-            shutil.rmtree(leftover, ignore_errors=True)
 
     def close(self) -> None:
         """Let go of the folder."""
@@ -108,7 +107,7 @@ class EdgeFolder:
 
     def names(self) -> list[str]:
         """Return the names of the collections, sorted."""
-        return sorted(p.name for p in self._collections.iterdir() if NAME.fullmatch(p.name))
+        return sorted(p.name for p in self._collections.iterdir() if FOLDER_NAME.fullmatch(p.name))
 
     def aliases(self) -> dict[str, str]:
         """Return what each alias points to; one whose collection was deleted is no more."""
@@ -124,7 +123,7 @@ class EdgeFolder:
 
     def find(self, name: str) -> str | None:
         """Return the collection that `name`, a collection or an alias, stands for."""
-        if NAME.fullmatch(name) and self._home(name).is_dir():
+        if FOLDER_NAME.fullmatch(name) and self._home(name).is_dir():
             return name
         return self.aliases().get(name)
 
@@ -134,38 +133,29 @@ class EdgeFolder:
         Raises:
             CollectionNotFound: there is none.
         """
-        found = self.find(name)
-        if found is None:
+        collection = self.find(name)
+        if collection is None:
             raise CollectionNotFound(f"{self.path} has no collection {name!r}; see: ingest list")
-        return self._home(found)
+        return self._home(collection)
 
     def description(self, name: str) -> dict[str, Any]:
-        """Return the `collection.json` of `name`."""
-        text = (self.home(name) / "collection.json").read_text(encoding="utf-8")
-        return dict(json.loads(text))
+        """Return what `write_description` has written about the collection `name`."""
+        return dict(json.loads((self.home(name) / DESCRIPTION).read_text(encoding="utf-8")))
 
-    def describe(self, name: str, description: dict[str, Any]) -> None:
-        """Replace the `collection.json` of `name`."""
-        write_json(self.home(name) / "collection.json", description)
-
-    def draft(self, name: str) -> Path:
-        """Return an empty folder to build collection `name` in; `publish` makes it real.
+    @contextmanager
+    def new_collection(self, name: str) -> Iterator[Path]:
+        """Give an empty folder that becomes the collection `name` when the block ends well.
 
         Raises:
-            EngineError: the name is taken or cannot be a folder's.
+            EngineError: the name is taken or cannot be a folder's, or the disk is nearly full.
         """
-        if not NAME.fullmatch(name):
+        self.require_space()
+        if not FOLDER_NAME.fullmatch(name):
             raise EngineError(f"{name!r} cannot name a collection; use letters, digits, . _ and -")
         if self.find(name) is not None:
             raise EngineError(f"{self.path} already has a collection or alias {name!r}")
-        draft = self._collections / f".new-{name}"
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir()
-        return draft
-
-    def publish(self, name: str) -> None:
-        """Make the draft of `name` its collection."""
-        os.rename(self._collections / f".new-{name}", self._home(name))
+        with new_folder(self._home(name)) as draft:
+            yield draft
 
     def remove(self, name: str) -> None:
         """Delete the collection `name` and, with it, the aliases that point to it."""
@@ -178,11 +168,41 @@ class EdgeFolder:
         return self._collections / name
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that a reader, or a crash, meets either the old file or the new one."""
-    draft = path.with_name(f"{path.name}.new")
-    with draft.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
+def write_description(home: Path, description: dict[str, Any]) -> None:
+    """Write vector parameters and metadata into the folder of a collection."""
+    write_json(home / DESCRIPTION, description)
+
+
+def folder_files(home: Path) -> list[SnapshotFile]:
+    """Return every file of a collection, in the order of the names."""
+    return [
+        SnapshotFile(path.relative_to(home).as_posix(), path.stat().st_size, "", chunks_of(path))
+        for path in sorted(home.rglob("*"))
+        if path.is_file()
+    ]
+
+
+def write_folder(home: Path, files: Iterable[SnapshotFile]) -> None:
+    """Write the files of a collection into an empty folder; what is all zeros takes no space.
+
+    Raises:
+        DataError: they are not the files of an embedded collection.
+    """
+    names = set()
+    for file in files:
+        if file.name != DESCRIPTION and not file.name.startswith(f"{SHARD}/"):
+            raise DataError(f"the snapshot holds {file.name!r}, no file of the embedded engine")
+        names.add(file.name)
+        path = home / file.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("xb") as target:
+            for chunk in file.chunks:
+                # The engine allots its files far ahead; written out they would be 200 times as
+                # large as what is in them.
+                if chunk.count(0) < len(chunk):
+                    target.write(chunk)
+                else:
+                    target.seek(len(chunk), 1)
+            target.truncate()
+    if DESCRIPTION not in names:
+        raise DataError(f"the snapshot lacks {DESCRIPTION}, without which there is no collection")

@@ -16,14 +16,14 @@ from qdrant_client import models as qm
 from two_tower.retriever.engine.wire import AnyPoint
 from two_tower.retriever.errors import EngineError
 
-DISTANCES = {
+EDGE_DISTANCES = {
     qm.Distance.COSINE: edge.Distance.Cosine,
     qm.Distance.DOT: edge.Distance.Dot,
     qm.Distance.EUCLID: edge.Distance.Euclid,
     qm.Distance.MANHATTAN: edge.Distance.Manhattan,
 }
 
-INDEXES = {
+EDGE_INDEXES = {
     qm.PayloadSchemaType.KEYWORD: edge.PayloadSchemaType.Keyword,
     qm.PayloadSchemaType.INTEGER: edge.PayloadSchemaType.Integer,
     qm.PayloadSchemaType.FLOAT: edge.PayloadSchemaType.Float,
@@ -32,10 +32,9 @@ INDEXES = {
     qm.PayloadSchemaType.TEXT: edge.PayloadSchemaType.Text,
 }
 
-INDEX_TYPES = {theirs: ours for ours, theirs in INDEXES.items()}
+CLIENT_INDEXES = {theirs: ours for ours, theirs in EDGE_INDEXES.items()}
 
 DEFAULT_LIMIT = 10
-
 RRF_DEFAULT_K = 2
 
 
@@ -45,7 +44,7 @@ def unsupported(value: object) -> EngineError:
     return EngineError(f"the embedded engine does not support {name}; a server may: give --url")
 
 
-def only(model: BaseModel, *names: str) -> None:
+def allow_only(model: BaseModel, *names: str) -> None:
     """Refuse a model that has any field set beside `names`."""
     for name in type(model).model_fields:
         if name not in names and getattr(model, name) is not None:
@@ -57,7 +56,7 @@ def to_index(
 ) -> edge.PayloadSchemaType | edge.TextIndexParams:
     """Return the payload index for a field."""
     if isinstance(schema, qm.TextIndexParams):
-        only(schema, "type", "tokenizer", "lowercase", "phrase_matching")
+        allow_only(schema, "type", "tokenizer", "lowercase", "phrase_matching")
         if schema.tokenizer not in (None, qm.TokenizerType.WORD):
             raise unsupported(f"TokenizerType.{schema.tokenizer.name}")
         return edge.TextIndexParams(
@@ -67,9 +66,9 @@ def to_index(
         )
     if not isinstance(schema, qm.PayloadSchemaType):
         raise unsupported(schema)
-    if schema not in INDEXES:
+    if schema not in EDGE_INDEXES:
         raise unsupported(f"PayloadSchemaType.{schema.name}")
-    return INDEXES[schema]
+    return EDGE_INDEXES[schema]
 
 
 def to_vector(vector: Any) -> Any:
@@ -102,6 +101,24 @@ def from_id(point_id: int | str | UUID) -> int | str:
     return str(point_id) if isinstance(point_id, UUID) else point_id
 
 
+def from_record(record: edge.Record) -> qm.Record:
+    """Return a stored point."""
+    return qm.Record.model_construct(
+        id=from_id(record.id), payload=record.payload, vector=from_vector(record.vector)
+    )
+
+
+def from_scored(point: edge.ScoredPoint) -> qm.ScoredPoint:
+    """Return a hit."""
+    return qm.ScoredPoint.model_construct(
+        id=from_id(point.id),
+        version=point.version,
+        score=point.score,
+        payload=point.payload,
+        vector=from_vector(point.vector),
+    )
+
+
 def to_point(point: AnyPoint) -> edge.Point:
     """Return a point with named vectors."""
     if not isinstance(point.vector, dict):
@@ -120,7 +137,7 @@ def to_payload_change(
         change, converted = operation.set_payload, edge.UpdateOperation.set_payload
     else:
         raise unsupported(operation)
-    only(change, "payload", "points")
+    allow_only(change, "payload", "points")
     return converted([from_id(point) for point in change.points or ()], change.payload)
 
 
@@ -135,30 +152,29 @@ def to_selector(selector: Any) -> bool | list[str]:
     raise unsupported(selector)
 
 
-def to_filter(query_filter: qm.Filter) -> edge.Filter:
+def to_edge_filter(query_filter: qm.Filter) -> edge.Filter:
     """Return a filter."""
+    min_should = None
+    if few := query_filter.min_should:
+        min_should = edge.MinShould(_edge_conditions(few.conditions) or [], few.min_count)
     return edge.Filter(
-        must=_conditions(query_filter.must),
-        should=_conditions(query_filter.should),
-        must_not=_conditions(query_filter.must_not),
-        min_should=None if (few := query_filter.min_should) is None else _min_should(few),
+        must=_edge_conditions(query_filter.must),
+        should=_edge_conditions(query_filter.should),
+        must_not=_edge_conditions(query_filter.must_not),
+        min_should=min_should,
     )
 
 
-def _min_should(given: qm.MinShould) -> edge.MinShould:
-    return edge.MinShould(_conditions(given.conditions) or [], given.min_count)
-
-
-def to_filter_if_any(query_filter: qm.Filter | None) -> edge.Filter | None:
+def to_optional_filter(query_filter: qm.Filter | None) -> edge.Filter | None:
     """Return a filter; None stays None."""
-    return None if query_filter is None else to_filter(query_filter)
+    return None if query_filter is None else to_edge_filter(query_filter)
 
 
-def _conditions(conditions: Any) -> list[Any] | None:
+def _edge_conditions(conditions: Any) -> list[Any] | None:
     if conditions is None:
         return None
-    many = conditions if isinstance(conditions, list) else [conditions]
-    return [_convert(CONDITIONS, condition) for condition in many]
+    conditions = conditions if isinstance(conditions, list) else [conditions]
+    return [_convert(EDGE_CONDITIONS, condition) for condition in conditions]
 
 
 def _convert(table: Mapping[type, Callable[[Any], Any]], value: Any) -> Any:
@@ -172,21 +188,16 @@ def _convert(table: Mapping[type, Callable[[Any], Any]], value: Any) -> Any:
 
 
 def _field(condition: qm.FieldCondition) -> edge.FieldCondition:
-    only(condition, "key", "match", "range")
+    allow_only(condition, "key", "match", "range")
     match, bounds = condition.match, condition.range
     return edge.FieldCondition(
         condition.key,
-        match=None if match is None else _convert(MATCHES, match),
-        range=None if bounds is None else _convert(RANGES, bounds),
+        match=None if match is None else _convert(EDGE_MATCHES, match),
+        range=None if bounds is None else _convert(EDGE_RANGES, bounds),
     )
 
 
-def _datetime_range(bounds: qm.DatetimeRange) -> edge.RangeDateTime:
-    given = bounds.model_dump(exclude_none=True)
-    return edge.RangeDateTime(**{name: value.isoformat() for name, value in given.items()})
-
-
-MATCHES: Mapping[type, Callable[[Any], Any]] = {
+EDGE_MATCHES: Mapping[type, Callable[[Any], Any]] = {
     qm.MatchValue: lambda match: edge.MatchValue(match.value),
     qm.MatchAny: lambda match: edge.MatchAny(match.any),
     qm.MatchExcept: lambda match: edge.MatchExcept(match.except_),
@@ -195,25 +206,29 @@ MATCHES: Mapping[type, Callable[[Any], Any]] = {
     qm.MatchPhrase: lambda match: edge.MatchPhrase(match.phrase),
 }
 
-RANGES: Mapping[type, Callable[[Any], Any]] = {
+EDGE_RANGES: Mapping[type, Callable[[Any], Any]] = {
     qm.Range: lambda bounds: edge.RangeFloat(**bounds.model_dump()),
-    qm.DatetimeRange: _datetime_range,
+    qm.DatetimeRange: lambda bounds: edge.RangeDateTime(
+        **{name: value.isoformat() for name, value in bounds.model_dump(exclude_none=True).items()}
+    ),
 }
 
-CONDITIONS: Mapping[type, Callable[[Any], Any]] = {
-    qm.Filter: to_filter,
+EDGE_CONDITIONS: Mapping[type, Callable[[Any], Any]] = {
+    qm.Filter: to_edge_filter,
     qm.FieldCondition: _field,
     qm.HasIdCondition: lambda c: edge.HasIdCondition({from_id(i) for i in c.has_id}),
     qm.IsEmptyCondition: lambda c: edge.IsEmptyCondition(c.is_empty.key),
     qm.IsNullCondition: lambda c: edge.IsNullCondition(c.is_null.key),
     qm.HasVectorCondition: lambda c: edge.HasVectorCondition(c.has_vector),
-    qm.NestedCondition: lambda c: edge.NestedCondition(c.nested.key, to_filter(c.nested.filter)),
+    qm.NestedCondition: lambda c: edge.NestedCondition(
+        c.nested.key, to_edge_filter(c.nested.filter)
+    ),
 }
 
 
 def to_request(request: qm.QueryRequest) -> edge.QueryRequest:
     """Return one query with its prefetches."""
-    only(
+    allow_only(
         request,
         *("prefetch", "query", "using", "filter", "params", "score_threshold"),
         *("limit", "offset", "with_vector", "with_payload"),
@@ -225,7 +240,7 @@ def to_request(request: qm.QueryRequest) -> edge.QueryRequest:
         prefetches=_prefetches(request.prefetch),
         with_vector=to_selector(request.with_vector),
         with_payload=to_selector(request.with_payload),
-        filter=to_filter_if_any(request.filter),
+        filter=to_optional_filter(request.filter),
         score_threshold=request.score_threshold,
         params=_params(request.params),
     )
@@ -234,31 +249,33 @@ def to_request(request: qm.QueryRequest) -> edge.QueryRequest:
 def _prefetches(prefetch: qm.Prefetch | list[qm.Prefetch] | None) -> list[edge.Prefetch]:
     if prefetch is None:
         return []
-    return [_prefetch(one) for one in (prefetch if isinstance(prefetch, list) else [prefetch])]
-
-
-def _prefetch(prefetch: qm.Prefetch) -> edge.Prefetch:
-    only(prefetch, "prefetch", "query", "using", "filter", "params", "score_threshold", "limit")
-    return edge.Prefetch(
-        limit=DEFAULT_LIMIT if prefetch.limit is None else prefetch.limit,
-        query=_query(prefetch.query, prefetch.using),
-        prefetches=_prefetches(prefetch.prefetch),
-        params=_params(prefetch.params),
-        filter=to_filter_if_any(prefetch.filter),
-        score_threshold=prefetch.score_threshold,
-    )
+    prefetches = prefetch if isinstance(prefetch, list) else [prefetch]
+    fields = ("prefetch", "query", "using", "filter", "params", "score_threshold", "limit")
+    for leg in prefetches:
+        allow_only(leg, *fields)
+    return [
+        edge.Prefetch(
+            limit=DEFAULT_LIMIT if leg.limit is None else leg.limit,
+            query=_query(leg.query, leg.using),
+            prefetches=_prefetches(leg.prefetch),
+            params=_params(leg.params),
+            filter=to_optional_filter(leg.filter),
+            score_threshold=leg.score_threshold,
+        )
+        for leg in prefetches
+    ]
 
 
 def _query(query: Any, using: str | None) -> Any:
     if query is None:
         return None
     if isinstance(query, qm.NearestQuery):
-        only(query, "nearest")
+        allow_only(query, "nearest")
         query = query.nearest
     if isinstance(query, list | qm.SparseVector):
         return edge.Query.Nearest(to_vector(query), using=using)
     if isinstance(query, qm.RrfQuery):
-        only(query.rrf, "k")  # a 1.16 server ignores weights
+        allow_only(query.rrf, "k")  # a 1.16 server ignores weights
         return edge.Fusion.Rrf(k=query.rrf.k or RRF_DEFAULT_K)
     if isinstance(query, qm.FusionQuery):
         rrf = query.fusion is qm.Fusion.RRF
@@ -269,20 +286,15 @@ def _query(query: Any, using: str | None) -> Any:
 def _params(params: qm.SearchParams | None) -> edge.SearchParams | None:
     if params is None:
         return None
-    only(params, "hnsw_ef", "exact", "quantization", "indexed_only")
+    allow_only(params, "hnsw_ef", "exact", "quantization", "indexed_only")
+    quantization = None
+    if copies := params.quantization:
+        quantization = edge.QuantizationSearchParams(
+            ignore=bool(copies.ignore), rescore=copies.rescore, oversampling=copies.oversampling
+        )
     return edge.SearchParams(
         hnsw_ef=params.hnsw_ef,
         exact=bool(params.exact),
-        quantization=_quantization(params.quantization),
+        quantization=quantization,
         indexed_only=bool(params.indexed_only),
-    )
-
-
-def _quantization(
-    params: qm.QuantizationSearchParams | None,
-) -> edge.QuantizationSearchParams | None:
-    if params is None:
-        return None
-    return edge.QuantizationSearchParams(
-        ignore=bool(params.ignore), rescore=params.rescore, oversampling=params.oversampling
     )

@@ -1,11 +1,12 @@
-"""Failures of client libraries, told in one line."""
+"""What goes wrong with an engine: client libraries' failures told in one line."""
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
-import grpc
 from qdrant_client.common.client_exceptions import QdrantException, ResourceExhaustedResponse
 from qdrant_client.http.exceptions import (
     ApiException,
@@ -22,7 +23,23 @@ from two_tower.retriever.errors import (
     KeyRefused,
 )
 
+AGAIN = "run the same command again"
 LONGEST = 300
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def translated(method: Callable[P, T]) -> Callable[P, T]:
+    """Make a method of an engine raise `EngineError`s that name its `where`."""
+
+    @wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        engine: Any = args[0]
+        with engine_errors(engine.where):
+            return method(*args, **kwargs)
+
+    return call
 
 
 @contextmanager
@@ -35,7 +52,7 @@ def engine_errors(where: str) -> Iterator[None]:
     try:
         yield
     except UnexpectedResponse as error:
-        raise _from_status(error.status_code or 0, _reason(error.content), where) from None
+        raise _from_status(error.status_code or 0, reason_of(error), where) from None
     except ResponseHandlingException as error:
         raise _no_answer(error.source, where) from None
     except json.JSONDecodeError:
@@ -44,12 +61,27 @@ def engine_errors(where: str) -> Iterator[None]:
         raise _from_status(429, _one_line(error), where) from None
     except (ApiException, QdrantException) as error:
         raise EngineError(f"{where}: {_one_line(error)}") from None
-    except grpc.RpcError as error:
-        raise _from_grpc(error, where) from None
     except Exception as error:
         if type(error) is Exception:  # all that Edge's bindings ever raise
             raise EngineError(f"{where}: {_one_line(error)}") from None
         raise
+
+
+def unknown_name(name: str, where: str, aliases: Mapping[str, str]) -> CollectionNotFound:
+    """Return the error for a name that is neither a collection nor an alias."""
+    known = ", ".join(sorted(aliases)) or "none"
+    return CollectionNotFound(
+        f"no collection {name!r} at {where} (aliases there: {known}); "
+        f"run: ingest load DATA --bundle BUNDLE --collection {name}"
+    )
+
+
+def reason_of(error: UnexpectedResponse) -> str:
+    """Return why the server refused a request, in one line."""
+    try:
+        return _one_line(json.loads(error.content)["status"]["error"])
+    except (ValueError, KeyError, TypeError):
+        return _one_line(error.content.decode("utf-8", "replace"))
 
 
 def _unavailable(where: str, reason: str) -> EngineUnavailable:
@@ -61,11 +93,11 @@ def _unavailable(where: str, reason: str) -> EngineUnavailable:
 
 def _no_answer(cause: Exception, where: str) -> EngineUnavailable:
     reason = _one_line(cause)
-    found = re.search(r"certificate verify failed: (.*?)(?: \(_ssl\.c.*)?$", reason)
-    if not found:
+    refusal = re.search(r"certificate verify failed: (.*?)(?: \(_ssl\.c.*)?$", reason)
+    if not refusal:
         return _unavailable(where, reason)
     return CertificateRefused(
-        f"{where} shows a certificate that cannot be trusted ({found[1]}); renew it, or name the "
+        f"{where} shows a certificate that cannot be trusted ({refusal[1]}); renew it, or name the "
         "authority that signed it: QDRANT_CA_CERT=ca.pem"
     )
 
@@ -87,27 +119,6 @@ def _from_status(status: int, reason: str, where: str) -> EngineError:
         return _unavailable(where, f"HTTP {status}")
     kind = EngineBusy if status in (429, 500) else EngineError
     return kind(f"{where} answered HTTP {status}: {reason}")
-
-
-def _from_grpc(error: grpc.RpcError, where: str) -> EngineError:
-    code = getattr(error, "code", lambda: grpc.StatusCode.UNKNOWN)()
-    reason = _one_line(getattr(error, "details", lambda: error)())
-    if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
-        return _from_status(401, reason, where)
-    if code is grpc.StatusCode.NOT_FOUND:
-        return _from_status(404, reason, where)
-    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-        return _unavailable(where, reason)
-    busy = code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.RESOURCE_EXHAUSTED)
-    kind = EngineBusy if busy else EngineError
-    return kind(f"{where} answered gRPC {code.name}: {reason}")
-
-
-def _reason(content: bytes) -> str:
-    try:
-        return _one_line(json.loads(content)["status"]["error"])
-    except (ValueError, KeyError, TypeError):
-        return _one_line(content.decode("utf-8", "replace"))
 
 
 def _one_line(reason: object) -> str:

@@ -1,11 +1,10 @@
-"""What embedded engine and server have in common: the part of `QdrantClient` we use."""
+"""What embedded engine and server have in common, and what is done with either alike."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from qdrant_client import models as qm
-from qdrant_client.conversions.common_types import AliasOperations
 from qdrant_client.http.models import QueryResponse
 
 from two_tower.retriever.engine.snapshots import SnapshotFile
@@ -13,19 +12,31 @@ from two_tower.retriever.engine.wire import AnyPoint, Scored
 from two_tower.retriever.errors import EngineError
 
 PayloadIndex = qm.PayloadSchemaType | qm.TextIndexParams
-
-Vectors = Mapping[str, qm.VectorParams]
-
 Quantization = qm.ScalarQuantization | qm.BinaryQuantization
+AliasOperation = qm.CreateAliasOperation | qm.DeleteAliasOperation
 
-SparseVectors = Mapping[str, qm.SparseVectorParams]
+RETRY_FOR_S = 120.0
+POINTS_PER_PAGE = 256
+HASHES_PER_PAGE = 4096
+OPTIMIZE_ABOVE = 100_000  # points; smaller collections Edge scans quickly enough
 
 
 class Engine(Protocol):
-    """What embedded engine and server have in common; semantics are `QdrantClient`'s.
+    """The part of `QdrantClient` that is used here, by name and meaning, and a little more.
 
     Every method raises an `EngineError` in one line where the engine fails.
     """
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether this is Qdrant Edge in a folder, and not a server."""
+
+    def with_retry(self, seconds: float = RETRY_FOR_S) -> "Engine":
+        """Return this engine with requests that are made again while a server is away.
+
+        Args:
+            seconds: how long one request waits in all before its failure is final.
+        """
 
     def info(self) -> qm.VersionInfo: ...  # noqa: D102
     def close(self) -> None: ...  # noqa: D102
@@ -45,30 +56,16 @@ class Engine(Protocol):
         self,
         collection_name: str,
         *,
-        vectors_config: Vectors,
-        sparse_vectors_config: SparseVectors | None = None,
-        hnsw_config: qm.HnswConfigDiff | None = None,
-        quantization_config: Quantization | None = None,
-        optimizers_config: qm.OptimizersConfigDiff | None = None,
-        on_disk_payload: bool | None = None,
-        shard_number: int | None = None,
-        replication_factor: int | None = None,
-        write_consistency_factor: int | None = None,
+        vectors_config: Mapping[str, qm.VectorParams],
+        sparse_vectors_config: Mapping[str, qm.SparseVectorParams] | None = None,
         metadata: dict[str, Any] | None = None,
+        **options: Any,
     ) -> bool: ...
     def get_collection(self, collection_name: str) -> qm.CollectionInfo: ...  # noqa: D102
     def get_collections(self) -> qm.CollectionsResponse: ...  # noqa: D102
     def delete_collection(self, collection_name: str) -> bool: ...  # noqa: D102
     def update_collection(  # noqa: D102
-        self,
-        collection_name: str,
-        *,
-        vectors_config: Mapping[str, qm.VectorParamsDiff] | None = None,
-        hnsw_config: qm.HnswConfigDiff | None = None,
-        quantization_config: Quantization | qm.Disabled | None = None,
-        optimizers_config: qm.OptimizersConfigDiff | None = None,
-        collection_params: qm.CollectionParamsDiff | None = None,
-        metadata: dict[str, Any] | None = None,
+        self, collection_name: str, *, metadata: dict[str, Any] | None = None, **options: Any
     ) -> bool: ...
     def take_snapshot(self, collection_name: str) -> AbstractContextManager[list[SnapshotFile]]:
         """Give the files of a snapshot; call nothing else of the engine before the block ends.
@@ -87,7 +84,7 @@ class Engine(Protocol):
 
     def get_aliases(self) -> qm.CollectionsAliasesResponse: ...  # noqa: D102
     def update_collection_aliases(  # noqa: D102
-        self, change_aliases_operations: Sequence[AliasOperations]
+        self, change_aliases_operations: Sequence[AliasOperation]
     ) -> bool: ...
     def create_payload_index(  # noqa: D102
         self, collection_name: str, field_name: str, field_schema: PayloadIndex
@@ -135,37 +132,48 @@ class Engine(Protocol):
     def count(  # noqa: D102
         self, collection_name: str, *, count_filter: qm.Filter | None = None, exact: bool = True
     ) -> qm.CountResult: ...
-    def query_points(  # noqa: D102
+    def query_points(
         self,
         collection_name: str,
         query: Any = None,
         *,
-        using: str | None = None,
-        prefetch: qm.Prefetch | list[qm.Prefetch] | None = None,
         query_filter: qm.Filter | None = None,
         search_params: qm.SearchParams | None = None,
-        limit: int = 10,
-        offset: int | None = None,
         with_payload: bool | list[str] = True,
         with_vectors: bool | list[str] = False,
-        score_threshold: float | None = None,
-    ) -> QueryResponse: ...
-    def query_batch_points(  # noqa: D102
-        self, collection_name: str, requests: Sequence[qm.QueryRequest]
-    ) -> list[QueryResponse]: ...
+        **options: Any,
+    ) -> QueryResponse:
+        """Answer one query; `options` are the other fields of a `QueryRequest`."""
 
     def query_scores(
         self, collection_name: str, requests: Sequence[qm.QueryRequest]
     ) -> list[Scored]:
-        """Return what `query_batch_points` finds, ids and scores alone; much quicker."""
+        """Answer many queries in one request, with ids and scores alone: much quicker."""
 
 
-def is_embedded(engine: Engine) -> bool:
-    """Say whether this is Qdrant Edge in a folder, and not a server."""
-    return engine.info().title == "qdrant-edge"
-
-
-ALL = qm.ReadConsistencyType.ALL
+def scroll_all(
+    engine: Engine,
+    collection: str,
+    *,
+    page: int = POINTS_PER_PAGE,
+    with_payload: bool | list[str] = True,
+    with_vectors: bool | list[str] = False,
+    consistency: qm.ReadConsistencyType | None = None,
+) -> Iterator[qm.Record]:
+    """Yield every point in the order of their ids, asking for `page` of them at a time."""
+    offset: int | str | None = None
+    while True:
+        records, offset = engine.scroll(
+            collection,
+            limit=page,
+            offset=offset,
+            with_payload=with_payload,
+            with_vectors=with_vectors,
+            consistency=consistency,
+        )
+        yield from records
+        if offset is None:
+            return
 
 
 def agreement(engine: Engine, collection: str) -> qm.ReadConsistencyType | None:
@@ -175,7 +183,9 @@ def agreement(engine: Engine, collection: str) -> qm.ReadConsistencyType | None:
         `ALL`; None where a replica is down, so that the others are all there is to read.
     """
     try:
-        engine.scroll(collection, limit=1, with_payload=False, consistency=ALL)
+        engine.scroll(
+            collection, limit=1, with_payload=False, consistency=qm.ReadConsistencyType.ALL
+        )
     except EngineError:
         return None
-    return ALL
+    return qm.ReadConsistencyType.ALL

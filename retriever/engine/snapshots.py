@@ -1,4 +1,4 @@
-"""Snapshots of a server's collection, over its own snapshot API.
+"""Files of snapshots, and a server's own snapshot API.
 
 The client library reads a whole snapshot into memory; here it is streamed both ways, over the
 connection that the client has, with its key and certificates.
@@ -18,13 +18,13 @@ from qdrant_client import QdrantClient
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from two_tower.models.errors import DataError
+from two_tower.retriever.engine.failures import reason_of
 from two_tower.retriever.errors import EngineError
 
 CHUNK = 2**20
-
-DESCRIPTION = "collection.json"
-
-SHARD = "shard/"
+SNAPSHOT = "collection.snapshot"
+LONG_S = 3600.0  # a server may take minutes to write a snapshot or to take one in
+ELSEWHERE = "the way in and out of a cluster is: ingest copy"
 
 
 class SnapshotFile(NamedTuple):
@@ -43,53 +43,11 @@ class SnapshotFile(NamedTuple):
     chunks: Iterator[bytes]
 
 
-def folder_files(folder: Path) -> list[SnapshotFile]:
-    """Return every file below a folder of the embedded engine's, in the order of the names."""
-    return [
-        SnapshotFile(path.relative_to(folder).as_posix(), path.stat().st_size, "", read(path))
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    ]
-
-
-def write_folder(folder: Path, files: Iterable[SnapshotFile]) -> None:
-    """Write files below an empty folder; what is all zeros takes no space.
-
-    Raises:
-        DataError: they are not the files of an embedded collection.
-    """
-    found = set()
-    for file in files:
-        if file.name != DESCRIPTION and not file.name.startswith(SHARD):
-            raise DataError(f"the snapshot holds {file.name!r}, no file of the embedded engine")
-        found.add(file.name)
-        path = folder / file.name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("xb") as target:
-            for chunk in file.chunks:
-                # The engine allots its files far ahead; written out they would be 200 times as
-                # large as what is in them.
-                if chunk.count(0) < len(chunk):
-                    target.write(chunk)
-                else:
-                    target.seek(len(chunk), 1)
-            target.truncate()
-    if DESCRIPTION not in found:
-        raise DataError(f"the snapshot lacks {DESCRIPTION}, without which there is no collection")
-
-
-def read(path: Path) -> Iterator[bytes]:
+def chunks_of(path: Path) -> Iterator[bytes]:
     """Yield the content of a file."""
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
             yield chunk
-
-
-SNAPSHOT = "collection.snapshot"
-
-LONG_S = 3600.0  # a server may take minutes to write a snapshot or to take one in
-
-ELSEWHERE = "the way in and out of a cluster is: ingest copy"
 
 
 @contextmanager
@@ -101,7 +59,12 @@ def server_snapshot(client: QdrantClient, collection: str) -> Iterator[list[Snap
     Raises:
         EngineError: other nodes have shards of the collection.
     """
-    _require_whole(client, collection)
+    shards = _ask(client, "GET", f"/collections/{quote(collection, safe='')}/cluster")
+    if elsewhere := {shard["peer_id"] for shard in shards["remote_shards"]}:
+        raise EngineError(
+            f"collection {collection!r} is spread over {len(elsewhere) + 1} nodes, and a snapshot "
+            f"holds those shards alone that one node has; {ELSEWHERE}"
+        )
     made = _ask(client, "POST", _path(collection), {"wait": "true"})
     own = _path(collection, made["name"])
     try:
@@ -121,7 +84,12 @@ def restore_to_server(client: QdrantClient, collection: str, files: Iterable[Sna
     file = next(iter(files), None)
     if file is None or file.name != SNAPSHOT:
         raise DataError(f"the snapshot lacks {SNAPSHOT}, the file that a server needs")
-    _require_one_node(client)
+    peers = _ask(client, "GET", "/cluster").get("peers", {})
+    if len(peers) > 1:
+        raise EngineError(
+            f"a snapshot can be restored to a single server, this is a cluster of {len(peers)} "
+            f"nodes; {ELSEWHERE}"
+        )
     upload = f"{secrets.token_hex(8)}.snapshot"
     query = {"priority": "snapshot", "wait": "true", "checksum": file.sha256}
     try:
@@ -130,29 +98,11 @@ def restore_to_server(client: QdrantClient, collection: str, files: Iterable[Sna
         _clear(client, collection, upload)
         if isinstance(error, UnexpectedResponse) and error.status_code in (400, 500):
             raise EngineError(
-                f"the server cannot use the snapshot ({_reason(error)}); a snapshot fits a server "
-                "of its own version or the next one"
+                f"the server cannot use the snapshot ({reason_of(error)}); a snapshot fits a "
+                "server of its own version or the next one"
             ) from None
         raise
     _ask(client, "DELETE", _path(collection, upload), {"wait": "true"})
-
-
-def _require_whole(client: QdrantClient, collection: str) -> None:
-    shards = _ask(client, "GET", f"/collections/{quote(collection, safe='')}/cluster")
-    if elsewhere := {shard["peer_id"] for shard in shards["remote_shards"]}:
-        raise EngineError(
-            f"collection {collection!r} is spread over {len(elsewhere) + 1} nodes, and a snapshot "
-            f"holds those shards alone that one node has; {ELSEWHERE}"
-        )
-
-
-def _require_one_node(client: QdrantClient) -> None:
-    peers = _ask(client, "GET", "/cluster").get("peers", {})
-    if len(peers) > 1:
-        raise EngineError(
-            f"a snapshot can be restored to a single server, this is a cluster of {len(peers)} "
-            f"nodes; {ELSEWHERE}"
-        )
 
 
 def _path(collection: str, *parts: str) -> str:
@@ -229,10 +179,3 @@ def _clear(client: QdrantClient, collection: str, upload: str) -> None:
         _ask(client, "DELETE", _path(collection, upload), {"wait": "true"})
     with suppress(Exception):
         client.delete_collection(collection)
-
-
-def _reason(error: UnexpectedResponse) -> str:
-    text = error.content.decode("utf-8", "replace")
-    with suppress(ValueError, KeyError, TypeError):
-        text = json.loads(text)["status"]["error"]
-    return " ".join(text.split())[:300]

@@ -4,24 +4,27 @@ To make the client's models of a point, and lists of its 350 floats, takes longe
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import orjson
 import qdrant_edge as edge
-from qdrant_client import QdrantClient
 from qdrant_client import models as qm
-from qdrant_client.http.exceptions import ResponseHandlingException
 from qdrant_client.http.models import QueryResponse
 
+from two_tower.models.errors import DataError
 from two_tower.models.vectors import FloatArray
 
 SPARSE = (qm.SparseVector, edge.SparseVector)
 
-Sparse = qm.SparseVector | edge.SparseVector
+BATCH_POINTS = 256
+BATCH_BYTES = 8 * 2**20
+LARGEST_POINT_BYTES = 30 * 2**20  # a server refuses requests over 32 MB
+JSON_FLOAT_BYTES = 24  # one float in JSON, at most
+LARGEST_CHARACTER = 6  # bytes in JSON, where it must be escaped
 
-Vector = FloatArray | list[float] | Sparse
+Vector = FloatArray | list[float] | qm.SparseVector | edge.SparseVector
 
 
 class Point(NamedTuple):
@@ -54,30 +57,65 @@ class AnyPoint(Protocol):
         """What JSON can hold, or None."""
 
 
-def upsert_over_rest(
-    client: QdrantClient, collection_name: str, points: Sequence[AnyPoint], *, wait: bool
-) -> qm.UpdateResult:
-    """Send points with the client's own connection, key and errors.
+class Scored(NamedTuple):
+    """The hits of one query.
 
-    The client's `upsert` would look through every vector in case it is text to be embedded.
+    Attributes:
+        ids: point ids as text, best first.
+        scores: one for each.
+    """
+
+    ids: list[str]
+    scores: list[float]
+
+
+P = TypeVar("P", bound=AnyPoint)
+
+
+def batches(
+    points: Iterable[P], *, max_points: int = BATCH_POINTS, max_bytes: int = BATCH_BYTES
+) -> Iterator[list[P]]:
+    """Yield points in order, in batches as large as both limits allow and never empty.
 
     Raises:
-        ResponseHandlingException: the answer is JSON, but not Qdrant's.
+        DataError: a point is too large for one request.
     """
-    answer: Any = client.http.points_api.api_client.request(
-        type_=Any,  # leaves the JSON as it was read
-        method="PUT",
-        url="/collections/{collection_name}/points",
-        path_params={"collection_name": collection_name},
-        params={"wait": str(wait).lower()},
-        headers={"Content-Type": "application/json"},
-        content=to_json(points),
+    batch: list[P] = []
+    batch_bytes = 0
+    for point in points:
+        size = most_bytes(point)
+        if batch and (len(batch) == max_points or batch_bytes + size > max_bytes):
+            yield batch
+            batch, batch_bytes = [], 0
+        batch.append(point)
+        batch_bytes += size
+    if batch:
+        yield batch
+
+
+def most_bytes(point: AnyPoint) -> int:
+    """Bound a point's size in a request; writing it down to see would double the work.
+
+    Raises:
+        DataError: it is too large for one request.
+    """
+    payload = point.payload or {}
+    floats = JSON_FLOAT_BYTES * sum(
+        2 * len(v.values) if isinstance(v, SPARSE) else len(v) for v in point.vector.values()
     )
-    try:
-        done = answer["result"]
-        return qm.UpdateResult(status=done["status"], operation_id=done.get("operation_id"))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ResponseHandlingException(error) from None
+    texts = sum(
+        LARGEST_CHARACTER * len(value) if isinstance(value, str) else len(json.dumps(value))
+        for value in payload.values()
+    )
+    size = floats + texts + LARGEST_CHARACTER * sum(map(len, payload))
+    if size > LARGEST_POINT_BYTES:  # or so it seems
+        size = floats + len(json.dumps(payload))
+    if size > LARGEST_POINT_BYTES:
+        raise DataError(
+            f"passage {payload.get('passage_id', point.id)!r} takes {size:,} bytes as a point, at "
+            f"most {LARGEST_POINT_BYTES:,} fit in a request; split it and run: ingest prepare"
+        )
+    return size
 
 
 def to_json(points: Sequence[AnyPoint]) -> bytes:
@@ -89,18 +127,6 @@ def to_json(points: Sequence[AnyPoint]) -> bytes:
         return json.dumps(body, default=_plain).encode()
 
 
-def to_structs(points: Sequence[AnyPoint]) -> list[qm.PointStruct]:
-    """Return the points as the client's own models."""
-    return [
-        qm.PointStruct.model_construct(
-            id=point.id,
-            vector={name: _model(vector) for name, vector in point.vector.items()},
-            payload=point.payload,
-        )
-        for point in points
-    ]
-
-
 def _plain(value: Any) -> Any:
     if isinstance(value, SPARSE):
         return {"indices": value.indices, "values": value.values}
@@ -109,58 +135,7 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} is not JSON")
 
 
-def _model(vector: Vector) -> list[float] | qm.SparseVector:
-    if isinstance(vector, np.ndarray):
-        return [float(value) for value in vector.tolist()]
-    if isinstance(vector, edge.SparseVector):
-        return qm.SparseVector.model_construct(indices=vector.indices, values=vector.values)
-    return vector
-
-
-class Scored(NamedTuple):
-    """What one query found.
-
-    Attributes:
-        ids: point ids as text, best first.
-        scores: one for each.
-    """
-
-    ids: list[str]
-    scores: list[float]
-
-
 def scored(response: QueryResponse) -> Scored:
     """Return an answer's ids and scores."""
     points = response.points
     return Scored([str(point.id) for point in points], [point.score for point in points])
-
-
-def rest_scores(
-    client: QdrantClient, collection_name: str, requests: Sequence[qm.QueryRequest]
-) -> list[Scored]:
-    """Ask a server over REST; with the client's own connection, key and errors.
-
-    Raises:
-        ResponseHandlingException: the answer is JSON, but not Qdrant's.
-    """
-    batch = qm.QueryRequestBatch(searches=list(requests))
-    answer: Any = client.http.search_api.api_client.request(
-        type_=Any,  # leaves the JSON as it was read
-        method="POST",
-        url="/collections/{collection_name}/points/query/batch",
-        path_params={"collection_name": collection_name},
-        headers={"Content-Type": "application/json"},
-        content=batch.model_dump_json(exclude_unset=True, exclude_none=True, by_alias=True),
-    )
-    try:
-        found = [_read(one["points"]) for one in answer["result"]]
-    except (KeyError, TypeError) as error:
-        raise ResponseHandlingException(error) from None
-    if len(found) != len(requests):
-        count = ValueError(f"{len(found)} answers to {len(requests)} queries")
-        raise ResponseHandlingException(count)
-    return found
-
-
-def _read(points: list[dict[str, Any]]) -> Scored:
-    return Scored([str(point["id"]) for point in points], [point["score"] for point in points])

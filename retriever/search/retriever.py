@@ -17,7 +17,7 @@ from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
 from two_tower.retriever.collection.clusters import Centroids
 from two_tower.retriever.collection.schema import DENSE, base_name, from_payload, read_metadata
 from two_tower.retriever.engine.connect import connect
-from two_tower.retriever.engine.protocol import Engine
+from two_tower.retriever.engine.protocol import Engine, scroll_all
 from two_tower.retriever.errors import CollectionMismatch, QueryError
 from two_tower.retriever.records import Hit, SearchResult
 from two_tower.retriever.search.filters import FilterLike, both, field_types, to_filter
@@ -92,7 +92,7 @@ class Retriever:
         self._require_match(bundle, name=name)
         self._require_possible(settings)
         encoder = QueryEncoder(bundle, Bm25Encoder(Bm25Config(**self.metadata.bm25)))
-        self._centroids = Centroids.of(self.metadata)
+        self._centroids = Centroids.from_metadata(self.metadata)
         self._pipeline = Pipeline(engine, self.collection, encoder, centroids=self._centroids)
 
     @classmethod
@@ -258,14 +258,8 @@ class Retriever:
 
     def passages(self) -> Iterator[Passage]:
         """Stream everything that the collection holds, in the engine's order."""
-        offset: Any = None
-        while True:
-            records, offset = self._engine.scroll(
-                self.collection, limit=SCROLL_PAGE, offset=offset, with_payload=True
-            )
-            yield from (from_payload(record.payload or {}) for record in records)
-            if offset is None:
-                return
+        for record in scroll_all(self._engine, self.collection, page=SCROLL_PAGE):
+            yield from_payload(record.payload or {})
 
     def held(self, passage_ids: Iterable[str]) -> int:
         """Return how many of these passages the collection holds."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from two_tower.models.errors import ConfigError
+from two_tower.retriever.engine import address
 from two_tower.retriever.search.settings import SearchSettings
 
 KEY_VARIABLE = "TWO_TOWER_SERVICE_KEY"
@@ -75,18 +76,4 @@ def read_key(file: Path | None) -> str | None:
     Raises:
         ConfigError: the file cannot be read, or the key is too short to be one.
     """
-    if file is None:
-        key = os.environ.get(KEY_VARIABLE, "")
-        if not key:
-            return None
-    else:
-        try:
-            key = file.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{file} cannot be read as a key ({type(error).__name__})") from None
-    if len(key) < SHORTEST_KEY or not key.isascii() or not key.isprintable() or " " in key:
-        raise ConfigError(
-            f"the key in {file or KEY_VARIABLE} has {len(key)} characters; expected at least "
-            f"{SHORTEST_KEY} printable ASCII ones without spaces"
-        )
-    return key
+    return address.read_key(KEY_VARIABLE, file=file, shortest=SHORTEST_KEY)

@@ -4,7 +4,7 @@ A copy is named `<name>--tune-<8 digits>` and says in its metadata which process
 dropped when its block ends, however it ends; what a killed process left, the next one removes.
 """
 
-import json
+import math
 import os
 import secrets
 import socket
@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,14 +23,9 @@ from two_tower.models.files import is_alive
 from two_tower.retriever.collection.clusters import Centroids, sample_size
 from two_tower.retriever.collection.options import CollectionOptions
 from two_tower.retriever.collection.schema import BM25, CLUSTER, DENSE, base_name, read_metadata
-from two_tower.retriever.engine.protocol import Engine
+from two_tower.retriever.engine.protocol import POINTS_PER_PAGE, Engine, scroll_all
+from two_tower.retriever.engine.wire import batches
 from two_tower.retriever.errors import EngineError, EngineLocked
-
-PAGE = 256
-
-BATCH_BYTES = 8 * 2**20
-
-FLOAT_BYTES = 24  # one float in JSON, at most
 
 
 class Contents(NamedTuple):
@@ -52,13 +48,9 @@ def fit_centroids(engine: Engine, source: str, counts: Sequence[int]) -> dict[in
     """Return the centres of k-means over points that lie first by id, which is at random."""
     if not counts:
         return {}
-    size = sample_size(max(counts))
-    pages = _pages(engine, source, vectors=[DENSE], payload=False)
-    vectors: list[Any] = []
-    for page in pages:
-        vectors += [named(record.vector)[DENSE] for record in page]
-        if len(vectors) >= size:
-            break
+    size = math.ceil(sample_size(max(counts)) / POINTS_PER_PAGE) * POINTS_PER_PAGE
+    records = scroll_all(engine, source, with_payload=False, with_vectors=[DENSE])
+    vectors = [named(record.vector)[DENSE] for record in islice(records, size)]
     sample = np.array(vectors, dtype=np.float32)
     return {count: Centroids.fit(sample, count) for count in counts}
 
@@ -69,52 +61,18 @@ def read_points(engine: Engine, source: str, contents: Contents) -> Iterator[qm.
     names = [*reduced, BM25]
     left = contents.points if contents.points is not None else engine.count(source).count
     first = list(dict.fromkeys(contents.first))[:left]
-    for start in range(0, len(first), PAGE):
-        ids = first[start : start + PAGE]
+    for start in range(0, len(first), POINTS_PER_PAGE):
+        ids = first[start : start + POINTS_PER_PAGE]
         found = engine.retrieve(source, ids, with_payload=True, with_vectors=names)
         left -= len(found)
         yield from found
     seen = set(first)
-    for page in _pages(engine, source, vectors=names, payload=True):
-        for record in page:
-            if left and str(record.id) not in seen:
-                left -= 1
-                yield record
+    for record in scroll_all(engine, source, with_vectors=names):
+        if left and str(record.id) not in seen:
+            left -= 1
+            yield record
         if not left:
             return
-
-
-def _pages(
-    engine: Engine, source: str, *, vectors: list[str], payload: bool
-) -> Iterator[list[qm.Record]]:
-    offset: Any = None
-    while True:
-        page, offset = engine.scroll(
-            source, limit=PAGE, offset=offset, with_payload=payload, with_vectors=vectors
-        )
-        yield page
-        if offset is None:
-            return
-
-
-def in_batches(records: Iterator[qm.Record]) -> Iterator[list[qm.PointStruct]]:
-    """Yield points in batches that fit into a request."""
-    batch: list[qm.PointStruct] = []
-    size = 0
-    for record in records:
-        vector = named(record.vector)
-        floats = sum(
-            2 * len(v.values) if isinstance(v, qm.SparseVector) else len(v) for v in vector.values()
-        )
-        bytes_needed = len(json.dumps(record.payload)) + FLOAT_BYTES * floats
-        if batch and (len(batch) == PAGE or size + bytes_needed > BATCH_BYTES):
-            yield batch
-            batch, size = [], 0
-        payload = record.payload or {}
-        batch.append(qm.PointStruct.model_construct(id=record.id, vector=vector, payload=payload))
-        size += bytes_needed
-    if batch:
-        yield batch
 
 
 def named(vector: Any) -> dict[str, Any]:
@@ -153,8 +111,8 @@ class Scratch:
         total = contents.points or self._engine.count(source, exact=True).count
         records = read_points(self._engine, source, contents)
         shown = progress(records, label=f"Copying to {self.collection}", total=total)
-        waiting: list[qm.PointStruct] = []
-        for number, batch in enumerate(in_batches(shown)):
+        waiting: list[qm.Record] = []
+        for number, batch in enumerate(batches(shown)):
             if waiting:
                 self._engine.upsert(self.collection, waiting, wait=number % WAIT_EVERY == 0)
             self._assign(batch)
@@ -174,7 +132,7 @@ class Scratch:
         if not self._engine.optimize(self.collection):
             wait_until_green(self._engine, self.collection)
 
-    def _assign(self, batch: Sequence[qm.PointStruct]) -> None:
+    def _assign(self, batch: Sequence[qm.Record]) -> None:
         if not self._centroids:
             return
         vectors = np.array([named(point.vector)[DENSE] for point in batch], dtype=np.float32)

@@ -293,7 +293,7 @@ class Bench:
         self, retriever: Retriever, search: SearchSettings, k: int
     ) -> Iterator[Candidates]:
         """Ask the engine what `Retriever.search` would, for many queries at a time."""
-        within = Within(None, Centroids.of(retriever.metadata))
+        within = Within(None, Centroids.from_metadata(retriever.metadata))
         plans = [plan(search, vectors, k=k, within=within) for vectors in self._vectors]
         for start in range(0, len(plans), QUERIES_PER_REQUEST):
             batch = plans[start : start + QUERIES_PER_REQUEST]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from two_tower.retriever.collection.options import CollectionOptions
 from two_tower.retriever.collection.schema import DENSE
-from two_tower.retriever.engine.protocol import Engine, is_embedded
+from two_tower.retriever.engine.protocol import Engine
 from two_tower.retriever.search.retriever import Retriever
 from two_tower.retriever.search.settings import SearchSettings
 from two_tower.retriever.tuning.choice import (
@@ -165,7 +165,7 @@ class Copies:
         """Return what is measured as it is stored: the collection, unless passages are limited."""
         if self._extent.passages is not None and self._extent.passages < self._retriever.size:
             return self.stored(replace(self._retriever.metadata.options, clusters=0))
-        if not is_embedded(self._engine):
+        if not self._engine.is_embedded:
             wait_until_green(self._engine, self._retriever.collection)
         return self._retriever
 

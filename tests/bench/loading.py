@@ -27,10 +27,10 @@ from qdrant_client import models as qm
 ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from conftest import running_server  # noqa: E402
+from conftest import running_server, to_structs  # noqa: E402
 
 from two_tower.ingest.loading import loader  # noqa: E402
-from two_tower.ingest.loading.points import PointMaker, chunks, pack  # noqa: E402
+from two_tower.ingest.loading.points import PointMaker, chunks  # noqa: E402
 from two_tower.ingest.loading.selection import Selection, select  # noqa: E402
 from two_tower.ingest.loading.setup import open_collection  # noqa: E402
 from two_tower.models.bundle.bundle import ModelBundle  # noqa: E402
@@ -39,7 +39,7 @@ from two_tower.retriever.collection.schema import collection_name  # noqa: E402
 from two_tower.retriever.engine import edge_types  # noqa: E402
 from two_tower.retriever.engine.connect import connect  # noqa: E402
 from two_tower.retriever.engine.protocol import Engine  # noqa: E402
-from two_tower.retriever.engine.wire import to_structs  # noqa: E402
+from two_tower.retriever.engine.wire import batches  # noqa: E402
 
 Batches = list[list[qm.PointStruct]]
 NAME = "loading"
@@ -47,9 +47,9 @@ NAME = "loading"
 
 def prepared(engine: Engine, dataset: Dataset, bundle: ModelBundle) -> Batches:
     """Return the points of DATA in batches as `loader.load` sends them, as the client's models."""
-    maker = PointMaker.of(bundle, open_collection(engine, dataset, bundle, name=NAME))
+    maker = PointMaker.for_collection(bundle, open_collection(engine, dataset, bundle, name=NAME))
     points = (point for chunk in chunks(dataset.passages()) for point in maker.make(chunk))
-    return [to_structs(batch) for batch in pack(points)]
+    return [to_structs(batch) for batch in batches(points)]
 
 
 def raw_server(url: str, collection: str, batches: Batches) -> None:
@@ -61,7 +61,7 @@ def raw_server(url: str, collection: str, batches: Batches) -> None:
 
 
 def raw_edge(engine: Engine, collection: str, batches: Batches) -> None:
-    shard = engine._client._shard(collection)  # type: ignore[attr-defined]
+    shard = engine._shard(collection)  # type: ignore[attr-defined]
     for batch in batches:
         points = [edge_types.to_point(point) for point in batch]
         shard.update(qdrant_edge.UpdateOperation.upsert_points(points))

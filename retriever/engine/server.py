@@ -1,0 +1,280 @@
+"""A Qdrant server or cluster: `QdrantClient` over REST, with one-line failures and patience.
+
+Points and scores bypass the client's models: it looks through every vector in case it is text to
+be embedded, which in a search takes as long as the search itself.
+"""
+
+import copy
+import logging
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ParamSpec, TypeVar
+
+from qdrant_client import QdrantClient
+from qdrant_client import models as qm
+from qdrant_client.http.exceptions import ResponseHandlingException
+from qdrant_client.http.models import QueryResponse
+
+from two_tower.retriever.engine.failures import AGAIN, engine_errors, unknown_name
+from two_tower.retriever.engine.protocol import RETRY_FOR_S, AliasOperation, PayloadIndex
+from two_tower.retriever.engine.snapshots import SnapshotFile, restore_to_server, server_snapshot
+from two_tower.retriever.engine.wire import AnyPoint, Scored, to_json
+from two_tower.retriever.errors import CertificateRefused, EngineBusy, EngineUnavailable, KeyRefused
+
+LONGEST_PAUSE_S = 5.0
+JSON = {"Content-Type": "application/json"}
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class ServerEngine:
+    """The `Engine` that is a server; safe to share between threads.
+
+    Attributes:
+        where: its URL without credentials.
+    """
+
+    is_embedded = False
+
+    def __init__(self, client: QdrantClient, where: str) -> None:
+        self.where = where
+        self._client = client
+        self._retry_for_s: float | None = None
+
+    def with_retry(self, seconds: float = RETRY_FOR_S) -> "ServerEngine":
+        """Return this engine with requests that outlive a restart of the server.
+
+        Every request can be made twice, so one whose answer is lost is made again.
+        """
+        patient = copy.copy(self)
+        patient._retry_for_s = seconds
+        return patient
+
+    def _call(self, request: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Make a request; while the server is away or busy, make it again if asked to."""
+        start = time.monotonic()
+        attempt = 0
+        while True:
+            try:
+                with engine_errors(self.where):
+                    answer = request(*args, **kwargs)
+            except (EngineUnavailable, EngineBusy) as error:
+                if self._retry_for_s is None or isinstance(error, KeyRefused | CertificateRefused):
+                    raise
+                waited_s = time.monotonic() - start
+                if waited_s >= self._retry_for_s:
+                    gave_up = f"{error}; gave up after {waited_s:.0f} s: {AGAIN}"
+                    raise type(error)(gave_up) from None
+                if not attempt:
+                    log.warning("%s; trying again for %.0f s", error, self._retry_for_s)
+                # Twice as long each time; never quite the same for two loaders of one server.
+                pause_s = min(LONGEST_PAUSE_S, 0.1 * 2.0**attempt) * random.uniform(0.75, 1.25)
+                time.sleep(min(pause_s, self._retry_for_s - waited_s))
+                attempt += 1
+            else:
+                if attempt:
+                    log.warning("Going on after %.1f s", time.monotonic() - start)
+                return answer
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        collection_name: str,
+        *,
+        content: bytes | str,
+        params: dict[str, str] | None = None,
+        read: Callable[[Any], T],
+    ) -> T:
+        """Send JSON with the client's own connection and key; read the result as plain JSON.
+
+        Raises:
+            ResponseHandlingException: the answer is JSON, but not Qdrant's.
+        """
+        answer: Any = self._client.http.client.request(
+            type_=Any,  # leaves the JSON as it was read
+            method=method,
+            url="/collections/{collection_name}" + path,
+            path_params={"collection_name": collection_name},
+            params=params or {},
+            headers=JSON,
+            content=content,
+        )
+        try:
+            return read(answer["result"])
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ResponseHandlingException(error) from None
+
+    def info(self) -> qm.VersionInfo:
+        """Return the server's version."""
+        return self._call(self._client.info)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def resolve(self, name: str) -> str:
+        """Return the collection that alias `name` points to, or `name` if it is a collection."""
+        aliases = {a.alias_name: a.collection_name for a in self.get_aliases().aliases}
+        if name in aliases:
+            return aliases[name]
+        if self.collection_exists(name):
+            return name
+        raise unknown_name(name, self.where, aliases)
+
+    def optimize(self, collection_name: str) -> bool:
+        """Do nothing: a server optimizes by itself."""
+        return False
+
+    def collection_exists(self, collection_name: str) -> bool:
+        """Say whether there is a collection or an alias of that name."""
+        return self._call(self._client.collection_exists, collection_name)
+
+    def create_collection(self, collection_name: str, **options: Any) -> bool:
+        """Create an empty collection."""
+        return self._call(self._client.create_collection, collection_name, **options)
+
+    def get_collection(self, collection_name: str) -> qm.CollectionInfo:
+        """Return counts, configuration, payload indexes and metadata."""
+        return self._call(self._client.get_collection, collection_name)
+
+    def get_collections(self) -> qm.CollectionsResponse:
+        """Return the names of all collections."""
+        return self._call(self._client.get_collections)
+
+    def delete_collection(self, collection_name: str) -> bool:
+        """Delete a collection and its aliases; False where there is none of that name."""
+        return self._call(self._client.delete_collection, collection_name)
+
+    def update_collection(self, collection_name: str, **options: Any) -> bool:
+        """Change how a collection is stored; merge its metadata."""
+        return self._call(self._client.update_collection, collection_name, **options)
+
+    @contextmanager
+    def take_snapshot(self, collection_name: str) -> Iterator[list[SnapshotFile]]:
+        """Give the one file of a snapshot, which is deleted from the server when the block ends."""
+        with engine_errors(self.where), server_snapshot(self._client, collection_name) as files:
+            yield files
+
+    def restore_snapshot(self, collection_name: str, files: Iterable[SnapshotFile]) -> None:
+        """Make a collection of what `take_snapshot` gave."""
+        with engine_errors(self.where):
+            restore_to_server(self._client, collection_name, files)
+
+    def get_aliases(self) -> qm.CollectionsAliasesResponse:
+        """Return all aliases."""
+        return self._call(self._client.get_aliases)
+
+    def update_collection_aliases(
+        self, change_aliases_operations: Sequence[AliasOperation]
+    ) -> bool:
+        """Create and delete aliases, all at once."""
+        return self._call(self._client.update_collection_aliases, change_aliases_operations)
+
+    def create_payload_index(
+        self, collection_name: str, field_name: str, field_schema: PayloadIndex
+    ) -> qm.UpdateResult:
+        """Index a payload field, so that filters on it are quick."""
+        return self._call(
+            self._client.create_payload_index, collection_name, field_name, field_schema
+        )
+
+    def delete_payload_index(self, collection_name: str, field_name: str) -> qm.UpdateResult:
+        """Drop the index of a payload field."""
+        return self._call(self._client.delete_payload_index, collection_name, field_name)
+
+    def upsert(
+        self, collection_name: str, points: Sequence[AnyPoint], *, wait: bool = True
+    ) -> qm.UpdateResult:
+        """Insert or replace points."""
+        return self._call(
+            self._request,
+            "PUT",
+            "/points",
+            collection_name,
+            content=to_json(points),
+            params={"wait": str(wait).lower()},
+            read=lambda result: qm.UpdateResult(
+                status=result["status"], operation_id=result.get("operation_id")
+            ),
+        )
+
+    def batch_update_points(
+        self,
+        collection_name: str,
+        update_operations: Sequence[qm.OverwritePayloadOperation | qm.SetPayloadOperation],
+        *,
+        wait: bool = True,
+    ) -> list[qm.UpdateResult]:
+        """Replace payloads, or add to them."""
+        return self._call(
+            self._client.batch_update_points, collection_name, update_operations, wait=wait
+        )
+
+    def delete(
+        self,
+        collection_name: str,
+        points_selector: list[int | str] | qm.Filter,
+        *,
+        wait: bool = True,
+    ) -> qm.UpdateResult:
+        """Delete points by id or by filter."""
+        return self._call(
+            self._client.delete,
+            collection_name,
+            [*points_selector] if isinstance(points_selector, list) else points_selector,
+            wait=wait,
+        )
+
+    def scroll(
+        self, collection_name: str, **options: Any
+    ) -> tuple[list[qm.Record], int | str | None]:
+        """Return points in the order of their ids, and where to go on."""
+        records, offset = self._call(self._client.scroll, collection_name, **options)
+        return records, offset if offset is None or isinstance(offset, int) else str(offset)
+
+    def retrieve(
+        self, collection_name: str, ids: Sequence[int | str], **options: Any
+    ) -> list[qm.Record]:
+        """Return the points of `ids` that exist."""
+        return self._call(self._client.retrieve, collection_name, ids, **options)
+
+    def count(self, collection_name: str, **options: Any) -> qm.CountResult:
+        """Return the number of points that pass a filter."""
+        return self._call(self._client.count, collection_name, **options)
+
+    def query_points(
+        self, collection_name: str, query: Any = None, **options: Any
+    ) -> QueryResponse:
+        """Answer one query."""
+        return self._call(self._client.query_points, collection_name, query, **options)
+
+    def query_scores(
+        self, collection_name: str, requests: Sequence[qm.QueryRequest]
+    ) -> list[Scored]:
+        """Answer many queries in one request, with ids and scores alone."""
+
+        def read(result: Any) -> list[Scored]:
+            if len(result) != len(requests):
+                raise ValueError(f"{len(result)} answers to {len(requests)} queries")
+            return [_scored(answer["points"]) for answer in result]
+
+        batch = qm.QueryRequestBatch(searches=list(requests))
+        content = batch.model_dump_json(exclude_unset=True, exclude_none=True, by_alias=True)
+        return self._call(
+            self._request,
+            "POST",
+            "/points/query/batch",
+            collection_name,
+            content=content,
+            read=read,
+        )
+
+
+def _scored(points: list[dict[str, Any]]) -> Scored:
+    return Scored([str(point["id"]) for point in points], [point["score"] for point in points])
