@@ -147,9 +147,8 @@ class RankingTrainer:
             negatives = self.negatives
             if negatives is not None:
                 negatives = negatives.take(rest, labelled=corpus.train)
-            train_quietly(
-                towers, labelled_phase(config, fold, negatives=negatives), seed=config.seed
-            )
+            phase = labelled_phase(config, fold, negatives=negatives)
+            train_quietly(towers, phase, seed=config.seed)
         queries = corpus.train_queries.take(left_out)
         return tower_vectors(towers, queries=queries, passages=corpus.passages)
 
