@@ -112,7 +112,7 @@ def measure(seed: int, folder: Path, changes: Mapping[str, Any] | None = None) -
     from two_tower.ingest.versions import versions as collections
     from two_tower.models.data import Dataset
     from two_tower.retriever.engine.connect import connect
-    from two_tower.retriever.evaluation.evaluate import Judging, measure_all
+    from two_tower.retriever.evaluation.evaluate import measure_all
     from two_tower.retriever.evaluation.systems import choose_systems
     from two_tower.retriever.search.retriever import Retriever
     from two_tower.retriever.search.settings import SearchSettings
@@ -126,7 +126,7 @@ def measure(seed: int, folder: Path, changes: Mapping[str, Any] | None = None) -
     collections.promote(engine, "quality", report.collection)
     with Retriever(engine, "quality", bundle, settings=SearchSettings()) as retriever:
         systems = choose_systems(retriever, SYSTEMS, others={})
-        evaluation = measure_all(retriever, data, systems=systems, judging=Judging())
+        evaluation = measure_all(retriever, data, systems=systems)
     found = {
         row.system: {name: row.metrics[name] for name in MEASURES}
         for row in evaluation.report.systems

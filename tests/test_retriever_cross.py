@@ -18,13 +18,13 @@ from two_tower.ingest.loading import loader
 from two_tower.ingest.versions import versions as collections
 from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.bundle.fusion import FinalWeights
-from two_tower.models.data import Dataset
+from two_tower.models.data import Dataset, Query
 from two_tower.models.text.bm25 import Bm25Config, Bm25Index
 from two_tower.retriever import Hit, Retriever, SearchSettings
 from two_tower.retriever.collection.bm25_vectors import EngineAnalyzer
 from two_tower.retriever.engine.connect import connect
 from two_tower.retriever.engine.protocol import Engine
-from two_tower.retriever.evaluation.systems import build_ranker, default_systems
+from two_tower.retriever.evaluation.systems import default_systems, start
 from two_tower.retriever.search.cross import reordered
 from two_tower.retriever.search.stages import Candidates, Ranking
 
@@ -250,7 +250,7 @@ def test_the_table_has_a_row_for_what_is_learnt(
     assert systems(fused(plain)) == [*shared, "weighted", "hybrid", "rerank"]
     assert systems(crossed(plain)) == [*shared, "weighted", "hybrid", "rerank", "cross"]
     rankings = {
-        system: build_ranker(system, edge_retriever)(QUERY, 30)
+        system: start(system, edge_retriever).rank([Query("", QUERY)], 30)[0]
         for system in ("weighted", "rerank", "cross")
     }
     assert rankings["cross"] == ids(edge_retriever.search(QUERY, k=30))

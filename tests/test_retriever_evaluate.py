@@ -22,7 +22,7 @@ from two_tower.retriever.collection.options import (
     QuantizationOptions,
 )
 from two_tower.retriever.evaluation.contrast import find_contrasts
-from two_tower.retriever.evaluation.evaluate import Judging, Report, SystemResult, measure_all
+from two_tower.retriever.evaluation.evaluate import Report, SystemResult, measure_all
 from two_tower.retriever.evaluation.measures import MEASURES
 from two_tower.retriever.evaluation.report import to_markdown
 from two_tower.retriever.evaluation.significance import Comparison
@@ -197,7 +197,7 @@ def test_own_settings_are_the_last_row(place: Place) -> None:
         names = [s.name for s in choose_systems(own, None, others={})]
         assert names[-2:] == ["rerank", "settings"]
         systems = choose_systems(own, ["settings"], others={})
-        evaluation = measure_all(own, place.data, systems=systems, judging=Judging())
+        evaluation = measure_all(own, place.data, systems=systems)
         for query in evaluation.queries:
             expected = [hit.passage_id for hit in own.search(query.text, k=100)]
             assert evaluation.rankings["settings"][query.query_id] == expected
@@ -223,7 +223,7 @@ def test_settings_files(place: Place, tmp_path: Path) -> None:
 def test_contrasts_are_the_ends_of_the_differences(place: Place) -> None:
     with place.retriever() as retriever:
         systems = choose_systems(retriever, ["bm25", "dense"], others={})
-        evaluation = measure_all(retriever, place.data, systems=systems, judging=Judging())
+        evaluation = measure_all(retriever, place.data, systems=systems)
         contrasts = find_contrasts(evaluation, retriever.passages())
         texts = {p.passage_id: p.text for p in retriever.passages()}
     gaps = evaluation.values["dense"]["ndcg@10"] - evaluation.values["bm25"]["ndcg@10"]

@@ -1,9 +1,11 @@
 """The page of a report in a real browser: from a file, offline, narrow, dark, hostile texts."""
 
-import math
+import html
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree
 
 import pytest
 from browser import assert_nothing_is_cut_off, running_browser
@@ -15,11 +17,14 @@ from two_tower.models.data import Passage
 from two_tower.retriever.cli import app
 from two_tower.retriever.evaluation.plots import (
     Point,
+    line_chart,
     log_ticks,
-    nice_ticks,
-    scatter_plot,
-    share_ticks,
+    scatter_chart,
+    to_svg,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ATTACK = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
 HOSTILE = (
@@ -111,7 +116,7 @@ def test_plots_have_units_and_counts_and_stay_inside(page: Page) -> None:
     outside = page.evaluate(
         """[...document.querySelectorAll("figure > svg")].flatMap((svg) => {
           const box = svg.getBoundingClientRect();
-          return [...svg.querySelectorAll("text, circle, line")].filter((e) => {
+          return [...svg.querySelectorAll("text, use, :not(defs) > path")].filter((e) => {
             const b = e.getBoundingClientRect();
             return b.left < box.left - 1 || b.right > box.right + 1
               || b.top < box.top - 1 || b.bottom > box.bottom + 1;
@@ -140,23 +145,28 @@ def test_contrast_is_enough_in_light_and_dark(page: Page) -> None:
         assert (high + 0.05) / (low + 0.05) >= 4.5, selector
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "expected"),
-    [
-        (0.31, 0.84, [0.2, 0.4, 0.6, 0.8, 1.0]),
-        (-0.013, 0.041, [-0.02, 0.0, 0.02, 0.04, 0.06]),
-        (0.5, 0.5, [0.44, 0.46, 0.48, 0.5, 0.52, 0.54, 0.56]),
-    ],
-)
-def test_ticks_are_round_and_enclose(low: float, high: float, expected: list[float]) -> None:
-    ticks = nice_ticks(low, high)
-    assert ticks[0] <= low <= high <= ticks[-1]
-    assert all(math.isclose(a, b) for a, b in zip(ticks, expected, strict=True)), ticks
+def shown(figure: "Figure") -> list[tuple[float, float, str]]:
+    """The texts of a figure as a page has it, and where they are."""
+    svg = to_svg(figure)
+    assert svg == to_svg(figure)
+    texts = re.findall(r'<text [^>]*?x="([-\d.]+)" y="([-\d.]+)"[^>]*>([^<]*)', svg)
+    return [(float(x), float(y), html.unescape(text)) for x, y, text in texts]
 
 
-def test_no_share_is_above_one() -> None:
-    assert share_ticks([1.0, 1.0]) == [0.94, 0.96, 0.98, 1.0]
-    assert share_ticks([0.31, 0.99]) == [0.2, 0.4, 0.6, 0.8, 1.0]
+def numbers(figure: "Figure") -> list[float]:
+    return [float(text) for _, _, text in shown(figure) if re.fullmatch(r"[\d.]+", text)]
+
+
+@pytest.mark.parametrize("shares", [[1.0, 1.0], [0.31, 0.99], [0.5, 0.5], [0.0, 1.0]])
+def test_no_share_is_above_one(shares: list[float]) -> None:
+    points = [Point("a", x, y) for x, y in enumerate(shares, 3)]
+    for figure in (
+        line_chart({"a": points}, x_label="k", y_label="share"),
+        scatter_chart(points, x_label="ms", y_label="share"),
+    ):
+        ticks = [number for number in numbers(figure) if number < 2]
+        assert 3 <= len(ticks) <= 12
+        assert max(ticks) <= 1.0
 
 
 def test_logarithmic_ticks_enclose() -> None:
@@ -164,16 +174,33 @@ def test_logarithmic_ticks_enclose() -> None:
     assert log_ticks(3, 3) == [2, 5]
 
 
+def test_a_line_has_its_places_as_ticks_and_no_number_over_another() -> None:
+    points = [Point("", x, 0.5) for x in (16, 24, 25, 26, 48, 64)]
+    figure = line_chart({"a": points}, x_label="bits", y_label="share")
+    assert [number for number in numbers(figure) if number > 2] == [16, 24, 48, 64]
+
+
 def test_names_and_ticks_of_a_scatter_plot_keep_apart_and_inside() -> None:
     """Four systems at nearly one place, and a range whose ticks are not nice ends themselves."""
     near = [Point(name, 9.0 + i / 50, 0.843 - i / 1000) for i, name in enumerate("abcd")]
-    svg = scatter_plot([Point("far", 1.3, 0.353), *near], x_label="ms", y_label="quality")
-    height = float(re.findall(r'viewBox="0 0 360 ([\d.]+)"', svg)[0])
-    texts = re.findall(r'<text x="([-\d.]+)" y="([-\d.]+)"[^>]*>([^<]*)', svg)
-    assert {"0.3", "0.6", "0.9"} <= {text for _, _, text in texts}
-    assert all(0 <= float(y) <= height and 0 <= float(x) <= 360 for x, y, _ in texts)
-    places = [(float(x), float(y)) for x, y, text in texts if text in "abcd" and text]
+    points = [Point("far", 1.3, 0.353), *near]
+    texts = shown(scatter_chart(points, x_label="ms", y_label="quality"))
+    assert {"0.4", "0.6", "0.8", "1", "2", "5", "10"} <= {text for _, _, text in texts}
+    assert all(0 <= y <= 230 and 0 <= x <= 330 for x, y, _ in texts)
+    places = [(x, y) for x, y, text in texts if text in "abcd" and text]
     assert len(places) == 4
     for i, (x, y) in enumerate(places):
         for other_x, other_y in places[:i]:
             assert abs(x - other_x) > 8 or abs(y - other_y) > 11
+
+
+def test_names_from_outside_are_text_in_a_plot() -> None:
+    """Neither markup nor formulas; what is cut short is whole where the mouse rests."""
+    names = ["$x_1^2$", "<b> & \"c\" 'd'", "漢字", "a long name " * 9]
+    points = [Point(name, 1.0 + i, i / 9) for i, name in enumerate(names)]
+    svg = to_svg(scatter_chart(points, x_label="ms", y_label="quality"))
+    root = ElementTree.fromstring(svg)
+    titles = [element.text or "" for element in root.iter("{http://www.w3.org/2000/svg}title")]
+    assert [title.rpartition(": ")[0] for title in titles] == names
+    texts = {element.text for element in root.iter("{http://www.w3.org/2000/svg}text")}
+    assert {*names[:3], "a long name a long …"} <= texts

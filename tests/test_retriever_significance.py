@@ -7,11 +7,19 @@ from scipy import stats
 
 from two_tower.retriever.evaluation.significance import (
     PERMUTATIONS,
-    bootstrap_interval,
+    bootstrap_intervals,
     compare,
     holm,
-    randomisation_p,
+    randomisation_ps,
 )
+
+
+def bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
+    return bootstrap_intervals(values[:, None])[0]
+
+
+def randomisation_p(differences: np.ndarray) -> float:
+    return randomisation_ps(differences[:, None])[0]
 
 
 def test_bootstrap_interval_is_close_to_the_normal_one() -> None:

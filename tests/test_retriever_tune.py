@@ -30,7 +30,7 @@ from two_tower.retriever.search.settings import SearchSettings, read_file, read_
 from two_tower.retriever.tuning.copies import MARK, OWNER
 from two_tower.retriever.tuning.goals import parse_goal
 from two_tower.retriever.tuning.measure import choose_queries
-from two_tower.retriever.tuning.tune import Extent, tune
+from two_tower.retriever.tuning.tune import tune
 
 PASSAGES, QUERIES = 1100, 20
 TUNE = [sys.executable, "-c", "from two_tower.retriever.cli import app; app()"]
@@ -271,9 +271,9 @@ def test_a_copy_is_gone_after_ctrl_c(tuned: Tuned) -> None:
     bundle = ModelBundle.load(tuned.bundle)
     retriever = Retriever(engine, tuned.name, bundle, settings=SearchSettings())
     judged = choose_queries(tuned.data, "dev", count=2)
-    goal, extent = parse_goal("min p95"), Extent(("quantization",))
+    goal, sweeps = parse_goal("min p95"), ("quantization",)
     with pytest.raises(KeyboardInterrupt):
-        tune(engine, retriever, judged, goal=goal, extent=extent, say=stop)
+        tune(engine, retriever, judged, goal=goal, sweeps=sweeps, say=stop)
     engine.close()
     assert [len(found) for found in copies] == [1]
     assert len(tuned.collections()) == 1

@@ -11,15 +11,15 @@ from two_tower.retriever.collection.options import CollectionOptions
 from two_tower.retriever.search.settings import AnnSettings
 from two_tower.retriever.tuning.choice import (
     choose_fusion,
-    count_departures,
+    count_changes,
     front,
     recommend,
     separate,
 )
 from two_tower.retriever.tuning.goals import OF_EXACT, RECALLS, parse_goal
 from two_tower.retriever.tuning.grid import (
-    ALONE,
-    BOTH,
+    DENSE_ONLY,
+    HYBRID,
     Setting,
     cluster_settings,
     ef_settings,
@@ -28,7 +28,7 @@ from two_tower.retriever.tuning.grid import (
     quantization_options,
     quantization_settings,
 )
-from two_tower.retriever.tuning.measure import Pace, Row, Times
+from two_tower.retriever.tuning.measure import Latency, Percentile, Row
 from two_tower.retriever.tuning.report import doubts, ties
 from two_tower.retriever.tuning.tune import Tuning
 
@@ -46,19 +46,19 @@ def row(
 ) -> Row:
     """A search by both legs with one recall@10 per query."""
     values = {name + of: np.array(found) for of in ("", OF_EXACT) for name in RECALLS}
-    times = Times(Pace(p95 / 2, noise), Pace(p95, noise))
-    return Row(Setting(sweep, label, PLAIN, BOTH), values, times, memory, memory, 32.0)
+    latency = Latency(Percentile(p95 / 2, noise), Percentile(p95, noise))
+    return Row(Setting(sweep, label, PLAIN, HYBRID), values, latency, memory, memory, 32.0)
 
 
 def searching(measured: Row, **changes: Any) -> Row:
-    setting = replace(measured.setting, search=replace(BOTH, **changes))
+    setting = replace(measured.setting, search=replace(HYBRID, **changes))
     return replace(measured, setting=setting)
 
 
 def tuning(rows: list[Row], goal: str) -> Tuning:
     wanted = parse_goal(goal)
     found = recommend(rows, wanted)
-    return Tuning("c", 1000, len(rows[0].values["recall@1"]), wanted, tuple(rows), found, None)
+    return Tuning("c", 1000, len(rows[0].values["recall@1"]), wanted, tuple(rows), found)
 
 
 def test_the_front_has_what_no_other_beats_in_both() -> None:
@@ -83,14 +83,14 @@ def test_the_number_of_queries_that_would_separate() -> None:
     assert found.difference == pytest.approx(0.25)
     assert found.half_width == pytest.approx(half)
     assert found.needed == math.ceil(4 * (half / 0.25) ** 2)
-    assert not found.is_settled
+    assert not found.is_significant
     assert (found.alike, found.among) == (2, 2)
 
 
 def test_settings_that_chance_cannot_explain_are_settled() -> None:
     found = separate([row("good", [1.0] * 99 + [0.0]), row("bad", [0.0] * 100)])
     assert found is not None
-    assert found.is_settled
+    assert found.is_significant
     assert found.alike == 0
     assert separate([row("a", [1.0, 0.0]), row("b", [1.0, 0.0])]) is None
 
@@ -100,16 +100,16 @@ def test_another_fusion_must_win_by_more_than_chance() -> None:
     default = row("tower weight 15", [0.5] * queries, sweep="fusion")
     lucky = row("tower weight 20", [0.5] * (queries - 1) + [1.0], sweep="fusion")
     better = row("tower weight 30", [0.6] * queries, sweep="fusion")
-    weighted = replace(BOTH, tower_weight=30.0)
+    weighted = replace(HYBRID, tower_weight=30.0)
     better = searching(better, tower_weight=30.0)
-    assert choose_fusion([default, lucky]) == BOTH
+    assert choose_fusion([default, lucky]) == HYBRID
     assert choose_fusion([default, lucky, better]) == weighted
-    assert choose_fusion([]) == BOTH
+    assert choose_fusion([]) == HYBRID
 
 
 def test_a_search_without_bm25_is_never_recommended() -> None:
     alone = row("exact", [1.0], p95=0.1, sweep="ef")
-    alone = replace(alone, setting=replace(alone.setting, search=ALONE))
+    alone = replace(alone, setting=replace(alone.setting, search=DENSE_ONLY))
     whole = [row("fast", [0.98], p95=3), row("good", [0.99], p95=5), row("best", [1.0], p95=9)]
     goal = parse_goal("recall@10>=0.99 of exact, min p95")
     assert recommend([alone, *whole], goal).row.setting.label == "good"
@@ -193,10 +193,10 @@ def test_a_time_measured_on_a_busy_machine_is_doubted() -> None:
     assert said("max recall@10") == []
 
 
-def test_departures_are_counted_field_by_field() -> None:
-    assert count_departures(BOTH, BOTH) == 0
+def test_changes_are_counted_field_by_field() -> None:
+    assert count_changes(HYBRID, HYBRID) == 0
     ann = AnnSettings(ef=64, oversampling=2.0)
-    assert count_departures(replace(BOTH, legs={"bm25": 9}, ann=ann), BOTH) == 3
+    assert count_changes(replace(HYBRID, legs={"bm25": 9}, ann=ann), HYBRID) == 3
 
 
 def test_every_setting_of_the_grid_can_be_asked_and_has_a_name_of_its_own() -> None:

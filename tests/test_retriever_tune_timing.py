@@ -10,8 +10,8 @@ from two_tower.retriever.tuning.measure import (
     ROUNDS,
     TIMED_QUERIES,
     WARM_UP,
-    Pace,
-    Times,
+    Latency,
+    Percentile,
     summarise,
     time_rounds,
 )
@@ -23,16 +23,16 @@ SLOWDOWN = np.array([1.0, 4.0, 1.0, 1.0, 2.0])  # of each round, whoever is time
 def test_what_slows_a_round_for_all_slows_no_setting() -> None:
     twice = np.stack([QUERIES, 2 * QUERIES])[:, None, :] * SLOWDOWN[None, :, None]
     default, setting = summarise(twice)
-    assert [pace.ms for pace in default] == pytest.approx([1.5, 1.95])
-    assert [pace.ms for pace in setting] == pytest.approx([3.0, 3.9])
-    assert [pace.noise for pace in (*default, *setting)] == pytest.approx([0.0] * 4)
+    assert [each.ms for each in default] == pytest.approx([1.5, 1.95])
+    assert [each.ms for each in setting] == pytest.approx([3.0, 3.9])
+    assert [each.noise for each in (*default, *setting)] == pytest.approx([0.0] * 4)
 
 
 def test_one_bad_round_of_a_setting_does_not_move_it() -> None:
     times = np.ones((2, ROUNDS, 20))
     times[1, 2] = 9.0
     _, setting = summarise(times)
-    assert setting == Times(Pace(1.0, 0.0), Pace(1.0, 0.0))
+    assert setting == Latency(Percentile(1.0, 0.0), Percentile(1.0, 0.0))
 
 
 def test_what_differs_from_round_to_round_is_noise() -> None:
@@ -45,9 +45,9 @@ def test_what_differs_from_round_to_round_is_noise() -> None:
 
 def test_groups_timed_in_a_slow_and_a_fast_hour_are_brought_to_one_level() -> None:
     """The same search, half as slow again as the default, beside a default of 1 ms and of 3 ms."""
-    one = Times(Pace(1.5, 0.1), Pace(3.0, 0.2)).scaled(2.0 / 1.0)
-    other = Times(Pace(4.5, 0.1), Pace(9.0, 0.2)).scaled(2.0 / 3.0)
-    assert one == other == Times(Pace(3.0, 0.1), Pace(6.0, 0.2))
+    one = Latency(Percentile(1.5, 0.1), Percentile(3.0, 0.2)).scaled(2.0 / 1.0)
+    other = Latency(Percentile(4.5, 0.1), Percentile(9.0, 0.2)).scaled(2.0 / 3.0)
+    assert one == other == Latency(Percentile(3.0, 0.1), Percentile(6.0, 0.2))
 
 
 def test_every_search_answers_the_same_queries_in_every_round_and_remembers_none() -> None:

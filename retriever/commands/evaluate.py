@@ -76,7 +76,7 @@ def evaluate(
     from two_tower.models.data import Dataset
     from two_tower.retriever.engine.connect import connect
     from two_tower.retriever.evaluation.contrast import find_contrasts
-    from two_tower.retriever.evaluation.evaluate import Judging, measure_all
+    from two_tower.retriever.evaluation.evaluate import measure_all
     from two_tower.retriever.evaluation.page import write_report
     from two_tower.retriever.evaluation.report import to_markdown
     from two_tower.retriever.evaluation.systems import choose_systems, run_system
@@ -90,8 +90,14 @@ def evaluate(
     try:
         retriever = _open(engine, name, bundle).with_settings(searching)
         chosen = choose_systems(retriever, words, others=_others(engine, also or [], bundle))
-        judging = Judging(split, baseline, relevant_from)
-        evaluation = measure_all(retriever, dataset, systems=[*read, *chosen], judging=judging)
+        evaluation = measure_all(
+            retriever,
+            dataset,
+            systems=[*read, *chosen],
+            split=split,
+            baseline=baseline,
+            relevant_from=relevant_from,
+        )
         contrasts = find_contrasts(evaluation, retriever.passages())
     finally:
         engine.close()

@@ -78,13 +78,21 @@ def tune(
     from two_tower.retriever.tuning.measure import choose_queries
     from two_tower.retriever.tuning.page import write_tuning
 
-    wanted, extent = parse_goal(goal), tuning.Extent(parse_sweeps(sweeps), passages)
+    wanted, tried = parse_goal(goal), parse_sweeps(sweeps)
     judged = choose_queries(Dataset.open(data), split, count=queries)
     engine = connect(url=url, path=path, create=False)
     try:
         loaded = ModelBundle.load(bundle)
         retriever = Retriever(engine, name, loaded, settings=SearchSettings())
-        found = tuning.tune(engine, retriever, judged, goal=wanted, extent=extent, say=_to_stderr)
+        found = tuning.tune(
+            engine,
+            retriever,
+            judged,
+            goal=wanted,
+            sweeps=tried,
+            passages=passages,
+            say=_to_stderr,
+        )
     finally:
         engine.close()
     write_tuning(found, out, data=str(data), split=split)

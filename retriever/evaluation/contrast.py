@@ -1,4 +1,4 @@
-"""The queries that two systems answer most differently, with what each of them found."""
+"""The queries that two systems answer most differently, with the best passages of each."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -16,7 +16,7 @@ EACH_WAY = 5
 SHOWN = 3
 
 
-class Found(NamedTuple):
+class RankedPassage(NamedTuple):
     """A passage in a column of a contrast.
 
     Attributes:
@@ -35,8 +35,8 @@ class Column(NamedTuple):
 
     system: str
     value: float
-    best: list[Found]
-    lower: list[Found]
+    best: list[RankedPassage]
+    lower: list[RankedPassage]
 
 
 class Contrast(NamedTuple):
@@ -61,12 +61,14 @@ def find_contrasts(evaluation: Evaluation, passages: Iterable[Passage]) -> Contr
     Args:
         evaluation: of at least one system.
         passages: of the collection; read only as far as needed.
+
+    Raises:
+        ConfigError: no system is measured.
     """
-    names = list(evaluation.values)
-    if not names:
+    if not evaluation.values:
         raise ConfigError("no system is measured; expected at least one")
     baseline = evaluation.report.baseline
-    system = next(name for name in reversed(names) if name != baseline)
+    system = next(name for name in reversed(list(evaluation.values)) if name != baseline)
     pair = [system, baseline] if baseline else [system]
     gains = evaluation.values[system][MEASURE].copy()
     if baseline:
@@ -77,29 +79,28 @@ def find_contrasts(evaluation: Evaluation, passages: Iterable[Passage]) -> Contr
         best = [row for row in best if gains[row] > 0]
         worst = [row for row in worst if gains[row] < 0]
     texts = _texts(evaluation, pair, rows=[*best, *worst], passages=passages)
-    best_and_worst = (
-        [_contrast(evaluation, pair, row, texts) for row in rows] for rows in (best, worst)
+    return Contrasts(
+        [_contrast(evaluation, pair, row, texts) for row in best],
+        [_contrast(evaluation, pair, row, texts) for row in worst],
     )
-    return Contrasts(*best_and_worst)
 
 
 def _texts(
     evaluation: Evaluation, pair: Sequence[str], *, rows: Sequence[int], passages: Iterable[Passage]
 ) -> dict[str, Passage]:
-    """Return the passages that will be shown, by id."""
-    wanted: set[str] = set()
+    """Return the passages that are shown, by id."""
+    ids: set[str] = set()
     for row in rows:
         query_id = evaluation.queries[row].query_id
-        wanted |= _relevant(evaluation, query_id).keys()
         for name in pair:
-            wanted |= set(evaluation.rankings[name].get(query_id, [])[:SHOWN])
-    found: dict[str, Passage] = {}
+            ids.update(*_shown_ids(evaluation, name, query_id))
+    texts: dict[str, Passage] = {}
     for passage in passages:
-        if len(found) == len(wanted):
+        if len(texts) == len(ids):
             break
-        if passage.passage_id in wanted:
-            found[passage.passage_id] = passage
-    return found
+        if passage.passage_id in ids:
+            texts[passage.passage_id] = passage
+    return texts
 
 
 def _contrast(
@@ -107,29 +108,32 @@ def _contrast(
 ) -> Contrast:
     query = evaluation.queries[row]
     grades = _grades(evaluation, query.query_id)
-    relevant = _relevant(evaluation, query.query_id)
     columns = []
     for name in pair:
-        ranking = list(evaluation.rankings[name].get(query.query_id, []))
+        ranking = evaluation.rankings[name].get(query.query_id, [])
         ranks = {passage_id: rank for rank, passage_id in enumerate(ranking, 1)}
-        shown = ranking[:SHOWN]
-        lower = [passage_id for passage_id in relevant if passage_id not in shown]
-        best_and_lower = (
-            [Found(texts.get(i, Passage(i, "")), ranks.get(i), grades.get(i)) for i in ids]
-            for ids in (shown, lower[:SHOWN])
+        best, lower = (
+            [RankedPassage(texts.get(i, Passage(i, "")), ranks.get(i), grades.get(i)) for i in ids]
+            for ids in _shown_ids(evaluation, name, query.query_id)
         )
         value = float(evaluation.values[name][MEASURE][row])
-        columns.append(Column(name, value, *best_and_lower))
+        columns.append(Column(name, value, best, lower))
     return Contrast(query, columns)
 
 
-def _grades(evaluation: Evaluation, query_id: str) -> dict[str, int]:
-    return {q.passage_id: q.relevance for q in evaluation.qrels if q.query_id == query_id}
-
-
-def _relevant(evaluation: Evaluation, query_id: str) -> dict[str, int]:
-    """Return the passages that answer a query, the highest grade first."""
-    grades = _grades(evaluation, query_id)
+def _shown_ids(
+    evaluation: Evaluation, system: str, query_id: str
+) -> tuple[Sequence[str], Sequence[str]]:
+    """Return the best passages of a system, and answers that are not among them."""
+    best = evaluation.rankings[system].get(query_id, [])[:SHOWN]
     at_least = evaluation.report.relevant_from
-    ordered = sorted(grades.items(), key=lambda pair: -pair[1])
-    return {passage_id: grade for passage_id, grade in ordered if grade >= at_least}
+    grades = _grades(evaluation, query_id).items()
+    lower = [i for i, grade in grades if grade >= at_least and i not in best]
+    return best, lower[:SHOWN]
+
+
+def _grades(evaluation: Evaluation, query_id: str) -> dict[str, int]:
+    """Return passage id -> grade of what is judged for a query, the highest first."""
+    judged = (qrel for qrel in evaluation.qrels if qrel.query_id == query_id)
+    ordered = sorted(judged, key=lambda qrel: -qrel.relevance)
+    return {qrel.passage_id: qrel.relevance for qrel in ordered}

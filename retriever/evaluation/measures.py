@@ -1,13 +1,13 @@
 """Rankings and judgements in, one value per query out; ir-measures does the arithmetic."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import ir_measures
 import numpy as np
 from ir_measures import AP, RR, R, nDCG
 
-from two_tower.models.data import Qrel, Query
+from two_tower.models.data import Dataset, Qrel, Query
+from two_tower.models.errors import DataError
 from two_tower.models.vectors import Float64Array
 from two_tower.retriever.records import Run
 
@@ -35,35 +35,61 @@ def answerable(
     queries: Sequence[Query], qrels: Sequence[Qrel], *, relevant_from: int = 1
 ) -> tuple[list[Query], list[Qrel]]:
     """Leave out queries that no passage answers: recall says nothing about them."""
-    wanted = {qrel.query_id for qrel in qrels if qrel.relevance >= relevant_from}
+    answered_ids = {qrel.query_id for qrel in qrels if qrel.relevance >= relevant_from}
     return (
-        [query for query in queries if query.query_id in wanted],
-        [qrel for qrel in qrels if qrel.query_id in wanted],
+        [query for query in queries if query.query_id in answered_ids],
+        [qrel for qrel in qrels if qrel.query_id in answered_ids],
     )
+
+
+def judged_queries(
+    dataset: Dataset, split: str, *, relevant_from: int = 1, count: int | None = None
+) -> tuple[list[Query], list[Qrel]]:
+    """Return the answerable queries of a split and their qrels, in the same order of queries.
+
+    Args:
+        dataset: holds them.
+        split: which judgements.
+        relevant_from: the grade from which a passage is relevant.
+        count: take so many at random, the same ones each time.
+
+    Raises:
+        DataError: there is none.
+    """
+    queries, qrels = answerable(
+        dataset.queries(split), dataset.qrels(split), relevant_from=relevant_from
+    )
+    if not queries:
+        grade = f" of grade {relevant_from} or more" if relevant_from > 1 else ""
+        raise DataError(
+            f"{dataset.path} has no query with a relevant passage{grade} in split {split!r}; "
+            f"its splits: {', '.join(dataset.splits)}"
+        )
+    if count is not None:
+        order = np.random.default_rng(0).permutation(len(queries))[:count]
+        queries = [queries[row] for row in order]
+    rows = {query.query_id: row for row, query in enumerate(queries)}
+    known = [qrel for qrel in qrels if qrel.query_id in rows]
+    return queries, sorted(known, key=lambda qrel: rows[qrel.query_id])
 
 
 def per_query(rankings: Rankings, qrels: Sequence[Qrel], *, relevant_from: int = 1) -> Values:
     """Return measure -> one value per judged query; a query with no result counts as 0.
 
-    Scores are handed over as reciprocal ranks, so that ties stay in the system's own order.
-
-    Args:
-        rankings: of one system.
-        qrels: in the order of queries that the values are to have.
-        relevant_from: the grade from which a passage is relevant; nDCG takes every grade.
+    The values are in the order in which the qrels name the queries.
     """
+    # Reciprocal ranks as scores keep ties in the system's own order.
     run: Run = {
         query_id: {passage_id: 1.0 / rank for rank, passage_id in enumerate(ranking, 1)}
         for query_id, ranking in rankings.items()
     }
     judged = [ir_measures.Qrel(q.query_id, q.passage_id, q.relevance) for q in qrels]
-    rows = {query_id: i for i, query_id in enumerate(dict.fromkeys(q.query_id for q in qrels))}
+    rows = {query_id: row for row, query_id in enumerate(dict.fromkeys(q.query_id for q in qrels))}
+    names = {
+        measure(rel=relevant_from) if "rel" in measure.SUPPORTED_PARAMS else measure: name
+        for name, measure in MEASURES.items()
+    }
     values = {name: np.zeros(len(rows)) for name in MEASURES}
-    names = {_from_grade(m, relevant_from): name for name, m in MEASURES.items()}
     for metric in ir_measures.iter_calc(list(names), judged, run):
         values[names[metric.measure]][rows[metric.query_id]] = metric.value
     return values
-
-
-def _from_grade(measure: Any, grade: int) -> Any:
-    return measure(rel=grade) if "rel" in measure.SUPPORTED_PARAMS else measure

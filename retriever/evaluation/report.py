@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from two_tower.retriever.evaluation.evaluate import Report, SystemResult
 from two_tower.retriever.evaluation.significance import ALPHA, PERMUTATIONS, Comparison
-from two_tower.retriever.evaluation.systems import HOW
+from two_tower.retriever.evaluation.systems import SIZE_NOTE
 
 BETTER, WORSE, ALIKE = "▲", "▼", " "
 
@@ -35,10 +35,9 @@ def caption(report: Report) -> str:
 
 
 def notes(report: Report) -> list[str]:
-    """Return how sizes were found, and where systems from outside come from."""
-    sized = any(result.index_mb is not None for result in report.systems)
+    """Return how sizes are computed, and where systems from outside come from."""
     sources = [f"{s.system}: {s.source}." for s in report.systems if s.source]
-    return [f"{HOW}.", *sources] if sized else sources
+    return [f"{SIZE_NOTE}.", *sources] if _has_sizes(report) else sources
 
 
 def legend(report: Report) -> str:
@@ -51,16 +50,17 @@ def legend(report: Report) -> str:
     )
 
 
-def mark(comparison: Comparison | None) -> str:
-    """Return the sign of a significant difference, else a space."""
-    if comparison is None or not comparison.is_significant:
-        return ALIKE
-    return BETTER if comparison.difference > 0 else WORSE
-
-
 def result_rows(report: Report) -> list[list[str]]:
     """Return the main table, its head first."""
-    return [_head(report), *(_row(result, report) for result in report.systems)]
+    measures = list(report.systems[0].metrics) if report.systems else []
+    size = ["index MB"] if _has_sizes(report) else []
+    rows = [["system", *measures, "p50 ms", "p95 ms", *size]]
+    for result in report.systems:
+        quality = [_mean(result, measure, report) for measure in measures]
+        costs = [result.p50_ms, result.p95_ms, *([result.index_mb] if size else [])]
+        numbers = [UNKNOWN if cost is None else f"{cost:,.1f}" for cost in costs]
+        rows.append([result.system, *quality, *numbers])
+    return rows
 
 
 def comparison_rows(report: Report) -> list[list[str]]:
@@ -74,51 +74,35 @@ def comparison_rows(report: Report) -> list[list[str]]:
     return [["system", *measures], *body]
 
 
-def _head(report: Report) -> list[str]:
-    measures = list(report.systems[0].metrics) if report.systems else []
-    size = ["index MB"] if any(s.index_mb is not None for s in report.systems) else []
-    return ["system", *measures, "p50 ms", "p95 ms", *size]
-
-
-def _row(result: SystemResult, report: Report) -> list[str]:
-    cells = []
-    for measure, mean in result.metrics.items():
-        low, high = result.intervals[measure]
-        cell = f"{mean:.3f} ±{(high - low) / 2:.3f}"
-        cells.append(f"{cell} {mark(result.comparisons.get(measure))}" if report.baseline else cell)
-    costs = [_number(result.p50_ms), _number(result.p95_ms)]
-    if "index MB" in _head(report):
-        costs.append(_number(result.index_mb))
-    return [result.system, *cells, *costs]
-
-
-def _difference(found: Comparison) -> str:
-    low, high = found.interval
-    return f"{found.difference:+.3f} [{low:+.3f}, {high:+.3f}] {_p_text(found.p_holm)}"
-
-
-def _p_text(p: float) -> str:
-    return "p<.001" if p < 0.001 else f"p={p:.3f}"
-
-
-def _number(value: float | None) -> str:
-    return UNKNOWN if value is None else f"{value:,.1f}"
-
-
-def markdown_table(rows: Sequence[list[str]]) -> str:
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     """Return rows as a table of aligned columns; the first is its head."""
-    head, *body = rows
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *body]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    return "\n".join("| " + " | ".join(_pad(line, widths)) + " |" for line in lines)
-
-
-def _pad(row: list[str], widths: list[int]) -> list[str]:
-    return [
-        cell.replace("---", "-" * (width - len(cell) + 3))
-        if cell.startswith("---")
-        else cell.ljust(width)
-        if column == 0
-        else cell.rjust(width)
-        for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+    first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
+    widths = [max(3, first), *(max(4, width) for width in others)]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    lines = [
+        [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
+        for row in [rows[0], rule, *rows[1:]]
     ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _has_sizes(report: Report) -> bool:
+    return any(result.index_mb is not None for result in report.systems)
+
+
+def _mean(result: SystemResult, measure: str, report: Report) -> str:
+    """Return a mean, half of its interval and, beside a baseline, the mark of a difference."""
+    low, high = result.intervals[measure]
+    cell = f"{result.metrics[measure]:.3f} ±{(high - low) / 2:.3f}"
+    if not report.baseline:
+        return cell
+    comparison = result.comparisons.get(measure)
+    if comparison is None or not comparison.is_significant:
+        return f"{cell} {ALIKE}"
+    return f"{cell} {BETTER if comparison.difference > 0 else WORSE}"
+
+
+def _difference(comparison: Comparison) -> str:
+    low, high = comparison.interval
+    p = "p<.001" if comparison.p_holm < 0.001 else f"p={comparison.p_holm:.3f}"
+    return f"{comparison.difference:+.3f} [{low:+.3f}, {high:+.3f}] {p}"

@@ -41,49 +41,37 @@ class Comparison:
         return self.p_holm < ALPHA
 
 
-def bootstrap_interval(values: Float64Array, *, seed: int = 0) -> tuple[float, float]:
-    """Return the 95% percentile-bootstrap interval of the mean over queries; see the next."""
-    return bootstrap_intervals(values[:, None], seed=seed)[0]
-
-
-def bootstrap_intervals(columns: Float64Array, *, seed: int = 0) -> list[tuple[float, float]]:
+def bootstrap_intervals(columns: Float64Array) -> list[tuple[float, float]]:
     """Return the 95% percentile-bootstrap interval of the mean of each column.
 
     Sakai, "Evaluating evaluation metrics based on the bootstrap", SIGIR 2006.
 
     Args:
         columns: (queries, m); all columns are resampled alike.
-        seed: of the resampling.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     size = len(columns)
     means = []
     for _ in range(0, RESAMPLES, BLOCK):
-        drawn = [np.bincount(rng.integers(0, size, size), minlength=size) for _ in range(BLOCK)]
-        means.append(np.array(drawn) @ columns / size)
+        counts = [np.bincount(rng.integers(0, size, size), minlength=size) for _ in range(BLOCK)]
+        means.append(np.array(counts) @ columns / size)  # (BLOCK, m)
     lows, highs = np.percentile(np.concatenate(means), [2.5, 97.5], axis=0).tolist()
     return list(zip(lows, highs, strict=True))
 
 
-def randomisation_p(differences: Float64Array, *, seed: int = 0) -> float:
-    """Return the two-sided p of the paired randomisation test on differences per query."""
-    return randomisation_ps(differences[:, None], seed=seed)[0]
-
-
-def randomisation_ps(columns: Float64Array, *, seed: int = 0) -> list[float]:
+def randomisation_ps(columns: Float64Array) -> list[float]:
     """Return the two-sided p of the paired randomisation test for each column.
 
-    Were both systems alike, each difference could as well have the other sign; p is the share of
+    Under the null hypothesis each difference could as well have the other sign; p is the share of
     random signs whose sum is at least as far from 0, the observed signs counted among them.
     Smucker, Allan and Carterette, "A comparison of statistical significance tests for information
     retrieval evaluation", CIKM 2007.
 
     Args:
-        columns: (queries, m) differences between two systems each.
-        seed: of the signs, the same for all columns.
+        columns: (queries, m) differences between two systems each; all get the same signs.
     """
     observed = np.abs(columns.sum(axis=0)) - ROUNDING
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     extreme = np.ones(columns.shape[1])
     for _ in range(0, PERMUTATIONS, BLOCK):
         signs = 1.0 - 2.0 * rng.integers(0, 2, size=(BLOCK, len(columns)), dtype=np.int8)
@@ -109,18 +97,15 @@ def holm(ps: Sequence[float]) -> list[float]:
 def compare(systems: Mapping[str, Values], *, baseline: str) -> dict[str, dict[str, Comparison]]:
     """Return system -> measure -> its comparison with the baseline, which is not among them.
 
-    Args:
-        systems: name -> values; all over the same queries in the same order.
-        baseline: name of one of them.
+    All values are over the same queries in the same order.
     """
     others = [name for name in systems if name != baseline]
-    found: dict[str, dict[str, Comparison]] = {name: {} for name in others}
+    comparisons: dict[str, dict[str, Comparison]] = {name: {} for name in others}
     for measure, base in systems[baseline].items() if others else ():
         columns = np.stack([systems[name][measure] - base for name in others], axis=1)
         ps = randomisation_ps(columns)
-        rows = zip(
-            others, columns.mean(axis=0), bootstrap_intervals(columns), ps, holm(ps), strict=True
-        )
+        means, intervals = columns.mean(axis=0).tolist(), bootstrap_intervals(columns)
+        rows = zip(others, means, intervals, ps, holm(ps), strict=True)
         for name, mean, interval, p, p_holm in rows:
-            found[name][measure] = Comparison(float(mean), interval, p, p_holm)
-    return found
+            comparisons[name][measure] = Comparison(mean, interval, p, p_holm)
+    return comparisons

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from two_tower.retriever.evaluation.measures import DEPTH
 from two_tower.retriever.evaluation.trec import read_run
 from two_tower.retriever.search.cross import CROSS
 from two_tower.retriever.search.retriever import Retriever
-from two_tower.retriever.search.settings import SearchSettings
+from two_tower.retriever.search.settings import SearchSettings, read_settings
 
 SAMPLE = 1000
 
@@ -27,24 +27,175 @@ FLOAT_BYTES = 4
 
 POSTING_BYTES = 8
 
-HOW = (
+SIZE_NOTE = (
     "index MB is computed, for what a system holds in memory: "
     f"{FLOAT_BYTES} bytes per dimension of vectors that are not on disk and what quantized copies "
     f"add, {POSTING_BYTES} per BM25 posting (counted on up to {SAMPLE:,} passages), without graphs "
     "and payloads; tfidf is its matrix"
 )
 
+FROM_RUN = "run "
+"""What the source of a system begins with that is read from a file."""
+
+
+class Ranker(NamedTuple):
+    """A system that is ready to rank.
+
+    Attributes:
+        rank: (queries, k) -> for each the ids of its `k` best passages, best first.
+        index_mb: what its vectors or terms take; None where that is not known.
+        is_timed: whether `rank` does the work, and so can be timed.
+    """
+
+    rank: Callable[[Sequence[Query], int], list[list[str]]]
+    index_mb: float | None
+    is_timed: bool = True
+
+
+class System(NamedTuple):
+    """One row of a report, not started yet: an index in memory may be large.
+
+    Attributes:
+        name: in tables and file names.
+        source: where it comes from, where the name does not say.
+        start: makes it ready.
+    """
+
+    name: str
+    source: str
+    start: Callable[[], Ranker]
+
+
+def system_names(retriever: Retriever) -> list[str]:
+    """Return the names of all systems in the order of the table; the default engine comes last.
+
+    `hybrid` and `rerank` fuse by what the bundle learnt; where it did, `weighted` is `rerank` with
+    the fixed weight. `cross` is there where the bundle has a cross-scorer, `settings` where the
+    retriever was opened with settings of its own.
+    """
+    reduced = [f"pca_{dim}" for dim in retriever.metadata.pca_dims]
+    names = ["tfidf", "rank_bm25", "bm25", "dense", *reduced, "rrf"]
+    names += ["weighted"] if retriever.bundle.fusion else []
+    names += ["hybrid", "rerank"]
+    names += [CROSS] if retriever.bundle.has_cross_scorer else []
+    return names + (["settings"] if retriever.settings != SearchSettings() else [])
+
+
+def default_systems(retriever: Retriever) -> list[str]:
+    """Return all but rank_bm25, which takes seconds per query on a large corpus."""
+    return [name for name in system_names(retriever) if name != "rank_bm25"]
+
+
+def choose_systems(
+    retriever: Retriever, words: Sequence[str] | None, *, others: Mapping[str, Retriever]
+) -> list[System]:
+    """Return the systems of a report: those from outside first, then our own in order.
+
+    Args:
+        retriever: whose stages are measured.
+        words: `bm25`, `OTHER/bm25` for a system of another collection, or `name=FILE` for a
+            settings file; all our own by default.
+        others: name -> another collection; its default engine where `words` name none of its
+            systems.
+
+    Raises:
+        ConfigError: a word names nothing that is here, or a settings file is wrong.
+    """
+    words = default_systems(retriever) if words is None else words
+    own = system_names(retriever)
+    systems: dict[str, System] = {}
+    for name, other in others.items():
+        if not any(word.startswith(f"{name}/") for word in words):
+            systems[name] = _stage_system(name, system_names(other)[-1], other)
+    for word in words:
+        name, _, file = word.partition("=")
+        owner, _, stage = name.partition("/")
+        if name and file:
+            systems[name] = _settings_system(name, Path(file), retriever)
+        elif stage and owner in others and stage in system_names(others[owner]):
+            systems[name] = _stage_system(name, stage, others[owner])
+        elif name not in own:
+            raise ConfigError(f"unknown system {word!r}; expected some of {', '.join(own)}")
+    ours = [_stage_system(name, name, retriever) for name in own if name in words]
+    return [*systems.values(), *ours]
+
+
+def _stage_system(name: str, stage: str, retriever: Retriever) -> System:
+    source = "" if name == stage else f"{stage} of {retriever.collection}"
+    return System(name, source, lambda: start(stage, retriever))
+
+
+def _settings_system(name: str, file: Path, retriever: Retriever) -> System:
+    settings = read_settings(file)
+    retriever.with_settings(settings)  # refuses an unknown leg now, not after an hour
+    return System(name, f"settings {file}", lambda: _start_engine(retriever, settings))
+
+
+def run_system(path: Path) -> System:
+    """Return what a TREC run file ranks, under the file's name without its ending.
+
+    Raises:
+        DataError: it is no such file.
+    """
+    rankings = read_run(path)
+
+    def rank(queries: Sequence[Query], k: int) -> list[list[str]]:
+        return [rankings.get(query.query_id, [])[:k] for query in queries]
+
+    return System(path.stem, f"{FROM_RUN}{path}", lambda: Ranker(rank, None, is_timed=False))
+
+
+def start(system: str, retriever: Retriever) -> Ranker:
+    """Make a system ready: build the index of an in-memory baseline, set the engine's settings."""
+    if system not in ("tfidf", "rank_bm25"):
+        return _start_engine(retriever, _system_settings(system, retriever.settings))
+    passages = list(retriever.passages())
+    if system == "tfidf":
+        tfidf = TfidfIndex(passages)
+        return Ranker(lambda queries, k: [tfidf.rank(q.text, k=k) for q in queries], tfidf.size_mb)
+    bm25 = RankBm25Index(passages, Bm25Config(**retriever.metadata.bm25))
+    return Ranker(lambda queries, k: [bm25.rank(q.text, k=k) for q in queries], None)
+
+
+def _start_engine(retriever: Retriever, settings: SearchSettings) -> Ranker:
+    """Return the engine with other settings; it remembers no query of another system."""
+    variant = retriever.with_rewriter(None).with_settings(settings)
+
+    def rank(queries: Sequence[Query], k: int) -> list[list[str]]:
+        texts = [query.text for query in queries]
+        results = variant.search_many(texts, k=min(k, variant.size))
+        return [[hit.passage_id for hit in hits] for hits in results]
+
+    return Ranker(rank, index_mb(retriever, settings))
+
+
+def _system_settings(system: str, default: SearchSettings) -> SearchSettings:
+    """Return the settings that make the engine behave as `system`."""
+    if system == "settings":
+        return default
+    if system == CROSS:
+        return replace(default, rerank=True, cross=True)
+    uncrossed = replace(default, cross=False)
+    hybrids = {
+        "rrf": replace(uncrossed, fusion="rrf", rerank=False),
+        "weighted": replace(uncrossed, fusion="weighted", rerank=True),
+        "hybrid": replace(uncrossed, rerank=False),
+        "rerank": replace(uncrossed, rerank=True),
+    }
+    return hybrids.get(system) or replace(uncrossed, legs={system: DEPTH}, rerank=False)
+
 
 def index_mb(retriever: Retriever, settings: SearchSettings) -> float:
     """Return the megabytes of the vectors in memory that a query with these settings reads."""
-    names = set(settings.legs) | ({DENSE} if settings.rerank else set())
-    if settings.ann.first_stage and DENSE in settings.legs:
-        names.add(settings.ann.first_stage)
+    names = settings.vectors | ({DENSE} if settings.rerank else set())
     widths = retriever.metadata.schema.widths
-    per_dimension = bytes_per_dimension(retriever.metadata.options)
-    per_passage = sum(per_dimension * widths[name] for name in names if name in widths)
+    dimensions = sum(widths[name] for name in names if name in widths)
+    per_passage = dimensions * bytes_per_dimension(retriever.metadata.options)
     if BM25 in names:
-        per_passage += POSTING_BYTES * _postings_per_passage(retriever)
+        encoder = Bm25Encoder(Bm25Config(**retriever.metadata.bm25))
+        contents = [passage.content for passage in islice(retriever.passages(), SAMPLE)]
+        postings = sum(len(vector.indices) for vector in encoder.encode_passages(contents))
+        per_passage += POSTING_BYTES * postings / max(1, len(contents))
     return float(retriever.size * per_passage / 1e6)
 
 
@@ -55,23 +206,11 @@ def bytes_per_dimension(options: CollectionOptions) -> float:
     return (0 if options.on_disk.vectors else FLOAT_BYTES) + copies[kind]
 
 
-def matrix_mb(matrix: Any) -> float:
-    """Return the megabytes of a sparse matrix (CSR) in memory."""
-    return float((matrix.data.nbytes + matrix.indices.nbytes + matrix.indptr.nbytes) / 1e6)
-
-
-def _postings_per_passage(retriever: Retriever) -> float:
-    encoder = Bm25Encoder(Bm25Config(**retriever.metadata.bm25))
-    contents = [passage.content for passage in islice(retriever.passages(), SAMPLE)]
-    vectors = encoder.encode_passages(contents)
-    return sum(len(vector.indices) for vector in vectors) / max(1, len(vectors))
-
-
 class TfidfIndex:
     """TF-IDF over passages in memory: scikit-learn, sublinear tf, English stop words, cosine.
 
     Attributes:
-        matrix: (terms, passages) sparse weights.
+        size_mb: of its sparse matrix.
     """
 
     def __init__(self, passages: Sequence[Passage]) -> None:
@@ -79,11 +218,14 @@ class TfidfIndex:
 
         self._ids = [passage.passage_id for passage in passages]
         self._vectorizer = TfidfVectorizer(sublinear_tf=True, stop_words="english")
-        self.matrix = self._vectorizer.fit_transform([p.content for p in passages]).T.tocsr()
+        contents = [passage.content for passage in passages]
+        self._matrix = self._vectorizer.fit_transform(contents).T.tocsr()  # (terms, passages)
+        parts = (self._matrix.data, self._matrix.indices, self._matrix.indptr)
+        self.size_mb: float = sum(part.nbytes for part in parts) / 1e6
 
     def rank(self, query: str, *, k: int) -> list[str]:
         """Return the ids of the `k` best passages that share a term with the query."""
-        scores = (self._vectorizer.transform([query]) @ self.matrix).toarray()[0]
+        scores = (self._vectorizer.transform([query]) @ self._matrix).toarray()[0]
         return _best(self._ids, scores, k)
 
 
@@ -113,167 +255,3 @@ class RankBm25Index:
 def _best(ids: Sequence[str], scores: Float64Array, k: int) -> list[str]:
     order = np.argsort(-scores, kind="stable")[:k]
     return [ids[row] for row in order if scores[row] > 0]
-
-
-GIVEN = "run "
-"""What the source of a system begins with that was read from a file."""
-
-Ranker = Callable[[str, int], list[str]]
-"""(query text, k) -> passage ids, best first."""
-
-
-class Started(NamedTuple):
-    """A system that is ready to rank.
-
-    Attributes:
-        rank: (query, k) -> passage ids, best first.
-        index_mb: what its vectors or terms take; None where that is not known.
-        is_timed: whether `rank` does the work, and so can be timed.
-        rank_many: (queries, k) -> the same for each, where that is faster than one by one.
-    """
-
-    rank: Callable[[Query, int], list[str]]
-    index_mb: float | None
-    is_timed: bool = True
-    rank_many: Callable[[Sequence[Query], int], list[list[str]]] | None = None
-
-
-class System(NamedTuple):
-    """One row of a report, not started yet: an index in memory may be large.
-
-    Attributes:
-        name: in tables and file names.
-        source: where it comes from, where the name does not say.
-        start: makes it ready.
-    """
-
-    name: str
-    source: str
-    start: Callable[[], Started]
-
-
-def system_names(retriever: Retriever) -> list[str]:
-    """Return the names of all systems in the order of the table; the default engine comes last.
-
-    `hybrid` and `rerank` fuse by what the bundle learnt; where it did, `weighted` is `rerank` with
-    the fixed weight. `cross` is there where the bundle has a cross-scorer, `settings` where the
-    retriever was opened with settings of its own.
-    """
-    reduced = [f"pca_{dim}" for dim in retriever.metadata.pca_dims]
-    fixed = ["weighted"] if retriever.bundle.fusion else []
-    last = [CROSS] if retriever.bundle.has_cross_scorer else []
-    given = ["settings"] if retriever.settings != SearchSettings() else []
-    baselines = ["tfidf", "rank_bm25", "bm25", "dense", *reduced, "rrf"]
-    return [*baselines, *fixed, "hybrid", "rerank", *last, *given]
-
-
-def default_systems(retriever: Retriever) -> list[str]:
-    """Return all but rank_bm25, which takes seconds per query on a large corpus."""
-    return [name for name in system_names(retriever) if name != "rank_bm25"]
-
-
-def build_ranker(system: str, retriever: Retriever) -> Ranker:
-    """Return the ranker of a system: an in-memory baseline or the engine with other settings."""
-    started = start(system, retriever)
-    return lambda text, k: started.rank(Query("", text), k)
-
-
-def start(system: str, retriever: Retriever) -> Started:
-    """Make a system ready: build the index of an in-memory baseline, set the engine's settings."""
-    if system == "tfidf":
-        tfidf = TfidfIndex(list(retriever.passages()))
-        return Started(lambda query, k: tfidf.rank(query.text, k=k), matrix_mb(tfidf.matrix))
-    if system == "rank_bm25":
-        config = Bm25Config(**retriever.metadata.bm25)
-        bm25 = RankBm25Index(list(retriever.passages()), config)
-        return Started(lambda query, k: bm25.rank(query.text, k=k), None)
-    return start_engine(retriever, system_settings(system, retriever.settings))
-
-
-def start_engine(retriever: Retriever, settings: SearchSettings) -> Started:
-    """Return the engine with other settings; it remembers no query of another system."""
-    variant = retriever.with_rewriter(None).with_settings(settings)
-
-    def rank(query: Query, k: int) -> list[str]:
-        return [hit.passage_id for hit in variant.search(query.text, k=min(k, variant.size))]
-
-    def rank_many(queries: Sequence[Query], k: int) -> list[list[str]]:
-        texts = [query.text for query in queries]
-        found = variant.search_many(texts, k=min(k, variant.size))
-        return [[hit.passage_id for hit in hits] for hits in found]
-
-    return Started(rank, index_mb(retriever, settings), rank_many=rank_many)
-
-
-def system_settings(system: str, default: SearchSettings) -> SearchSettings:
-    """Return the settings that make the engine behave as `system`."""
-    if system == "settings":
-        return default
-    if system == CROSS:
-        return replace(default, rerank=True, cross=True)
-    uncrossed = replace(default, cross=False)
-    hybrids = {
-        "rrf": replace(uncrossed, fusion="rrf", rerank=False),
-        "weighted": replace(uncrossed, fusion="weighted", rerank=True),
-        "hybrid": replace(uncrossed, rerank=False),
-        "rerank": replace(uncrossed, rerank=True),
-    }
-    return hybrids.get(system) or replace(uncrossed, legs={system: DEPTH}, rerank=False)
-
-
-def choose_systems(
-    retriever: Retriever, words: Sequence[str] | None, *, others: Mapping[str, Retriever]
-) -> list[System]:
-    """Return the systems of a report: what is given from outside first, then our own in order.
-
-    Args:
-        retriever: whose stages are measured.
-        words: `bm25`, `OTHER/bm25` for a system of another collection, or `name=FILE` for a
-            settings file; all our own by default.
-        others: name -> another collection; its default engine where `words` name none of its
-            systems.
-
-    Raises:
-        ConfigError: a word names nothing that is here, or a settings file is wrong.
-    """
-    words = default_systems(retriever) if words is None else words
-    own = system_names(retriever)
-    found: dict[str, System] = {}
-    for name, other in others.items():
-        if not any(word.startswith(f"{name}/") for word in words):
-            found[name] = _engine_system(name, system_names(other)[-1], other)
-    for word in words:
-        name, _, file = word.partition("=")
-        owner, _, part = name.partition("/")
-        if name and file:
-            found[name] = _settings_system(name, Path(file), retriever)
-        elif part and owner in others and part in system_names(others[owner]):
-            found[name] = _engine_system(name, part, others[owner])
-        elif name not in own:
-            raise ConfigError(f"unknown system {word!r}; expected some of {', '.join(own)}")
-    chosen = [_engine_system(name, name, retriever) for name in own if name in words]
-    return [*found.values(), *chosen]
-
-
-def run_system(path: Path) -> System:
-    """Return what a TREC run file ranked, under the file's name without its ending.
-
-    Raises:
-        DataError: it is no such file.
-    """
-    rankings = read_run(path)
-    ranked = Started(lambda query, k: rankings.get(query.query_id, [])[:k], None, is_timed=False)
-    return System(path.stem, f"{GIVEN}{path}", lambda: ranked)
-
-
-def _engine_system(name: str, part: str, retriever: Retriever) -> System:
-    source = "" if name == part else f"{part} of {retriever.collection}"
-    return System(name, source, lambda: start(part, retriever))
-
-
-def _settings_system(name: str, file: Path, retriever: Retriever) -> System:
-    from two_tower.retriever.search.settings import read_settings
-
-    settings = read_settings(file)
-    retriever.with_settings(settings)  # unknown legs are found now, not after an hour
-    return System(name, f"settings {file}", lambda: start_engine(retriever, settings))

@@ -7,7 +7,6 @@ disagree with any one score.
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,35 +54,37 @@ def read_run(path: Path) -> dict[str, list[str]]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as a TREC run ({error})") from None
-    found: dict[str, list[_Line]] = defaultdict(list)
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            parsed = _parse(line.rstrip("\r"), where=f"{path}:{number}")
-            found[parsed.query_id].append(parsed)
-    if not found:
+    lines: dict[str, list[_Line]] = defaultdict(list)
+    for number, content in enumerate(text.split("\n"), 1):
+        if content.strip():
+            line = _parse(content.rstrip("\r"), where=f"{path}:{number}")
+            lines[line.query_id].append(line)
+    if not lines:
         raise DataError(f"{path} holds no line; expected: {COLUMNS}")
-    return {query_id: _in_order(lines, path) for query_id, lines in found.items()}
+    rankings = {}
+    for query_id, unordered in lines.items():
+        ordered = sorted(unordered, key=lambda line: (-line.score, line.rank))
+        rankings[query_id] = [line.passage_id for line in ordered]
+        _require_once(rankings[query_id], query_id, path)
+    return rankings
 
 
-def _parse(line: str, *, where: str) -> _Line:
-    words = line.split("\t") if "\t" in line else line.split()
+def _parse(content: str, *, where: str) -> _Line:
+    words = content.split("\t") if "\t" in content else content.split()
     try:
         query_id, _, passage_id, rank, score, _ = words
-        parsed = _Line(query_id, passage_id, int(rank), float(score))
+        line = _Line(query_id, passage_id, int(rank), float(score))
     except ValueError:
-        raise DataError(f"{where} holds {line[:80]!r}; expected: {COLUMNS}") from None
-    if not math.isfinite(parsed.score):
+        raise DataError(f"{where} holds {content[:80]!r}; expected: {COLUMNS}") from None
+    if not math.isfinite(line.score):
         raise DataError(f"{where} has the score {score}; expected a number")
-    return parsed
+    return line
 
 
-def _in_order(lines: Sequence[_Line], path: Path) -> list[str]:
-    ordered = sorted(lines, key=lambda line: (-line.score, line.rank))
-    ids = [line.passage_id for line in ordered]
+def _require_once(ids: list[str], query_id: str, path: Path) -> None:
     if len(set(ids)) < len(ids):
-        twice = next(name for name in ids if ids.count(name) > 1)
+        repeated = next(name for name in ids if ids.count(name) > 1)
         raise DataError(
-            f"{path} lists passage {twice!r} more than once for query {lines[0].query_id!r}; "
+            f"{path} lists passage {repeated!r} more than once for query {query_id!r}; "
             "expected each at most once"
         )
-    return ids

@@ -1,4 +1,4 @@
-"""Which measured settings to keep: the front, the fusion, the recommended; what chance hides."""
+"""Which measured settings to keep: the front, the fusion, the recommended one, and its ties."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -10,33 +10,8 @@ from two_tower.models.vectors import Float64Array
 from two_tower.retriever.collection.options import CollectionOptions
 from two_tower.retriever.search.settings import SearchSettings
 from two_tower.retriever.tuning.goals import COSTS, Goal
-from two_tower.retriever.tuning.grid import BOTH
+from two_tower.retriever.tuning.grid import HYBRID, LEARNT
 from two_tower.retriever.tuning.measure import Row
-
-
-def departures(value: Any, default: Any) -> dict[str, Any]:
-    """Return the fields of a configuration that are not as in another, as plain values."""
-    found: dict[str, Any] = {}
-    for name in (field.name for field in fields(value)):
-        one, other = getattr(value, name), getattr(default, name)
-        if one == other:
-            continue
-        if is_dataclass(one):
-            found[name] = departures(one, other)
-        else:
-            found[name] = dict(one) if isinstance(one, Mapping) else one
-    return found
-
-
-def count_departures(value: Any, default: Any) -> int:
-    """Return how many fields depart, each one of a section by itself."""
-    return sum(
-        count_departures(getattr(value, name), getattr(default, name))
-        if is_dataclass(getattr(value, name))
-        else 1
-        for name in departures(value, default)
-    )
-
 
 QUALITY = "recall@10"
 
@@ -81,39 +56,43 @@ class Separation(NamedTuple):
     among: int
 
     @property
-    def is_settled(self) -> bool:
+    def is_significant(self) -> bool:
         """Whether the best is better than by chance."""
         return self.difference > self.half_width
 
 
 def front(rows: Sequence[Row], quality: str, cost: str = COST) -> list[Row]:
     """Return the Pareto front, cheapest first: no other row is both as good and as cheap."""
-    found: list[Row] = []
+    best: list[Row] = []
     for row in sorted(rows, key=lambda row: (row.mean(cost), -row.mean(quality))):
-        if not found or row.mean(quality) > found[-1].mean(quality):
-            found.append(row)
-    return found
+        if not best or row.mean(quality) > best[-1].mean(quality):
+            best.append(row)
+    return best
 
 
 def choose_fusion(rows: Sequence[Row]) -> SearchSettings:
-    """Return the default fusion, unless the best of `rows` beats it by more than chance could."""
-    default = next((row for row in rows if _is_default(row, rows)), None)
+    """Return the default fusion, unless the best of `rows` beats it by more than chance could.
+
+    The default is the weights that the bundle learnt, or else those that stand for none.
+    """
+    by_label = {row.setting.label: row for row in rows}
+    default = by_label.get(LEARNT) or by_label.get("tower weight 15")
     if default is None:
-        return BOTH
+        return HYBRID
     best = max(rows, key=lambda row: row.mean(QUALITY))
     is_better = difference(best, default) > half_width(best, default)
-    return best.setting.search if is_better else BOTH
+    return best.setting.search if is_better else HYBRID
 
 
 def recommend(rows: Sequence[Row], goal: Goal) -> Choice:
     """Return the row that meets the goal best, or misses it least.
 
     Where noise may have put it before others, those are tied with it, and the one that takes the
-    least memory is kept, then the one that departs least from the defaults, then the first. Only
-    searches by both legs with the chosen fusion are asked: a goal of time and of exactness alone
-    would else always leave a leg out, or take the weights that chance favours.
+    least memory is kept, then the one with the fewest changes from the defaults, then the first.
+    Only searches by both legs with the chosen fusion are asked: a goal of time and of exactness
+    alone would else always leave a leg out, or take the weights that chance favours.
     """
-    pool = [row for row in rows if row.setting.is_whole and row.setting.sweep != "fusion"]
+    pool = [row for row in rows if row.setting.is_hybrid and row.setting.sweep != "fusion"]
     best = min(pool, key=lambda row: goal.order(row.mean))
     missed = goal.shortfall(best.mean)
     tied = [
@@ -121,29 +100,44 @@ def recommend(rows: Sequence[Row], goal: Goal) -> Choice:
         for row in pool
         if goal.shortfall(row.mean) == missed and is_tied(row, best, measure=goal.aim)
     ]
-    kept = min(tied, key=_plainness)
-    return Choice(kept, tuple(row for row in tied if row is not kept))
+    plainest = min(tied, key=_memory_and_changes)
+    return Choice(plainest, tuple(row for row in tied if row is not plainest))
 
 
 def is_tied(row: Row, best: Row, *, measure: str) -> bool:
     """Return whether noise can explain that `best` is ahead; memory is computed and has none."""
     if measure == "memory":
         return row.memory_mb == best.memory_mb
-    if measure in COSTS:
-        return row.mean(measure) <= best.mean(measure) * (1 + time_noise(row, best, measure))
-    return difference(best, row, measure) <= half_width(best, row, measure)
+    if measure not in COSTS:
+        return difference(best, row, measure) <= half_width(best, row, measure)
+    noise = np.hypot(*(getattr(each.latency, measure).noise for each in (row, best)))
+    return row.mean(measure) <= best.mean(measure) * (1 + max(LEAST_TIME_NOISE, float(noise)))
 
 
-def time_noise(one: Row, other: Row, measure: str) -> float:
-    """Return by what share two times may differ by chance: 95% of the time, by their rounds."""
-    paces = [getattr(row.times, measure) for row in (one, other)]
-    return max(LEAST_TIME_NOISE, float(np.hypot(*(pace.noise for pace in paces))))
-
-
-def _plainness(row: Row) -> tuple[float, int]:
+def _memory_and_changes(row: Row) -> tuple[float, int]:
     setting = row.setting
-    departures = count_departures(setting.options, CollectionOptions())
-    return row.memory_mb, departures + count_departures(setting.search, SearchSettings())
+    changes = count_changes(setting.options, CollectionOptions())
+    return row.memory_mb, changes + count_changes(setting.search, SearchSettings())
+
+
+def changes(value: Any, default: Any) -> dict[str, Any]:
+    """Return the fields of a configuration that differ from another's, as plain values."""
+    changed: dict[str, Any] = {}
+    for name in (field.name for field in fields(value)):
+        own, other = getattr(value, name), getattr(default, name)
+        if own != other and is_dataclass(own):
+            changed[name] = changes(own, other)
+        elif own != other:
+            changed[name] = dict(own) if isinstance(own, Mapping) else own
+    return changed
+
+
+def count_changes(value: Any, default: Any) -> int:
+    """Return how many fields differ, each one of a section by itself."""
+    if not is_dataclass(value):
+        return int(value != default)
+    names = (field.name for field in fields(value))
+    return sum(count_changes(getattr(value, name), getattr(default, name)) for name in names)
 
 
 def separate(rows: Sequence[Row]) -> Separation | None:
@@ -151,11 +145,8 @@ def separate(rows: Sequence[Row]) -> Separation | None:
 
     None where all answer alike.
     """
-    whole = [row for row in rows if row.setting.is_whole]
-    ranked = sorted(whole, key=lambda row: -row.mean(QUALITY))
-    if not ranked:
-        return None
-    best, others = ranked[0], ranked[1:]
+    hybrid = [row for row in rows if row.setting.is_hybrid]
+    best, *others = sorted(hybrid, key=lambda row: -row.mean(QUALITY))
     runner_up = next((row for row in others if difference(best, row) > 0), None)
     if runner_up is None:
         return None
@@ -186,10 +177,3 @@ def half_interval(values: Float64Array) -> float:
     if len(values) < 2:
         return float("inf")
     return float(Z95 * values.std(ddof=1) / np.sqrt(len(values)))
-
-
-def _is_default(row: Row, rows: Sequence[Row]) -> bool:
-    """The weights that the bundle learnt, or else those that stand for none."""
-    labels = [each.setting.label for each in rows]
-    default = "learnt weights" if "learnt weights" in labels else "tower weight 15"
-    return row.setting.label == default

@@ -1,85 +1,31 @@
-"""Scratch copies: a collection's own points under another name, to be stored in other ways.
+"""Temporary copies: a collection's own points under another name, to be stored in other ways.
 
 A copy is named `<name>--tune-<8 digits>` and says in its metadata which process made it. It is
 dropped when its block ends, however it ends; what a killed process left, the next one removes.
 """
 
-import math
+import json
 import os
 import secrets
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, Self
 
 import numpy as np
 from qdrant_client import models as qm
 
 from two_tower.models.console import progress
-from two_tower.models.files import is_alive
 from two_tower.retriever.collection.clusters import Centroids, sample_size
 from two_tower.retriever.collection.options import CollectionOptions
-from two_tower.retriever.collection.schema import BM25, CLUSTER, DENSE, base_name, read_metadata
-from two_tower.retriever.engine.protocol import POINTS_PER_PAGE, Engine, scroll_all
-from two_tower.retriever.engine.wire import batches
+from two_tower.retriever.collection.schema import BM25, CLUSTER, DENSE, base_name
+from two_tower.retriever.engine.protocol import Engine
 from two_tower.retriever.errors import EngineError, EngineLocked
-
-
-class Contents(NamedTuple):
-    """What goes into a copy.
-
-    Attributes:
-        points: at most that many; None for all.
-        first: ids of points that are to be in it before any other.
-        has_reduced: whether the PCA vectors are copied too.
-        clusters: numbers of clusters that will be asked of it.
-    """
-
-    points: int | None = None
-    first: Sequence[str] = ()
-    has_reduced: bool = False
-    clusters: Sequence[int] = ()
-
-
-def fit_centroids(engine: Engine, source: str, counts: Sequence[int]) -> dict[int, Centroids]:
-    """Return the centres of k-means over points that lie first by id, which is at random."""
-    if not counts:
-        return {}
-    size = math.ceil(sample_size(max(counts)) / POINTS_PER_PAGE) * POINTS_PER_PAGE
-    records = scroll_all(engine, source, with_payload=False, with_vectors=[DENSE])
-    vectors = [named(record.vector)[DENSE] for record in islice(records, size)]
-    sample = np.array(vectors, dtype=np.float32)
-    return {count: Centroids.fit(sample, count) for count in counts}
-
-
-def read_points(engine: Engine, source: str, contents: Contents) -> Iterator[qm.Record]:
-    """Yield what goes into a copy, with payload and vectors."""
-    reduced = read_metadata(engine, source).schema.widths if contents.has_reduced else {DENSE: 0}
-    names = [*reduced, BM25]
-    left = contents.points if contents.points is not None else engine.count(source).count
-    first = list(dict.fromkeys(contents.first))[:left]
-    for start in range(0, len(first), POINTS_PER_PAGE):
-        ids = first[start : start + POINTS_PER_PAGE]
-        found = engine.retrieve(source, ids, with_payload=True, with_vectors=names)
-        left -= len(found)
-        yield from found
-    seen = set(first)
-    for record in scroll_all(engine, source, with_vectors=names):
-        if left and str(record.id) not in seen:
-            left -= 1
-            yield record
-        if not left:
-            return
-
-
-def named(vector: Any) -> dict[str, Any]:
-    """Return the vectors of a point by name."""
-    assert isinstance(vector, dict)  # all of ours have names
-    return vector
-
+from two_tower.retriever.search.retriever import Retriever
+from two_tower.retriever.search.settings import SearchSettings
 
 MARK = "--tune-"
 
@@ -87,112 +33,164 @@ OWNER = "tune"  # in the metadata: who made the copy, and when it was last heard
 
 SILENT_S = 3600.0
 
+PAGE = 256
+
 WAIT_EVERY = 16
 
 POLL_S, STEADY_POLLS = 0.2, 5
 
 
-class Scratch:
-    """A copy, and what is known of its clusters.
+class TemporaryCopy:
+    """A copy, made when it is first needed and dropped when its block ends.
 
-    Attributes:
-        collection: its name.
+    A part of the collection has all its vectors, for it is measured in their place; a whole copy
+    has no PCA vectors.
     """
 
-    def __init__(self, engine: Engine, collection: str, centroids: Mapping[int, Centroids]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        source: Retriever,
+        *,
+        points: int,
+        answers: Sequence[str],
+        clusters: Sequence[int],
+        say: Callable[[str], None],
+    ) -> None:
+        """Copy nothing yet.
+
+        Args:
+            engine: that holds both.
+            source: opened on the collection.
+            points: how many to copy.
+            answers: ids of the points that a part has before any other.
+            clusters: numbers of clusters that will be asked for.
+            say: told in a line each what takes long.
+        """
         self._engine = engine
-        self.collection = collection
-        self._centroids = centroids
-        self._ids: list[str] = []
-        self._assigned: dict[int, list[int]] = {count: [] for count in centroids}
+        self._source = source
+        self._points = points
+        self._answers = answers
+        self._clusters = clusters
+        self._say = say
+        self._is_part = points < source.size
+        self._metadata = replace(
+            source.metadata,
+            pca_dims=source.metadata.pca_dims if self._is_part else (),
+            centroids="",
+            options=on_one_node(replace(source.metadata.options, clusters=0)),
+        )
+        self._name: str | None = None
+        self._centroids: dict[int, Centroids] = {}
+        # number of clusters -> cluster -> points
+        self._members: dict[int, dict[int, list[Any]]] = {n: defaultdict(list) for n in clusters}
 
-    def fill(self, source: str, contents: Contents) -> None:
-        """Copy the points, noting which clusters they belong to."""
-        total = contents.points or self._engine.count(source, exact=True).count
-        records = read_points(self._engine, source, contents)
-        shown = progress(records, label=f"Copying to {self.collection}", total=total)
-        waiting: list[qm.Record] = []
-        for number, batch in enumerate(batches(shown)):
-            if waiting:
-                self._engine.upsert(self.collection, waiting, wait=number % WAIT_EVERY == 0)
-            self._assign(batch)
-            waiting = batch
-        self._engine.upsert(self.collection, waiting, wait=True)
+    def __enter__(self) -> Self:
+        return self
 
-    def store(self, options: CollectionOptions) -> None:
-        """Have the engine store the points otherwise, and wait until it has."""
-        metadata = read_metadata(self._engine, self.collection)
-        packed = ""
-        if options.clusters:
-            self._write_clusters(options.clusters)
-            packed = self._centroids[options.clusters].pack()
-        stored = {"options": options.to_dict(), "centroids": packed, OWNER: _owner()}
-        changes = on_one_node(options).changes(metadata.schema.vectors_config)
-        self._engine.update_collection(self.collection, **changes, metadata=stored)
-        if not self._engine.optimize(self.collection):
-            wait_until_green(self._engine, self.collection)
+    def __exit__(self, *exc_info: object) -> None:
+        if self._name is not None:
+            self._engine.delete_collection(self._name)
 
-    def _assign(self, batch: Sequence[qm.Record]) -> None:
-        if not self._centroids:
-            return
-        vectors = np.array([named(point.vector)[DENSE] for point in batch], dtype=np.float32)
-        self._ids += [str(point.id) for point in batch]
-        for count, centroids in self._centroids.items():
-            self._assigned[count] += centroids.assign(vectors)
-
-    def _write_clusters(self, count: int) -> None:
-        members: dict[int, list[Any]] = {}
-        for point, cluster in zip(self._ids, self._assigned[count], strict=True):
-            members.setdefault(cluster, []).append(point)
-        for cluster, points in members.items():
+    def stored(self, options: CollectionOptions) -> Retriever:
+        """Have the engine store the points like this, and return a retriever when it has."""
+        name = self._name or self._make()
+        copies, clusters = options.quantization, options.clusters
+        bits = f" {copies.bits:g} bits" if copies.kind == "binary" else ""
+        self._say(f"Storing the copy with {clusters} clusters, quantization {copies.kind}{bits}")
+        for cluster, points in self._members[clusters].items() if clusters else ():
             change = qm.SetPayload(payload={CLUSTER: cluster}, points=points)
             operation = qm.SetPayloadOperation(set_payload=change)
-            self._engine.batch_update_points(self.collection, [operation])
+            self._engine.batch_update_points(name, [operation])
+        centroids = self._centroids[clusters].pack() if clusters else ""
+        metadata = {"options": options.to_dict(), "centroids": centroids, OWNER: _owner()}
+        changes = on_one_node(options).changes(self._metadata.schema.vectors_config)
+        self._engine.update_collection(name, **changes, metadata=metadata)
+        if not self._engine.optimize(name):
+            wait_until_green(self._engine, name)
+        return Retriever(self._engine, name, self._source.bundle, settings=SearchSettings())
 
-
-@contextmanager
-def scratch_copy(engine: Engine, source: str, contents: Contents) -> Iterator[Scratch]:
-    """Give a copy of a collection; it is gone when the block ends.
-
-    Raises:
-        EngineLocked: another run has a copy of the same collection.
-    """
-    clear_leftovers(engine, source)
-    metadata = read_metadata(engine, source)
-    options = replace(metadata.options, clusters=0)
-    reduced = metadata.pca_dims if contents.has_reduced else ()
-    fresh = replace(metadata, pca_dims=reduced, centroids="", options=on_one_node(options))
-    name = f"{base_name(source)}{MARK}{secrets.token_hex(4)}"
-    centroids = fit_centroids(engine, source, contents.clusters)
-    stored = fresh.to_dict() | {OWNER: _owner()}
-    try:
-        engine.create_collection(name, **fresh.schema.creation, metadata=stored)
+    def _make(self) -> str:
+        """Copy the points, noting which clusters they belong to; return the name of the copy."""
+        source, engine = self._source.collection, self._engine
+        widths = self._metadata.schema.widths
+        clear_leftovers(engine, source)
+        self._say(
+            f"Copying {self._points:,} of {self._source.size:,} passages, about "
+            f"{self._points * sum(widths.values()) * 8 / 1e6:,.0f} MB with their graph while this "
+            "runs; --passages copies fewer"
+        )
+        if self._clusters:
+            records = scroll_all(engine, source, with_payload=False, with_vectors=[DENSE])
+            size = sample_size(max(self._clusters))  # ids, and so their order, are random
+            sample = np.array([_vectors(r)[DENSE] for r in islice(records, size)], np.float32)
+            self._centroids = {count: Centroids.fit(sample, count) for count in self._clusters}
+        self._name = name = f"{base_name(source)}{MARK}{secrets.token_hex(4)}"
+        metadata = self._metadata.to_dict() | {OWNER: _owner()}
+        engine.create_collection(name, **self._metadata.schema.creation, metadata=metadata)
         engine.create_payload_index(name, CLUSTER, qm.PayloadSchemaType.INTEGER)
-        scratch = Scratch(engine, name, centroids)
-        scratch.fill(source, contents)
-        yield scratch
-    finally:
-        engine.delete_collection(name)
+        records = self._records([*widths, BM25])
+        shown = progress(records, label=f"Copying to {name}", total=self._points)
+        unsent: list[qm.PointStruct] = []
+        for number, batch in enumerate(batches(map(_point, shown))):
+            if unsent:
+                engine.upsert(name, unsent, wait=number % WAIT_EVERY == 0)
+            self._assign(batch)
+            unsent = batch
+        engine.upsert(name, unsent, wait=True)
+        return name
+
+    def _records(self, vectors: list[str]) -> Iterator[qm.Record]:
+        """Yield what goes into the copy, with payload and vectors."""
+        left, collection = self._points, self._source.collection
+        first = list(dict.fromkeys(self._answers))[:left] if self._is_part else []
+        for start in range(0, len(first), PAGE):
+            ids = first[start : start + PAGE]
+            records = self._engine.retrieve(
+                collection, ids, with_payload=True, with_vectors=vectors
+            )
+            left -= len(records)
+            yield from records
+        seen = set(first)
+        others = scroll_all(self._engine, collection, with_payload=True, with_vectors=vectors)
+        yield from islice((record for record in others if str(record.id) not in seen), left)
+
+    def _assign(self, batch: Sequence[qm.PointStruct]) -> None:
+        if not self._centroids:
+            return
+        vectors = np.array([_vectors(point)[DENSE] for point in batch], dtype=np.float32)
+        for count, centroids in self._centroids.items():
+            for point, cluster in zip(batch, centroids.assign(vectors), strict=True):
+                self._members[count][cluster].append(point.id)
 
 
-def clear_leftovers(engine: Engine, source: str) -> list[str]:
-    """Drop copies whose process is gone, and return their names.
+def _vectors(point: qm.Record | qm.PointStruct) -> dict[str, Any]:
+    """Return the vectors of a point by name."""
+    assert isinstance(point.vector, dict)  # all of ours have names
+    return point.vector
+
+
+def _point(record: qm.Record) -> qm.PointStruct:
+    payload = record.payload or {}
+    return qm.PointStruct.model_construct(id=record.id, vector=_vectors(record), payload=payload)
+
+
+def clear_leftovers(engine: Engine, source: str) -> None:
+    """Drop copies whose process is gone.
 
     Raises:
         EngineLocked: one is in use.
     """
     mark = base_name(source) + MARK
-    names = [found.name for found in engine.get_collections().collections]
-    leftovers = [name for name in names if name.startswith(mark)]
-    for name in leftovers:
+    names = [collection.name for collection in engine.get_collections().collections]
+    for name in (name for name in names if name.startswith(mark)):
         owner = (engine.get_collection(name).config.metadata or {}).get(OWNER, {})
-        if _is_alive(owner):
+        if _is_in_use(owner):
             raise EngineLocked(
                 f"process {owner['pid']} on {owner['host']} tunes {base_name(source)!r} and has "
                 f"the copy {name}; wait for it, or stop it and run: ingest drop {name} --yes"
             )
         engine.delete_collection(name)
-    return leftovers
 
 
 def wait_until_green(engine: Engine, collection: str) -> None:
@@ -219,10 +217,64 @@ def _owner() -> dict[str, Any]:
     return {"host": socket.gethostname(), "pid": os.getpid(), "seen_at": time.time()}
 
 
-def _is_alive(owner: Mapping[str, Any]) -> bool:
+def _is_in_use(owner: Mapping[str, Any]) -> bool:
     """A process elsewhere counts as gone when it was not heard of for an hour."""
     if not owner or (owner["host"], owner["pid"]) == (socket.gethostname(), os.getpid()):
         return False
     if owner["host"] != socket.gethostname():
         return bool(time.time() - owner["seen_at"] < SILENT_S)
     return is_alive(owner["pid"])
+
+
+# SHIMS
+FLOAT_BYTES = 24
+
+BATCH_BYTES = 8 * 2**20
+
+
+def is_alive(pid: int) -> bool:
+    """Return whether a process of this machine runs, whoever owns it."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of another user
+        pass
+    return True
+
+
+def scroll_all(
+    engine: Engine, collection: str, *, with_payload: bool, with_vectors: list[str]
+) -> Iterator[qm.Record]:
+    """Yield every point in the order of their ids."""
+    offset: int | str | None = None
+    while True:
+        records, offset = engine.scroll(
+            collection,
+            limit=PAGE,
+            offset=offset,
+            with_payload=with_payload,
+            with_vectors=with_vectors,
+        )
+        yield from records
+        if offset is None:
+            return
+
+
+def batches(points: Iterable[qm.PointStruct]) -> Iterator[list[qm.PointStruct]]:
+    """Yield points in batches that fit into a request."""
+    batch: list[qm.PointStruct] = []
+    batch_bytes = 0
+    for point in points:
+        floats = sum(
+            2 * len(v.values) if isinstance(v, qm.SparseVector) else len(v)
+            for v in _vectors(point).values()
+        )
+        size = len(json.dumps(point.payload)) + FLOAT_BYTES * floats
+        if batch and (len(batch) == PAGE or batch_bytes + size > BATCH_BYTES):
+            yield batch
+            batch, batch_bytes = [], 0
+        batch.append(point)
+        batch_bytes += size
+    if batch:
+        yield batch

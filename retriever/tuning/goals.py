@@ -25,7 +25,7 @@ CONDITION = re.compile(
 
 AIM = re.compile(r"(?P<which>min|max)\s+" + MEASURE + r"(?P<exact>\s+of\s+exact)?")
 
-Values = Callable[[str], float]
+Means = Callable[[str], float]
 """Name of a measure -> what a setting has of it."""
 
 
@@ -64,14 +64,14 @@ class Goal:
     aim: str
     is_max: bool
 
-    def shortfall(self, values: Values) -> float:
+    def shortfall(self, means: Means) -> float:
         """Return the sum of what the conditions miss, each as a share of its bound."""
-        return sum(c.shortfall(values(c.measure)) for c in self.conditions)
+        return sum(c.shortfall(means(c.measure)) for c in self.conditions)
 
-    def order(self, values: Values) -> tuple[float, float]:
+    def order(self, means: Means) -> tuple[float, float]:
         """Return what sorts settings, the best first: those that miss least, then by the aim."""
-        aimed = values(self.aim)
-        return self.shortfall(values), -aimed if self.is_max else aimed
+        aim = means(self.aim)
+        return self.shortfall(means), -aim if self.is_max else aim
 
 
 def parse_goal(text: str) -> Goal:
@@ -82,16 +82,14 @@ def parse_goal(text: str) -> Goal:
     """
     conditions: list[Condition] = []
     aims: list[tuple[str, bool]] = []
-    for clause in text.lower().split(","):
-        if found := AIM.fullmatch(clause.strip()):
-            aims.append((_measure(found, text), found["which"] == "max"))
-        elif found := CONDITION.fullmatch(clause.strip()):
-            bound = _number(found["bound"], text)
-            if found["measure"] in RECALLS and not 0 < bound <= 1:
-                raise _refused(text, f"a recall of {bound:g} is none, expected above 0, at most 1")
-            conditions.append(Condition(_measure(found, text), found["sign"][0] == ">", bound))
+    for clause in (clause.strip() for clause in text.lower().split(",")):
+        if match := AIM.fullmatch(clause):
+            aims.append((_measure(match, text), match["which"] == "max"))
+        elif match := CONDITION.fullmatch(clause):
+            bound = _bound(match, text)
+            conditions.append(Condition(_measure(match, text), match["sign"][0] == ">", bound))
         else:
-            raise _refused(text, f"cannot read {clause.strip()!r}")
+            raise _refused(text, f"cannot read {clause!r}")
     if len(aims) != 1:
         raise _refused(text, f"found {len(aims)} of min and max, expected one")
     aim, is_max = aims[0]
@@ -100,19 +98,22 @@ def parse_goal(text: str) -> Goal:
     return Goal(text, tuple(conditions), aim, is_max)
 
 
-def _measure(found: re.Match[str], text: str) -> str:
-    name, exact = found["measure"], found["exact"]
-    if name not in (RECALLS if exact else RECALLS + COSTS):
-        known = ", ".join(RECALLS if exact else RECALLS + COSTS)
-        raise _refused(text, f"unknown measure {name!r}, expected one of {known}")
+def _measure(match: re.Match[str], text: str) -> str:
+    name, exact = match["measure"], match["exact"]
+    known = RECALLS if exact else RECALLS + COSTS
+    if name not in known:
+        raise _refused(text, f"unknown measure {name!r}, expected one of {', '.join(known)}")
     return name + OF_EXACT if exact else name
 
 
-def _number(bound: str, text: str) -> float:
+def _bound(match: re.Match[str], text: str) -> float:
     try:
-        return float(bound)
+        bound = float(match["bound"])
     except ValueError:
-        raise _refused(text, f"{bound!r} is no number") from None
+        raise _refused(text, f"{match['bound']!r} is no number") from None
+    if match["measure"] in RECALLS and not 0 < bound <= 1:
+        raise _refused(text, f"a recall of {bound:g} is none, expected above 0, at most 1")
+    return bound
 
 
 def _refused(text: str, reason: str) -> ConfigError:

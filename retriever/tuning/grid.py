@@ -25,6 +25,8 @@ DEFAULT_CANDIDATES = 100
 
 TOWER_WEIGHTS = (5.0, 10.0, 15.0, 20.0, 30.0)
 
+LEARNT = "learnt weights"
+
 OVERSAMPLING = (None, 2.0, 4.0)
 
 QUANTIZATIONS = {
@@ -42,9 +44,9 @@ SEGMENTS = 16  # more than an engine makes of a collection that it leaves in pea
 
 BITS = {"none": 32.0, "scalar": 8.0}
 
-ALONE = SearchSettings(legs={DENSE: 100}, rerank=False, cross=False)
+DENSE_ONLY = SearchSettings(legs={DENSE: 100}, rerank=False, cross=False)
 
-BOTH = SearchSettings(cross=False)
+HYBRID = SearchSettings(cross=False)
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Setting:
     search: SearchSettings
 
     @property
-    def is_whole(self) -> bool:
+    def is_hybrid(self) -> bool:
         """Whether it searches by both legs."""
         return BM25 in self.search.legs
 
@@ -85,54 +87,48 @@ def parse_sweeps(words: str | None) -> tuple[str, ...]:
     """
     if words is None:
         return SWEEPS
-    wanted = [word.strip() for word in words.split(",")]
-    if unknown := [word for word in wanted if word not in SWEEPS]:
+    sweeps = tuple(word.strip() for word in words.split(","))
+    if unknown := [sweep for sweep in sweeps if sweep not in SWEEPS]:
         raise ConfigError(f"unknown sweep {unknown[0]!r}; expected some of {', '.join(SWEEPS)}")
-    return tuple(wanted)
+    return sweeps
 
 
 def ef_settings(options: CollectionOptions) -> list[Setting]:
-    """Every vector compared, then graph searches that keep more and more; 10 hits are wanted."""
-    few = replace(ALONE, legs={DENSE: 10})
+    """Every vector compared, then graph searches that keep more and more; for 10 hits."""
+    few = replace(DENSE_ONLY, legs={DENSE: 10})
     anns = {"exact": AnnSettings(exact=True)} | {f"ef {ef}": AnnSettings(ef=ef) for ef in EFS}
     return [Setting("ef", name, options, replace(few, ann=ann)) for name, ann in anns.items()]
 
 
 def pca_settings(options: CollectionOptions, pca_dims: Sequence[int]) -> list[Setting]:
     """Each reduced vector alone, and as the first stage of the full one."""
-    found = []
-    for dim in pca_dims:
-        name = pca_name(dim)
-        alone = replace(ALONE, legs={name: 100})
-        found.append(Setting("pca", f"{name} alone", options, alone))
+    settings = []
+    for name in map(pca_name, pca_dims):
+        alone = replace(DENSE_ONLY, legs={name: 100})
+        settings.append(Setting("pca", f"{name} alone", options, alone))
         for count in FIRST_STAGE:
             ann = AnnSettings(first_stage=name, first_stage_candidates=count)
-            label = f"{name}, {count} rescored"
-            found.append(Setting("pca", label, options, replace(ALONE, ann=ann)))
-    return found
+            staged = replace(DENSE_ONLY, ann=ann)
+            settings.append(Setting("pca", f"{name}, {count} rescored", options, staged))
+    return settings
 
 
 def fusion_settings(options: CollectionOptions, *, has_learnt: bool) -> list[Setting]:
     """The weights that the bundle brings, if any, fixed ones, and reciprocal ranks."""
-    found = [Setting("fusion", "learnt weights", options, BOTH)] if has_learnt else []
-    for weight in TOWER_WEIGHTS:
-        fixed = replace(BOTH, tower_weight=weight)
-        found.append(Setting("fusion", f"tower weight {weight:g}", options, fixed))
-    return [*found, Setting("fusion", "rrf", options, replace(BOTH, fusion="rrf"))]
+    searches = {LEARNT: HYBRID} if has_learnt else {}
+    searches |= {f"tower weight {w:g}": replace(HYBRID, tower_weight=w) for w in TOWER_WEIGHTS}
+    searches["rrf"] = replace(HYBRID, fusion="rrf")
+    return [Setting("fusion", label, options, search) for label, search in searches.items()]
 
 
 def candidate_settings(
-    options: CollectionOptions, fused: SearchSettings, counts: Sequence[int]
+    options: CollectionOptions, hybrid: SearchSettings, counts: Sequence[int]
 ) -> list[Setting]:
-    """More and more candidates of both legs, put together in the way of `fused`."""
+    """More and more candidates of both legs, with the fusion of `hybrid`."""
+    legs = {f"both legs {count}": {DENSE: count, BM25: count} for count in counts}
     return [
-        Setting(
-            "candidates",
-            f"both legs {count}",
-            options,
-            replace(fused, legs={DENSE: count, BM25: count}),
-        )
-        for count in counts
+        Setting("candidates", label, options, replace(hybrid, legs=each))
+        for label, each in legs.items()
     ]
 
 
@@ -141,8 +137,7 @@ def quantization_options(
 ) -> dict[str, CollectionOptions]:
     """Return name -> options with such copies, made from few enough kB on that there are some."""
     share_kb = points * dim * 4 // 1000 // SEGMENTS
-    above_kb = max(10, min(options.hnsw.above_kb, share_kb))
-    hnsw = replace(options.hnsw, above_kb=above_kb)
+    hnsw = replace(options.hnsw, above_kb=max(10, min(options.hnsw.above_kb, share_kb)))
     return {
         name: replace(options, hnsw=hnsw, quantization=quantization, clusters=0)
         for name, quantization in QUANTIZATIONS.items()
@@ -150,13 +145,12 @@ def quantization_options(
 
 
 def quantization_settings(name: str, options: CollectionOptions) -> list[Setting]:
-    """Scores of the copies themselves, then more and more of what they find rescored."""
-    found = [("scores of the copies", AnnSettings(rescore=False))]
-    for factor in OVERSAMPLING:
-        found.append((f"x{factor or 1:g} rescored", AnnSettings(oversampling=factor)))
+    """Scores of the copies themselves, then more and more of their candidates rescored."""
+    anns = {"scores of the copies": AnnSettings(rescore=False)}
+    anns |= {f"x{x or 1:g} rescored": AnnSettings(oversampling=x) for x in OVERSAMPLING}
     return [
-        Setting("quantization", f"{name}, {words}", options, replace(ALONE, ann=ann))
-        for words, ann in found
+        Setting("quantization", f"{name}, {words}", options, replace(DENSE_ONLY, ann=ann))
+        for words, ann in anns.items()
     ]
 
 
@@ -167,20 +161,19 @@ def cluster_counts(points: int) -> list[int]:
 
 def cluster_settings(options: CollectionOptions) -> list[Setting]:
     """Look into more and more of the clusters."""
-    return [
-        Setting(
-            "clusters",
-            f"{probes} of {options.clusters} clusters",
-            options,
-            replace(ALONE, ann=AnnSettings(n_probe=probes)),
-        )
+    clusters = options.clusters
+    anns = {
+        f"{probes} of {clusters} clusters": AnnSettings(n_probe=probes)
         for probes in PROBES
-        if probes < options.clusters
+        if probes < clusters
+    }
+    return [
+        Setting("clusters", label, options, replace(DENSE_ONLY, ann=ann))
+        for label, ann in anns.items()
     ]
 
 
-def as_whole(alone: Setting, fused: SearchSettings) -> Setting:
-    """Return the search by both legs that looks for near vectors as `alone` does."""
-    search = replace(fused, ann=alone.search.ann)
-    count = search.legs[DENSE]
-    return replace(alone, label=f"{alone.label}; both legs {count}", search=search)
+def hybrid_setting(alone: Setting, hybrid: SearchSettings) -> Setting:
+    """Return the search by both legs whose tower's leg is searched as in `alone`."""
+    label = f"{alone.label}; both legs {hybrid.legs[DENSE]}"
+    return replace(alone, label=label, search=replace(hybrid, ann=alone.search.ann))

@@ -1,8 +1,8 @@
 """Measures one setting: quality by the qrels and by exact search, time, memory.
 
-What exact search finds is asked of the engine once, with every vector compared. A setting of the
-tower's leg alone is held against the nearest full vectors. One that searches by both legs is held
-against the same fusion of `DEEP` exact candidates of each leg.
+The engine is asked once what exact search finds, with every vector compared. A setting of the
+tower's leg alone is held against the nearest full vectors, one that searches by both legs against
+the same fusion of `DEEP` exact candidates of each leg.
 """
 
 import time
@@ -15,7 +15,6 @@ import numpy as np
 
 from two_tower.models.console import progress
 from two_tower.models.data import Dataset, Qrel, Query
-from two_tower.models.errors import DataError
 from two_tower.models.text.bm25 import Bm25Config
 from two_tower.models.vectors import Float64Array
 from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
@@ -24,14 +23,14 @@ from two_tower.retriever.collection.options import CollectionOptions, DiskOption
 from two_tower.retriever.collection.schema import BM25, DENSE, point_id
 from two_tower.retriever.engine.protocol import Engine
 from two_tower.retriever.evaluation.evaluate import TIMED_K
-from two_tower.retriever.evaluation.measures import Values, answerable, per_query
+from two_tower.retriever.evaluation.measures import Values, judged_queries, per_query
 from two_tower.retriever.evaluation.systems import bytes_per_dimension, index_mb
 from two_tower.retriever.search.queries import QueryEncoder
 from two_tower.retriever.search.retriever import QUERIES_PER_REQUEST, Retriever
 from two_tower.retriever.search.settings import AnnSettings, SearchSettings
 from two_tower.retriever.search.stages import Candidates, Within, fuse, gather, plan
 from two_tower.retriever.tuning.goals import OF_EXACT
-from two_tower.retriever.tuning.grid import BOTH, Setting
+from two_tower.retriever.tuning.grid import HYBRID, Setting
 
 ROUNDS = 5
 
@@ -45,81 +44,6 @@ MEDIAN_FACTOR = 1.2533  # how much further a median scatters than a mean
 
 DEVIATION_FACTOR = 1.4826  # a standard deviation is so many median absolute deviations
 
-
-Search = Callable[[str], object]
-"""Answers one query."""
-
-
-class Pace(NamedTuple):
-    """A percentile of a setting's times.
-
-    Attributes:
-        ms: milliseconds.
-        noise: about half of its 95% interval, as a share of it.
-    """
-
-    ms: float
-    noise: float
-
-
-class Times(NamedTuple):
-    """Of one setting, or of the default search."""
-
-    p50: Pace
-    p95: Pace
-
-    def scaled(self, factor: float) -> "Times":
-        """Return these times as they would be on a machine slower by `factor`."""
-        return Times(*(pace._replace(ms=pace.ms * factor) for pace in self))
-
-
-def time_rounds(
-    fresh: Sequence[Callable[[], Search]], queries: Sequence[str], *, label: str
-) -> Float64Array:
-    """Return the milliseconds of every search, round and query, under a progress bar.
-
-    Args:
-        fresh: makes a search that remembers no query, the default one first.
-        queries: some are asked before, to warm up.
-        label: of the progress bar.
-    """
-    timed = queries[:TIMED_QUERIES]
-    times_ms = np.zeros((len(fresh), ROUNDS, len(timed)))
-    for turn in progress(range(ROUNDS), label=label):
-        for place in np.roll(range(len(fresh)), turn).tolist():  # none always follows the same one
-            search = fresh[place]()
-            for query in queries[-WARM_UP:]:
-                search(query)
-            for number, query in enumerate(timed):
-                start = time.perf_counter()
-                search(query)
-                times_ms[place, turn, number] = (time.perf_counter() - start) * 1000.0
-    return times_ms
-
-
-def summarise(times_ms: Float64Array) -> list[Times]:
-    """Return the percentiles of each search.
-
-    Args:
-        times_ms: (searches, rounds, queries), the default search first.
-    """
-    speeds = np.median(times_ms[0], axis=1)  # (rounds,)
-    level_ms = float(np.median(speeds))
-    percentiles = np.percentile(times_ms, [50, 95], axis=2) / speeds  # (2, searches, rounds)
-    return [
-        Times(*(_pace(multiples, level_ms) for multiples in percentiles[:, search]))
-        for search in range(len(times_ms))
-    ]
-
-
-def _pace(multiples: Float64Array, level_ms: float) -> Pace:
-    """Return the median over rounds; one bad round of five makes it no worse, and no noisier."""
-    middle = float(np.median(multiples))
-    deviation = DEVIATION_FACTOR * float(np.median(np.abs(multiples - middle)))
-    error = MEDIAN_FACTOR * deviation / np.sqrt(len(multiples))
-    return Pace(middle * level_ms, float(STUDENT_95 * error / middle))
-
-
 DEEP = 500
 
 DEPTHS = {"recall@1": 1, "recall@10": 10, "recall@100": 100}
@@ -132,17 +56,38 @@ EXACT = SearchSettings(
     ann=AnnSettings(exact=True, ignore_quantized=True),
 )
 
+Search = Callable[[str], object]
+"""Answers one query."""
+
+
+class Percentile(NamedTuple):
+    """A percentile of the times of a search.
+
+    Attributes:
+        ms: milliseconds.
+        noise: about half of its 95% interval, as a share of it.
+    """
+
+    ms: float
+    noise: float
+
+
+class Latency(NamedTuple):
+    """How long a search takes."""
+
+    p50: Percentile
+    p95: Percentile
+
+    def scaled(self, factor: float) -> "Latency":
+        """Return this latency as it would be on a machine slower by `factor`."""
+        return Latency(*(each._replace(ms=each.ms * factor) for each in self))
+
 
 class Judged(NamedTuple):
     """Queries and what answers them, as point ids, in the same order of queries."""
 
     queries: list[Query]
     qrels: list[Qrel]
-
-    @property
-    def answers(self) -> list[str]:
-        """Ids of the points that answer some query."""
-        return [qrel.passage_id for qrel in self.qrels if qrel.relevance > 0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +97,7 @@ class Row:
     Attributes:
         setting: that was measured.
         values: measure -> one value per query; `recall@10` by the qrels, `recall@10 of exact`.
-        times: of one query for 10 hits, payloads included.
+        latency: of one query for 10 hits, payloads included.
         memory_mb: of the vectors that are read, computed from the options.
         on_disk_mb: the same if the vectors were on disk and only their copies in memory.
         bits: per passage, of the vectors that the tower's leg is searched by.
@@ -160,15 +105,15 @@ class Row:
 
     setting: Setting
     values: Values
-    times: Times
+    latency: Latency
     memory_mb: float
     on_disk_mb: float
     bits: float
 
     def mean(self, measure: str) -> float:
         """Return a measure of a goal: mean over queries, ms or MB."""
-        times = self.times
-        costs = {"p50": times.p50.ms, "p95": times.p95.ms, "memory": self.memory_mb}
+        p50, p95 = self.latency
+        costs = {"p50": p50.ms, "p95": p95.ms, "memory": self.memory_mb}
         return costs[measure] if measure in costs else float(self.values[measure].mean())
 
 
@@ -178,27 +123,58 @@ def choose_queries(dataset: Dataset, split: str, *, count: int) -> Judged:
     Raises:
         DataError: there is none.
     """
-    queries, qrels = answerable(dataset.queries(split), dataset.qrels(split))
-    if not queries:
-        raise DataError(
-            f"{dataset.path} has no query with a relevant passage in split {split!r}; "
-            f"its splits: {', '.join(dataset.splits)}"
-        )
-    order = np.random.default_rng(0).permutation(len(queries))[:count]
-    chosen = [queries[row] for row in order]
-    place = {query.query_id: number for number, query in enumerate(chosen)}
-    known = [q._replace(passage_id=point_id(q.passage_id)) for q in qrels if q.query_id in place]
-    return Judged(chosen, sorted(known, key=lambda qrel: place[qrel.query_id]))
+    queries, qrels = judged_queries(dataset, split, count=count)
+    return Judged(queries, [q._replace(passage_id=point_id(q.passage_id)) for q in qrels])
 
 
-class _Group(NamedTuple):
-    """Rows that were timed together, and the default search beside them."""
+def time_rounds(
+    makers: Sequence[Callable[[], Search]], queries: Sequence[str], *, label: str
+) -> Float64Array:
+    """Return the milliseconds (searches, rounds, queries) under a progress bar.
 
-    rows: list[Row]
-    default: Times
+    Args:
+        makers: each makes a search that remembers no query; the default search comes first.
+        queries: the last ones are asked before, to warm up.
+        label: of the progress bar.
+    """
+    timed = queries[:TIMED_QUERIES]
+    times_ms = np.zeros((len(makers), ROUNDS, len(timed)))
+    for turn in progress(range(ROUNDS), label=label):
+        for place in np.roll(range(len(makers)), turn).tolist():  # the order changes by round
+            search = makers[place]()
+            for query in queries[-WARM_UP:]:
+                search(query)
+            for number, query in enumerate(timed):
+                start = time.perf_counter()
+                search(query)
+                times_ms[place, turn, number] = (time.perf_counter() - start) * 1000.0
+    return times_ms
 
 
-class Bench:
+def summarise(times_ms: Float64Array) -> list[Latency]:
+    """Return the latency of each search.
+
+    Args:
+        times_ms: (searches, rounds, queries), the default search first.
+    """
+    speeds = np.median(times_ms[0], axis=1)  # (rounds,)
+    level_ms = float(np.median(speeds))
+    percentiles = np.percentile(times_ms, [50, 95], axis=2) / speeds  # (2, searches, rounds)
+    return [
+        Latency(*(_over_rounds(multiples, level_ms) for multiples in percentiles[:, search]))
+        for search in range(len(times_ms))
+    ]
+
+
+def _over_rounds(multiples: Float64Array, level_ms: float) -> Percentile:
+    """Return the median over rounds; one bad round of five makes it no worse, and no noisier."""
+    middle = float(np.median(multiples))
+    deviation = DEVIATION_FACTOR * float(np.median(np.abs(multiples - middle)))
+    error = MEDIAN_FACTOR * deviation / np.sqrt(len(multiples))
+    return Percentile(middle * level_ms, float(STUDENT_95 * error / middle))
+
+
+class Benchmark:
     """Measures settings of one collection, or of copies of it, on the same queries."""
 
     def __init__(self, engine: Engine, retriever: Retriever, judged: Judged) -> None:
@@ -206,86 +182,88 @@ class Bench:
         self._engine = engine
         self._judged = judged
         self._default = retriever
-        self._groups: list[_Group] = []
+        self._groups: list[tuple[list[Row], float]] = []  # with p50 of the default search beside
         self._points = retriever.size
         self._widths = retriever.metadata.schema.widths
         encoder = QueryEncoder(retriever.bundle, Bm25Encoder(Bm25Config(**retriever.metadata.bm25)))
-        texts = [query.text for query in judged.queries]
-        self._vectors = encoder.encode(texts, [*self._widths, BM25])
-        learnt = retriever.bundle.fusion
-        self._learnt = learnt.hybrid if learnt else None
+        self._texts = [query.text for query in judged.queries]
+        self._vectors = encoder.encode(self._texts, [*self._widths, BM25])
+        fusion = retriever.bundle.fusion
+        self._learnt = fusion.hybrid if fusion else None
         self._bm25_mb = index_mb(retriever, SearchSettings(legs={BM25: 1}, rerank=False))
         self._exact = list(self._candidates(retriever, EXACT, DEEPEST))
-        self._nearest = [_nearest(found) for found in self._exact]
+        self._nearest = [_nearest(candidates) for candidates in self._exact]
 
-    def rows(self, retriever: Retriever, settings: Sequence[Setting], *, label: str) -> list[Row]:
+    def measure(
+        self, retriever: Retriever, settings: Sequence[Setting], *, label: str
+    ) -> list[Row]:
         """Measure settings on the collection that `retriever` searches, under a progress bar."""
-        default, *times = self._times(retriever, settings, label=f"Timing {label}")
-        pairs = [*zip(settings, times, strict=True)]
-        found = [self._row(retriever, *pair) for pair in progress(pairs, label=label)]
-        self._groups.append(_Group(found, default))
-        return found
+        default, *latencies = self._time(retriever, settings, label=f"Timing {label}")
+        pairs = [*zip(settings, latencies, strict=True)]
+        rows = [self._row(retriever, *pair) for pair in progress(pairs, label=label)]
+        self._groups.append((rows, default.p50.ms))
+        return rows
 
     def levelled(self) -> list[Row]:
         """Return all rows so far with times as if the default search had always taken the same."""
-        level_ms = float(np.median([group.default.p50.ms for group in self._groups]))
+        level_ms = float(np.median([default_ms for _, default_ms in self._groups]))
         return [
-            replace(row, times=row.times.scaled(level_ms / group.default.p50.ms))
-            for group in self._groups
-            for row in group.rows
+            replace(row, latency=row.latency.scaled(level_ms / default_ms))
+            for rows, default_ms in self._groups
+            for row in rows
         ]
 
-    def _row(self, retriever: Retriever, setting: Setting, times: Times) -> Row:
+    def _time(
+        self, retriever: Retriever, settings: Sequence[Setting], *, label: str
+    ) -> list[Latency]:
+        """Return the latency of the default search of the source, then that of each setting."""
+        k = min(TIMED_K, retriever.size)
+
+        def fresh(retriever: Retriever, settings: SearchSettings) -> Search:
+            return partial(retriever.with_rewriter(None).with_settings(settings).search, k=k)
+
+        makers = [partial(fresh, self._default, HYBRID)]
+        makers += [partial(fresh, retriever, setting.search) for setting in settings]
+        return summarise(time_rounds(makers, self._texts, label=label))
+
+    def _row(self, retriever: Retriever, setting: Setting, latency: Latency) -> Row:
         on_disk = replace(setting.options, on_disk=DiskOptions(vectors=True))
         return Row(
             setting=setting,
             values=self._recalls(retriever, setting),
-            times=times,
-            memory_mb=self._memory_mb(setting, setting.options),
-            on_disk_mb=self._memory_mb(setting, on_disk),
+            latency=latency,
+            memory_mb=self._memory_mb(setting.search, setting.options),
+            on_disk_mb=self._memory_mb(setting.search, on_disk),
             bits=setting.bits(self._widths),
         )
-
-    def _times(
-        self, retriever: Retriever, settings: Sequence[Setting], *, label: str
-    ) -> list[Times]:
-        """Return the times of the default search of the source, then those of the settings."""
-        k = min(TIMED_K, retriever.size)
-
-        def fresh(searched: Retriever, settings: SearchSettings) -> Search:
-            return partial(searched.with_rewriter(None).with_settings(settings).search, k=k)
-
-        makers = [partial(fresh, self._default, BOTH)]
-        makers += [partial(fresh, retriever, setting.search) for setting in settings]
-        texts = [query.text for query in self._judged.queries]
-        return summarise(time_rounds(makers, texts, label=label))
 
     def _recalls(self, retriever: Retriever, setting: Setting) -> Values:
         """Rank for 100 hits, and for 10 too where that asks the engine for fewer candidates."""
         search = setting.search
-        deep = self._rank(retriever, search, DEEPEST)
-        is_shallow = min(search.legs.values()) < DEEPEST
-        shallow = self._rank(retriever, search, SHALLOW) if is_shallow else deep
-        exact = self._exact_rankings(setting)
-        by_deep = self._judge(deep)
-        by_shallow = self._judge(shallow) if is_shallow else by_deep
+        rankings = {DEEPEST: self._rank(retriever, search, DEEPEST)}
+        if min(search.legs.values()) < DEEPEST:
+            rankings[SHALLOW] = self._rank(retriever, search, SHALLOW)
+        ids = [query.query_id for query in self._judged.queries]
+        by_qrels = {
+            k: per_query(dict(zip(ids, ranked, strict=True)), self._judged.qrels)
+            for k, ranked in rankings.items()
+        }
+        exact = self._nearest
+        if setting.is_hybrid:
+            exact = [self._fuse(search, candidates) for candidates in self._exact]
         values: Values = {}
         for name, depth in DEPTHS.items():
-            ranked, judged = (deep, by_deep) if depth > SHALLOW else (shallow, by_shallow)
-            values[name] = judged[name]
-            pairs = zip(ranked, exact, strict=True)
+            k = SHALLOW if depth <= SHALLOW and SHALLOW in rankings else DEEPEST
+            pairs = zip(rankings[k], exact, strict=True)
+            values[name] = by_qrels[k][name]
             values[name + OF_EXACT] = np.array([_overlap(*pair, depth=depth) for pair in pairs])
         return values
 
-    def _judge(self, ranked: Sequence[Sequence[str]]) -> Values:
-        ids = [query.query_id for query in self._judged.queries]
-        return per_query(dict(zip(ids, ranked, strict=True)), self._judged.qrels)
-
     def _rank(self, retriever: Retriever, search: SearchSettings, k: int) -> list[list[str]]:
         candidates = self._candidates(retriever, search, min(k, retriever.size))
-        return [self._fused(search, found)[:k] for found in candidates]
+        return [self._fuse(search, each)[:k] for each in candidates]
 
-    def _fused(self, search: SearchSettings, candidates: Candidates) -> list[str]:
+    def _fuse(self, search: SearchSettings, candidates: Candidates) -> list[str]:
         ranking = fuse(search, candidates, learnt=self._learnt)
         return [candidates.point_ids[row] for row in ranking.order]
 
@@ -301,13 +279,7 @@ class Bench:
             answers = iter(self._engine.query_scores(retriever.collection, requests))
             yield from (gather(asked, [next(answers) for _ in asked]) for asked in batch)
 
-    def _exact_rankings(self, setting: Setting) -> list[list[str]]:
-        if setting.is_whole:
-            return [self._fused(setting.search, found) for found in self._exact]
-        return self._nearest
-
-    def _memory_mb(self, setting: Setting, options: CollectionOptions) -> float:
-        search = setting.search
+    def _memory_mb(self, search: SearchSettings, options: CollectionOptions) -> float:
         names = search.vectors | ({DENSE} if search.rerank else set())
         dimensions = sum(self._widths[name] for name in names if name in self._widths)
         dense_mb = self._points * dimensions * bytes_per_dimension(options) / 1e6
@@ -321,7 +293,7 @@ def _nearest(exact: Candidates) -> list[str]:
     return [exact.point_ids[row] for row in order if not np.isnan(cosines[row])]
 
 
-def _overlap(found: Sequence[str], exact: Sequence[str], *, depth: int) -> float:
-    """Return how much of what is exactly the best is among the first `depth` found."""
-    wanted = {*exact[:depth]}
-    return len(wanted & {*found[:depth]}) / len(wanted)
+def _overlap(ranking: Sequence[str], exact: Sequence[str], *, depth: int) -> float:
+    """Return how much of the exact best `depth` is among those of a ranking."""
+    best = {*exact[:depth]}
+    return len(best & {*ranking[:depth]}) / len(best)

@@ -6,19 +6,26 @@ tune.html      plots and tables; no script, no request; light and dark
 settings.yaml  the recommended setting, for `ingest load --options` and `--settings`
 """
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from textwrap import fill
+from typing import TYPE_CHECKING, NamedTuple
 
+from markupsafe import escape
+
+from two_tower.models.drawing import drawing, save
 from two_tower.models.files import write_bytes
 from two_tower.models.provenance import commit
-from two_tower.retriever.evaluation.page import COLOURS, PAGE, STYLE, escaped, table
-from two_tower.retriever.evaluation.plots import front_plot, line_legend, line_plot
+from two_tower.retriever.collection.schema import DENSE
+from two_tower.retriever.evaluation.page import render
+from two_tower.retriever.evaluation.plots import Point, front_chart, line_chart, to_svg
+from two_tower.retriever.tuning.choice import COST, QUALITY, front
+from two_tower.retriever.tuning.goals import OF_EXACT, RECALLS
+from two_tower.retriever.tuning.measure import Row
 from two_tower.retriever.tuning.report import (
     LEGEND,
-    Chart,
-    charts,
     doubts,
     remark,
-    save_png,
     table_rows,
     ties,
     to_csv,
@@ -27,16 +34,11 @@ from two_tower.retriever.tuning.report import (
 )
 from two_tower.retriever.tuning.tune import Tuning
 
-MARKS = """
-.front { fill: none; stroke: var(--soft); stroke-width: 1.2; }
-.ring { fill: none; stroke: var(--ink); stroke-width: 1.5; }
-.said { background: var(--card); border-radius: .5rem; padding: .6rem .9rem; color: var(--ink); }
-.said p { margin: .3rem 0; color: var(--ink); }
-pre { background: var(--card); border-radius: .5rem; padding: .6rem .9rem; overflow-x: auto;
-  font-size: .85rem; }
-"""
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-SHOWN = {
+
+TITLES = {
     "fusion": "Fusion weights, both legs",
     "candidates": "Candidates per leg, both legs",
     "ef": "HNSW ef, and exact search",
@@ -45,66 +47,193 @@ SHOWN = {
     "quantization": "Quantized copies and what of them is rescored",
 }
 
+X_LABELS = {
+    COST: "p95 of one query, ms",
+    "memory": "memory of the vectors that are read, computed, MB",
+    "bits": "bits per passage of the vectors searched",
+    "clusters": "clusters",
+    "ef": "HNSW ef, candidates that the graph search keeps",
+    "candidates": "candidates of each leg",
+    "tower weight": "tower weight, points of BM25 that a cosine of 1 is worth",
+}
+
+PNG_DPI, CAPTION_WIDTH = 200, 70
+
+Series = dict[str, list[Point]]
+"""Name in the legend -> points."""
+
+
+class Chart(NamedTuple):
+    """One plot: recall against something, over a logarithmic axis.
+
+    Attributes:
+        name: of its file.
+        caption: what it shows, with counts.
+        figure: the plot itself.
+    """
+
+    name: str
+    caption: str
+    figure: "Figure"
+
 
 def write_tuning(tuning: Tuning, folder: Path, *, data: str, split: str) -> None:
     """Write all files of a report into `folder`, making it where needed."""
     folder.mkdir(parents=True, exist_ok=True)
     source = f"{data} {split}, commit {commit()}"
     settings = to_yaml(tuning, source=source)
+    charts = _charts(tuning)
     texts = {
         "tune.csv": to_csv(tuning),
-        "tune.html": to_html(tuning, source=source, settings=settings),
+        "tune.html": _to_html(tuning, charts, source=source, settings=settings),
         "settings.yaml": settings,
     }
     for name, text in texts.items():
         write_bytes(folder / name, text.encode())
-    for chart in charts(tuning):
-        save_png(chart, folder / f"{chart.name}.png")
+    for chart in charts:
+        _save_png(chart, folder / f"{chart.name}.png")
 
 
-def to_html(tuning: Tuning, *, source: str, settings: str) -> str:
-    """Return the whole page.
-
-    Args:
-        tuning: what was measured.
-        source: data, split and commit that it was measured with.
-        settings: the text of settings.yaml.
-    """
-    counts = f"{tuning.queries:,} queries of {source}, over {tuning.passages:,} passages"
-    tied = [f"<p>{escaped(said)}.</p>" for said in [ties(tuning)] if said]
-    notes = [f'<div class="said"><p>{escaped(verdict(tuning))}.</p>{"".join(tied)}</div>']
-    notes += [f'<p class="said">Warning: {escaped(doubt)}.</p>' for doubt in doubts(tuning)]
-    if said := remark(tuning):
-        notes.append(f"<p>{escaped(said)}.</p>")
-    figures = "".join(_figure(chart) for chart in charts(tuning))
-    parts = [
-        f"<p>{len(tuning.rows)} settings on {escaped(counts)}.</p>",
-        *notes,
-        f'<h2>Plots</h2><div class="plots">{figures}</div>',
-        f"<h2>Settings</h2><p>{escaped(LEGEND)}</p>",
+def _to_html(tuning: Tuning, charts: Sequence[Chart], *, source: str, settings: str) -> str:
+    sweeps = {row.setting.sweep for row in tuning.rows}
+    tables = [
+        (title, [row[1:] for row in table_rows(tuning, sweep)])
+        for sweep, title in TITLES.items()
+        if sweep in sweeps
     ]
-    measured = {row.setting.sweep for row in tuning.rows}
-    for sweep in (name for name in SHOWN if name in measured):
-        rows = [row[1:] for row in table_rows(tuning, sweep)]
-        parts.append(f"<h3>{escaped(SHOWN[sweep])}</h3>{table(rows)}")
-    lines = "\n".join(_indented(line) for line in settings.split("\n"))
-    parts.append(f'<h2>settings.yaml</h2><pre tabindex="0">{lines}</pre>')
-    title = f"{tuning.collection}: {len(tuning.rows)} settings tried"
-    return PAGE.format(title=escaped(title), style=STYLE + COLOURS + MARKS, body="\n".join(parts))
+    return render(
+        "tuning/page.html.jinja",
+        title=f"{tuning.collection}: {len(tuning.rows)} settings tried",
+        tuning=tuning,
+        source=source,
+        verdict=verdict(tuning),
+        ties=ties(tuning),
+        doubts=doubts(tuning),
+        remark=remark(tuning),
+        figures=[(to_svg(chart.figure), chart.caption) for chart in charts],
+        legend=LEGEND,
+        tables=tables,
+        settings=escape(settings),  # of more than one line
+    )
 
 
-def _indented(line: str) -> str:
-    """Return a line of YAML, where spaces at the start say what belongs to what."""
-    return " " * (len(line) - len(line.lstrip(" "))) + escaped(line)
+@drawing()
+def _save_png(chart: Chart, path: Path) -> None:
+    """Write a chart with its caption above it."""
+    chart.figure.suptitle(fill(chart.caption, CAPTION_WIDTH), x=0.02, ha="left", fontsize="small")
+    chart.figure.set_figheight(chart.figure.get_figheight() + 0.5)
+    save(chart.figure, path, dpi=PNG_DPI)
 
 
-def _figure(chart: Chart) -> str:
-    labels = {"x_label": chart.x_label, "y_label": chart.y_label}
-    if chart.is_line:
-        points = {name: [(p.x, p.y) for p in found] for name, found in chart.series.items()}
-        plot = line_plot(points, **labels)
-    else:
-        plot = front_plot(chart.series, front=chart.front, marked=chart.marked, **labels)
-    ring = " The ring is the recommended setting." if chart.marked else ""
-    said = f"<figcaption>{escaped(chart.caption + ring)}</figcaption>"
-    return f"<figure>{plot}{line_legend(list(chart.series))}{said}</figure>"
+def _charts(tuning: Tuning) -> list[Chart]:
+    """Return the plots that there are measurements for."""
+    alone = [row for row in tuning.rows if not row.setting.is_hybrid]
+    hybrid = [row for row in tuning.rows if row.setting.is_hybrid]
+    ef = [(row, row.setting.search.ann.ef) for row in alone if row.setting.sweep == "ef"]
+    counted = [row for row in hybrid if row.setting.sweep == "candidates"]
+    candidates = [(row, row.setting.search.legs[DENSE]) for row in counted]
+    fused = [row for row in hybrid if row.setting.sweep == "fusion"]
+    weights = [(row, row.setting.search.tower_weight) for row in fused]
+    of_exact = [name + OF_EXACT for name in RECALLS]
+    of_both = [name + suffix for name in RECALLS for suffix in ("", OF_EXACT)]
+    exactness = QUALITY + OF_EXACT
+    charts = [
+        _front_chart(tuning, alone, "exactness", quality=exactness, cost=COST),
+        _front_chart(tuning, hybrid, "quality", quality=QUALITY, cost=COST),
+        _front_chart(tuning, alone, "memory", quality=exactness, cost="memory"),
+        _line_chart(tuning, "bits", _by_bits(alone), measure=exactness),
+        _line_chart(tuning, "clusters", _by_clusters(alone), measure=exactness),
+        _line_chart(tuning, "ef", _by_measure(ef, of_exact)),
+        _line_chart(tuning, "candidates", _by_measure(candidates, of_both), legs="both legs"),
+        _line_chart(tuning, "tower weight", _by_measure(weights, RECALLS), legs="both legs"),
+    ]
+    return [chart for chart in charts if chart is not None]
+
+
+def _front_chart(
+    tuning: Tuning, rows: Sequence[Row], name: str, *, quality: str, cost: str
+) -> Chart | None:
+    """Return settings by sweep, their Pareto front and the recommended one, if there is width."""
+
+    def point(row: Row) -> Point:
+        return Point(row.setting.label, row.mean(cost), row.mean(quality))
+
+    series: Series = {}
+    for row in rows:
+        series.setdefault(row.setting.sweep, []).append(point(row))
+    if not _has_width(series):
+        return None
+    best = front(rows, quality, cost)
+    marked = [point(row) for row in rows if row is tuning.recommended]
+    searches = "both legs against the qrels"
+    if quality != QUALITY:
+        searches = "the tower's leg alone against exact search"
+    caption = (
+        f"Searches by {searches}: {len(rows)} settings, {_counts(tuning)}; the line is the Pareto "
+        f"front, {len(best)} of them.{' The ring is the recommended setting.' if marked else ''}"
+    )
+    figure = front_chart(
+        series,
+        front=[point(row) for row in best],
+        marked=marked,
+        x_label=X_LABELS[cost],
+        y_label=f"{quality}, mean of {tuning.queries:,} queries",
+    )
+    return Chart(name, caption, figure)
+
+
+def _line_chart(
+    tuning: Tuning,
+    name: str,
+    series: Series,
+    *,
+    measure: str = "recall",
+    legs: str = "the tower's leg alone",
+) -> Chart | None:
+    """Return one line per series, if there is width."""
+    if not _has_width(series):
+        return None
+    settings = len({point.label for points in series.values() for point in points})
+    caption = f"{measure} against {name}, {legs}: {settings} settings, {_counts(tuning)}."
+    y_label = f"{measure}, mean of {tuning.queries:,} queries"
+    figure = line_chart(series, x_label=X_LABELS[name], y_label=y_label)
+    return Chart(name.replace(" ", "_"), caption, figure)
+
+
+def _counts(tuning: Tuning) -> str:
+    return f"{tuning.queries:,} queries, {tuning.passages:,} passages"
+
+
+def _has_width(series: Series) -> bool:
+    return len({point.x for points in series.values() for point in points}) > 1
+
+
+def _by_bits(rows: Iterable[Row]) -> Series:
+    """Group quantized and reduced vectors by how their candidates are rescored."""
+    series: Series = {}
+    for row in sorted(rows, key=lambda row: row.bits):
+        if row.setting.sweep in ("quantization", "pca"):
+            kind = "" if row.setting.sweep == "quantization" else "PCA, "
+            words = row.setting.label.split(", ")[-1]
+            rescored = "alone" if words.endswith(" alone") else words
+            point = Point(row.setting.label, row.bits, row.mean(QUALITY + OF_EXACT))
+            series.setdefault(kind + rescored, []).append(point)
+    return series
+
+
+def _by_clusters(rows: Iterable[Row]) -> Series:
+    series: Series = {}
+    for row in rows:
+        if row.setting.sweep == "clusters":
+            probes, clusters = row.setting.search.ann.n_probe, row.setting.options.clusters
+            point = Point(row.setting.label, clusters, row.mean(QUALITY + OF_EXACT))
+            series.setdefault(f"n_probe {probes}", []).append(point)
+    return series
+
+
+def _by_measure(places: Sequence[tuple[Row, float | None]], names: Sequence[str]) -> Series:
+    """Return a series per measure; rows without a place on the axis are left out."""
+    return {
+        name: [Point(row.setting.label, x, row.mean(name)) for row, x in places if x is not None]
+        for name in names
+    }

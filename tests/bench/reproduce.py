@@ -32,8 +32,8 @@ from two_tower.models.data import Dataset, Passage, Query  # noqa: E402
 from two_tower.models.provenance import commit  # noqa: E402
 from two_tower.retriever.collection.bm25_vectors import EngineAnalyzer  # noqa: E402
 from two_tower.retriever.engine.connect import connect  # noqa: E402
-from two_tower.retriever.evaluation.evaluate import Evaluation, Judging, measure_all  # noqa: E402
-from two_tower.retriever.evaluation.systems import Started, System, choose_systems  # noqa: E402
+from two_tower.retriever.evaluation.evaluate import Evaluation, measure_all  # noqa: E402
+from two_tower.retriever.evaluation.systems import Ranker, System, choose_systems  # noqa: E402
 from two_tower.retriever.search.retriever import Retriever  # noqa: E402
 from two_tower.retriever.search.settings import SearchSettings  # noqa: E402
 
@@ -83,7 +83,7 @@ class Bm25s(NamedTuple):
     kind: str
     passages: Sequence[Passage]
 
-    def start(self) -> Started:
+    def start(self) -> Ranker:
         import bm25s
 
         terms = Terms(self.kind)
@@ -91,7 +91,7 @@ class Bm25s(NamedTuple):
         index.index(terms.of([p.content for p in self.passages]), show_progress=False)
         ids = [p.passage_id for p in self.passages]
 
-        def rank(query: Query, k: int) -> list[str]:
+        def rank_one(query: Query, k: int) -> list[str]:
             known = [t for t in set(terms.of([query.text])[0]) if t in index.vocab_dict]
             if not known:
                 return []
@@ -99,7 +99,7 @@ class Bm25s(NamedTuple):
             pairs = zip(rows[0].tolist(), scores[0].tolist(), strict=True)
             return [ids[row] for row, score in pairs if score > 0]
 
-        return Started(rank, None)
+        return Ranker(lambda queries, k: [rank_one(query, k) for query in queries], None)
 
 
 def prepare(source: Path, target: Path) -> Dataset:
@@ -119,7 +119,7 @@ def compare(data: Dataset, folder: Path) -> Evaluation:
         passages = list(retriever.passages())
         others = [System(kind, "", Bm25s(kind, passages).start) for kind in (SAME, ANSERINI)]
         systems = [*choose_systems(retriever, ["bm25"], others={}), *others]
-        return measure_all(retriever, data, systems=systems, judging=Judging("test"))
+        return measure_all(retriever, data, systems=systems, split="test")
 
 
 def zero_shot(name: str) -> dict[str, Any]:
