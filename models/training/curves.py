@@ -5,6 +5,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from two_tower.models.drawing import drawing, save
 from two_tower.models.errors import BundleError, ConfigError
 from two_tower.models.training.checkpoint import run_path
 from two_tower.models.training.tracking import METRICS, read_metrics
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
 
 FORMATS = (".png", ".svg", ".pdf")
 NOT_ON_DEV = ("phase", "epoch", "loss", "cosine", "seconds")
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
 class Curve(NamedTuple):
@@ -68,12 +67,13 @@ def metric_curves(records: Sequence[Mapping[str, Any]]) -> list[Curve]:
     ]
 
 
+@drawing()
 def _draw(records: Sequence[Mapping[str, Any]], target: Path, *, title: str) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     losses = loss_curves(records)
-    figure = Figure(figsize=(9, 7), dpi=120, layout="constrained")
+    figure = Figure(figsize=(9, 7), layout="constrained")
     figure.suptitle(title)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 3))
     above.set_ylabel("training loss\n(mean per batch)")
@@ -91,12 +91,12 @@ def _draw(records: Sequence[Mapping[str, Any]], target: Path, *, title: str) -> 
         axes.grid(alpha=0.3)
         for curve in losses[1:]:
             axes.axvline(curve.epochs[0] - 0.5, color="0.5", linestyle="--", linewidth=1)
-    figure.savefig(target)
+    save(figure, target, dpi=120)
 
 
 def _plot(axes: "Axes", curves: Sequence[Curve], *, legend: str) -> None:
-    for (name, epochs, values), colour in zip(curves, COLOURS * len(curves), strict=False):
-        axes.plot(epochs, values, color=colour, marker="o", markersize=3, label=name)
+    for name, epochs, values in curves:
+        axes.plot(epochs, values, marker="o", markersize=3, label=name)
     axes.legend(title=legend, loc="upper left", bbox_to_anchor=(1.01, 1))
 
 

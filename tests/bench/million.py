@@ -37,6 +37,7 @@ from two_tower.ingest.loading.estimate import estimate  # noqa: E402
 from two_tower.ingest.loading.selection import Selection, select  # noqa: E402
 from two_tower.models.bundle.bundle import ModelBundle  # noqa: E402
 from two_tower.models.data import Dataset, Passage  # noqa: E402
+from two_tower.models.drawing import drawing, save  # noqa: E402
 from two_tower.models.provenance import commit  # noqa: E402
 from two_tower.retriever import Retriever  # noqa: E402
 from two_tower.retriever.collection.options import CollectionOptions  # noqa: E402
@@ -169,13 +170,12 @@ def table(rows: list[Row]) -> str:
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
+@drawing()
 def plot(rows: list[Row], target: Path) -> None:
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(2, 3, figsize=(11, 6), sharex=True)
+    figure = Figure(figsize=(11, 6), layout="constrained")
+    axes = figure.subplots(2, 3, sharex=True)
     for axis, (name, label) in zip(axes.flat, PLOTTED.items(), strict=True):
         sizes = [row["passages"] for row in rows]
         axis.plot(sizes, [row[name] for row in rows], "o-")
@@ -187,9 +187,8 @@ def plot(rows: list[Row], target: Path) -> None:
         axis.grid(alpha=0.3)
     for axis in axes[1]:
         axis.set_xlabel("passages")
-    figure.tight_layout()
     target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, dpi=110)
+    save(figure, target, dpi=110)
 
 
 def main() -> None:

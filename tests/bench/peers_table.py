@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from two_tower.models.drawing import COLOURS, drawing, save
+
 Row = dict[str, Any]
 GROWTH = {
     "encode, passages/s": ("encode", "per_second"),
@@ -144,22 +146,21 @@ def number(value: float | None) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
 
 
+@drawing()
 def plot(report: Row, target: Path) -> None:
     """Draw the growth, one panel for each job, both axes by powers of ten."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     rows = report["rows"]
     systems = list(dict.fromkeys(row["system"] for row in rows))
     columns = sorted({row["passages"] for row in rows})
-    figure, axes = plt.subplots(2, 2, figsize=(10, 7.5), layout="constrained")
+    figure = Figure(figsize=(10, 7.5), layout="constrained")
+    axes = figure.subplots(2, 2)
     for axis, (label, (section, key)) in zip(axes.flat, GROWTH.items(), strict=True):
         for system, found in series(rows, section, key).items():
             if len(found) > 1:
                 style = "o-" if system.startswith(("ours", "mean")) else "s--"
-                color = f"C{systems.index(system) % 10}"
+                color = COLOURS[systems.index(system) % len(COLOURS)]
                 axis.plot(list(found), list(found.values()), style, label=system, color=color)
         axis.set(title=label, xscale="log", yscale="log", xlabel="passages")
         axis.set_xticks(columns, [f"{size:,}" for size in columns])
@@ -170,5 +171,4 @@ def plot(report: Row, target: Path) -> None:
     queries = max(row.get("queries", 0) for row in rows)
     figure.suptitle(f"{report['source']}, {queries} queries, {report['cores']} cores")
     target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, dpi=110)
-    plt.close(figure)
+    save(figure, target, dpi=110)
