@@ -184,6 +184,7 @@ def plot(rows: list[Row], target: Path) -> None:
             axis.plot(sizes, [row[estimated] for row in rows], "x--", label="estimate")
             axis.legend()
         axis.set(title=label, xscale="log", ylim=(0, None))
+        axis.xaxis.set_major_formatter("{x:,.0f}")
         axis.grid(alpha=0.3)
     for axis in axes[1]:
         axis.set_xlabel("passages")
