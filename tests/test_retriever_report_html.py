@@ -19,7 +19,7 @@ from two_tower.retriever.evaluation.plots import (
     Point,
     line_chart,
     log_ticks,
-    scatter_chart,
+    point_chart,
     to_svg,
 )
 
@@ -162,7 +162,7 @@ def test_no_share_is_above_one(shares: list[float]) -> None:
     points = [Point("a", x, y) for x, y in enumerate(shares, 3)]
     for figure in (
         line_chart({"a": points}, x_label="k", y_label="share"),
-        scatter_chart(points, x_label="ms", y_label="share"),
+        point_chart({"": points}, is_named=True, x_label="ms", y_label="share"),
     ):
         ticks = [number for number in numbers(figure) if number < 2]
         assert 3 <= len(ticks) <= 12
@@ -184,7 +184,7 @@ def test_names_and_ticks_of_a_scatter_plot_keep_apart_and_inside() -> None:
     """Four systems at nearly one place, and a range whose ticks are not nice ends themselves."""
     near = [Point(name, 9.0 + i / 50, 0.843 - i / 1000) for i, name in enumerate("abcd")]
     points = [Point("far", 1.3, 0.353), *near]
-    texts = shown(scatter_chart(points, x_label="ms", y_label="quality"))
+    texts = shown(point_chart({"": points}, is_named=True, x_label="ms", y_label="quality"))
     assert {"0.4", "0.6", "0.8", "1", "2", "5", "10"} <= {text for _, _, text in texts}
     assert all(0 <= y <= 230 and 0 <= x <= 330 for x, y, _ in texts)
     places = [(x, y) for x, y, text in texts if text in "abcd" and text]
@@ -198,7 +198,7 @@ def test_names_from_outside_are_text_in_a_plot() -> None:
     """Neither markup nor formulas; what is cut short is whole where the mouse rests."""
     names = ["$x_1^2$", "<b> & \"c\" 'd'", "漢字", "a long name " * 9]
     points = [Point(name, 1.0 + i, i / 9) for i, name in enumerate(names)]
-    svg = to_svg(scatter_chart(points, x_label="ms", y_label="quality"))
+    svg = to_svg(point_chart({"": points}, is_named=True, x_label="ms", y_label="quality"))
     root = ElementTree.fromstring(svg)
     titles = [element.text or "" for element in root.iter("{http://www.w3.org/2000/svg}title")]
     assert [title.rpartition(": ")[0] for title in titles] == names

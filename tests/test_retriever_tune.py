@@ -25,11 +25,11 @@ from two_tower.models.data import Dataset, Qrel, Query
 from two_tower.retriever.cli import app
 from two_tower.retriever.engine.connect import connect
 from two_tower.retriever.engine.protocol import Engine
+from two_tower.retriever.evaluation.measures import judged_queries
 from two_tower.retriever.search.retriever import Retriever
 from two_tower.retriever.search.settings import SearchSettings, read_file, read_settings
 from two_tower.retriever.tuning.copies import MARK, OWNER
 from two_tower.retriever.tuning.goals import parse_goal
-from two_tower.retriever.tuning.measure import choose_queries
 from two_tower.retriever.tuning.tune import tune
 
 PASSAGES, QUERIES = 1100, 20
@@ -270,10 +270,10 @@ def test_a_copy_is_gone_after_ctrl_c(tuned: Tuned) -> None:
     engine = tuned.connect()
     bundle = ModelBundle.load(tuned.bundle)
     retriever = Retriever(engine, tuned.name, bundle, settings=SearchSettings())
-    judged = choose_queries(tuned.data, "dev", count=2)
+    judged = judged_queries(tuned.data, "dev", count=2)
     goal, sweeps = parse_goal("min p95"), ("quantization",)
     with pytest.raises(KeyboardInterrupt):
-        tune(engine, retriever, judged, goal=goal, sweeps=sweeps, say=stop)
+        tune(engine, retriever, *judged, goal=goal, sweeps=sweeps, say=stop)
     engine.close()
     assert [len(found) for found in copies] == [1]
     assert len(tuned.collections()) == 1

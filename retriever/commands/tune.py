@@ -70,16 +70,16 @@ def tune(
     from two_tower.models.bundle.bundle import ModelBundle
     from two_tower.models.data import Dataset
     from two_tower.retriever.engine.connect import connect
+    from two_tower.retriever.evaluation.measures import judged_queries
     from two_tower.retriever.search.retriever import Retriever
     from two_tower.retriever.search.settings import SearchSettings
     from two_tower.retriever.tuning import tune as tuning
     from two_tower.retriever.tuning.goals import parse_goal
     from two_tower.retriever.tuning.grid import parse_sweeps
-    from two_tower.retriever.tuning.measure import choose_queries
     from two_tower.retriever.tuning.page import write_tuning
 
     wanted, tried = parse_goal(goal), parse_sweeps(sweeps)
-    judged = choose_queries(Dataset.open(data), split, count=queries)
+    judged = judged_queries(Dataset.open(data), split, count=queries)
     engine = connect(url=url, path=path, create=False)
     try:
         loaded = ModelBundle.load(bundle)
@@ -87,7 +87,7 @@ def tune(
         found = tuning.tune(
             engine,
             retriever,
-            judged,
+            *judged,
             goal=wanted,
             sweeps=tried,
             passages=passages,

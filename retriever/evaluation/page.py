@@ -23,7 +23,7 @@ from two_tower.retriever.evaluation.plots import (
     Point,
     interval_chart,
     line_chart,
-    scatter_chart,
+    point_chart,
     to_svg,
 )
 from two_tower.retriever.evaluation.systems import FROM_RUN
@@ -143,6 +143,7 @@ def _figures(report: Report) -> list[tuple[Markup, str]]:
     timed = [Point(s.system, s.p50_ms, s.metrics[MEASURE]) for s in rows if s.p50_ms]
     if timed:
         y_label = f"{MEASURE}, mean of {queries}"
-        chart = scatter_chart(timed, x_label="p50 of one query, ms", y_label=y_label)
+        x_label = "p50 of one query, ms"
+        chart = point_chart({"": timed}, is_named=True, x_label=x_label, y_label=y_label)
         charts.append((chart, "Quality against time per query; up and left is better."))
     return [(to_svg(chart), caption) for chart, caption in charts]

@@ -5,7 +5,7 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from markupsafe import Markup
 
@@ -95,46 +95,35 @@ def line_chart(series: Mapping[str, Sequence[Point]], *, x_label: str, y_label: 
 
 
 @drawing()
-def scatter_chart(points: Sequence[Point], *, x_label: str, y_label: str) -> "Figure":
-    """Return points with their names over a logarithmic x axis."""
-    figure, axes = _new_figure(HEIGHT)
-    for p in points:
-        _dot(axes, p.x, p.y, color=COLOURS[0], title=_place(p))
-    xs = [p.x for p in points]
-    _name_axes(axes, log_ticks(min(xs), max(xs)), x_label=x_label, y_label=y_label)
-    _name_points(figure, axes, points)
-    return figure
-
-
-@drawing()
-def front_chart(
+def point_chart(
     groups: Mapping[str, Sequence[Point]],
     *,
-    front: Sequence[Point],
-    marked: Sequence[Point],
+    front: Sequence[Point] = (),
+    marked: Sequence[Point] = (),
+    is_named: bool = False,
     x_label: str,
     y_label: str,
 ) -> "Figure":
-    """Return groups of points over a logarithmic x axis.
+    """Return points over a logarithmic x axis: `front` in a line, rings around those `marked`.
 
-    Args:
-        groups: name -> points; a page shows their labels where the mouse rests.
-        front: what a line goes through.
-        marked: what has a ring around it.
-        x_label: name and unit of the x axis.
-        y_label: of the y axis.
+    A legend names the groups, or each point has its name beside it. A page shows the names of all
+    points where the mouse rests.
     """
     figure, axes = _new_figure(HEIGHT)
     axes.plot([p.x for p in front], [p.y for p in front], "-", color=SOFT, linewidth=1.2)
-    for (name, points), color in zip(groups.items(), COLOURS, strict=False):
+    for (name, group), color in zip(groups.items(), COLOURS, strict=False):
         axes.plot([], [], "o", color=color, label=_short(name))
-        for p in points:
-            _dot(axes, p.x, p.y, color=color, title=_place(p))
+        for p in group:
+            _dot(axes, p.x, p.y, color=color, title=f"{p.label}: {p.y:.3f} at {p.x:.3g}")
     for p in marked:
         axes.plot(p.x, p.y, "o", color=INK, markersize=12, fillstyle="none", clip_on=False)
-    xs = [p.x for points in groups.values() for p in points]
-    _name_axes(axes, log_ticks(min(xs), max(xs)), x_label=x_label, y_label=y_label)
-    _add_legend(figure, axes)
+    points = [point for group in groups.values() for point in group]
+    ticks = log_ticks(min(p.x for p in points), max(p.x for p in points))
+    _name_axes(axes, ticks, x_label=x_label, y_label=y_label)
+    if is_named:
+        _name_points(figure, axes, points)
+    else:
+        _add_legend(figure, axes)
     return figure
 
 
@@ -142,12 +131,8 @@ def front_chart(
 def to_svg(figure: "Figure") -> Markup:
     """Return a figure as a part of a page, named by its axes for who cannot see it."""
     text = io.StringIO()
-    figure.savefig(
-        text,
-        format="svg",
-        transparent=True,
-        metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")),
-    )
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(text, format="svg", transparent=True, metadata=nothing)
     _, _, svg = text.getvalue().partition("<svg ")
     svg = re.sub(f'<g id="{TITLE}([0-9a-f]*)">', _title, svg)
     svg = re.sub(r'<g id="[^"]*"(/?)>', r"<g\1>", svg)  # a page has more figures with the same ids
@@ -190,10 +175,6 @@ def _dot(axes: "Axes", x: float, y: float, *, color: "ColorType", title: str) ->
     axes.plot(x, y, "o", color=color, markersize=6, clip_on=False, gid=named)
 
 
-def _place(point: Point) -> str:
-    return f"{point.label}: {point.y:.3f} at {point.x:.3g}"
-
-
 def _short(name: str) -> str:
     return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
 
@@ -225,6 +206,7 @@ def _name_points(figure: "Figure", axes: "Axes", points: Sequence[Point]) -> Non
     places = axes.transData.transform([(p.x, p.y) for p in points])
     taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in places]
     leader = {"arrowstyle": "-", "color": SOFT, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 0}
+    style: dict[str, Any] = {"va": "center", "arrowprops": leader, "in_layout": False}
     for point, (x, y) in zip(points, places, strict=True):
         name = _short(point.label)
         width = CHAR * len(name)
@@ -233,21 +215,13 @@ def _name_points(figure: "Figure", axes: "Axes", points: Sequence[Point]) -> Non
             for step in range(16)
             for up in (6.0 * step, -6.0 * step)
             for left in (9.0, -9.0 - width)
-            if x + left >= axes.bbox.x0 and x + left + width <= WIDTH and y + up >= axes.bbox.y0
+            if axes.bbox.x0 <= x + left <= WIDTH - width and axes.bbox.y0 <= y + up <= HEIGHT - 6
         ]
         boxes = [Bbox.from_bounds(x + left, y + up - 6, width, 12) for left, up in offsets]
         free = [number for number, box in enumerate(boxes) if not box.count_overlaps(taken)]
         best = free[0] if free else 0
         taken.append(boxes[best])
-        axes.annotate(
-            name,
-            (point.x, point.y),
-            offsets[best],
-            textcoords="offset points",
-            va="center",
-            arrowprops=leader,
-            in_layout=False,
-        )
+        axes.annotate(name, (point.x, point.y), offsets[best], textcoords="offset points", **style)
 
 
 def _add_legend(figure: "Figure", axes: "Axes") -> None:
@@ -256,14 +230,6 @@ def _add_legend(figure: "Figure", axes: "Axes") -> None:
     columns = max(1, int(WIDTH / (CHAR * max(map(len, names)) + 36)))
     rows = math.ceil(len(names) / columns)
     figure.set_figheight(figure.get_figheight() + rows * LEGEND_ROW / POINTS)
-    figure.legend(
-        handles,
-        names,
-        loc="outside lower left",
-        ncols=columns,
-        frameon=False,
-        fontsize="small",
-        labelspacing=0.2,
-        columnspacing=1.2,
-        handlelength=1.8,
-    )
+    spacing: dict[str, Any] = {"labelspacing": 0.2, "columnspacing": 1.2, "handlelength": 1.8}
+    style: dict[str, Any] = {"loc": "outside lower left", "frameon": False, "fontsize": "small"}
+    figure.legend(handles, names, ncols=columns, **style, **spacing)

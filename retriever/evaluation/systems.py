@@ -185,18 +185,34 @@ def _system_settings(system: str, default: SearchSettings) -> SearchSettings:
     return hybrids.get(system) or replace(uncrossed, legs={system: DEPTH}, rerank=False)
 
 
-def index_mb(retriever: Retriever, settings: SearchSettings) -> float:
-    """Return the megabytes of the vectors in memory that a query with these settings reads."""
-    names = settings.vectors | ({DENSE} if settings.rerank else set())
+def index_mb(
+    retriever: Retriever,
+    search: SearchSettings,
+    *,
+    options: CollectionOptions | None = None,
+    posting_bytes: float | None = None,
+) -> float:
+    """Return the megabytes of the vectors in memory that a query with these settings reads.
+
+    As it is stored, or as it would be with `options`; `posting_bytes` are counted if not given.
+    """
+    names = search.vectors | ({DENSE} if search.rerank else set())
     widths = retriever.metadata.schema.widths
     dimensions = sum(widths[name] for name in names if name in widths)
-    per_passage = dimensions * bytes_per_dimension(retriever.metadata.options)
+    per_passage = dimensions * bytes_per_dimension(options or retriever.metadata.options)
     if BM25 in names:
-        encoder = Bm25Encoder(Bm25Config(**retriever.metadata.bm25))
-        contents = [passage.content for passage in islice(retriever.passages(), SAMPLE)]
-        postings = sum(len(vector.indices) for vector in encoder.encode_passages(contents))
-        per_passage += POSTING_BYTES * postings / max(1, len(contents))
+        if posting_bytes is None:
+            posting_bytes = count_posting_bytes(retriever)
+        per_passage += posting_bytes
     return float(retriever.size * per_passage / 1e6)
+
+
+def count_posting_bytes(retriever: Retriever) -> float:
+    """Return what the BM25 postings of a passage take, on average."""
+    encoder = Bm25Encoder(Bm25Config(**retriever.metadata.bm25))
+    contents = [passage.content for passage in islice(retriever.passages(), SAMPLE)]
+    postings = sum(len(vector.indices) for vector in encoder.encode_passages(contents))
+    return POSTING_BYTES * postings / max(1, len(contents))
 
 
 def bytes_per_dimension(options: CollectionOptions) -> float:

@@ -64,8 +64,13 @@ def read_run(path: Path) -> dict[str, list[str]]:
     rankings = {}
     for query_id, unordered in lines.items():
         ordered = sorted(unordered, key=lambda line: (-line.score, line.rank))
-        rankings[query_id] = [line.passage_id for line in ordered]
-        _require_once(rankings[query_id], query_id, path)
+        rankings[query_id] = ids = [line.passage_id for line in ordered]
+        if len(set(ids)) < len(ids):
+            repeated = next(name for name in ids if ids.count(name) > 1)
+            raise DataError(
+                f"{path} lists passage {repeated!r} more than once for query {query_id!r}; "
+                "expected each at most once"
+            )
     return rankings
 
 
@@ -79,12 +84,3 @@ def _parse(content: str, *, where: str) -> _Line:
     if not math.isfinite(line.score):
         raise DataError(f"{where} has the score {score}; expected a number")
     return line
-
-
-def _require_once(ids: list[str], query_id: str, path: Path) -> None:
-    if len(set(ids)) < len(ids):
-        repeated = next(name for name in ids if ids.count(name) > 1)
-        raise DataError(
-            f"{path} lists passage {repeated!r} more than once for query {query_id!r}; "
-            "expected each at most once"
-        )

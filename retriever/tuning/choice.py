@@ -80,8 +80,8 @@ def choose_fusion(rows: Sequence[Row]) -> SearchSettings:
     if default is None:
         return HYBRID
     best = max(rows, key=lambda row: row.mean(QUALITY))
-    is_better = difference(best, default) > half_width(best, default)
-    return best.setting.search if is_better else HYBRID
+    gap, half_width = difference(best, default)
+    return best.setting.search if gap > half_width else HYBRID
 
 
 def recommend(rows: Sequence[Row], goal: Goal) -> Choice:
@@ -109,7 +109,8 @@ def is_tied(row: Row, best: Row, *, measure: str) -> bool:
     if measure == "memory":
         return row.memory_mb == best.memory_mb
     if measure not in COSTS:
-        return difference(best, row, measure) <= half_width(best, row, measure)
+        gap, half_width = difference(best, row, measure)
+        return gap <= half_width
     noise = np.hypot(*(getattr(each.latency, measure).noise for each in (row, best)))
     return row.mean(measure) <= best.mean(measure) * (1 + max(LEAST_TIME_NOISE, float(noise)))
 
@@ -147,29 +148,29 @@ def separate(rows: Sequence[Row]) -> Separation | None:
     """
     hybrid = [row for row in rows if row.setting.is_hybrid]
     best, *others = sorted(hybrid, key=lambda row: -row.mean(QUALITY))
-    runner_up = next((row for row in others if difference(best, row) > 0), None)
-    if runner_up is None:
+    gaps = [difference(best, row) for row in others]
+    place = next((place for place, (gap, _) in enumerate(gaps) if gap > 0), None)
+    if place is None:
         return None
-    gap, half = difference(best, runner_up), half_width(best, runner_up)
+    gap, half_width = gaps[place]
     return Separation(
         best=best,
-        runner_up=runner_up,
+        runner_up=others[place],
         difference=gap,
-        half_width=half,
-        needed=int(np.ceil(len(best.values[QUALITY]) * (half / gap) ** 2)),
-        alike=sum(difference(best, row) <= half_width(best, row) for row in others),
+        half_width=half_width,
+        needed=int(np.ceil(len(best.values[QUALITY]) * (half_width / gap) ** 2)),
+        alike=sum(each <= half for each, half in gaps),
         among=len(others),
     )
 
 
-def difference(better: Row, other: Row, measure: str = QUALITY) -> float:
-    """Return by how much the mean recall of one row is above another's."""
-    return better.mean(measure) - other.mean(measure)
+def difference(better: Row, other: Row, measure: str = QUALITY) -> tuple[float, float]:
+    """Return by how much a mean recall is above another's, and half of the 95% interval of that.
 
-
-def half_width(better: Row, other: Row, measure: str = QUALITY) -> float:
-    """Return half of the 95% interval of that difference, paired by query."""
-    return half_interval(better.values[measure] - other.values[measure])
+    The interval is paired by query.
+    """
+    half_width = half_interval(better.values[measure] - other.values[measure])
+    return better.mean(measure) - other.mean(measure), half_width
 
 
 def half_interval(values: Float64Array) -> float:

@@ -67,12 +67,8 @@ class TemporaryCopy:
             clusters: numbers of clusters that will be asked for.
             say: told in a line each what takes long.
         """
-        self._engine = engine
-        self._source = source
-        self._points = points
-        self._answers = answers
-        self._clusters = clusters
-        self._say = say
+        self._engine, self._source, self._say = engine, source, say
+        self._points, self._answers, self._clusters = points, answers, clusters
         self._is_part = points < source.size
         self._metadata = replace(
             source.metadata,

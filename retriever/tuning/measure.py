@@ -14,17 +14,17 @@ from typing import NamedTuple
 import numpy as np
 
 from two_tower.models.console import progress
-from two_tower.models.data import Dataset, Qrel, Query
+from two_tower.models.data import Qrel, Query
 from two_tower.models.text.bm25 import Bm25Config
 from two_tower.models.vectors import Float64Array
 from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
 from two_tower.retriever.collection.clusters import Centroids
-from two_tower.retriever.collection.options import CollectionOptions, DiskOptions
-from two_tower.retriever.collection.schema import BM25, DENSE, point_id
+from two_tower.retriever.collection.options import DiskOptions
+from two_tower.retriever.collection.schema import BM25, DENSE
 from two_tower.retriever.engine.protocol import Engine
 from two_tower.retriever.evaluation.evaluate import TIMED_K
-from two_tower.retriever.evaluation.measures import Values, judged_queries, per_query
-from two_tower.retriever.evaluation.systems import bytes_per_dimension, index_mb
+from two_tower.retriever.evaluation.measures import Values, per_query
+from two_tower.retriever.evaluation.systems import count_posting_bytes, index_mb
 from two_tower.retriever.search.queries import QueryEncoder
 from two_tower.retriever.search.retriever import QUERIES_PER_REQUEST, Retriever
 from two_tower.retriever.search.settings import AnnSettings, SearchSettings
@@ -83,13 +83,6 @@ class Latency(NamedTuple):
         return Latency(*(each._replace(ms=each.ms * factor) for each in self))
 
 
-class Judged(NamedTuple):
-    """Queries and what answers them, as point ids, in the same order of queries."""
-
-    queries: list[Query]
-    qrels: list[Qrel]
-
-
 @dataclass(frozen=True, eq=False)
 class Row:
     """A setting and what was measured of it.
@@ -115,16 +108,6 @@ class Row:
         p50, p95 = self.latency
         costs = {"p50": p50.ms, "p95": p95.ms, "memory": self.memory_mb}
         return costs[measure] if measure in costs else float(self.values[measure].mean())
-
-
-def choose_queries(dataset: Dataset, split: str, *, count: int) -> Judged:
-    """Return `count` of the answerable queries, the same ones each time.
-
-    Raises:
-        DataError: there is none.
-    """
-    queries, qrels = judged_queries(dataset, split, count=count)
-    return Judged(queries, [q._replace(passage_id=point_id(q.passage_id)) for q in qrels])
 
 
 def time_rounds(
@@ -177,28 +160,41 @@ def _over_rounds(multiples: Float64Array, level_ms: float) -> Percentile:
 class Benchmark:
     """Measures settings of one collection, or of copies of it, on the same queries."""
 
-    def __init__(self, engine: Engine, retriever: Retriever, judged: Judged) -> None:
-        """Encode the queries and search exactly, once for all settings."""
+    def __init__(
+        self, engine: Engine, retriever: Retriever, queries: Sequence[Query], qrels: Sequence[Qrel]
+    ) -> None:
+        """Encode the queries and search exactly, once for all settings; qrels name point ids."""
         self._engine = engine
-        self._judged = judged
+        self._query_ids = [query.query_id for query in queries]
+        self._texts = [query.text for query in queries]
+        self._qrels = qrels
         self._default = retriever
         self._groups: list[tuple[list[Row], float]] = []  # with p50 of the default search beside
-        self._points = retriever.size
         self._widths = retriever.metadata.schema.widths
         encoder = QueryEncoder(retriever.bundle, Bm25Encoder(Bm25Config(**retriever.metadata.bm25)))
-        self._texts = [query.text for query in judged.queries]
         self._vectors = encoder.encode(self._texts, [*self._widths, BM25])
         fusion = retriever.bundle.fusion
         self._learnt = fusion.hybrid if fusion else None
-        self._bm25_mb = index_mb(retriever, SearchSettings(legs={BM25: 1}, rerank=False))
+        self._posting_bytes = count_posting_bytes(retriever)
         self._exact = list(self._candidates(retriever, EXACT, DEEPEST))
         self._nearest = [_nearest(candidates) for candidates in self._exact]
 
     def measure(
         self, retriever: Retriever, settings: Sequence[Setting], *, label: str
     ) -> list[Row]:
-        """Measure settings on the collection that `retriever` searches, under a progress bar."""
-        default, *latencies = self._time(retriever, settings, label=f"Timing {label}")
+        """Measure settings on the collection that `retriever` searches, under a progress bar.
+
+        The default search of the source is timed beside them.
+        """
+        k = min(TIMED_K, retriever.size)
+
+        def fresh(retriever: Retriever, search: SearchSettings) -> Search:
+            return partial(retriever.with_rewriter(None).with_settings(search).search, k=k)
+
+        makers = [partial(fresh, self._default, HYBRID)]
+        makers += [partial(fresh, retriever, setting.search) for setting in settings]
+        times_ms = time_rounds(makers, self._texts, label=f"Timing {label}")
+        default, *latencies = summarise(times_ms)
         pairs = [*zip(settings, latencies, strict=True)]
         rows = [self._row(retriever, *pair) for pair in progress(pairs, label=label)]
         self._groups.append((rows, default.p50.ms))
@@ -213,27 +209,17 @@ class Benchmark:
             for row in rows
         ]
 
-    def _time(
-        self, retriever: Retriever, settings: Sequence[Setting], *, label: str
-    ) -> list[Latency]:
-        """Return the latency of the default search of the source, then that of each setting."""
-        k = min(TIMED_K, retriever.size)
-
-        def fresh(retriever: Retriever, settings: SearchSettings) -> Search:
-            return partial(retriever.with_rewriter(None).with_settings(settings).search, k=k)
-
-        makers = [partial(fresh, self._default, HYBRID)]
-        makers += [partial(fresh, retriever, setting.search) for setting in settings]
-        return summarise(time_rounds(makers, self._texts, label=label))
-
     def _row(self, retriever: Retriever, setting: Setting, latency: Latency) -> Row:
         on_disk = replace(setting.options, on_disk=DiskOptions(vectors=True))
+        size_mb = partial(
+            index_mb, self._default, setting.search, posting_bytes=self._posting_bytes
+        )
         return Row(
             setting=setting,
             values=self._recalls(retriever, setting),
             latency=latency,
-            memory_mb=self._memory_mb(setting.search, setting.options),
-            on_disk_mb=self._memory_mb(setting.search, on_disk),
+            memory_mb=size_mb(options=setting.options),
+            on_disk_mb=size_mb(options=on_disk),
             bits=setting.bits(self._widths),
         )
 
@@ -243,9 +229,8 @@ class Benchmark:
         rankings = {DEEPEST: self._rank(retriever, search, DEEPEST)}
         if min(search.legs.values()) < DEEPEST:
             rankings[SHALLOW] = self._rank(retriever, search, SHALLOW)
-        ids = [query.query_id for query in self._judged.queries]
         by_qrels = {
-            k: per_query(dict(zip(ids, ranked, strict=True)), self._judged.qrels)
+            k: per_query(dict(zip(self._query_ids, ranked, strict=True)), self._qrels)
             for k, ranked in rankings.items()
         }
         exact = self._nearest
@@ -278,12 +263,6 @@ class Benchmark:
             requests = [request for asked in batch for request in asked.values()]
             answers = iter(self._engine.query_scores(retriever.collection, requests))
             yield from (gather(asked, [next(answers) for _ in asked]) for asked in batch)
-
-    def _memory_mb(self, search: SearchSettings, options: CollectionOptions) -> float:
-        names = search.vectors | ({DENSE} if search.rerank else set())
-        dimensions = sum(self._widths[name] for name in names if name in self._widths)
-        dense_mb = self._points * dimensions * bytes_per_dimension(options) / 1e6
-        return dense_mb + (self._bm25_mb if BM25 in names else 0.0)
 
 
 def _nearest(exact: Candidates) -> list[str]:

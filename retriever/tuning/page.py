@@ -18,9 +18,10 @@ from two_tower.models.files import write_bytes
 from two_tower.models.provenance import commit
 from two_tower.retriever.collection.schema import DENSE
 from two_tower.retriever.evaluation.page import render
-from two_tower.retriever.evaluation.plots import Point, front_chart, line_chart, to_svg
+from two_tower.retriever.evaluation.plots import Point, line_chart, point_chart, to_svg
 from two_tower.retriever.tuning.choice import COST, QUALITY, front
 from two_tower.retriever.tuning.goals import OF_EXACT, RECALLS
+from two_tower.retriever.tuning.grid import Setting
 from two_tower.retriever.tuning.measure import Row
 from two_tower.retriever.tuning.report import (
     LEGEND,
@@ -64,13 +65,7 @@ Series = dict[str, list[Point]]
 
 
 class Chart(NamedTuple):
-    """One plot: recall against something, over a logarithmic axis.
-
-    Attributes:
-        name: of its file.
-        caption: what it shows, with counts.
-        figure: the plot itself.
-    """
+    """One plot: recall against something; `name` is that of its file."""
 
     name: str
     caption: str
@@ -129,23 +124,35 @@ def _charts(tuning: Tuning) -> list[Chart]:
     """Return the plots that there are measurements for."""
     alone = [row for row in tuning.rows if not row.setting.is_hybrid]
     hybrid = [row for row in tuning.rows if row.setting.is_hybrid]
-    ef = [(row, row.setting.search.ann.ef) for row in alone if row.setting.sweep == "ef"]
+    ef, pca, quantized, clustered = (
+        [row for row in alone if row.setting.sweep == sweep]
+        for sweep in ("ef", "pca", "quantization", "clusters")
+    )
     counted = [row for row in hybrid if row.setting.sweep == "candidates"]
-    candidates = [(row, row.setting.search.legs[DENSE]) for row in counted]
     fused = [row for row in hybrid if row.setting.sweep == "fusion"]
-    weights = [(row, row.setting.search.tower_weight) for row in fused]
-    of_exact = [name + OF_EXACT for name in RECALLS]
-    of_both = [name + suffix for name in RECALLS for suffix in ("", OF_EXACT)]
-    exactness = QUALITY + OF_EXACT
+    by_bits = sorted([*pca, *quantized], key=lambda row: row.bits)
+    exact = [name + OF_EXACT for name in RECALLS]
+    both = [name + suffix for name in RECALLS for suffix in ("", OF_EXACT)]
+    recall = QUALITY + OF_EXACT
+    bits = ((_rescoring(row.setting), row, row.bits, recall) for row in by_bits)
+    clusters = (
+        (f"n_probe {row.setting.search.ann.n_probe}", row, row.setting.options.clusters, recall)
+        for row in clustered
+    )
+    efs = ((name, row, row.setting.search.ann.ef, name) for name in exact for row in ef)
+    counts = ((name, row, row.setting.search.legs[DENSE], name) for name in both for row in counted)
+    weights = (
+        (name, row, row.setting.search.tower_weight, name) for name in RECALLS for row in fused
+    )
     charts = [
-        _front_chart(tuning, alone, "exactness", quality=exactness, cost=COST),
+        _front_chart(tuning, alone, "exactness", quality=recall, cost=COST),
         _front_chart(tuning, hybrid, "quality", quality=QUALITY, cost=COST),
-        _front_chart(tuning, alone, "memory", quality=exactness, cost="memory"),
-        _line_chart(tuning, "bits", _by_bits(alone), measure=exactness),
-        _line_chart(tuning, "clusters", _by_clusters(alone), measure=exactness),
-        _line_chart(tuning, "ef", _by_measure(ef, of_exact)),
-        _line_chart(tuning, "candidates", _by_measure(candidates, of_both), legs="both legs"),
-        _line_chart(tuning, "tower weight", _by_measure(weights, RECALLS), legs="both legs"),
+        _front_chart(tuning, alone, "memory", quality=recall, cost="memory"),
+        _line_chart(tuning, "bits", _series(bits), measure=recall),
+        _line_chart(tuning, "clusters", _series(clusters), measure=recall),
+        _line_chart(tuning, "ef", _series(efs)),
+        _line_chart(tuning, "candidates", _series(counts), legs="both legs"),
+        _line_chart(tuning, "tower weight", _series(weights), legs="both legs"),
     ]
     return [chart for chart in charts if chart is not None]
 
@@ -158,12 +165,10 @@ def _front_chart(
     def point(row: Row) -> Point:
         return Point(row.setting.label, row.mean(cost), row.mean(quality))
 
-    series: Series = {}
-    for row in rows:
-        series.setdefault(row.setting.sweep, []).append(point(row))
+    series = _series((row.setting.sweep, row, row.mean(cost), quality) for row in rows)
     if not _has_width(series):
         return None
-    best = front(rows, quality, cost)
+    best = [point(row) for row in front(rows, quality, cost)]
     marked = [point(row) for row in rows if row is tuning.recommended]
     searches = "both legs against the qrels"
     if quality != QUALITY:
@@ -172,13 +177,8 @@ def _front_chart(
         f"Searches by {searches}: {len(rows)} settings, {_counts(tuning)}; the line is the Pareto "
         f"front, {len(best)} of them.{' The ring is the recommended setting.' if marked else ''}"
     )
-    figure = front_chart(
-        series,
-        front=[point(row) for row in best],
-        marked=marked,
-        x_label=X_LABELS[cost],
-        y_label=f"{quality}, mean of {tuning.queries:,} queries",
-    )
+    y_label = f"{quality}, mean of {tuning.queries:,} queries"
+    figure = point_chart(series, front=best, marked=marked, x_label=X_LABELS[cost], y_label=y_label)
     return Chart(name, caption, figure)
 
 
@@ -208,32 +208,18 @@ def _has_width(series: Series) -> bool:
     return len({point.x for points in series.values() for point in points}) > 1
 
 
-def _by_bits(rows: Iterable[Row]) -> Series:
-    """Group quantized and reduced vectors by how their candidates are rescored."""
+def _rescoring(setting: Setting) -> str:
+    """Return how the candidates of quantized or reduced vectors are rescored."""
+    words = setting.label.split(", ")[-1]
+    if setting.sweep == "quantization":
+        return words
+    return "PCA, alone" if words.endswith(" alone") else f"PCA, {words}"
+
+
+def _series(entries: Iterable[tuple[str, Row, float | None, str]]) -> Series:
+    """Group (series, row, x, measure); rows without a place on the axis are left out."""
     series: Series = {}
-    for row in sorted(rows, key=lambda row: row.bits):
-        if row.setting.sweep in ("quantization", "pca"):
-            kind = "" if row.setting.sweep == "quantization" else "PCA, "
-            words = row.setting.label.split(", ")[-1]
-            rescored = "alone" if words.endswith(" alone") else words
-            point = Point(row.setting.label, row.bits, row.mean(QUALITY + OF_EXACT))
-            series.setdefault(kind + rescored, []).append(point)
+    for name, row, x, measure in entries:
+        if x is not None:
+            series.setdefault(name, []).append(Point(row.setting.label, x, row.mean(measure)))
     return series
-
-
-def _by_clusters(rows: Iterable[Row]) -> Series:
-    series: Series = {}
-    for row in rows:
-        if row.setting.sweep == "clusters":
-            probes, clusters = row.setting.search.ann.n_probe, row.setting.options.clusters
-            point = Point(row.setting.label, clusters, row.mean(QUALITY + OF_EXACT))
-            series.setdefault(f"n_probe {probes}", []).append(point)
-    return series
-
-
-def _by_measure(places: Sequence[tuple[Row, float | None]], names: Sequence[str]) -> Series:
-    """Return a series per measure; rows without a place on the axis are left out."""
-    return {
-        name: [Point(row.setting.label, x, row.mean(name)) for row, x in places if x is not None]
-        for name in names
-    }

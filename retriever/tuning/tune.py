@@ -8,8 +8,9 @@ in both    the best of each as a search by both legs, for that is what is recomm
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from two_tower.models.data import Qrel, Query
 from two_tower.retriever.collection.options import CollectionOptions
-from two_tower.retriever.collection.schema import DENSE
+from two_tower.retriever.collection.schema import DENSE, point_id
 from two_tower.retriever.engine.protocol import Engine, is_embedded
 from two_tower.retriever.search.retriever import Retriever
 from two_tower.retriever.search.settings import SearchSettings
@@ -31,7 +32,7 @@ from two_tower.retriever.tuning.grid import (
     quantization_options,
     quantization_settings,
 )
-from two_tower.retriever.tuning.measure import Benchmark, Judged, Row
+from two_tower.retriever.tuning.measure import Benchmark, Row
 
 HYBRIDS_PER_GROUP = 2
 
@@ -42,8 +43,8 @@ class Tuning:
 
     Attributes:
         collection: that was tuned.
-        passages: that were searched.
-        queries: that were asked.
+        passages: how many were searched.
+        queries: how many were asked.
         goal: what the recommended setting is wanted for.
         rows: every setting, in the order in which it was measured.
         choice: the one that meets the goal best, or misses it least, and what is tied with it.
@@ -70,7 +71,8 @@ class Tuning:
 def tune(
     engine: Engine,
     retriever: Retriever,
-    judged: Judged,
+    queries: Sequence[Query],
+    qrels: Sequence[Qrel],
     *,
     goal: Goal,
     sweeps: Sequence[str] = SWEEPS,
@@ -82,7 +84,8 @@ def tune(
     Args:
         engine: that holds the collection.
         retriever: opened on it.
-        judged: queries and answers.
+        queries: to ask.
+        qrels: what answers them, in the same order of queries.
         goal: what is wanted.
         sweeps: some of `SWEEPS`.
         passages: measure on a copy of so many, all answers among them; None for all.
@@ -94,11 +97,12 @@ def tune(
     """
     clear_leftovers(engine, retriever.collection)
     points = min(passages or retriever.size, retriever.size)
+    qrels = [qrel._replace(passage_id=point_id(qrel.passage_id)) for qrel in qrels]
     with TemporaryCopy(
         engine,
         retriever,
         points=points,
-        answers=[qrel.passage_id for qrel in judged.qrels if qrel.relevance > 0],
+        answers=[qrel.passage_id for qrel in qrels if qrel.relevance > 0],
         clusters=cluster_counts(points) if "clusters" in sweeps else [],
         say=say,
     ) as copy:
@@ -107,8 +111,8 @@ def tune(
             source = copy.stored(replace(retriever.metadata.options, clusters=0))
         elif not is_embedded(engine):
             wait_until_green(engine, retriever.collection)
-        say(f"Measuring on {len(judged.queries):,} queries over {source.size:,} passages")
-        benchmark = Benchmark(engine, source, judged)
+        say(f"Measuring on {len(queries):,} queries over {source.size:,} passages")
+        benchmark = Benchmark(engine, source, queries, qrels)
         hybrid = _measure_in_place(benchmark, source, goal, sweeps)
         for options, settings in _stored_otherwise(source, sweeps):
             _measure_dense(benchmark, copy.stored(options), settings, hybrid=hybrid)
@@ -116,7 +120,7 @@ def tune(
         return Tuning(
             collection=retriever.collection,
             passages=source.size,
-            queries=len(judged.queries),
+            queries=len(queries),
             goal=goal,
             rows=tuple(rows),
             choice=recommend(rows, goal),
