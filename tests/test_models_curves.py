@@ -2,6 +2,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,13 @@ import pytest
 from matplotlib.image import imread
 
 from two_tower.models.errors import BundleError, ConfigError
-from two_tower.models.training.curves import Curve, loss_curves, metric_curves, save_curves
+from two_tower.models.training.curves import (
+    FORMATS,
+    Curve,
+    loss_curves,
+    metric_curves,
+    save_curves,
+)
 
 RECORDS = [
     {"phase": "pretrain", "epoch": 1, "loss": 4.0, "recall@1": 0.1, "mrr@10": 0.2, "cosine": 0.0},
@@ -57,6 +64,22 @@ def test_one_epoch_and_a_loss_of_zero_can_be_drawn(bundle: Path, tmp_path: Path)
     write_metrics(tmp_path / "bundle.run", [{**RECORDS[0], "loss": 0.0}])
     save_curves(bundle, tmp_path / "curves.svg")
     assert "<svg" in (tmp_path / "curves.svg").read_text()
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_the_same_run_gives_the_same_file(bundle: Path, tmp_path: Path, ending: str) -> None:
+    for name in ("one", "two"):
+        save_curves(bundle, tmp_path / f"{name}{ending}")
+        time.sleep(1.1 if ending == ".pdf" and name == "one" else 0.0)  # a date has whole seconds
+    one, two = (tmp_path / f"{name}{ending}" for name in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_text_stays_text_and_a_name_is_no_formula(bundle: Path, tmp_path: Path) -> None:
+    named = bundle.rename(tmp_path / "a$b_1$c, 漢字")
+    (tmp_path / "bundle.run").rename(tmp_path / f"{named.name}.run")
+    save_curves(named, tmp_path / "curves.svg")
+    assert f">Training of {named.name}</text>" in (tmp_path / "curves.svg").read_text()
 
 
 def test_what_cannot_be_drawn_says_what_to_do(bundle: Path, tmp_path: Path) -> None:

@@ -78,8 +78,7 @@ class TemporaryCopy:
         )
         self._name: str | None = None
         self._centroids: dict[int, Centroids] = {}
-        # number of clusters -> cluster -> points
-        self._members: dict[int, dict[int, list[Any]]] = {n: defaultdict(list) for n in clusters}
+        self._members: dict[int, dict[int, list[Any]]] = {}  # clusters -> cluster -> points
 
     def __enter__(self) -> Self:
         return self
@@ -152,12 +151,11 @@ class TemporaryCopy:
         yield from islice((record for record in others if str(record.id) not in seen), left)
 
     def _assign(self, batch: Sequence[qm.PointStruct]) -> None:
-        if not self._centroids:
-            return
         vectors = np.array([_vectors(point)[DENSE] for point in batch], dtype=np.float32)
         for count, centroids in self._centroids.items():
+            members = self._members.setdefault(count, defaultdict(list))
             for point, cluster in zip(batch, centroids.assign(vectors), strict=True):
-                self._members[count][cluster].append(point.id)
+                members[cluster].append(point.id)
 
 
 def _vectors(point: qm.Record | qm.PointStruct) -> dict[str, Any]:
