@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from two_tower.models.data import Passage
 from two_tower.retriever.cli import app
 from two_tower.retriever.evaluation.plots import (
-    Point,
+    Dot,
     line_chart,
     log_ticks,
     point_chart,
@@ -159,7 +159,7 @@ def numbers(figure: "Figure") -> list[float]:
 
 @pytest.mark.parametrize("shares", [[1.0, 1.0], [0.31, 0.99], [0.5, 0.5], [0.0, 1.0]])
 def test_no_share_is_above_one(shares: list[float]) -> None:
-    points = [Point("a", x, y) for x, y in enumerate(shares, 3)]
+    points = [Dot("a", x, y) for x, y in enumerate(shares, 3)]
     for figure in (
         line_chart({"a": points}, x_label="k", y_label="share"),
         point_chart({"": points}, is_named=True, x_label="ms", y_label="share"),
@@ -175,15 +175,15 @@ def test_logarithmic_ticks_enclose() -> None:
 
 
 def test_a_line_has_its_places_as_ticks_and_no_number_over_another() -> None:
-    points = [Point("", x, 0.5) for x in (16, 24, 25, 26, 48, 64)]
+    points = [Dot("", x, 0.5) for x in (16, 24, 25, 26, 48, 64)]
     figure = line_chart({"a": points}, x_label="bits", y_label="share")
     assert [number for number in numbers(figure) if number > 2] == [16, 24, 48, 64]
 
 
 def test_names_and_ticks_of_a_scatter_plot_keep_apart_and_inside() -> None:
     """Four systems at nearly one place, and a range whose ticks are not nice ends themselves."""
-    near = [Point(name, 9.0 + i / 50, 0.843 - i / 1000) for i, name in enumerate("abcd")]
-    points = [Point("far", 1.3, 0.353), *near]
+    near = [Dot(name, 9.0 + i / 50, 0.843 - i / 1000) for i, name in enumerate("abcd")]
+    points = [Dot("far", 1.3, 0.353), *near]
     texts = shown(point_chart({"": points}, is_named=True, x_label="ms", y_label="quality"))
     assert {"0.4", "0.6", "0.8", "1", "2", "5", "10"} <= {text for _, _, text in texts}
     assert all(0 <= y <= 230 and 0 <= x <= 330 for x, y, _ in texts)
@@ -197,7 +197,7 @@ def test_names_and_ticks_of_a_scatter_plot_keep_apart_and_inside() -> None:
 def test_names_from_outside_are_text_in_a_plot() -> None:
     """Neither markup nor formulas; what is cut short is whole where the mouse rests."""
     names = ["$x_1^2$", "<b> & \"c\" 'd'", "漢字", "a long name " * 9]
-    points = [Point(name, 1.0 + i, i / 9) for i, name in enumerate(names)]
+    points = [Dot(name, 1.0 + i, i / 9) for i, name in enumerate(names)]
     svg = to_svg(point_chart({"": points}, is_named=True, x_label="ms", y_label="quality"))
     root = ElementTree.fromstring(svg)
     titles = [element.text or "" for element in root.iter("{http://www.w3.org/2000/svg}title")]

@@ -8,8 +8,8 @@ import pytest
 
 from two_tower.retriever.tuning.measure import (
     ROUNDS,
-    TIMED_QUERIES,
-    WARM_UP,
+    TIMED_PER_ROUND,
+    WARM_UP_PER_ROUND,
     Latency,
     Percentile,
     summarise,
@@ -66,10 +66,10 @@ def test_every_search_answers_the_same_queries_in_every_round_and_remembers_none
 
         return make
 
-    queries = [f"q{number}" for number in range(TIMED_QUERIES + 20)]
+    queries = [f"q{number}" for number in range(TIMED_PER_ROUND + 20)]
     times = time_rounds([maker("a", 0.0), maker("b", 0.0002)], queries, label="Timing")
-    assert times.shape == (2, ROUNDS, TIMED_QUERIES)
+    assert times.shape == (2, ROUNDS, TIMED_PER_ROUND)
     assert (times[1] >= 0.2).all()
-    expected = queries[-WARM_UP:] + queries[:TIMED_QUERIES]
+    expected = queries[-WARM_UP_PER_ROUND:] + queries[:TIMED_PER_ROUND]
     assert [asked for _, asked in made] == [expected] * 2 * ROUNDS
     assert [name for name, _ in made[:4]] == ["a", "b", "b", "a"]

@@ -19,8 +19,8 @@ from two_tower.retriever.evaluation import report as words
 from two_tower.retriever.evaluation.contrast import MEASURE, Contrasts
 from two_tower.retriever.evaluation.evaluate import Evaluation, Report
 from two_tower.retriever.evaluation.plots import (
+    Dot,
     Interval,
-    Point,
     interval_chart,
     line_chart,
     point_chart,
@@ -134,13 +134,13 @@ def _figures(report: Report) -> list[tuple[Markup, str]]:
         caption = f"Difference from {report.baseline} with its 95% interval, query by query."
         charts.append((chart, caption))
     depths = {
-        s.system: [Point(s.system, depth, s.metrics[name]) for name, depth in DEPTHS.items()]
+        s.system: [Dot(s.system, depth, s.metrics[name]) for name, depth in DEPTHS.items()]
         for s in rows
     }
     y_label = f"recall@k, mean of {queries}"
     chart = line_chart(depths, x_label="depth k, passages", y_label=y_label)
     charts.append((chart, "Recall against depth."))
-    timed = [Point(s.system, s.p50_ms, s.metrics[MEASURE]) for s in rows if s.p50_ms]
+    timed = [Dot(s.system, s.p50_ms, s.metrics[MEASURE]) for s in rows if s.p50_ms]
     if timed:
         y_label = f"{MEASURE}, mean of {queries}"
         x_label = "p50 of one query, ms"

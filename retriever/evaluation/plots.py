@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 POINTS = 72  # in an inch; figures have that many dots, so that a dot is a point
 
-WIDTH = 330  # points, near a phone's pixels; the page scales the whole
+FIGURE_WIDTH = 330  # points, near a phone's pixels; the page scales the whole
 
-HEIGHT = 230
+FIGURE_HEIGHT = 230
 
 ROW, AXIS, LEGEND_ROW = 20, 50, 15
 
@@ -50,8 +50,8 @@ class Interval(NamedTuple):
     high: float
 
 
-class Point(NamedTuple):
-    """One labelled point."""
+class Dot(NamedTuple):
+    """One labelled dot."""
 
     label: str
     x: float
@@ -79,9 +79,9 @@ def interval_chart(
 
 
 @drawing()
-def line_chart(series: Mapping[str, Sequence[Point]], *, x_label: str, y_label: str) -> "Figure":
+def line_chart(series: Mapping[str, Sequence[Dot]], *, x_label: str, y_label: str) -> "Figure":
     """Return one line per series over a logarithmic x axis."""
-    figure, axes = _new_figure(HEIGHT)
+    figure, axes = _new_figure(FIGURE_HEIGHT)
     for name, points in series.items():
         xs, ys = [p.x for p in points], [p.y for p in points]
         (line,) = axes.plot(xs, ys, label=_short(name), linewidth=2)
@@ -96,10 +96,10 @@ def line_chart(series: Mapping[str, Sequence[Point]], *, x_label: str, y_label: 
 
 @drawing()
 def point_chart(
-    groups: Mapping[str, Sequence[Point]],
+    groups: Mapping[str, Sequence[Dot]],
     *,
-    front: Sequence[Point] = (),
-    marked: Sequence[Point] = (),
+    front: Sequence[Dot] = (),
+    marked: Sequence[Dot] = (),
     is_named: bool = False,
     x_label: str,
     y_label: str,
@@ -109,7 +109,7 @@ def point_chart(
     A legend names the groups, or each point has its name beside it. A page shows the names of all
     points where the mouse rests.
     """
-    figure, axes = _new_figure(HEIGHT)
+    figure, axes = _new_figure(FIGURE_HEIGHT)
     axes.plot([p.x for p in front], [p.y for p in front], "-", color=SOFT, linewidth=1.2)
     for (name, group), color in zip(groups.items(), COLOURS, strict=False):
         axes.plot([], [], "o", color=color, label=_short(name))
@@ -160,7 +160,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 def _new_figure(height: float) -> "tuple[Figure, Axes]":
     from matplotlib.figure import Figure
 
-    figure = Figure((WIDTH / POINTS, height / POINTS), dpi=POINTS, layout="constrained")
+    figure = Figure((FIGURE_WIDTH / POINTS, height / POINTS), dpi=POINTS, layout="constrained")
     axes = figure.subplots()
     axes.grid(color=RULE, linewidth=1)
     axes.spines[["left", "right", "top"]].set_visible(False)
@@ -198,7 +198,7 @@ def _name_axes(axes: "Axes", ticks: Sequence[float], *, x_label: str, y_label: s
     axes.set_title(y_label, loc="left", fontsize="medium")
 
 
-def _name_points(figure: "Figure", axes: "Axes", points: Sequence[Point]) -> None:
+def _name_points(figure: "Figure", axes: "Axes", points: Sequence[Dot]) -> None:
     """Write names beside dots, on no other name or dot where there is room, as near as can be."""
     from matplotlib.transforms import Bbox
 
@@ -215,7 +215,8 @@ def _name_points(figure: "Figure", axes: "Axes", points: Sequence[Point]) -> Non
             for step in range(16)
             for up in (6.0 * step, -6.0 * step)
             for left in (9.0, -9.0 - width)
-            if axes.bbox.x0 <= x + left <= WIDTH - width and axes.bbox.y0 <= y + up <= HEIGHT - 6
+            if axes.bbox.x0 <= x + left <= FIGURE_WIDTH - width
+            and axes.bbox.y0 <= y + up <= FIGURE_HEIGHT - 6
         ]
         boxes = [Bbox.from_bounds(x + left, y + up - 6, width, 12) for left, up in offsets]
         free = [number for number, box in enumerate(boxes) if not box.count_overlaps(taken)]
@@ -227,7 +228,7 @@ def _name_points(figure: "Figure", axes: "Axes", points: Sequence[Point]) -> Non
 def _add_legend(figure: "Figure", axes: "Axes") -> None:
     """Name the series in as many columns as fit, and make the figure higher by their rows."""
     handles, names = axes.get_legend_handles_labels()
-    columns = max(1, int(WIDTH / (CHAR * max(map(len, names)) + 36)))
+    columns = max(1, int(FIGURE_WIDTH / (CHAR * max(map(len, names)) + 36)))
     rows = math.ceil(len(names) / columns)
     figure.set_figheight(figure.get_figheight() + rows * LEGEND_ROW / POINTS)
     spacing: dict[str, Any] = {"labelspacing": 0.2, "columnspacing": 1.2, "handlelength": 1.8}

@@ -151,6 +151,8 @@ class TemporaryCopy:
         yield from islice((record for record in others if str(record.id) not in seen), left)
 
     def _assign(self, batch: Sequence[qm.PointStruct]) -> None:
+        if not self._centroids:
+            return
         vectors = np.array([_vectors(point)[DENSE] for point in batch], dtype=np.float32)
         for count, centroids in self._centroids.items():
             members = self._members.setdefault(count, defaultdict(list))

@@ -17,13 +17,14 @@ RECALLS = ("recall@1", "recall@10", "recall@100")
 
 COSTS = ("p50", "p95", "memory")
 
-MEASURE = r"(?P<measure>[a-z@0-9]+)"
+MEASURE_NAME = r"(?P<measure>[a-z@0-9]+)"
 
 CONDITION = re.compile(
-    MEASURE + r"\s*(?P<sign>>=|<=|>|<)\s*(?P<bound>[0-9.]+)\s*(?:ms|mb)?(?P<exact>\s+of\s+exact)?"
+    MEASURE_NAME
+    + r"\s*(?P<sign>>=|<=|>|<)\s*(?P<bound>[0-9.]+)\s*(?:ms|mb)?(?P<exact>\s+of\s+exact)?"
 )
 
-AIM = re.compile(r"(?P<which>min|max)\s+" + MEASURE + r"(?P<exact>\s+of\s+exact)?")
+AIM = re.compile(r"(?P<which>min|max)\s+" + MEASURE_NAME + r"(?P<exact>\s+of\s+exact)?")
 
 Means = Callable[[str], float]
 """Name of a measure -> what a setting has of it."""
@@ -84,10 +85,10 @@ def parse_goal(text: str) -> Goal:
     aims: list[tuple[str, bool]] = []
     for clause in (clause.strip() for clause in text.lower().split(",")):
         if match := AIM.fullmatch(clause):
-            aims.append((_measure(match, text), match["which"] == "max"))
+            aims.append((_measure_of(match, text), match["which"] == "max"))
         elif match := CONDITION.fullmatch(clause):
             bound = _bound(match, text)
-            conditions.append(Condition(_measure(match, text), match["sign"][0] == ">", bound))
+            conditions.append(Condition(_measure_of(match, text), match["sign"][0] == ">", bound))
         else:
             raise _refused(text, f"cannot read {clause!r}")
     if len(aims) != 1:
@@ -98,7 +99,7 @@ def parse_goal(text: str) -> Goal:
     return Goal(text, tuple(conditions), aim, is_max)
 
 
-def _measure(match: re.Match[str], text: str) -> str:
+def _measure_of(match: re.Match[str], text: str) -> str:
     name, exact = match["measure"], match["exact"]
     known = RECALLS if exact else RECALLS + COSTS
     if name not in known:

@@ -34,9 +34,9 @@ from two_tower.retriever.tuning.grid import HYBRID, Setting
 
 ROUNDS = 5
 
-TIMED_QUERIES = 80
+TIMED_PER_ROUND = 80
 
-WARM_UP = 3
+WARM_UP_PER_ROUND = 3
 
 STUDENT_95 = 2.776  # of a mean of `ROUNDS`
 
@@ -46,11 +46,11 @@ DEVIATION_FACTOR = 1.4826  # a standard deviation is so many median absolute dev
 
 DEEP = 500
 
-DEPTHS = {"recall@1": 1, "recall@10": 10, "recall@100": 100}
+RECALL_DEPTHS = {"recall@1": 1, "recall@10": 10, "recall@100": 100}
 
 SHALLOW, DEEPEST = 10, 100
 
-EXACT = SearchSettings(
+EXACT_SEARCH = SearchSettings(
     legs={DENSE: DEEP, BM25: DEEP},
     cross=False,
     ann=AnnSettings(exact=True, ignore_quantized=True),
@@ -120,12 +120,12 @@ def time_rounds(
         queries: the last ones are asked before, to warm up.
         label: of the progress bar.
     """
-    timed = queries[:TIMED_QUERIES]
+    timed = queries[:TIMED_PER_ROUND]
     times_ms = np.zeros((len(makers), ROUNDS, len(timed)))
     for turn in progress(range(ROUNDS), label=label):
         for place in np.roll(range(len(makers)), turn).tolist():  # the order changes by round
             search = makers[place]()
-            for query in queries[-WARM_UP:]:
+            for query in queries[-WARM_UP_PER_ROUND:]:
                 search(query)
             for number, query in enumerate(timed):
                 start = time.perf_counter()
@@ -176,7 +176,7 @@ class Benchmark:
         fusion = retriever.bundle.fusion
         self._learnt = fusion.hybrid if fusion else None
         self._posting_bytes = count_posting_bytes(retriever)
-        self._exact = list(self._candidates(retriever, EXACT, DEEPEST))
+        self._exact = list(self._candidates(retriever, EXACT_SEARCH, DEEPEST))
         self._nearest = [_nearest(candidates) for candidates in self._exact]
 
     def measure(
@@ -237,7 +237,7 @@ class Benchmark:
         if setting.is_hybrid:
             exact = [self._fuse(search, candidates) for candidates in self._exact]
         values: Values = {}
-        for name, depth in DEPTHS.items():
+        for name, depth in RECALL_DEPTHS.items():
             k = SHALLOW if depth <= SHALLOW and SHALLOW in rankings else DEEPEST
             pairs = zip(rankings[k], exact, strict=True)
             values[name] = by_qrels[k][name]

@@ -18,7 +18,7 @@ from two_tower.models.files import write_bytes
 from two_tower.models.provenance import commit
 from two_tower.retriever.collection.schema import DENSE
 from two_tower.retriever.evaluation.page import render
-from two_tower.retriever.evaluation.plots import Point, line_chart, point_chart, to_svg
+from two_tower.retriever.evaluation.plots import Dot, line_chart, point_chart, to_svg
 from two_tower.retriever.tuning.choice import COST, QUALITY, front
 from two_tower.retriever.tuning.goals import OF_EXACT, RECALLS
 from two_tower.retriever.tuning.grid import Setting
@@ -60,7 +60,7 @@ X_LABELS = {
 
 PNG_DPI, CAPTION_WIDTH = 200, 70
 
-Series = dict[str, list[Point]]
+Series = dict[str, list[Dot]]
 """Name in the legend -> points."""
 
 
@@ -162,8 +162,8 @@ def _front_chart(
 ) -> Chart | None:
     """Return settings by sweep, their Pareto front and the recommended one, if there is width."""
 
-    def point(row: Row) -> Point:
-        return Point(row.setting.label, row.mean(cost), row.mean(quality))
+    def point(row: Row) -> Dot:
+        return Dot(row.setting.label, row.mean(cost), row.mean(quality))
 
     series = _series((row.setting.sweep, row, row.mean(cost), quality) for row in rows)
     if not _has_width(series):
@@ -221,5 +221,5 @@ def _series(entries: Iterable[tuple[str, Row, float | None, str]]) -> Series:
     series: Series = {}
     for name, row, x, measure in entries:
         if x is not None:
-            series.setdefault(name, []).append(Point(row.setting.label, x, row.mean(measure)))
+            series.setdefault(name, []).append(Dot(row.setting.label, x, row.mean(measure)))
     return series
