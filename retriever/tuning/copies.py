@@ -19,6 +19,7 @@ import numpy as np
 from qdrant_client import models as qm
 
 from two_tower.models.console import progress
+from two_tower.models.files import is_alive
 from two_tower.retriever.collection.clusters import Centroids, sample_size
 from two_tower.retriever.collection.options import CollectionOptions
 from two_tower.retriever.collection.schema import BM25, CLUSTER, DENSE, base_name
@@ -226,17 +227,6 @@ def _is_in_use(owner: Mapping[str, Any]) -> bool:
 FLOAT_BYTES = 24
 
 BATCH_BYTES = 8 * 2**20
-
-
-def is_alive(pid: int) -> bool:
-    """Return whether a process of this machine runs, whoever owns it."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # of another user
-        pass
-    return True
 
 
 def scroll_all(
