@@ -60,7 +60,7 @@ def find_contrasts(evaluation: Evaluation, passages: Iterable[Passage]) -> Contr
 
     Args:
         evaluation: of at least one system.
-        passages: of the collection; read only as far as needed.
+        passages: of the collection.
 
     Raises:
         ConfigError: no system is measured.
@@ -78,29 +78,15 @@ def find_contrasts(evaluation: Evaluation, passages: Iterable[Passage]) -> Contr
     if baseline:
         best = [row for row in best if gains[row] > 0]
         worst = [row for row in worst if gains[row] < 0]
-    texts = _texts(evaluation, pair, rows=[*best, *worst], passages=passages)
+    ids: set[str] = set()
+    for query in (evaluation.queries[row] for row in [*best, *worst]):
+        for name in pair:
+            ids.update(*_shown_ids(evaluation, name, query.query_id))
+    texts = {p.passage_id: p for p in passages if p.passage_id in ids}
     return Contrasts(
         [_contrast(evaluation, pair, row, texts) for row in best],
         [_contrast(evaluation, pair, row, texts) for row in worst],
     )
-
-
-def _texts(
-    evaluation: Evaluation, pair: Sequence[str], *, rows: Sequence[int], passages: Iterable[Passage]
-) -> dict[str, Passage]:
-    """Return the passages that are shown, by id."""
-    ids: set[str] = set()
-    for row in rows:
-        query_id = evaluation.queries[row].query_id
-        for name in pair:
-            ids.update(*_shown_ids(evaluation, name, query_id))
-    texts: dict[str, Passage] = {}
-    for passage in passages:
-        if len(texts) == len(ids):
-            break
-        if passage.passage_id in ids:
-            texts[passage.passage_id] = passage
-    return texts
 
 
 def _contrast(
