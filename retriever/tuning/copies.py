@@ -4,13 +4,12 @@ A copy is named `<name>--tune-<8 digits>` and says in its metadata which process
 dropped when its block ends, however it ends; what a killed process left, the next one removes.
 """
 
-import json
 import os
 import secrets
 import socket
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any, Self
@@ -23,7 +22,8 @@ from two_tower.models.files import is_alive
 from two_tower.retriever.collection.clusters import Centroids, sample_size
 from two_tower.retriever.collection.options import CollectionOptions
 from two_tower.retriever.collection.schema import BM25, CLUSTER, DENSE, base_name
-from two_tower.retriever.engine.protocol import Engine
+from two_tower.retriever.engine.protocol import POINTS_PER_PAGE, Engine, scroll_all
+from two_tower.retriever.engine.wire import batches
 from two_tower.retriever.errors import EngineError, EngineLocked
 from two_tower.retriever.search.retriever import Retriever
 from two_tower.retriever.search.settings import SearchSettings
@@ -33,8 +33,6 @@ MARK = "--tune-"
 OWNER = "tune"  # in the metadata: who made the copy, and when it was last heard of
 
 SILENT_S = 3600.0
-
-PAGE = 256
 
 WAIT_EVERY = 16
 
@@ -127,8 +125,8 @@ class TemporaryCopy:
         engine.create_payload_index(name, CLUSTER, qm.PayloadSchemaType.INTEGER)
         records = self._records([*widths, BM25])
         shown = progress(records, label=f"Copying to {name}", total=self._points)
-        unsent: list[qm.PointStruct] = []
-        for number, batch in enumerate(batches(map(_point, shown))):
+        unsent: list[qm.Record] = []
+        for number, batch in enumerate(batches(shown)):
             if unsent:
                 engine.upsert(name, unsent, wait=number % WAIT_EVERY == 0)
             self._assign(batch)
@@ -140,8 +138,8 @@ class TemporaryCopy:
         """Yield what goes into the copy, with payload and vectors."""
         left, collection = self._points, self._source.collection
         first = list(dict.fromkeys(self._answers))[:left] if self._is_part else []
-        for start in range(0, len(first), PAGE):
-            ids = first[start : start + PAGE]
+        for start in range(0, len(first), POINTS_PER_PAGE):
+            ids = first[start : start + POINTS_PER_PAGE]
             records = self._engine.retrieve(
                 collection, ids, with_payload=True, with_vectors=vectors
             )
@@ -151,7 +149,7 @@ class TemporaryCopy:
         others = scroll_all(self._engine, collection, with_payload=True, with_vectors=vectors)
         yield from islice((record for record in others if str(record.id) not in seen), left)
 
-    def _assign(self, batch: Sequence[qm.PointStruct]) -> None:
+    def _assign(self, batch: Sequence[qm.Record]) -> None:
         if not self._centroids:
             return
         vectors = np.array([_vectors(point)[DENSE] for point in batch], dtype=np.float32)
@@ -161,15 +159,10 @@ class TemporaryCopy:
                 members[cluster].append(point.id)
 
 
-def _vectors(point: qm.Record | qm.PointStruct) -> dict[str, Any]:
+def _vectors(point: qm.Record) -> dict[str, Any]:
     """Return the vectors of a point by name."""
     assert isinstance(point.vector, dict)  # all of ours have names
     return point.vector
-
-
-def _point(record: qm.Record) -> qm.PointStruct:
-    payload = record.payload or {}
-    return qm.PointStruct.model_construct(id=record.id, vector=_vectors(record), payload=payload)
 
 
 def clear_leftovers(engine: Engine, source: str) -> None:
@@ -221,46 +214,3 @@ def _is_in_use(owner: Mapping[str, Any]) -> bool:
     if owner["host"] != socket.gethostname():
         return bool(time.time() - owner["seen_at"] < SILENT_S)
     return is_alive(owner["pid"])
-
-
-# SHIMS
-FLOAT_BYTES = 24
-
-BATCH_BYTES = 8 * 2**20
-
-
-def scroll_all(
-    engine: Engine, collection: str, *, with_payload: bool, with_vectors: list[str]
-) -> Iterator[qm.Record]:
-    """Yield every point in the order of their ids."""
-    offset: int | str | None = None
-    while True:
-        records, offset = engine.scroll(
-            collection,
-            limit=PAGE,
-            offset=offset,
-            with_payload=with_payload,
-            with_vectors=with_vectors,
-        )
-        yield from records
-        if offset is None:
-            return
-
-
-def batches(points: Iterable[qm.PointStruct]) -> Iterator[list[qm.PointStruct]]:
-    """Yield points in batches that fit into a request."""
-    batch: list[qm.PointStruct] = []
-    batch_bytes = 0
-    for point in points:
-        floats = sum(
-            2 * len(v.values) if isinstance(v, qm.SparseVector) else len(v)
-            for v in _vectors(point).values()
-        )
-        size = len(json.dumps(point.payload)) + FLOAT_BYTES * floats
-        if batch and (len(batch) == PAGE or batch_bytes + size > BATCH_BYTES):
-            yield batch
-            batch, batch_bytes = [], 0
-        batch.append(point)
-        batch_bytes += size
-    if batch:
-        yield batch

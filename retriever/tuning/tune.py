@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from two_tower.models.data import Qrel, Query
 from two_tower.retriever.collection.options import CollectionOptions
 from two_tower.retriever.collection.schema import DENSE, point_id
-from two_tower.retriever.engine.protocol import Engine, is_embedded
+from two_tower.retriever.engine.protocol import Engine
 from two_tower.retriever.search.retriever import Retriever
 from two_tower.retriever.search.settings import SearchSettings
 from two_tower.retriever.tuning.choice import QUALITY, Choice, choose_fusion, front, recommend
@@ -109,7 +109,7 @@ def tune(
         source = retriever
         if points < retriever.size:
             source = copy.stored(replace(retriever.metadata.options, clusters=0))
-        elif not is_embedded(engine):
+        elif not engine.is_embedded:
             wait_until_green(engine, retriever.collection)
         say(f"Measuring on {len(queries):,} queries over {source.size:,} passages")
         benchmark = Benchmark(engine, source, queries, qrels)
