@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from two_tower.retriever.search.cross import CROSS
+
 from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.retriever.collection.schema import read_metadata
 from two_tower.retriever.engine.address import EngineAddress
@@ -16,7 +18,6 @@ from two_tower.retriever.engine.connect import connect
 from two_tower.retriever.engine.protocol import Engine
 from two_tower.retriever.errors import CollectionMismatch, EngineError, EngineUnavailable
 from two_tower.retriever.records import SearchResult
-from two_tower.retriever.search.cross import CROSS
 from two_tower.retriever.search.retriever import Retriever
 from two_tower.retriever.search.settings import SearchSettings
 from two_tower.retriever.service.config import Limits, ServiceConfig
