@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from two_tower.retriever.search.cross import CROSS
-
 from two_tower.retriever.records import Hit, SearchResult
+from two_tower.retriever.search.fusion import CROSS
 from two_tower.retriever.search.snippets import Segment, printable, snippet
 
 WIDEST, NARROWEST = 100, 40
