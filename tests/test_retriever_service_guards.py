@@ -116,7 +116,7 @@ def test_what_cannot_start_says_why_in_one_line(
         ),
         (
             (NAME, "--bundle", tiny_bundle, "--key-file", folder / "absent"),
-            "cannot be read as a key",
+            "absent cannot be read (No such file or directory)",
         ),
     ]
     for flags, message in cases:

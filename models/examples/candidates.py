@@ -12,7 +12,6 @@ from two_tower.models.text.bm25 import Bm25Index
 from two_tower.models.vectors import BoolArray, FloatArray, IntArray, Vectors
 
 DEPTH = 100
-
 QUERY_BLOCK = 256
 
 
