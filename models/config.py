@@ -5,7 +5,7 @@ import difflib
 import json
 import re
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar, Union, dataclass_transform, get_args, get_origin, get_type_hints
@@ -137,14 +137,15 @@ def _refusal(error: ValidationError, owner: type, where: str) -> str:
         for part in path[:-1]:
             section = _section(get_type_hints(section)[part])
         known = [field.name for field in dataclasses.fields(section)]
-        return _unknown_key(path[-1], known, name.removesuffix(path[-1]))
+        advice = key_advice(path[-1], known, where=name.removesuffix(path[-1]))
+        return f"unknown configuration key {name}; {advice}"
     return f"{name} is {first['input']!r}, expected {_expected(first, owner, path)}"
 
 
-def _unknown_key(key: str, known: list[str], where: str) -> str:
+def key_advice(key: str, known: Collection[str], *, where: str) -> str:
+    """Return the key that an unknown one is nearest to, or all that are known."""
     nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    advice = f"did you mean {where}{nearest[0]}?" if nearest else f"known: {', '.join(known)}"
-    return f"unknown configuration key {where}{key}; {advice}"
+    return f"did you mean {where}{nearest[0]}?" if nearest else f"known: {', '.join(known)}"
 
 
 TYPES = {
@@ -157,7 +158,9 @@ def _expected(error: Any, owner: type, path: list[str]) -> str:
     """Return what pydantic expects instead, in our words."""
     kind, context = error["type"], error.get("ctx", {})
     if kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
-        return _bounds(owner, path)
+        return _bounds(owner, path, context)
+    if kind in ("string_pattern_mismatch", "string_too_long"):
+        return str(_field(owner, path).description)
     if kind == "literal_error":
         return str(context["expected"]).replace(", ", " or ")
     if kind == "tuple_type":
@@ -165,12 +168,11 @@ def _expected(error: Any, owner: type, path: list[str]) -> str:
     return TYPES.get(kind.partition("_")[0], "keys and values")
 
 
-def _bounds(owner: Any, path: list[str]) -> str:
+def _bounds(owner: Any, path: list[str], context: Mapping[str, Any]) -> str:
     """Return the bounds of a field: 1 or more, above 0, 0 to 1, between 0 and 1."""
-    for part in path[:-1]:
-        owner = _section(get_type_hints(owner)[part])
-    limits: dict[str, Any] = {}
-    for rule in owner.__pydantic_fields__[path[-1]].metadata:
+    field = _field(owner, path)
+    limits = {k: v for k, v in context.items() if k in ("ge", "gt", "le", "lt")}
+    for rule in field.metadata if field else ():
         limits |= {k: getattr(rule, k) for k in ("ge", "gt", "le", "lt") if hasattr(rule, k)}
     if "ge" in limits and "le" in limits:
         return f"{limits['ge']} to {limits['le']}"
@@ -178,6 +180,13 @@ def _bounds(owner: Any, path: list[str]) -> str:
         return f"between {limits['gt']} and {limits['lt']}"
     words = {"ge": "{} or more", "gt": "above {}", "le": "at most {}", "lt": "below {}"}
     return " and ".join(words[rule].format(limit) for rule, limit in limits.items())
+
+
+def _field(owner: Any, path: list[str]) -> Any:
+    """Return the field at a path; None for a key of a plain mapping."""
+    for part in path[:-1]:
+        owner = _section(get_type_hints(owner)[part])
+    return getattr(owner, "__pydantic_fields__", {}).get(path[-1])
 
 
 def _section(hint: Any) -> Any:

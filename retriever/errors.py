@@ -1,7 +1,7 @@
 """The exception tree.
 
 Every error that a user can act on derives from `TwoTowerError`; a command ends it in one line
-and exit code 1. A caller's bug is a plain `ValueError`.
+and exit code 1. A caller's bug is a plain `ValueError`. The first five stand in `models.errors`.
 
     TwoTowerError
       ConfigError            unknown key or impossible value in a configuration
@@ -21,32 +21,7 @@ and exit code 1. A caller's bug is a plain `ValueError`.
         VerificationFailed   what is in the collection is not what DATA says
 """
 
-from two_tower.models.errors import (
-    BundleError,
-    ConfigError,
-    DataError,
-    TrainingError,
-    TwoTowerError,
-)
-
-__all__ = [
-    "BundleError",
-    "CertificateRefused",
-    "CollectionMismatch",
-    "CollectionNotFound",
-    "ConfigError",
-    "DataError",
-    "EngineBusy",
-    "EngineError",
-    "EngineLocked",
-    "EngineTooOld",
-    "EngineUnavailable",
-    "KeyRefused",
-    "QueryError",
-    "TrainingError",
-    "TwoTowerError",
-    "VerificationFailed",
-]
+from two_tower.models.errors import TwoTowerError
 
 
 class QueryError(TwoTowerError, ValueError):

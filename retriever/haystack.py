@@ -39,13 +39,13 @@ class TwoTowerRetriever:
         path: str | None = None,
         top_k: int | None = None,
     ) -> None:
-        """Say where to search.
+        """Say where to search; the arguments are those of `Retriever.open`.
 
         Args:
             collection: alias or versioned name.
             bundle: folder that `models train` wrote; TWO_TOWER_BUNDLE otherwise.
-            url: as `Retriever.open` takes it.
-            path: as `Retriever.open` takes it.
+            url: a Qdrant server.
+            path: folder of the embedded engine.
             top_k: number of documents where a run does not say; 10, or all there are, if None.
         """
         self.collection = collection

@@ -1,11 +1,7 @@
-"""What goes into a search and what comes out of it."""
+"""What comes out of a search."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
-
-from two_tower.models.data import Passage, Qrel, Query
-
-__all__ = ["Hit", "Passage", "Qrel", "Query", "Run", "SearchResult", "Stage"]
 
 Run = dict[str, dict[str, float]]
 """query_id -> passage_id -> score, as in ir-measures and TREC run files."""
@@ -50,15 +46,9 @@ class Hit(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form that `retriever search --json` prints."""
-        return {
-            "rank": self.rank,
-            "passage_id": self.passage_id,
-            "score": self.score,
-            "title": self.title,
-            "text": self.text,
-            "url": self.url,
-            "stages": {name: stage._asdict() for name, stage in self.stages.items()},
-        }
+        fields = self._asdict()
+        del fields["payload"]
+        return fields | {"stages": {name: stage._asdict() for name, stage in self.stages.items()}}
 
 
 class SearchResult(NamedTuple):
@@ -68,9 +58,9 @@ class SearchResult(NamedTuple):
         query: as searched.
         hits: best first.
         timings_ms: step -> milliseconds. Queries searched together share the cost evenly.
-        stages_run: the stages that took part, in their order: legs, rerank, cross, groups,
-            diversity.
-        skipped: stages that the settings ask for and `budget_ms` could not pay.
+        stages_run: the stages that took part, in their order: rewrite, legs, rerank, cross,
+            groups, diversity.
+        skipped: stages that the settings ask for and `budget_ms` leaves no time for.
     """
 
     query: str
@@ -81,8 +71,7 @@ class SearchResult(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form that `retriever search --json` prints."""
-        return {
-            "query": self.query,
+        return self._asdict() | {
             "hits": [hit.to_dict() for hit in self.hits],
             "timings_ms": {name: round(ms, 3) for name, ms in self.timings_ms.items()},
             "stages_run": list(self.stages_run),

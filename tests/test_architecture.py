@@ -212,14 +212,22 @@ def test_help_is_light(package: str) -> None:
 
 def test_exported_names() -> None:
     import two_tower
+    from two_tower import retriever
 
     assert two_tower.__all__ == [
-        *("AnnSettings", "Hit", "Retriever", "SearchResult", "SearchSettings", "read_settings")
+        *("AnnSettings", "CollectionOptions", "Dataset", "Hit", "ModelBundle", "Passage"),
+        *("Retriever", "SearchResult", "SearchSettings", "TwoTowerError", "connect", "copy"),
+        *("drop", "load", "promote", "read_config", "read_settings", "restore", "rollback"),
+        *("snapshot", "train_bundle", "tune", "verify"),
     ]
     for name in two_tower.__all__:
         assert getattr(two_tower, name).__name__ == name
-    with pytest.raises(AttributeError, match="no attribute 'Nope'"):
-        _ = two_tower.Nope
+        assert getattr(retriever, name) is getattr(two_tower, name)
+    assert dir(two_tower) == dir(retriever) == sorted([*two_tower.__all__, "__version__"])
+    assert two_tower.__version__
+    for module in (two_tower, retriever):
+        with pytest.raises(AttributeError, match="no attribute 'Nope'"):
+            _ = module.Nope
 
 
 def test_links_lead_to_the_folders() -> None:

@@ -25,8 +25,7 @@ from two_tower.retriever.collection.bm25_vectors import EngineAnalyzer
 from two_tower.retriever.engine.connect import connect
 from two_tower.retriever.engine.protocol import Engine
 from two_tower.retriever.evaluation.systems import default_systems, start
-from two_tower.retriever.search.cross import reordered
-from two_tower.retriever.search.stages import Candidates, Ranking
+from two_tower.retriever.search.fusion import Candidates, Ranking, reorder
 
 PASSAGES = make_passages(120)
 QUERY = "storm on the river bank"
@@ -208,7 +207,7 @@ def ranking(count: int, *, seed: int) -> Ranking:
     scores = random.standard_normal(count).round(1)  # some are equal
     names = [f"p{row}" for row in range(count)]
     candidates = Candidates(names, ["bm25"], scores[:, None], np.zeros(1))
-    return Ranking(candidates, np.argsort(-scores, kind="stable"), scores, is_learnt=True)
+    return Ranking(candidates, np.argsort(-scores, kind="stable"), scores)
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.7, -0.7])
@@ -216,7 +215,7 @@ def test_what_was_not_read_stays_in_order_behind(weight: float) -> None:
     for seed in range(20):
         before = ranking(30, seed=seed)
         logits = np.random.default_rng(seed).standard_normal(1 + seed).astype(np.float32)
-        after = reordered(before, logits, FinalWeights(weight, 2.0, 1.0, 0.0))
+        after = reorder(before, logits, FinalWeights(weight, 2.0, 1.0, 0.0))
         size = len(logits)
         assert set(after.order[:size]) == set(before.order[:size])
         assert after.order[size:].tolist() == before.order[size:].tolist()
@@ -228,8 +227,8 @@ def test_what_was_not_read_stays_in_order_behind(weight: float) -> None:
 def test_a_window_by_hand() -> None:
     scores = np.array([1.0, 4.0, 3.0, 2.5])
     candidates = Candidates(["a", "b", "c", "d"], ["bm25"], scores[:, None], np.zeros(1))
-    before = Ranking(candidates, np.array([1, 2, 3, 0]), scores, is_learnt=True)
-    after = reordered(before, np.array([-1, 5], np.float32), FinalWeights(2.0, 1.0, 3.0, 0.5))
+    before = Ranking(candidates, np.array([1, 2, 3, 0]), scores)
+    after = reorder(before, np.array([-1, 5], np.float32), FinalWeights(2.0, 1.0, 3.0, 0.5))
     # worth: b 2*4 - 1 = 7, c 2*3 + 5 = 11; d is 2 * (3 - 2.5) below b, a 2 * (3 - 1)
     b = 7 - math.log(math.exp(3) + math.exp(11)) + 0.5
     c = 11 - math.log(math.exp(3) + math.exp(7)) + 0.5

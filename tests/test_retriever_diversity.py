@@ -4,8 +4,8 @@ import time
 import numpy as np
 import pytest
 
-from two_tower.retriever.search.budget import Costs, Stopwatch
 from two_tower.retriever.search.diversity import at_most_per_group, mmr
+from two_tower.retriever.search.pipeline import Costs, Stopwatch
 
 
 def unit(*angles: float) -> np.ndarray:

@@ -16,7 +16,7 @@ from two_tower.models.data import Dataset, Passage
 from two_tower.retriever import Retriever, SearchSettings
 from two_tower.retriever.engine.protocol import Engine
 from two_tower.retriever.errors import QueryError
-from two_tower.retriever.search.filters import both, parse_filters, to_filter
+from two_tower.retriever.search.filters import parse_filters, to_filter
 
 PASSAGES = make_passages(120)
 Kind = qm.PayloadSchemaType
@@ -150,13 +150,6 @@ def test_conditions_of_kinds_that_corpora_here_lack() -> None:
     for value in (day, date(2024, 5, 1), "2024-05-01"):
         condition = qm.FieldCondition(key="when", range=qm.DatetimeRange(gte=day))
         assert to_filter({"when": {"gte": value}}, FIELDS) == qm.Filter(must=[condition])
-
-
-def test_both() -> None:
-    one, other = (to_filter({"year": year}, FIELDS) for year in (1, 2))
-    assert both(None, None) is None
-    assert both(one, None) == both(None, one) == one
-    assert both(one, other) == qm.Filter(must=[one, other])
 
 
 SCALARS = (

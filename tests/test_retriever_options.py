@@ -14,13 +14,13 @@ from two_tower.retriever.collection.options import (
     HnswOptions,
     QuantizationOptions,
 )
+from two_tower.retriever.search.retriever import require_possible
 from two_tower.retriever.search.settings import (
     AnnSettings,
     SearchSettings,
     SettingsFile,
     read_file,
     read_settings,
-    require_possible,
 )
 
 WHOLE = """
@@ -98,8 +98,8 @@ def test_options_survive_the_metadata(tmp_path: Path) -> None:
         ("collection: {indexes: [body]}", "collection.indexes is .'body'., expected keys"),
         ("search: {legs: {dense: many}}", "search.legs.dense is 'many', expected int"),
         ("search: {legs: {}}", "name no leg"),
-        ("search: {ann: {ef: 0}}", "ann.ef is 0; expected 1 or more"),
-        ("search: {ann: {n_probe: -1}}", "ann.n_probe is -1; expected 1 or more"),
+        ("search: {ann: {ef: 0}}", "search.ann.ef is 0, expected 1 or more"),
+        ("search: {ann: {n_probe: -1}}", "search.ann.n_probe is -1, expected 1 or more"),
         ("search: {ann: {first_stage: dense}}", "expected e.g. pca_64"),
         ("search: {ann: {oversampling: 2, rescore: false}}", "oversampling is 2.0 without rescore"),
     ],

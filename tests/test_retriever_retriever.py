@@ -22,8 +22,12 @@ from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
 from two_tower.retriever.engine.connect import connect
 from two_tower.retriever.engine.protocol import Engine
 from two_tower.retriever.errors import QueryError
-from two_tower.retriever.search.queries import QueryEncoder, RecentVectors, average
-from two_tower.retriever.search.stages import QueryVectors
+from two_tower.retriever.search.queries import (
+    QueryEncoder,
+    QueryVectors,
+    RecentVectors,
+    average,
+)
 
 PASSAGES = make_passages(120)
 QUERY = "storm on the river bank"

@@ -136,7 +136,24 @@ LONG = json.dumps({"query": "x" * 70_000}).encode()
         ("/search", b'{"query": "\\ud800"}', 422, "invalid_request", "body.query"),
         ("/search", {"query": "a", "k": 101}, 400, "invalid_query", "at most 100"),
         ("/search", {"query": "a", "k": 0}, 422, "invalid_request", "body.k"),
-        ("/search", {"query": "a", "q": 1}, 422, "invalid_request", "body.q"),
+        ("/search", {"query": "a", "q": 1}, 422, "invalid_request", "body.q: unknown key; known:"),
+        ("/search", {"query": "a", "filtr": 1}, 422, "invalid_request", "mean body.filter?"),
+        ("/similar", {"passage": "a"}, 422, "invalid_request", "body.passage_id: expected a value"),
+        ("/similar", {"passage_id": "a", "budget_ms": 1}, 422, "invalid_request", "known: pass"),
+        (
+            "/search",
+            {"query": "a", "settings": {"grop_by": "kind"}},
+            422,
+            "invalid_request",
+            "body.settings.grop_by: unknown key; did you mean body.settings.group_by?",
+        ),
+        (
+            "/search",
+            {"query": "a", "settings": {"legs": {"dense": 0}}},
+            422,
+            "invalid_request",
+            "body.settings.legs.dense: expected greater than or equal to 1",
+        ),
         ("/search", {"query": "a", "filter": {"nope": 1}}, 400, "invalid_query", "kind, "),
         ("/search", {"query": "a", "filter": {"year": 10**40}}, 400, "invalid_query", "year"),
         ("/search", {"query": "a", "filter": 5}, 422, "invalid_request", "body.filter"),
@@ -230,7 +247,14 @@ def test_openapi_describes_what_is_there(service: Service) -> None:
     }
     answers = described["paths"]["/search"]["post"]["responses"]
     assert {"200", "400", "413", "422", "429", "503", "504"} <= set(answers)
-    assert "HTTPValidationError" not in described["components"]["schemas"]
+    schemas = described["components"]["schemas"]
+    assert "HTTPValidationError" not in schemas
+    assert "securitySchemes" not in described["components"]
+    assert schemas["SettingsBody"]["properties"]["cross_candidates"]["anyOf"][0] == {
+        "type": "integer",
+        "minimum": 1,
+        "maximum": 200,
+    }
 
 
 def test_settings_of_a_request_are_those_of_the_library() -> None:
@@ -238,9 +262,9 @@ def test_settings_of_a_request_are_those_of_the_library() -> None:
     library = set(SearchSettings.__dataclass_fields__)
     assert set(SettingsBody.model_fields) == library - operators
     default = SearchSettings(tower_weight=3.0, ann=AnnSettings(ef=77))
-    assert SettingsBody().settings(default, most_candidates=10) == default
-    given = SettingsBody(legs={"bm25": 5}).settings(default, most_candidates=10)
-    assert given == replace(default, legs={"bm25": 5})
+    assert SettingsBody().settings(default) == default
+    changed = SettingsBody(legs={"bm25": 5}).settings(default)
+    assert changed == replace(default, legs={"bm25": 5})
 
 
 def test_searches_at_the_same_time_get_their_own_answers(

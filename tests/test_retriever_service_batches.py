@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -77,7 +78,7 @@ def test_what_gains_nothing_together_is_answered_in_turn() -> None:
     ask = Asked()
     with busy() as batches:
         answers = [
-            batches.submit(question(query, ask)._replace(most_together=1)) for query in "abc"
+            batches.submit(replace(question(query, ask), most_together=1)) for query in "abc"
         ]
     assert [answer.result() for answer in answers] == [f"answer to {q}" for q in "abc"]
     assert ask.batches == [["a"], ["b"], ["c"]]

@@ -12,7 +12,7 @@ from services import NAME, Answer, Qdrant, Service, load, running_qdrant, runnin
 
 from two_tower.models.errors import ConfigError
 from two_tower.retriever.engine.connect import connect
-from two_tower.retriever.service.config import Limits, read_key
+from two_tower.retriever.service.config import ServiceConfig, read_key
 
 BODY = {"query": "storm on the river bank", "k": 3}
 
@@ -165,7 +165,9 @@ def test_keys_come_from_a_file_or_the_environment(
         read_key(tmp_path)
 
 
-@pytest.mark.parametrize("limit", ["threads", "timeout_s", "body_bytes", "k", "candidates"])
+@pytest.mark.parametrize("limit", ["threads", "timeout_s"])
 def test_limits_are_more_than_nothing(limit: str) -> None:
-    with pytest.raises(ConfigError, match=f"{limit} is 0; expected more than 0"):
-        Limits(**{limit: 0})
+    with pytest.raises(ConfigError, match=f"{limit} is 0, expected above 0"):
+        ServiceConfig(name="x", bundle=Path("y"), **{limit: 0})
+    with pytest.raises(ConfigError, match="waiting is -1, expected 0 or more"):
+        ServiceConfig(name="x", bundle=Path("y"), waiting=-1)

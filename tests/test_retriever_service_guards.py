@@ -67,6 +67,23 @@ def test_who_has_no_key_gets_nothing(guarded: Service) -> None:
     assert KEY not in guarded.log.read_text()
 
 
+def test_openapi_declares_the_key_where_there_is_one(guarded: Service) -> None:
+    described = guarded.get("/openapi.json").json
+    (name,) = described["components"]["securitySchemes"]
+    scheme = described["components"]["securitySchemes"][name]
+    assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
+    for path, methods in described["paths"].items():
+        for method in methods.values():
+            assert method.get("security") == (None if path == "/health" else [{name: []}]), path
+
+
+def test_who_has_no_key_learns_nothing_about_the_body(guarded: Service) -> None:
+    for body in (b"{", b"x" * 70_000, {"query": ""}):
+        assert guarded.post("/search", body).status == 401
+    doubled = guarded.get("/collection", Authorization=f"bearer  {KEY} ")
+    assert doubled.status == 200
+
+
 def test_only_named_origins_may_call(guarded: Service) -> None:
     friend = guarded.get("/health", Origin="https://friend.example").headers
     assert friend["Access-Control-Allow-Origin"] == "https://friend.example"
@@ -99,7 +116,7 @@ def test_what_cannot_start_says_why_in_one_line(
         ),
         (
             (NAME, "--bundle", tiny_bundle, "--key-file", folder / "absent"),
-            "cannot be read as a key",
+            "absent cannot be read (No such file or directory)",
         ),
     ]
     for flags, message in cases:

@@ -7,15 +7,11 @@ from qdrant_client import models as qm
 from two_tower.models.bundle.fusion import HybridWeights
 from two_tower.models.errors import ConfigError
 from two_tower.retriever.engine.wire import Scored
+from two_tower.retriever.records import Hit
+from two_tower.retriever.search.fusion import Ranking, fuse, gather, stage_weights
+from two_tower.retriever.search.pipeline import top_hits
+from two_tower.retriever.search.queries import QueryVectors, plan
 from two_tower.retriever.search.settings import SearchSettings
-from two_tower.retriever.search.stages import (
-    QueryVectors,
-    choose,
-    fuse,
-    gather,
-    plan,
-    stage_weights,
-)
 
 TOWER = np.array([1.0, 0.0], dtype=np.float32)
 VECTORS = QueryVectors(
@@ -26,6 +22,11 @@ VECTORS = QueryVectors(
         "bm25": qm.SparseVector(indices=[7], values=[1.0]),
     },
 )
+
+
+def choose(ranking: Ranking, *, k: int) -> list[Hit]:
+    """The best k, by the ids of their points."""
+    return top_hits(ranking, ranking.order[:k].tolist(), {})
 
 
 def response(**scores: float) -> Scored:
@@ -76,7 +77,7 @@ def test_choose_fuses_and_reports_every_stage() -> None:
     requests = plan(settings, VECTORS, k=1)
     answers = [response(a=0.9, b=0.5), response(b=8.0, c=6.0), response(b=0.5, c=0.4)]
     winners = choose(fuse(settings, gather(requests, answers)), k=3)
-    assert [(w.rank, w.point_id) for w in winners] == [(1, "b"), (2, "c"), (3, "a")]
+    assert [(w.rank, w.passage_id) for w in winners] == [(1, "b"), (2, "c"), (3, "a")]
     assert [w.score for w in winners] == pytest.approx([5 + 8, 4 + 6, 9 + 0])
     assert winners[0].stages == {"dense": (0.5, 2), "bm25": (8.0, 1), "rerank": (0.5, 2)}
     assert winners[1].stages == {"bm25": (6.0, 2), "rerank": (0.4, 3)}
@@ -87,7 +88,7 @@ def test_without_rerank_a_missing_cosine_is_the_least_of_the_leg() -> None:
     settings = SearchSettings(legs={"dense": 2, "bm25": 3}, tower_weight=10.0, rerank=False)
     answers = [response(a=0.9, b=0.5), response(b=8.0, c=6.0)]
     winners = choose(fuse(settings, gather(plan(settings, VECTORS, k=1), answers)), k=3)
-    assert {w.point_id: w.score for w in winners} == pytest.approx({"b": 13, "c": 11, "a": 9})
+    assert {w.passage_id: w.score for w in winners} == pytest.approx({"b": 13, "c": 11, "a": 9})
 
 
 def test_reciprocal_ranks_on_request() -> None:
@@ -95,7 +96,7 @@ def test_reciprocal_ranks_on_request() -> None:
     answers = [response(a=0.9, b=0.5), response(b=8.0, c=6.0)]
     winners = choose(fuse(settings, gather(plan(settings, VECTORS, k=1), answers)), k=3)
     expected = {"b": 1 / 62 + 1 / 61, "a": 1 / 61, "c": 1 / 62}
-    assert {w.point_id: w.score for w in winners} == pytest.approx(expected)
+    assert {w.passage_id: w.score for w in winners} == pytest.approx(expected)
 
 
 def test_learnt_weights_take_the_place_of_the_fixed_one() -> None:
@@ -103,13 +104,13 @@ def test_learnt_weights_take_the_place_of_the_fixed_one() -> None:
     answers = [response(a=0.9, b=0.5), response(b=8.0, c=6.0)]
     found = gather(plan(settings, VECTORS, k=1), answers)
     ranking = fuse(settings, found, learnt=HybridWeights(20.0))
-    assert ranking.is_learnt
+    assert ranking.cosines is not None
     winners = choose(ranking, k=3)
     # a: 20 * 0.9, b: 8 + 20 * 0.5, c: 6 + 20 * 0.5, the least of the dense leg
-    assert [(w.point_id, w.score) for w in winners] == [("a", 18.0), ("b", 18.0), ("c", 16.0)]
+    assert [(w.passage_id, w.score) for w in winners] == [("a", 18.0), ("b", 18.0), ("c", 16.0)]
     for fixed in (replace(settings, fusion="weighted"), replace(settings, tower_weight=15.0)):
         ranking = fuse(fixed, found, learnt=HybridWeights(20.0))
-        assert not ranking.is_learnt
+        assert ranking.cosines is None
         expected = [15 * 0.9, 8 + 15 * 0.5, 6 + 15 * 0.5]
         assert ranking.scores.tolist() == pytest.approx(expected)
 
@@ -119,14 +120,14 @@ def test_nothing_is_learnt_for_one_leg_alone(leg: str) -> None:
     settings = SearchSettings(legs={leg: 3}, rerank=False)
     found = gather(plan(settings, VECTORS, k=1), [response(a=0.9, b=0.5)])
     ranking = fuse(settings, found, learnt=HybridWeights(20.0))
-    assert (ranking.is_learnt, ranking.scores.tolist()) == (False, [0.9, 0.5])
+    assert (ranking.cosines, ranking.scores.tolist()) == (None, [0.9, 0.5])
 
 
 def test_one_stage_keeps_its_own_scores() -> None:
     settings = SearchSettings(legs={"bm25": 3}, rerank=False)
     found = gather(plan(settings, VECTORS, k=1), [response(a=2.0, b=5.0)])
     winners = choose(fuse(settings, found), k=2)
-    assert [(w.point_id, w.score) for w in winners] == [("b", 5.0), ("a", 2.0)]
+    assert [(w.passage_id, w.score) for w in winners] == [("b", 5.0), ("a", 2.0)]
 
 
 def test_nothing_found_is_an_empty_result() -> None:
@@ -155,12 +156,17 @@ def test_weights(stages: list[str], expected: list[float]) -> None:
     ("settings", "message"),
     [
         ({"legs": {}}, "no leg"),
-        ({"legs": {"dense": 0}}, "'dense' asks for 0"),
-        ({"cross_candidates": 0}, "cross_candidates is 0; expected 1 to 200"),
-        ({"cross_candidates": 201}, "cross_candidates is 201; expected 1 to 200"),
-        ({"tower_weight": -1.5}, r"tower_weight is -1\.5"),
-        ({"tower_weight": float("nan")}, "tower_weight is nan"),
-        ({"fusion": "dbsf"}, "fusion is 'dbsf'; expected learnt, weighted or rrf"),
+        ({"legs": {"dense": 0}}, "search.legs.dense is 0, expected 1 or more"),
+        ({"cross_candidates": 0}, "cross_candidates is 0, expected 1 to 200"),
+        ({"cross_candidates": 201}, "cross_candidates is 201, expected 1 to 200"),
+        ({"tower_weight": -1.5}, r"tower_weight is -1\.5, expected 0 or more"),
+        ({"tower_weight": float("nan")}, "tower_weight is nan, expected a finite number"),
+        ({"diversity": 1.5}, "diversity is 1.5, expected 0 to 1"),
+        ({"group_by": "a.b"}, "group_by is 'a.b', expected the name of a payload field"),
+        ({"group_by": "a" * 101}, "expected the name of a payload field"),
+        ({"group_size": 0}, "group_size is 0, expected 1 to 1000"),
+        ({"grop_size": 2}, r"did you mean search\.group_size\?"),
+        ({"fusion": "dbsf"}, "fusion is 'dbsf', expected 'learnt' or 'weighted' or 'rrf'"),
     ],
 )
 def test_impossible_settings(settings: dict, message: str) -> None:

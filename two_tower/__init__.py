@@ -10,25 +10,49 @@ The subpackages are `two_tower.models` (learning), `two_tower.retriever` (search
 first use of a name does.
 """
 
+import ast
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from two_tower.retriever.records import Hit, SearchResult
-    from two_tower.retriever.search.retriever import Retriever
-    from two_tower.retriever.search.settings import AnnSettings, SearchSettings, read_settings
+if TYPE_CHECKING:  # the public names: type checkers follow them here, `__getattr__` at first use
+    from two_tower.ingest.loading.loader import load as load
+    from two_tower.ingest.loading.verify import verify as verify
+    from two_tower.ingest.versions.copying import copy as copy
+    from two_tower.ingest.versions.snapshots import restore as restore
+    from two_tower.ingest.versions.snapshots import snapshot as snapshot
+    from two_tower.ingest.versions.versions import drop as drop
+    from two_tower.ingest.versions.versions import promote as promote
+    from two_tower.ingest.versions.versions import rollback as rollback
+    from two_tower.models.bundle.bundle import ModelBundle as ModelBundle
+    from two_tower.models.data import Dataset as Dataset
+    from two_tower.models.data import Passage as Passage
+    from two_tower.models.errors import TwoTowerError as TwoTowerError
+    from two_tower.models.training.recipe import read_config as read_config
+    from two_tower.models.training.run import train_bundle as train_bundle
+    from two_tower.retriever.collection.options import CollectionOptions as CollectionOptions
+    from two_tower.retriever.engine.connect import connect as connect
+    from two_tower.retriever.records import Hit as Hit
+    from two_tower.retriever.records import SearchResult as SearchResult
+    from two_tower.retriever.search.retriever import Retriever as Retriever
+    from two_tower.retriever.search.settings import AnnSettings as AnnSettings
+    from two_tower.retriever.search.settings import SearchSettings as SearchSettings
+    from two_tower.retriever.search.settings import read_settings as read_settings
+    from two_tower.retriever.tuning.tune import tune as tune
 
-__all__ = ["AnnSettings", "Hit", "Retriever", "SearchResult", "SearchSettings", "read_settings"]
 
-_HOMES = {
-    "AnnSettings": "two_tower.retriever.search.settings",
-    "Hit": "two_tower.retriever.records",
-    "Retriever": "two_tower.retriever.search.retriever",
-    "SearchResult": "two_tower.retriever.records",
-    "SearchSettings": "two_tower.retriever.search.settings",
-    "read_settings": "two_tower.retriever.search.settings",
-}
+def _modules() -> dict[str, str]:
+    """Return public name -> module, read from the imports above, so that each stands once."""
+    tree = ast.parse(Path(__file__).read_text(encoding="utf-8"))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
+    return {alias.name: str(node.module) for node in imports for alias in node.names}
+
+
+_MODULES = _modules()
+
+__all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
@@ -37,9 +61,9 @@ def __getattr__(name: str) -> Any:
             return version("two-tower-search")
         except PackageNotFoundError:  # a checkout that is not installed
             return "unknown"
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'two_tower' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

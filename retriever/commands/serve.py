@@ -2,19 +2,19 @@
 
 import contextlib
 import logging
+import os
 import socket
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from two_tower.models.errors import ConfigError
 from two_tower.retriever.commands.flags import Bundle, Name, Path_, Settings, Url
 from two_tower.retriever.errors import EngineUnavailable
-from two_tower.retriever.search.settings import SearchSettings, read_settings
-from two_tower.retriever.service.config import KEY_VARIABLE, Limits, ServiceConfig, read_key
 
-DEFAULTS = Limits()
+if TYPE_CHECKING:
+    from two_tower.retriever.service.config import ServiceConfig
 
 BACKLOG = 2048
 
@@ -30,8 +30,8 @@ def serve(
     key_file: Annotated[
         Path | None,
         typer.Option(
-            help=f"File with the key that clients must send as a bearer token; {KEY_VARIABLE} "
-            "where this is not given. Without either, everybody may search."
+            help="File with the key that clients must send as a bearer token; "
+            "TWO_TOWER_SERVICE_KEY where this is not given. Without either, everybody may search."
         ),
     ] = None,
     cors_origin: Annotated[
@@ -48,21 +48,26 @@ def serve(
     ] = None,
     threads: Annotated[
         int, typer.Option(help="Batches of searches that run at the same time.", min=1)
-    ] = DEFAULTS.threads,
+    ] = min(4, os.cpu_count() or 1),
     waiting: Annotated[
         int, typer.Option(help="Searches that may wait; one more is answered 429.", min=0)
-    ] = DEFAULTS.waiting,
+    ] = 32,
     timeout: Annotated[
         float, typer.Option(help="Seconds until a search is answered 504.", min=0.1)
-    ] = DEFAULTS.timeout_s,
+    ] = 10.0,
 ) -> None:
     """Serve a collection over HTTP, with a search page at /."""
+    from two_tower.retriever.search.settings import SearchSettings, read_settings
+    from two_tower.retriever.service.config import ServiceConfig, read_key
+
     config = ServiceConfig(
         name=name,
         bundle=bundle,
         url=url,
         path=path,
-        limits=Limits(threads=threads, waiting=waiting, timeout_s=timeout),
+        threads=threads,
+        waiting=waiting,
+        timeout_s=timeout,
         key=read_key(key_file),
         origins=tuple(cors_origin or ()),
         examples=tuple(example or ()),
@@ -72,7 +77,7 @@ def serve(
     run(config, host=host, port=port)
 
 
-def run(config: ServiceConfig, *, host: str, port: int) -> None:
+def run(config: "ServiceConfig", *, host: str, port: int) -> None:
     """Serve until SIGINT or SIGTERM, then answer what is under way and leave.
 
     A server that does not answer yet is waited for; anything else that is wrong ends here.
@@ -109,7 +114,7 @@ def run(config: ServiceConfig, *, host: str, port: int) -> None:
             log_config=None,
             log_level=logging.WARNING,
             server_header=False,
-            timeout_graceful_shutdown=int(config.limits.timeout_s) + 1,
+            timeout_graceful_shutdown=int(config.timeout_s) + 1,
         )
         shown = f"[{host}]" if ":" in host else host
         typer.echo(f"Serving {config.name} at http://{shown}:{port}", err=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from two_tower.retriever.records import Hit, SearchResult
-from two_tower.retriever.search.cross import CROSS
+from two_tower.retriever.search.fusion import CROSS
 from two_tower.retriever.search.snippets import Segment, printable, snippet
 
 WIDEST, NARROWEST = 100, 40

@@ -142,7 +142,7 @@ def measure_all(
     baseline = _baseline([system.name for system in systems], baseline)
     queries, qrels = judged_queries(dataset, split, relevant_from=relevant_from)
     answers = {qrel.passage_id for qrel in qrels if qrel.relevance >= relevant_from}
-    held = retriever.held(answers)
+    held = retriever.count(answers)
     if not held:
         raise DataError(
             f"{retriever.collection} holds none of the {len(answers):,} relevant passages of "

@@ -17,7 +17,8 @@ from two_tower.retriever.collection.options import CollectionOptions
 from two_tower.retriever.collection.schema import BM25, DENSE
 from two_tower.retriever.evaluation.measures import DEPTH
 from two_tower.retriever.evaluation.trec import read_run
-from two_tower.retriever.search.cross import CROSS
+from two_tower.retriever.search.fusion import CROSS
+from two_tower.retriever.search.queries import searched_vectors
 from two_tower.retriever.search.retriever import Retriever
 from two_tower.retriever.search.settings import SearchSettings, read_settings
 
@@ -196,7 +197,7 @@ def index_mb(
 
     As it is stored, or as it would be with `options`; `posting_bytes` are counted if not given.
     """
-    names = search.vectors | ({DENSE} if search.rerank else set())
+    names = searched_vectors(search) | ({DENSE} if search.rerank else set())
     widths = retriever.metadata.schema.widths
     dimensions = sum(widths[name] for name in names if name in widths)
     per_passage = dimensions * bytes_per_dimension(options or retriever.metadata.options)

@@ -12,8 +12,6 @@ import numpy as np
 
 from two_tower.models.vectors import Float64Array, FloatArray
 
-MISSING = object()
-
 
 def mmr(scores: Float64Array, vectors: FloatArray, *, diversity: float, k: int) -> list[int]:
     """Return the rows of the `k` candidates that are relevant and unlike those before them.
@@ -29,16 +27,18 @@ def mmr(scores: Float64Array, vectors: FloatArray, *, diversity: float, k: int) 
         diversity: 0 keeps the order, 1 looks at the vectors alone after the first.
         k: how many.
     """
-    relevance = (1.0 - diversity) * _scaled(scores)
+    low, high = float(scores.min()), float(scores.max())
+    scaled = np.ones(len(scores)) if high == low else (scores - low) / (high - low)
+    relevance = (1.0 - diversity) * scaled
     cosines = vectors @ vectors.T  # (n, n)
     is_open = np.ones(len(scores), dtype=bool)
-    chosen: list[int] = []
+    rows: list[int] = []
     for _ in range(min(k, len(scores))):
-        nearest = cosines[chosen].max(axis=0) if chosen else np.zeros(len(scores))
+        nearest = cosines[rows].max(axis=0) if rows else np.zeros(len(scores))
         gain = np.where(is_open, relevance - diversity * nearest, -np.inf)
-        chosen.append(int(np.argmax(gain)))
-        is_open[chosen[-1]] = False
-    return chosen
+        rows.append(int(np.argmax(gain)))
+        is_open[rows[-1]] = False
+    return rows
 
 
 def at_most_per_group(payloads: Sequence[Mapping[str, Any]], field: str, *, size: int) -> list[int]:
@@ -46,21 +46,13 @@ def at_most_per_group(payloads: Sequence[Mapping[str, Any]], field: str, *, size
 
     A passage without the field is in no group and stays.
     """
-    seen: Counter[str] = Counter()
-    kept = []
+    sizes: Counter[str] = Counter()
+    rows = []
     for row, payload in enumerate(payloads):
-        value = payload.get(field, MISSING)
-        group = None if value is MISSING else json.dumps(value, sort_keys=True)
-        if group is None or seen[group] < size:
-            kept.append(row)
-        if group is not None:
-            seen[group] += 1
-    return kept
-
-
-def _scaled(scores: Float64Array) -> Float64Array:
-    low, high = float(scores.min()), float(scores.max())
-    if high == low:
-        return np.ones(len(scores))
-    scaled: Float64Array = (scores - low) / (high - low)
-    return scaled
+        if field in payload:
+            group = json.dumps(payload[field], sort_keys=True)
+            sizes[group] += 1
+            if sizes[group] > size:
+                continue
+        rows.append(row)
+    return rows

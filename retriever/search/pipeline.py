@@ -1,63 +1,54 @@
-"""The way of a batch of queries through the stages.
+"""The way of a batch of queries through the stages, top to bottom in `Pipeline.run`.
 
     encode -> candidates of every leg, rescored by the query tower -> fusion
            -> (cross) -> (groups) -> (diversity) -> payload of the best k
 
 Candidates and rescoring are one engine request; the payloads of the k winners a second, small one,
-or before it those of all that the cross-scorer reads.
+or before it those of all that the cross-scorer reads. What a query asks the engine stands in
+`queries`, what the scores add up to in `fusion`.
 """
 
+import threading
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from qdrant_client import models as qm
 
+from two_tower.models.data import Passage
 from two_tower.retriever.collection.clusters import Centroids
-from two_tower.retriever.collection.schema import DENSE
+from two_tower.retriever.collection.schema import BM25, DENSE
 from two_tower.retriever.engine.protocol import Engine
-from two_tower.retriever.engine.wire import scored
-from two_tower.retriever.records import Hit, SearchResult
-from two_tower.retriever.search.budget import LAST_STEP, Costs, Stopwatch
-from two_tower.retriever.search.cross import CROSS, CrossReader, readable, window_ids
+from two_tower.retriever.records import Hit, SearchResult, Stage
 from two_tower.retriever.search.diversity import at_most_per_group, mmr
-from two_tower.retriever.search.queries import QueryEncoder
-from two_tower.retriever.search.settings import AnnSettings, SearchSettings
-from two_tower.retriever.search.stages import (
+from two_tower.retriever.search.fusion import (
+    CROSS,
     RERANK,
     Candidates,
     Ranking,
-    Winner,
-    Within,
-    choose,
     fuse,
     gather,
-    plan,
+    reorder,
+    stage_ranks,
 )
+from two_tower.retriever.search.queries import (
+    QueryEncoder,
+    plan,
+    search_params,
+    searched_vectors,
+)
+from two_tower.retriever.search.settings import AnnSettings, SearchSettings
 
-DIVERSITY, GROUPS, REWRITE = "diversity", "groups", "rewrite"
+DIVERSITY, GROUPS, REWRITE, LAST_STEP = "diversity", "groups", "rewrite", "payload"
 
 POOL_PER_HIT, SMALLEST_POOL = 4, 50
 
+LATEST_WEIGHT, DECAY = 0.2, 0.9
+
 Payloads = dict[str, Mapping[str, Any]]
 """point id -> everything that the collection holds about it."""
-
-
-class Order(NamedTuple):
-    """What is wanted of every query of a batch.
-
-    Attributes:
-        k: number of hits.
-        settings: how to answer.
-        filter: which passages may be hits; None for all.
-        budget_ms: time per query; optional stages that do not fit are skipped.
-    """
-
-    k: int
-    settings: SearchSettings
-    filter: qm.Filter | None = None
-    budget_ms: float | None = None
 
 
 class Pipeline:
@@ -71,174 +62,325 @@ class Pipeline:
         *,
         centroids: Centroids | None = None,
     ) -> None:
+        """Load the cross-scorer where the bundle brings one, so that no search has to wait for it.
+
+        Raises:
+            BundleError: the bundle's scorer is broken.
+        """
         self._engine = engine
         self._collection = collection
         self.encoder = encoder
         self._centroids = centroids
-        self._fusion = encoder.bundle.fusion
-        self._reader = CrossReader.of(encoder.bundle)
+        self._bundle = encoder.bundle
+        fusion = self._bundle.fusion
+        self._learnt = fusion.hybrid if fusion else None
+        self._final = fusion.final if fusion and self._bundle.has_cross_scorer else None
         self._costs = Costs()
+        if self._final:
+            nothing = np.zeros(1, dtype=np.float32)
+            self._bundle.cross_scores("warm", ["up"], bm25=nothing, cosine=nothing)
 
-    def run(self, queries: Sequence[str], order: Order) -> list[SearchResult]:
-        """Return one result per query, in their order."""
-        watch = Stopwatch(self._costs, queries=len(queries), budget_ms=order.budget_ms)
-        encoded = self.encoder.encode(queries, order.settings.vectors)
+    def run(
+        self,
+        queries: Sequence[str],
+        *,
+        k: int,
+        settings: SearchSettings,
+        filter: qm.Filter | None = None,
+        budget_ms: float | None = None,
+    ) -> list[SearchResult]:
+        """Return one result per query, in their order.
+
+        Args:
+            queries: checked by `check_query`.
+            k: number of hits.
+            settings: how to answer.
+            filter: which passages may be hits; None for all.
+            budget_ms: time per query; optional stages that do not fit are skipped.
+        """
+        watch = Stopwatch(self._costs, queries=len(queries), budget_ms=budget_ms)
+        vectors = self.encoder.encode(queries, searched_vectors(settings))
         watch.lap("encode")
-        settings = self._affordable(order.settings, watch)
-        within = Within(order.filter, self._centroids)
-        plans = [plan(settings, v, k=order.k, within=within) for v in encoded]
-        gathered = self._candidates(plans)
+
+        # Rerank travels with the candidates, so whether to pay for it is decided before.
+        if settings.rerank and not watch.affords(RERANK):
+            settings = replace(settings, rerank=False)
+        plans = [plan(settings, v, k=k, filter=filter, centroids=self._centroids) for v in vectors]
+        candidates = ask(self._engine, self._collection, plans)
         watch.lap("candidates", cost_of=RERANK if settings.rerank else None)
-        learnt = self._fusion.hybrid if self._fusion else None
-        rankings = [fuse(settings, candidates, learnt=learnt) for candidates in gathered]
+
+        rankings = [fuse(settings, each, learnt=self._learnt) for each in candidates]
         watch.lap("fusion")
+
         payloads: Payloads = {}
-        rankings = self._crossed(
-            queries, rankings, payloads=payloads, settings=settings, watch=watch
-        )
-        wide = settings.group_by is not None or settings.diversity > 0
-        ranked = [choose(r, k=len(r.order) if wide else order.k) for r in rankings]
-        ran = self._thin_out(ranked, order.k, settings, watch) if wide else ()
-        chosen = {winner.point_id for winners in ranked for winner in winners}
-        payloads |= self._payloads(chosen - payloads.keys())
+        rankings = self._cross(queries, rankings, payloads=payloads, settings=settings, watch=watch)
+
+        late_stages = []
+        rows = [ranking.order.tolist() for ranking in rankings]
+        if settings.group_by is not None:
+            rows = self._group(rankings, rows, settings.group_by, size=settings.group_size)
+            watch.lap(GROUPS)
+            late_stages.append(GROUPS)
+        if settings.diversity > 0 and watch.affords(DIVERSITY):
+            rows = self._diversify(rankings, rows, settings.diversity, k=k)
+            watch.lap(DIVERSITY)
+            late_stages.append(DIVERSITY)
+
+        rows = [best[:k] for best in rows]
+        payloads |= self._payloads(point_ids(rankings, rows) - payloads.keys())
         watch.lap(LAST_STEP)
-        rewritten = (REWRITE,) if self.encoder.rewriter else ()
+        early_stages = [REWRITE] if self.encoder.rewriter else []
         return [
             SearchResult(
                 query,
-                [_hit(winner, payloads) for winner in winners],
+                top_hits(ranking, best, payloads),
                 watch.laps_ms,
-                (*rewritten, *ranking.candidates.stages, *ran),
+                (*early_stages, *ranking.candidates.stages, *late_stages),
                 tuple(watch.skipped),
             )
-            for query, winners, ranking in zip(queries, ranked, rankings, strict=True)
+            for query, ranking, best in zip(queries, rankings, rows, strict=True)
         ]
 
     def similar(
-        self, vector: list[float], *, k: int, query_filter: qm.Filter, ann: AnnSettings
+        self, vector: list[float], *, k: int, filter: qm.Filter, ann: AnnSettings
     ) -> list[Hit]:
         """Return the nearest passages by the full vectors alone."""
-        found = self._engine.query_points(
+        answer = self._engine.query_points(
             self._collection,
             vector,
             using=DENSE,
-            query_filter=query_filter,
-            search_params=ann.params,
+            query_filter=filter,
+            search_params=search_params(ann),
             limit=k,
         )
-        plans = {DENSE: qm.QueryRequest(limit=k)}
-        ranking = fuse(SearchSettings(legs={DENSE: k}), gather(plans, [scored(found)]))
-        winners = choose(ranking, k=k)
-        return [_hit(w, {str(p.id): p.payload or {} for p in found.points}) for w in winners]
+        return [
+            _hit(rank, str(p.id), p.score, {DENSE: Stage(p.score, rank)}, p.payload or {})
+            for rank, p in enumerate(answer.points, 1)
+        ]
 
-    @staticmethod
-    def _affordable(settings: SearchSettings, watch: Stopwatch) -> SearchSettings:
-        """Rerank travels with the candidates, so whether to pay for it is decided before."""
-        if settings.rerank and not watch.affords(RERANK):
-            return replace(settings, rerank=False)
-        return settings
-
-    def _candidates(self, plans: Sequence[Mapping[str, qm.QueryRequest]]) -> list[Candidates]:
-        requests = [request for requests in plans for request in requests.values()]
-        answers = iter(self._engine.query_scores(self._collection, requests) if requests else [])
-        return [gather(requests, [next(answers) for _ in requests]) for requests in plans]
-
-    def _crossed(
+    def _cross(
         self,
         queries: Sequence[str],
         rankings: list[Ranking],
         *,
         payloads: Payloads,
         settings: SearchSettings,
-        watch: Stopwatch,
+        watch: "Stopwatch",
     ) -> list[Ranking]:
         """Let the cross-scorer put the best of each ranking in order, where it is to and can.
 
-        `payloads` receives those of all that it reads: most hits will be among them, and a whole
-        payload is fetched as fast as its text alone.
+        It was weighed against the learnt fusion, and so reads only where that ran. `payloads`
+        receives those of all that it reads: most hits will be among them, and a whole payload is
+        fetched as fast as its text alone.
         """
-        can_read = [readable(ranking, settings) for ranking in rankings]
-        reader, size = self._reader, settings.cross_candidates
-        if reader is None or not any(can_read):
+        size = settings.cross_candidates
+        windows = [r.order[: 0 if r.cosines is None else size] for r in rankings]
+        if self._final is None or not settings.cross or not any(map(len, windows)):
             return rankings
         later = {GROUPS: settings.group_by is not None, DIVERSITY: settings.diversity > 0}
         if not watch.affords(CROSS, before=[s for s, runs in later.items() if runs], after=RERANK):
             return rankings
-        pairs = zip(rankings, can_read, strict=True)
-        payloads |= self._payloads(
-            i for ranking, is_read in pairs if is_read for i in window_ids(ranking, size)
-        )
-        result = [
-            reader.read(query, ranking, payloads, size=size) if is_read else ranking
-            for query, ranking, is_read in zip(queries, rankings, can_read, strict=True)
-        ]
+        payloads |= self._payloads(point_ids(rankings, windows))
+        crossed = []
+        for query, ranking, window in zip(queries, rankings, windows, strict=True):
+            if ranking.cosines is None or not len(window):
+                crossed.append(ranking)
+                continue
+            known = ranking.candidates
+            bm25 = np.nan_to_num(known.scores[window, known.stages.index(BM25)])
+            read = [payloads.get(known.point_ids[row], {}) for row in window]
+            with _one_torch_thread:
+                logits = self._bundle.cross_scores(
+                    query,
+                    [Passage("", p.get("text", ""), p.get("title", "")).content for p in read],
+                    bm25=bm25.astype(np.float32),
+                    cosine=ranking.cosines[window].astype(np.float32),
+                )
+            crossed.append(reorder(ranking, logits, self._final))
         watch.lap(CROSS)
-        return result
+        return crossed
 
-    def _thin_out(
-        self, ranked: list[list[Winner]], k: int, settings: SearchSettings, watch: Stopwatch
-    ) -> tuple[str, ...]:
-        """Cut each ranking to k hits that differ; return the stages that ran."""
-        ran = []
-        if settings.group_by is not None:
-            ranked[:] = self._grouped(ranked, settings.group_by, settings.group_size)
-            watch.lap(GROUPS)
-            ran.append(GROUPS)
-        if settings.diversity > 0 and watch.affords(DIVERSITY):
-            ranked[:] = self._diverse(ranked, k, settings.diversity)
-            watch.lap(DIVERSITY)
-            ran.append(DIVERSITY)
-        ranked[:] = [
-            [winner._replace(rank=rank) for rank, winner in enumerate(winners[:k], 1)]
-            for winners in ranked
-        ]
-        return tuple(ran)
+    def _group(
+        self, rankings: Sequence[Ranking], rows: list[list[int]], field: str, *, size: int
+    ) -> list[list[int]]:
+        """Return the rows of each ranking that are among the first `size` of their group."""
+        payloads = self._payloads(point_ids(rankings, rows), fields=[field])
+        grouped = []
+        for ranking, best in zip(rankings, rows, strict=True):
+            ids = ranking.candidates.point_ids
+            groups = [payloads.get(ids[row], {}) for row in best]
+            grouped.append([best[at] for at in at_most_per_group(groups, field, size=size)])
+        return grouped
 
-    def _grouped(self, ranked: list[list[Winner]], field: str, size: int) -> list[list[Winner]]:
-        payloads = self._payloads((w.point_id for ws in ranked for w in ws), fields=[field])
-        kept = (
-            at_most_per_group([payloads.get(w.point_id, {}) for w in ws], field, size=size)
-            for ws in ranked
-        )
-        return [[ws[row] for row in rows] for ws, rows in zip(ranked, kept, strict=True)]
+    def _diversify(
+        self, rankings: Sequence[Ranking], rows: list[list[int]], diversity: float, *, k: int
+    ) -> list[list[int]]:
+        """Return the `k` rows of each ranking that are relevant and unlike those before them."""
+        pools = [best[: max(SMALLEST_POOL, POOL_PER_HIT * k)] for best in rows]
+        vectors: dict[str, Any] = {}
+        if pooled := sorted(point_ids(rankings, pools)):
+            records = self._engine.retrieve(
+                self._collection, pooled, with_payload=False, with_vectors=[DENSE]
+            )
+            vectors = {str(r.id): r.vector[DENSE] for r in records if isinstance(r.vector, dict)}
+        diverse = []
+        for ranking, pool in zip(rankings, pools, strict=True):
+            ids = ranking.candidates.point_ids
+            pool = [row for row in pool if ids[row] in vectors]
+            matrix = np.array([vectors[ids[row]] for row in pool], dtype=np.float32)  # (n, dim)
+            places = mmr(ranking.scores[pool], matrix, diversity=diversity, k=k) if pool else []
+            diverse.append([pool[place] for place in places])
+        return diverse
 
-    def _diverse(self, ranked: list[list[Winner]], k: int, diversity: float) -> list[list[Winner]]:
-        pools = [winners[: max(SMALLEST_POOL, POOL_PER_HIT * k)] for winners in ranked]
-        vectors = self._vectors({w.point_id for pool in pools for w in pool})
-        chosen = []
-        for pool in pools:
-            pool = [winner for winner in pool if winner.point_id in vectors]
-            scores = np.array([winner.score for winner in pool])
-            matrix = np.array([vectors[w.point_id] for w in pool], dtype=np.float32)
-            rows = mmr(scores, matrix, diversity=diversity, k=k) if pool else []
-            chosen.append([pool[row] for row in rows])
-        return chosen
-
-    def _vectors(self, point_ids: set[str]) -> dict[str, Any]:
-        if not point_ids:
+    def _payloads(self, ids: Iterable[str], *, fields: list[str] | None = None) -> Payloads:
+        ids = sorted(ids)
+        if not ids:
             return {}
-        records = self._engine.retrieve(
-            self._collection, sorted(point_ids), with_payload=False, with_vectors=[DENSE]
-        )
-        return {str(r.id): r.vector[DENSE] for r in records if isinstance(r.vector, dict)}
-
-    def _payloads(self, point_ids: Iterable[str], *, fields: list[str] | None = None) -> Payloads:
-        wanted = sorted(set(point_ids))
-        if not wanted:
-            return {}
-        records = self._engine.retrieve(self._collection, wanted, with_payload=fields or True)
+        records = self._engine.retrieve(self._collection, ids, with_payload=fields or True)
         return {str(record.id): record.payload or {} for record in records}
 
 
-def _hit(winner: Winner, payloads: Mapping[str, Mapping[str, Any]]) -> Hit:
-    payload = payloads.get(winner.point_id, {})
+def ask(
+    engine: Engine, collection: str, plans: Sequence[Mapping[str, qm.QueryRequest]]
+) -> list[Candidates]:
+    """Send the requests of some queries as one batch; return the candidates of each query."""
+    requests = [request for stages in plans for request in stages.values()]
+    answers = iter(engine.query_scores(collection, requests) if requests else [])
+    return [gather(stages, [next(answers) for _ in stages]) for stages in plans]
+
+
+def point_ids(rankings: Sequence[Ranking], rows: Sequence[Iterable[int]]) -> set[str]:
+    """Return the points that stand in some rows of each ranking."""
+    pairs = zip(rankings, rows, strict=True)
+    return {ranking.candidates.point_ids[row] for ranking, part in pairs for row in part}
+
+
+def top_hits(ranking: Ranking, rows: Sequence[int], payloads: Payloads) -> list[Hit]:
+    """Return hits in the order of `rows`, with what each stage says about them."""
+    if not rows:
+        return []
+    known = ranking.candidates
+    ranks = stage_ranks(known.scores)[rows].tolist()
+    scores, totals = known.scores[rows].tolist(), ranking.scores[rows].tolist()
+    hits = []
+    for place, row in enumerate(rows):
+        columns = zip(known.stages, scores[place], ranks[place], strict=True)
+        stages = {stage: Stage(score, rank) for stage, score, rank in columns if score == score}
+        point_id = known.point_ids[row]
+        hits.append(_hit(place + 1, point_id, totals[place], stages, payloads.get(point_id, {})))
+    return hits
+
+
+def _hit(
+    rank: int, point_id: str, score: float, stages: dict[str, Stage], payload: Mapping[str, Any]
+) -> Hit:
     return Hit(
-        rank=winner.rank,
-        passage_id=payload.get("passage_id", winner.point_id),
-        score=winner.score,
+        rank=rank,
+        passage_id=payload.get("passage_id", point_id),
+        score=score,
         title=payload.get("title", ""),
         text=payload.get("text", ""),
         url=payload.get("url", ""),
-        stages=winner.stages,
+        stages=stages,
         payload=payload,
     )
+
+
+class _OneTorchThread:
+    """Keeps torch from splitting one query among threads, which wait for each other at every step.
+
+    On idle cores that would save a few milliseconds; on busy ones it costs seconds. The number of
+    threads is each thread's own, and a new thread inherits the number set last. So only the
+    first of several readers saves it, and each of them restores that one.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._readers = 0
+        self._threads = 1
+
+    def __enter__(self) -> None:
+        import torch
+
+        with self._lock:
+            if not self._readers:
+                self._threads = torch.get_num_threads()
+            self._readers += 1
+            torch.set_num_threads(1)
+
+    def __exit__(self, *exc_info: object) -> None:
+        import torch
+
+        with self._lock:
+            self._readers -= 1
+            torch.set_num_threads(self._threads)
+
+
+_one_torch_thread = _OneTorchThread()
+
+
+class Costs:
+    """A running mean of what each step costs a query, in milliseconds; safe between threads."""
+
+    def __init__(self) -> None:
+        self._mean_ms: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    def expect_ms(self, step: str) -> float:
+        """Return the mean, 0 for what never ran: it is then tried."""
+        return self._mean_ms.get(step, 0.0)
+
+    def record(self, step: str, ms: float) -> None:
+        """Take one more measurement into the mean."""
+        with self._lock:
+            mean = self._mean_ms.get(step, ms)
+            self._mean_ms[step] = mean + LATEST_WEIGHT * (ms - mean)
+
+    def forgive(self, step: str) -> None:
+        """Lower the mean of a step that is skipped, or one slow call would rule it out forever."""
+        with self._lock:
+            self._mean_ms[step] = DECAY * self._mean_ms.get(step, 0.0)
+
+
+class Stopwatch:
+    """Milliseconds per step, shared evenly by the queries that go through it together.
+
+    Attributes:
+        laps_ms: step -> milliseconds per query.
+        skipped: stages that did not fit the budget, in the order in which they were refused.
+    """
+
+    def __init__(self, costs: Costs, *, queries: int, budget_ms: float | None) -> None:
+        self._costs = costs
+        self._queries = queries
+        self._budget_ms = budget_ms
+        self._start = self._last = time.perf_counter()
+        self.laps_ms: dict[str, float] = {}
+        self.skipped: list[str] = []
+
+    def lap(self, step: str, *, cost_of: str | None = None) -> None:
+        """End a step; `cost_of` is the optional stage that ran in it under another name."""
+        now = time.perf_counter()
+        self.laps_ms[step] = ms = (now - self._last) * 1000.0 / self._queries
+        self._last = now
+        self._costs.record(cost_of or step, ms)
+
+    def affords(self, stage: str, *, before: Sequence[str] = (), after: str | None = None) -> bool:
+        """Say whether an optional stage, and the last step, probably end within the budget.
+
+        If not, the stage counts as skipped.
+
+        Args:
+            stage: its name.
+            before: stages that have to fit as well.
+            after: a stage without which this one is not worth its time.
+        """
+        if self._budget_ms is None:
+            return True
+        spent = (time.perf_counter() - self._start) * 1000.0 / self._queries
+        expected = sum(self._costs.expect_ms(step) for step in (stage, *before, LAST_STEP))
+        if spent + expected <= self._budget_ms and after not in self.skipped:
+            return True
+        self._costs.forgive(stage)
+        self.skipped.append(stage)
+        return False

@@ -1,21 +1,23 @@
-"""From the text of a query to what each leg is searched with."""
+"""From the text of a query to engine requests: its vectors, then one request per stage."""
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from qdrant_client import models as qm
 
 from two_tower.models.vectors import FloatArray
 from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
-from two_tower.retriever.collection.schema import BM25, DENSE, pca_name, point_id
+from two_tower.retriever.collection.clusters import Centroids
+from two_tower.retriever.collection.schema import BM25, DENSE, pca_name
 from two_tower.retriever.errors import QueryError
-from two_tower.retriever.search.stages import QueryVectors
+from two_tower.retriever.search.fusion import LEXICAL, RERANK
+from two_tower.retriever.search.settings import AnnSettings, SearchSettings
 
 if TYPE_CHECKING:
     from two_tower.models.bundle.bundle import ModelBundle
-
 
 MAX_QUERY_CHARS = 10_000
 
@@ -25,129 +27,19 @@ Rewriter = Callable[[str], Sequence[str]]
 """query -> hypothetical passages that answer it."""
 
 Key = tuple[str, tuple[str, ...]]
+"""A query and the names of the vectors that it is encoded to."""
 
 
-class QueryEncoder:
-    """Encodes queries; remembers the latest ones. Safe to share between threads.
+class QueryVectors(NamedTuple):
+    """One encoded query.
 
     Attributes:
-        bundle: what encodes them.
-        rewriter: what imagines answers to them, if anything.
+        tower: `(dim,) float32`, L2-normalised, from the query tower.
+        by_name: vector name -> what that vector is searched with; no entry for an empty one.
     """
 
-    def __init__(
-        self, bundle: "ModelBundle", bm25: Bm25Encoder, *, rewriter: Rewriter | None = None
-    ) -> None:
-        self.bundle = bundle
-        self._bm25 = bm25
-        self.rewriter = rewriter
-        self._remembered = RecentVectors(REMEMBERED)
-
-    def with_rewriter(self, rewriter: Rewriter | None) -> "QueryEncoder":
-        """Return an encoder that rewrites otherwise; what was remembered is not shared."""
-        return QueryEncoder(self.bundle, self._bm25, rewriter=rewriter)
-
-    def encode(self, queries: Sequence[str], legs: Iterable[str]) -> list[QueryVectors]:
-        """Return the vectors that `legs` and the query-tower stage need.
-
-        Raises:
-            QueryError: the rewriter gives something else than passages.
-        """
-        names = tuple(sorted(legs))
-        found = {
-            query: vectors
-            for query in queries
-            if (vectors := self._remembered.get((query, names))) is not None
-        }
-        missing = [query for query in dict.fromkeys(queries) if query not in found]
-        if missing:
-            for query, vectors in zip(missing, self._encode(missing, names), strict=True):
-                self._remembered.put((query, names), vectors)
-                found[query] = vectors
-        return [found[query] for query in queries]
-
-    def _encode(self, queries: list[str], names: Sequence[str]) -> list[QueryVectors]:
-        tower = self._tower(queries)  # (n, dim)
-        dense = {DENSE: tower}
-        if any(name not in (DENSE, BM25) for name in names):
-            dense |= {pca_name(dim): part for dim, part in self.bundle.reduce(tower).items()}
-        encoded = [
-            QueryVectors(row, {name: dense[name][at].tolist() for name in names if name in dense})
-            for at, row in enumerate(tower)
-        ]
-        if BM25 in names:
-            return [self._add_terms(*pair) for pair in zip(queries, encoded, strict=True)]
-        return encoded
-
-    def _add_terms(self, query: str, vectors: QueryVectors) -> QueryVectors:
-        terms = self._bm25.encode_query(query)
-        return vectors._replace(
-            by_name={**vectors.by_name, **({BM25: terms} if terms.indices else {})}
-        )
-
-    def _tower(self, queries: list[str]) -> FloatArray:
-        vectors: FloatArray = self.bundle.encode_queries(queries)
-        if self.rewriter is None:
-            return vectors
-        imagined = [_passages(self.rewriter, query) for query in queries]
-        flat = self.bundle.encode_passages([text for texts in imagined for text in texts])
-        ends = np.cumsum([len(texts) for texts in imagined])
-        parts = np.split(flat, ends[:-1])
-        return np.stack([average(*pair) for pair in zip(vectors, parts, strict=True)])
-
-
-def average(query: FloatArray, passages: FloatArray) -> FloatArray:
-    """Return the mean of a query and the passages imagined for it, L2-normalised.
-
-    Gao, Ma, Lin and Callan, "Precise Zero-Shot Dense Retrieval without Relevance Labels" (HyDE),
-    2022, equation 8.
-
-    Args:
-        query: `(dim,) float32`, L2-normalised.
-        passages: `(n, dim) float32`, L2-normalised; n may be 0.
-    """
-    total = query + passages.sum(axis=0)
-    length = float(np.linalg.norm(total))
-    if length < 1e-6:  # they cancel each other out and say nothing
-        return query
-    mean: FloatArray = (total / length).astype(np.float32)
-    return mean
-
-
-def _passages(rewriter: Rewriter, query: str) -> list[str]:
-    texts = rewriter(query)
-    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-        raise QueryError(
-            f"the rewriter returned {type(texts).__name__}; expected a list of passages"
-        )
-    return [text for text in texts if text.strip()]
-
-
-class RecentVectors:
-    """The vectors of the latest queries, at most `capacity`; safe between threads."""
-
-    def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
-        self._kept: OrderedDict[Key, QueryVectors] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def __len__(self) -> int:
-        return len(self._kept)
-
-    def get(self, key: Key) -> QueryVectors | None:
-        """Return what was put in, if it is still there; it then is the latest again."""
-        with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-            return self._kept.get(key)
-
-    def put(self, key: Key, vectors: QueryVectors) -> None:
-        """Remember, and forget what was not asked for the longest."""
-        with self._lock:
-            self._kept[key] = vectors
-            self._kept.move_to_end(key)
-            if len(self._kept) > self._capacity:
-                self._kept.popitem(last=False)
+    tower: FloatArray
+    by_name: Mapping[str, list[float] | qm.SparseVector]
 
 
 def check_query(query: str) -> None:
@@ -170,13 +62,214 @@ def check_query(query: str) -> None:
             )
 
 
-def point_of(passage_id: str) -> str:
-    """Return the id of a passage's point.
+class QueryEncoder:
+    """Encodes queries; remembers the latest ones. Safe to share between threads.
 
-    Raises:
-        QueryError: it is no valid text.
+    Attributes:
+        bundle: encodes them.
+        rewriter: imagines answers to them; None for none.
     """
-    try:
-        return point_id(passage_id)
-    except UnicodeEncodeError:
-        raise QueryError(f"passage id {ascii(passage_id)[:100]} is not text") from None
+
+    def __init__(
+        self, bundle: "ModelBundle", bm25: Bm25Encoder, *, rewriter: Rewriter | None = None
+    ) -> None:
+        self.bundle = bundle
+        self._bm25 = bm25
+        self.rewriter = rewriter
+        self._recent = RecentVectors(REMEMBERED)
+
+    def with_rewriter(self, rewriter: Rewriter | None) -> "QueryEncoder":
+        """Return an encoder with another rewriter; it remembers no query yet."""
+        return QueryEncoder(self.bundle, self._bm25, rewriter=rewriter)
+
+    def encode(self, queries: Sequence[str], names: Iterable[str]) -> list[QueryVectors]:
+        """Encode queries to the vectors of these names, and to the query tower's.
+
+        Raises:
+            QueryError: the rewriter gives something else than passages.
+        """
+        names = tuple(sorted(names))
+        known = {}
+        for query in queries:
+            if (vectors := self._recent.get((query, names))) is not None:
+                known[query] = vectors
+        missing = [query for query in dict.fromkeys(queries) if query not in known]
+        if missing:
+            for query, vectors in zip(missing, self._encode(missing, names), strict=True):
+                self._recent.put((query, names), vectors)
+                known[query] = vectors
+        return [known[query] for query in queries]
+
+    def _encode(self, queries: list[str], names: Sequence[str]) -> list[QueryVectors]:
+        towers = self.bundle.encode_queries(queries)  # (n, dim)
+        if self.rewriter is not None:
+            towers = self._mean_with_answers(queries, towers)
+        dense = {DENSE: towers}
+        if any(name not in (DENSE, BM25) for name in names):
+            dense |= {pca_name(dim): part for dim, part in self.bundle.reduce(towers).items()}
+        encoded = []
+        for row, query in enumerate(queries):
+            by_name = {name: dense[name][row].tolist() for name in names if name in dense}
+            if BM25 in names and (terms := self._bm25.encode_query(query)).indices:
+                by_name[BM25] = terms  # a query of stop words has none
+            encoded.append(QueryVectors(towers[row], by_name))
+        return encoded
+
+    def _mean_with_answers(self, queries: list[str], towers: FloatArray) -> FloatArray:
+        assert self.rewriter is not None
+        answers = [_passages(self.rewriter(query)) for query in queries]
+        flat = self.bundle.encode_passages([text for texts in answers for text in texts])
+        ends = np.cumsum([len(texts) for texts in answers])
+        parts = np.split(flat, ends[:-1])  # one (answers, dim) per query
+        return np.stack([average(*pair) for pair in zip(towers, parts, strict=True)])
+
+
+def _passages(texts: Sequence[str]) -> list[str]:
+    """Return what a rewriter gives without blank texts."""
+    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        raise QueryError(
+            f"the rewriter returned {type(texts).__name__}; expected a list of passages"
+        )
+    return [text for text in texts if text.strip()]
+
+
+def average(query: FloatArray, passages: FloatArray) -> FloatArray:
+    """Return the mean of a query and the passages imagined for it, L2-normalised.
+
+    Gao, Ma, Lin and Callan, "Precise Zero-Shot Dense Retrieval without Relevance Labels" (HyDE),
+    2022, equation 8.
+
+    Args:
+        query: `(dim,) float32`, L2-normalised.
+        passages: `(n, dim) float32`, L2-normalised; n may be 0.
+    """
+    total = query + passages.sum(axis=0)
+    length = float(np.linalg.norm(total))
+    if length < 1e-6:  # they cancel each other out and say nothing
+        return query
+    mean: FloatArray = (total / length).astype(np.float32)
+    return mean
+
+
+class RecentVectors:
+    """The vectors of the latest queries, at most `capacity`; safe between threads."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._vectors: OrderedDict[Key, QueryVectors] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._vectors)
+
+    def get(self, key: Key) -> QueryVectors | None:
+        """Return the vectors that are still there, and count them as the latest again."""
+        with self._lock:
+            if key in self._vectors:
+                self._vectors.move_to_end(key)
+            return self._vectors.get(key)
+
+    def put(self, key: Key, vectors: QueryVectors) -> None:
+        """Remember vectors, and forget those that were not used for the longest time."""
+        with self._lock:
+            self._vectors[key] = vectors
+            self._vectors.move_to_end(key)
+            if len(self._vectors) > self._capacity:
+                self._vectors.popitem(last=False)
+
+
+def searched_vectors(settings: SearchSettings) -> frozenset[str]:
+    """Return the names of the vectors that a query is searched with."""
+    first = settings.ann.first_stage if DENSE in settings.legs else None
+    return frozenset(settings.legs) | ({first} if first else frozenset())
+
+
+def plan(
+    settings: SearchSettings,
+    vectors: QueryVectors,
+    *,
+    k: int,
+    filter: qm.Filter | None = None,
+    centroids: Centroids | None = None,
+) -> dict[str, qm.QueryRequest]:
+    """Return the engine requests of one query by stage; they travel as one batch.
+
+    Rerank asks for the exact cosine of every candidate that the legs propose. They go in as
+    prefetches: no vector leaves the engine, and what BM25 or a short PCA vector finds is judged by
+    the full one. The dense leg scores by the full vectors itself and needs no rerank.
+
+    Args:
+        settings: which legs, and how far they look.
+        vectors: of the query; a leg without one, such as BM25 for stop words alone, is left out.
+        k: number of hits; no leg asks for fewer candidates.
+        filter: which passages may be hits; None for all.
+        centroids: of the collection's clusters; None where it has none.
+    """
+    ann = settings.ann
+    params = search_params(ann)
+    near = filter  # where the tower's legs look
+    if ann.n_probe is not None and centroids is not None:
+        probed = centroids.probe(vectors.tower, ann.n_probe)
+        near = qm.Filter(must=[filter, probed]) if filter else probed
+    legs = {}
+    for name, limit in settings.legs.items():
+        if name not in vectors.by_name:
+            continue
+        limit = max(limit, k)
+        query = vectors.by_name[name]
+        if name in LEXICAL:
+            leg = qm.Prefetch(query=query, using=name, filter=filter, limit=limit)
+        elif name == DENSE and ann.first_stage is not None:
+            first = qm.Prefetch(
+                query=vectors.by_name[ann.first_stage],
+                using=ann.first_stage,
+                filter=near,
+                limit=max(limit, ann.first_stage_candidates),
+                params=params,
+            )
+            leg = _rescored([first], vectors.tower, limit=limit)
+        else:
+            leg = qm.Prefetch(query=query, using=name, filter=near, limit=limit, params=params)
+        legs[name] = leg
+    if settings.rerank and (others := [leg for name, leg in legs.items() if name != DENSE]):
+        limit = sum(leg.limit or 0 for leg in others)
+        legs[RERANK] = _rescored(others, vectors.tower, limit=limit)
+    return {name: _request(leg) for name, leg in legs.items()}
+
+
+def search_params(ann: AnnSettings) -> qm.SearchParams:
+    """Return the engine's form of what one request can say."""
+    return qm.SearchParams(
+        hnsw_ef=ann.ef,
+        exact=ann.exact,
+        quantization=qm.QuantizationSearchParams(
+            ignore=ann.ignore_quantized, rescore=ann.rescore, oversampling=ann.oversampling
+        ),
+    )
+
+
+def _rescored(legs: list[qm.Prefetch], tower: FloatArray, *, limit: int) -> qm.Prefetch:
+    """Ask for the `limit` best of what `legs` find, by the full vectors.
+
+    Quantized copies are ignored: a final score must come from the vectors themselves.
+    """
+    return qm.Prefetch(
+        prefetch=legs,
+        query=tower.tolist(),
+        using=DENSE,
+        limit=limit,
+        params=qm.SearchParams(quantization=qm.QuantizationSearchParams(ignore=True)),
+    )
+
+
+def _request(leg: qm.Prefetch) -> qm.QueryRequest:
+    """Return what could be a part of a request as one of its own, for ids and scores alone."""
+    return qm.QueryRequest(
+        prefetch=leg.prefetch,
+        query=leg.query,
+        using=leg.using,
+        filter=leg.filter,
+        params=leg.params,
+        limit=leg.limit,
+        with_payload=False,
+    )

@@ -1,10 +1,11 @@
-"""`Retriever`: one query in, hits out; `retriever.pipeline` says how."""
+"""`Retriever`: queries in, hits out; `Pipeline.run` says how."""
 
 import copy
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,44 +16,32 @@ from two_tower.models.errors import ConfigError
 from two_tower.models.text.bm25 import Bm25Config
 from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
 from two_tower.retriever.collection.clusters import Centroids
-from two_tower.retriever.collection.schema import DENSE, base_name, from_payload, read_metadata
+from two_tower.retriever.collection.options import CollectionOptions
+from two_tower.retriever.collection.schema import (
+    BM25,
+    DENSE,
+    base_name,
+    from_payload,
+    pca_name,
+    point_id,
+    read_metadata,
+)
 from two_tower.retriever.engine.connect import connect
 from two_tower.retriever.engine.protocol import Engine, scroll_all
 from two_tower.retriever.errors import CollectionMismatch, QueryError
 from two_tower.retriever.records import Hit, SearchResult
-from two_tower.retriever.search.filters import FilterLike, both, field_types, to_filter
-from two_tower.retriever.search.pipeline import Order, Pipeline
+from two_tower.retriever.search.filters import FilterLike, field_types, to_filter
+from two_tower.retriever.search.pipeline import Pipeline
 from two_tower.retriever.search.queries import (
-    MAX_QUERY_CHARS,
     QueryEncoder,
     Rewriter,
     check_query,
-    point_of,
+    searched_vectors,
 )
-from two_tower.retriever.search.settings import SearchSettings, require_possible
+from two_tower.retriever.search.settings import SearchSettings
 
 if TYPE_CHECKING:
     from two_tower.models.bundle.bundle import ModelBundle
-
-
-def load_bundle(bundle: "str | Path | ModelBundle | None") -> "ModelBundle":
-    """Return the bundle given, that of a folder, or of the folder that TWO_TOWER_BUNDLE names.
-
-    Raises:
-        BundleError: no complete bundle there.
-        ConfigError: none is named.
-    """
-    from two_tower.models.bundle.bundle import ModelBundle
-
-    if isinstance(bundle, ModelBundle):
-        return bundle
-    folder = bundle or os.environ.get("TWO_TOWER_BUNDLE")
-    if not folder:
-        raise ConfigError("no bundle is named; give one or set TWO_TOWER_BUNDLE to its folder")
-    return ModelBundle.load(folder)
-
-
-__all__ = ["MAX_QUERY_CHARS", "QUERIES_PER_REQUEST", "Retriever", "check_query"]
 
 DEFAULT_K = 10
 
@@ -70,7 +59,8 @@ class Retriever:
     searched and `EngineError` where the engine does not answer.
 
     Attributes:
-        bundle: what encodes queries, and may bring a learnt fusion and a cross-scorer.
+        engine: that holds the collection.
+        bundle: encodes queries, and may bring a learnt fusion and a cross-scorer.
         collection: the versioned collection that the name stood for when this was opened; a later
             `ingest promote` does not change what an open retriever searches.
         metadata: what `ingest load` recorded about it.
@@ -82,7 +72,7 @@ class Retriever:
     def __init__(
         self, engine: Engine, name: str, bundle: "ModelBundle", *, settings: SearchSettings
     ) -> None:
-        self._engine = engine
+        self.engine = engine
         self.bundle = bundle
         self.settings = settings
         self.collection = engine.resolve(name)
@@ -90,7 +80,7 @@ class Retriever:
         self.size = engine.count(self.collection, exact=True).count
         self.fields = field_types(engine.get_collection(self.collection))
         self._require_match(bundle, name=name)
-        self._require_possible(settings)
+        require_possible(settings, bundle.pca_dims, self.metadata.options)
         encoder = QueryEncoder(bundle, Bm25Encoder(Bm25Config(**self.metadata.bm25)))
         self._centroids = Centroids.from_metadata(self.metadata)
         self._pipeline = Pipeline(engine, self.collection, encoder, centroids=self._centroids)
@@ -157,8 +147,10 @@ class Retriever:
             ConfigError: the settings name an unknown leg.
             EngineError: the engine does not answer.
         """
-        order = self._order(k, filter, settings, budget_ms)
-        return self._answer([query], order)[0].hits
+        (result,) = self.explain_many(
+            [query], k=k, filter=filter, settings=settings, budget_ms=budget_ms
+        )
+        return result.hits
 
     def search_many(
         self,
@@ -188,7 +180,10 @@ class Retriever:
         budget_ms: float | None = None,
     ) -> SearchResult:
         """Return what `search` does, with the stages that ran and their times; same arguments."""
-        return self._answer([query], self._order(k, filter, settings, budget_ms))[0]
+        (result,) = self.explain_many(
+            [query], k=k, filter=filter, settings=settings, budget_ms=budget_ms
+        )
+        return result
 
     def explain_many(
         self,
@@ -200,15 +195,26 @@ class Retriever:
         budget_ms: float | None = None,
     ) -> list[SearchResult]:
         """Return what `search_many` does, each as `explain` does; same arguments."""
-        order = self._order(k, filter, settings, budget_ms)
+        k = self._checked_k(k)
+        if settings is not None:
+            require_possible(settings, self.bundle.pca_dims, self.metadata.options)
+        if budget_ms is not None and not (budget_ms > 0 and math.isfinite(budget_ms)):
+            raise QueryError(f"budget_ms is {budget_ms}; expected more than 0")
+        run = partial(
+            self._pipeline.run,
+            k=k,
+            settings=settings or self.settings,
+            filter=None if filter is None else to_filter(filter, self.fields),
+            budget_ms=budget_ms,
+        )
+        for query in queries:
+            check_query(query)
+        if len(queries) <= QUERIES_PER_REQUEST:
+            return run(queries) if queries else []
         starts = range(0, len(queries), QUERIES_PER_REQUEST)
         batches = [queries[start : start + QUERIES_PER_REQUEST] for start in starts]
-        if len(batches) <= 1:
-            answers = [self._answer(batch, order) for batch in batches]
-        else:
-            with ThreadPoolExecutor(REQUESTS_IN_FLIGHT) as pool:
-                answers = list(pool.map(lambda batch: self._answer(batch, order), batches))
-        return [result for results in answers for result in results]
+        with ThreadPoolExecutor(REQUESTS_IN_FLIGHT) as pool:
+            return [result for results in pool.map(run, batches) for result in results]
 
     def similar(
         self, passage_id: str, *, k: int | None = None, filter: FilterLike | None = None
@@ -223,56 +229,57 @@ class Retriever:
         Raises:
             QueryError: no such passage, or what `search` refuses.
         """
-        k = self._hits(k)
-        wanted = to_filter(filter, self.fields)
-        own = point_of(passage_id)
-        found = self._engine.retrieve(
+        k = self._checked_k(k)
+        condition = None if filter is None else to_filter(filter, self.fields)
+        own = _point_id(passage_id)
+        records = self.engine.retrieve(
             self.collection, [own], with_payload=False, with_vectors=[DENSE]
         )
-        if not found or not isinstance(vectors := found[0].vector, dict):
+        if not records or not isinstance(vectors := records[0].vector, dict):
             raise QueryError(f"no passage {passage_id[:100]!r} in {self.collection}")
+        vector: Any = vectors[DENSE]
         others = qm.Filter(must_not=[qm.HasIdCondition(has_id=[own])])
-        nearest: Any = vectors[DENSE]
-        within = both(others, wanted) or others
-        return self._pipeline.similar(nearest, k=k, query_filter=within, ann=self.settings.ann)
+        if condition:
+            others = qm.Filter(must=[others, condition])
+        return self._pipeline.similar(vector, k=k, filter=others, ann=self.settings.ann)
 
     def with_settings(self, settings: SearchSettings) -> "Retriever":
-        """Return a retriever that shares this one's engine and answers by other settings."""
-        self._require_possible(settings)
+        """Return a retriever on the same engine with other settings."""
+        require_possible(settings, self.bundle.pca_dims, self.metadata.options)
         twin = copy.copy(self)
         twin.settings = settings
         return twin
 
     def with_rewriter(self, rewriter: Rewriter | None) -> "Retriever":
-        """Return a retriever that shares this one's engine and imagines answers to each query.
+        """Return a retriever on the same engine that searches with imagined answers (HyDE).
 
         Args:
-            rewriter: query -> passages that could answer it, e.g. by a language model (HyDE). The
-                mean of their vectors and the query's is what the tower's stages search with; BM25
-                keeps to the query. Its answers are remembered for the latest queries. None ends it.
+            rewriter: query -> passages that could answer it, e.g. by a language model. The
+                tower's stages search with the mean of their vectors and the query's; BM25 keeps
+                to the query. Answers to the latest queries are remembered. None ends it.
         """
         twin = copy.copy(self)
         encoder = self._pipeline.encoder.with_rewriter(rewriter)
-        twin._pipeline = Pipeline(self._engine, self.collection, encoder, centroids=self._centroids)
+        twin._pipeline = Pipeline(self.engine, self.collection, encoder, centroids=self._centroids)
         return twin
 
     def passages(self) -> Iterator[Passage]:
         """Stream everything that the collection holds, in the engine's order."""
-        for record in scroll_all(self._engine, self.collection, page=SCROLL_PAGE):
+        for record in scroll_all(self.engine, self.collection, page=SCROLL_PAGE):
             yield from_payload(record.payload or {})
 
-    def held(self, passage_ids: Iterable[str]) -> int:
+    def count(self, passage_ids: Iterable[str]) -> int:
         """Return how many of these passages the collection holds."""
-        points = sorted({point_of(passage_id) for passage_id in passage_ids})
-        found = 0
+        points = sorted({_point_id(passage_id) for passage_id in passage_ids})
+        count = 0
         for start in range(0, len(points), SCROLL_PAGE):
             page = points[start : start + SCROLL_PAGE]
-            found += len(self._engine.retrieve(self.collection, page, with_payload=False))
-        return found
+            count += len(self.engine.retrieve(self.collection, page, with_payload=False))
+        return count
 
     def close(self) -> None:
         """Release the engine; the embedded folder can then be opened by another process."""
-        self._engine.close()
+        self.engine.close()
 
     def __enter__(self) -> "Retriever":
         return self
@@ -286,32 +293,15 @@ class Retriever:
             return
         own = f"{base_name(self.collection)}--{bundle.fingerprint[:8]}"
         mend = f"ingest load DATA --bundle BUNDLE --collection {base_name(self.collection)}"
-        if self._engine.collection_exists(own):
+        if self.engine.collection_exists(own):
             mend = f"ingest promote {base_name(self.collection)} --to {own}, or search {own}"
         raise CollectionMismatch(
             f"collection {name!r} was loaded with bundle {loaded_with[:12]}, this is bundle "
             f"{bundle.fingerprint[:12]}; name the other bundle, or run: {mend}"
         )
 
-    def _require_possible(self, settings: SearchSettings) -> None:
-        require_possible(settings, self.bundle.pca_dims, self.metadata.options)
-
-    def _order(
-        self,
-        k: int | None,
-        wanted: FilterLike | None,
-        settings: SearchSettings | None,
-        budget_ms: float | None,
-    ) -> Order:
-        k = self._hits(k)
-        if settings is not None:
-            self._require_possible(settings)
-        if budget_ms is not None and not (budget_ms > 0 and math.isfinite(budget_ms)):
-            raise QueryError(f"budget_ms is {budget_ms}; expected more than 0")
-        return Order(k, settings or self.settings, to_filter(wanted, self.fields), budget_ms)
-
-    def _hits(self, k: int | None) -> int:
-        """Return how many hits are wanted; a small collection has no ten to give."""
+    def _checked_k(self, k: int | None) -> int:
+        """Return how many hits to give; a small collection has no ten."""
         if k is None:
             return min(DEFAULT_K, self.size) or 1
         if not 1 <= k <= self.size:
@@ -321,7 +311,58 @@ class Retriever:
             )
         return k
 
-    def _answer(self, queries: Sequence[str], order: Order) -> list[SearchResult]:
-        for query in queries:
-            check_query(query)
-        return self._pipeline.run(queries, order)
+
+def load_bundle(bundle: "str | Path | ModelBundle | None") -> "ModelBundle":
+    """Return a bundle as it is, or load it from its folder, by default TWO_TOWER_BUNDLE.
+
+    Raises:
+        BundleError: no complete bundle there.
+        ConfigError: none is named.
+    """
+    from two_tower.models.bundle.bundle import ModelBundle
+
+    if isinstance(bundle, ModelBundle):
+        return bundle
+    folder = bundle or os.environ.get("TWO_TOWER_BUNDLE")
+    if not folder:
+        raise ConfigError("no bundle is named; give one or set TWO_TOWER_BUNDLE to its folder")
+    return ModelBundle.load(folder)
+
+
+def require_possible(
+    settings: SearchSettings, pca_dims: Iterable[int], options: CollectionOptions
+) -> None:
+    """Refuse what a collection cannot do.
+
+    Args:
+        settings: how to search.
+        pca_dims: widths of its reduced vectors.
+        options: how it is stored.
+
+    Raises:
+        ConfigError: the settings name a vector, or more clusters, than there are, or want to add
+            up scores of different kinds.
+    """
+    known = [DENSE, *map(pca_name, pca_dims), BM25]
+    for name in sorted(searched_vectors(settings)):
+        if name not in known:
+            raise ConfigError(f"unknown leg {name!r}; this bundle has {', '.join(known)}")
+    ann = settings.ann
+    if ann.n_probe is not None and ann.n_probe > options.clusters:
+        raise ConfigError(
+            f"ann.n_probe is {ann.n_probe}, but the collection has {options.clusters or 'no'} "
+            "clusters; a new one has them with clusters in the file of ingest load --options"
+        )
+    is_binary = options.quantization.kind == "binary" and not ann.ignore_quantized
+    if is_binary and not ann.rescore and len(settings.legs) > 1:
+        raise ConfigError(
+            "ann.rescore is false, but scores of the collection's binary copies are no cosines and "
+            "cannot be added to BM25; expected rescore: true"
+        )
+
+
+def _point_id(passage_id: str) -> str:
+    try:
+        return point_id(passage_id)
+    except UnicodeEncodeError:
+        raise QueryError(f"passage id {ascii(passage_id)[:100]} is not text") from None

@@ -27,9 +27,17 @@ class Segment(NamedTuple):
 
 
 class _Span(NamedTuple):
+    """Where a matching word stands, and its terms."""
+
     start: int
     end: int
     terms: frozenset[int]
+
+
+def printable(text: str) -> str:
+    """Return text on one line without control characters: a passage must not steer the terminal."""
+    folded = " ".join(text.split())
+    return "".join(c for c in folded if unicodedata.category(c) != "Cc")
 
 
 def highlight(text: str, query: str, *, language: str = "english") -> list[Segment]:
@@ -68,53 +76,41 @@ def snippet(
 
 
 def _matches(text: str, query: str, language: str) -> list[_Span]:
-    wanted = frozenset(_analyzer(language).term_counts(query))
-    if not wanted:
+    query_terms = frozenset(_analyzer(language).term_counts(query))
+    if not query_terms:
         return []
     # Most words match nothing: look each different one up once and make spans of the others only.
     terms = {word: _terms(word, language) for word in set(WORD.findall(text))}
-    matching = {word: found for word, found in terms.items() if not found.isdisjoint(wanted)}
-    if not matching:
+    terms = {word: ids for word, ids in terms.items() if not ids.isdisjoint(query_terms)}
+    if not terms:
         return []
     return [
-        _Span(word.start(), word.end(), matching[word.group()])
+        _Span(word.start(), word.end(), terms[word.group()])
         for word in WORD.finditer(text)
-        if word.group() in matching
+        if word.group() in terms
     ]
 
 
 def _window(text: str, spans: Sequence[_Span], room: int) -> tuple[int, int]:
     """Return where the best stretch begins and ends: most different terms, then most matches."""
-    best, held = (0, 0), []
+    best_score = (0, 0)
     first = last = 0
     window: list[_Span] = []
     for span in spans:
-        window = [kept for kept in [*window, span] if span.end - kept.start <= room]
-        score = (len(frozenset().union(*(kept.terms for kept in window))), len(window))
-        if window and score > best:
-            best, held = score, window
-    if held:
-        first, last = held[0].start, held[-1].end
-    return _fit(text, first, last, room)
-
-
-def _fit(text: str, first: int, last: int, room: int) -> tuple[int, int]:
-    """Widen a stretch to `room` characters around its middle, then shrink it to whole words."""
+        window = [s for s in [*window, span] if span.end - s.start <= room]
+        score = (len(frozenset().union(*(s.terms for s in window))), len(window))
+        if window and score > best_score:
+            best_score, first, last = score, window[0].start, window[-1].end
+    # Widen it to `room` characters around its middle, then shrink it to whole words.
     start = max(0, min(first - (room - (last - first)) // 2, len(text) - room))
     end = min(len(text), start + room)
-    if start:
-        start = _after_space(text, start, limit=first)
+    if start and text[start - 1] != " ":
+        space = text.find(" ", start, first)
+        start = start if space < 0 else space + 1
     if end < len(text):
         space = text.rfind(" ", max(start, last), end + 1)
         end = space if space > start else end
     return start, end
-
-
-def _after_space(text: str, start: int, *, limit: int) -> int:
-    if text[start - 1] == " ":
-        return start
-    space = text.find(" ", start, limit)
-    return start if space < 0 else space + 1
 
 
 def _cut(text: str, spans: Sequence[_Span], start: int, end: int) -> list[Segment]:
@@ -148,9 +144,3 @@ def _analyzer(language: str) -> EngineAnalyzer:
 @lru_cache(maxsize=16_384)
 def _terms(word: str, language: str) -> frozenset[int]:
     return frozenset(_analyzer(language).term_counts(word))
-
-
-def printable(text: str) -> str:
-    """Return text on one line without control characters: a passage must not steer the terminal."""
-    folded = " ".join(text.split())
-    return "".join(c for c in folded if unicodedata.category(c) != "Cc")

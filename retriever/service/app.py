@@ -10,13 +10,14 @@ GET  /            the page; GET /openapi.json describes the rest
 """
 
 import json
+import re
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Query
+from fastapi import APIRouter, Depends, FastAPI, Query
 from fastapi.exceptions import RequestValidationError
 from pydantic import StringConstraints
 from starlette.exceptions import HTTPException
@@ -26,14 +27,17 @@ from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
+from two_tower.models.config import key_advice
 from two_tower.models.errors import TwoTowerError
 from two_tower.retriever.records import SearchResult
 from two_tower.retriever.search.filters import FilterLike, parse_filters
 from two_tower.retriever.search.retriever import Retriever
 from two_tower.retriever.service import bodies
 from two_tower.retriever.service.backend import Backend
+from two_tower.retriever.service.config import MOST_BODY_BYTES, MOST_HITS
 from two_tower.retriever.service.failures import INTERNAL, Failure, ServiceFailure, failure_of
 from two_tower.retriever.service.middleware import (
+    BEARER,
     BearerKey,
     BodyLimit,
     Measured,
@@ -61,7 +65,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     }.items()
 }
 
-GivenK = Annotated[int, Query(ge=1, description="Number of hits.")]
+HitCount = Annotated[int, Query(ge=1, description="Number of hits.")]
 
 Word = Annotated[str, StringConstraints(max_length=1000)]
 
@@ -73,26 +77,31 @@ Words = Annotated[
 
 def create_app(backend: Backend) -> ASGIApp:
     """Return the service around `backend`, which it closes when it ends."""
+    config = backend.config
     metrics = Metrics()
     app = FastAPI(
         title="two-tower-search",
-        description=f"Search in {backend.config.name}.",
+        description=f"Search in {config.name}.",
         docs_url=None,
         redoc_url=None,
         lifespan=partial(_lifespan, backend),
+        responses=ERRORS,
     )
-    _add_failures(app, backend)
-    _add_search(app, backend, metrics)
-    _add_similar(app, backend)
-    _add_state(app, backend, metrics)
+    # The scheme only declares the key; `BearerKey` asks for it before a request is read.
+    guarded = APIRouter(dependencies=[Depends(BEARER)] if config.key else [])
+    _add_search(guarded, backend, metrics)
+    _add_similar(guarded, backend)
+    _add_state(app, guarded, backend, metrics)
+    app.include_router(guarded)
     _add_page(app)
+    _add_failures(app, collection=config.name)
     return _guard(app, backend, metrics)
 
 
 def _guard(app: ASGIApp, backend: Backend, metrics: Metrics) -> ASGIApp:
     """Put what every request has to pass around the application, the innermost first."""
     config = backend.config
-    app = BodyLimit(app, most_bytes=config.limits.body_bytes, timeout_s=config.limits.timeout_s)
+    app = BodyLimit(app, most_bytes=MOST_BODY_BYTES, timeout_s=config.timeout_s)
     if config.key is not None:
         app = BearerKey(app, key=config.key, open_paths=OPEN_PATHS)
     if config.origins:
@@ -112,44 +121,10 @@ async def _lifespan(backend: Backend, _: FastAPI) -> AsyncIterator[None]:
     backend.close()
 
 
-def _add_failures(app: FastAPI, backend: Backend) -> None:
-    @app.exception_handler(ServiceFailure)
-    async def own(_: Request, error: ServiceFailure) -> Response:
-        return error.failure.response()
-
-    @app.exception_handler(TwoTowerError)
-    async def known(_: Request, error: TwoTowerError) -> Response:
-        return failure_of(error, collection=backend.config.name).response()
-
-    @app.exception_handler(RequestValidationError)
-    async def malformed(_: Request, error: RequestValidationError) -> Response:
-        return Failure(422, "invalid_request", _first_problem(error)).response()
-
-    @app.exception_handler(HTTPException)
-    async def http(_: Request, error: HTTPException) -> Response:
-        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
-        response = Failure(error.status_code, code, str(error.detail)).response()
-        response.headers.update(error.headers or {})
-        return response
-
-    @app.exception_handler(Exception)
-    async def unknown(_: Request, __: Exception) -> Response:
-        return INTERNAL.response()
-
-
-def _first_problem(error: RequestValidationError) -> str:
-    """Return where and what, without the value: it may be long, or not even text."""
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    return f"{where}: {first['msg']}".encode("utf-8", "backslashreplace").decode()
-
-
-def _add_search(app: FastAPI, backend: Backend, metrics: Metrics) -> None:
+def _add_search(router: APIRouter, backend: Backend, metrics: Metrics) -> None:
     def search(body: bodies.SearchBody, words: Words = None) -> Awaitable[Response]:
-        _check_k(body.k, backend)
-        most, default = backend.limits.candidates, backend.config.settings
-        given = body.settings
-        settings = None if given is None else given.settings(default, most_candidates=most)
+        _check_k(body.k)
+        settings = body.settings and body.settings.settings(backend.config.settings)
 
         def ask(retriever: Retriever, queries: Sequence[str]) -> list[SearchResult]:
             return retriever.explain_many(
@@ -165,18 +140,18 @@ def _add_search(app: FastAPI, backend: Backend, metrics: Metrics) -> None:
             return _json(bodies.search_answer(result))
 
         # As text, for 1 and true are equal otherwise.
-        wishes = repr((body.k, body.filter, words, settings, body.budget_ms))
-        return backend.answer(body.query, wishes, settings=settings, ask=ask, show=show)
+        key = repr((body.k, body.filter, words, settings, body.budget_ms))
+        return backend.answer(body.query, key, settings=settings, ask=ask, show=show)
 
-    @app.post("/search", response_model=bodies.SearchAnswer, responses=ERRORS)
+    @router.post("/search", response_model=bodies.SearchAnswer)
     async def search_by_body(body: bodies.SearchBody) -> Response:
         """Search, best hits first."""
         return await search(body)
 
-    @app.get("/search", response_model=bodies.SearchAnswer, responses=ERRORS)
+    @router.get("/search", response_model=bodies.SearchAnswer)
     async def search_by_query(
         q: bodies.Query,
-        k: GivenK = 10,
+        k: HitCount = 10,
         filter: Words = None,
         budget_ms: bodies.Budget | None = None,
     ) -> Response:
@@ -184,70 +159,108 @@ def _add_search(app: FastAPI, backend: Backend, metrics: Metrics) -> None:
         return await search(bodies.SearchBody(query=q, k=k, budget_ms=budget_ms), filter)
 
 
-def _add_similar(app: FastAPI, backend: Backend) -> None:
+def _add_similar(router: APIRouter, backend: Backend) -> None:
     def similar(body: bodies.SimilarBody, words: Words = None) -> Awaitable[Response]:
-        _check_k(body.k, backend)
+        _check_k(body.k)
 
         def job(retriever: Retriever) -> Response:
-            chosen = _filter(body.filter, words, retriever)
-            hits = retriever.similar(body.passage_id, k=min(body.k, retriever.size), filter=chosen)
+            filter = _filter(body.filter, words, retriever)
+            hits = retriever.similar(body.passage_id, k=min(body.k, retriever.size), filter=filter)
             answers = [bodies.hit_answer(hit, "") for hit in hits]
             return _json({"passage_id": body.passage_id, "hits": answers})
 
         return backend.search(job)
 
-    @app.post("/similar", response_model=bodies.SimilarAnswer, responses=ERRORS)
+    @router.post("/similar", response_model=bodies.SimilarAnswer)
     async def similar_by_body(body: bodies.SimilarBody) -> Response:
         """Return the passages nearest to one, without itself."""
         return await similar(body)
 
-    @app.get("/similar", response_model=bodies.SimilarAnswer, responses=ERRORS)
+    @router.get("/similar", response_model=bodies.SimilarAnswer)
     async def similar_by_query(
-        passage_id: bodies.Query, k: GivenK = 10, filter: Words = None
+        passage_id: bodies.Query, k: HitCount = 10, filter: Words = None
     ) -> Response:
         """Return the passages nearest to one, without itself."""
         return await similar(bodies.SimilarBody(passage_id=passage_id, k=k), filter)
 
 
-def _add_state(app: FastAPI, backend: Backend, metrics: Metrics) -> None:
-    @app.get("/health", response_model=bodies.HealthAnswer, responses=ERRORS)
+def _check_k(k: int) -> None:
+    if k > MOST_HITS:
+        message = f"k is {k}; this service gives at most {MOST_HITS} hits"
+        raise ServiceFailure(Failure(400, "invalid_query", message))
+
+
+def _filter(body: bodies.Filter | None, words: Words, retriever: Retriever) -> FilterLike | None:
+    return parse_filters(words, retriever.fields) if words else body
+
+
+def _add_state(app: FastAPI, guarded: APIRouter, backend: Backend, metrics: Metrics) -> None:
+    @app.get("/health", response_model=bodies.HealthAnswer)
     async def health() -> Response:
         """Say whether this service can search: the engine answers, the bundle fits."""
-        return _json({"status": "ready", **(await backend.health())._asdict()})
+        return _json(await backend.health())
 
-    @app.get("/collection", response_model=bodies.CollectionAnswer, responses=ERRORS)
+    @guarded.get("/collection", response_model=bodies.CollectionAnswer)
     async def collection() -> Response:
         """Say what there is to search, filter by and switch."""
         return _json(await backend.search(lambda _: backend.describe()))
 
-    @app.get("/metrics", response_class=Response, responses=ERRORS)
+    @guarded.get("/metrics", response_class=Response)
     async def measured() -> Response:
         """Return the metrics in Prometheus' text format."""
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _add_page(app: FastAPI) -> None:
-    revalidate = {"Cache-Control": "no-cache"}
+def _json(content: dict[str, Any]) -> Response:
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    return Response(text.encode("utf-8", "replace"), media_type="application/json")
 
+
+def _add_page(app: FastAPI) -> None:
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
-        return FileResponse(PAGE / "index.html", headers=revalidate)
+        return FileResponse(PAGE / "index.html", headers={"Cache-Control": "no-cache"})
 
     app.mount("/page", StaticFiles(directory=PAGE))
 
 
-def _check_k(k: int, backend: Backend) -> None:
-    if k > backend.limits.k:
-        message = f"k is {k}; this service gives at most {backend.limits.k} hits"
-        raise ServiceFailure(Failure(400, "invalid_query", message))
+def _add_failures(app: FastAPI, *, collection: str) -> None:
+    @app.exception_handler(ServiceFailure)
+    async def own(_: Request, error: ServiceFailure) -> Response:
+        return error.failure.response()
+
+    @app.exception_handler(TwoTowerError)
+    async def known(_: Request, error: TwoTowerError) -> Response:
+        return failure_of(error, collection=collection).response()
+
+    @app.exception_handler(RequestValidationError)
+    async def malformed(request: Request, error: RequestValidationError) -> Response:
+        is_similar = request.url.path == "/similar"
+        body = bodies.SimilarBody if is_similar else bodies.SearchBody
+        return Failure(422, "invalid_request", _refusal(error, body)).response()
+
+    @app.exception_handler(HTTPException)
+    async def http(_: Request, error: HTTPException) -> Response:
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
+        response = Failure(error.status_code, code, str(error.detail)).response()
+        response.headers.update(error.headers or {})
+        return response
+
+    @app.exception_handler(Exception)
+    async def unknown(_: Request, __: Exception) -> Response:
+        return INTERNAL.response()
 
 
-def _filter(
-    body: bodies.FilterBody | None, words: Words, retriever: Retriever
-) -> FilterLike | None:
-    return parse_filters(words, retriever.fields) if words else body
-
-
-def _json(content: dict[str, Any]) -> Response:
-    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
-    return Response(text.encode("utf-8", "replace"), media_type="application/json")
+def _refusal(error: RequestValidationError, body: type[bodies.Body]) -> str:
+    """Return where and what was expected, without the value: it may be long, or not even text."""
+    first = error.errors()[0]
+    *outer, key = (str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = bodies.SettingsBody if "settings" in outer else body
+        advice = key_advice(key, known.model_fields, where=".".join([*outer, ""]))
+        reason = f"unknown key; {advice}"
+    elif first["type"] == "missing":
+        reason = "expected a value"
+    else:  # "Input should be …", "String should have …"
+        reason = re.sub(r"^\w+ should (be|have|match) ", "expected ", first["msg"])
+    return f"{'.'.join([*outer, key])}: {reason}".encode("utf-8", "backslashreplace").decode()

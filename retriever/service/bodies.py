@@ -1,26 +1,23 @@
 """What goes over the wire: the bodies of requests and answers, as OpenAPI shows them."""
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, create_model
 
 from two_tower.retriever.collection.schema import RESERVED, point_id
 from two_tower.retriever.records import Hit, SearchResult
-from two_tower.retriever.search.settings import MOST_CROSS_CANDIDATES, SearchSettings
-from two_tower.retriever.search.snippets import Segment, highlight, snippet
+from two_tower.retriever.search.queries import MAX_QUERY_CHARS
+from two_tower.retriever.search.settings import SearchSettings
+from two_tower.retriever.search.snippets import highlight, snippet
+from two_tower.retriever.service.config import MOST_CANDIDATES
 from two_tower.retriever.service.failures import Failure, ServiceFailure
 
-LONGEST_QUERY = 10_000
+SNIPPET_CHARS = 240
 
-MOST_PER_GROUP = 1_000
+HitCount = Annotated[int, Field(ge=1, description="Number of hits; the service sets the most.")]
 
-PLAIN_NAME = r"^[A-Za-z0-9_\-]+$"
-
-Hits = Annotated[int, Field(ge=1, description="Number of hits; the service sets the most.")]
-
-FilterBody = Annotated[
+Filter = Annotated[
     dict[str, JsonValue],
     Field(
         description="field -> value (equals), list (any of), {gte, gt, lte, lt} (range) or "
@@ -29,7 +26,7 @@ FilterBody = Annotated[
     ),
 ]
 
-Query = Annotated[str, Field(min_length=1, max_length=LONGEST_QUERY)]
+Query = Annotated[str, Field(min_length=1, max_length=MAX_QUERY_CHARS)]
 
 Budget = Annotated[
     float,
@@ -43,51 +40,53 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class SettingsBody(Body):
-    """`SearchSettings` of one request, but `ann`; what is left out keeps the service's default."""
+class PartialSettings(Body):
+    """What the settings of a request do; `SettingsBody` adds their fields."""
 
-    legs: dict[str, Annotated[int, Field(ge=1)]] | None = Field(
-        None, description="Vector name -> candidates.", examples=[{"dense": 100, "bm25": 100}]
-    )
-    fusion: Literal["learnt", "weighted", "rrf"] | None = None
-    tower_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
-    rerank: bool | None = None
-    cross: bool | None = None
-    cross_candidates: Annotated[int, Field(ge=1, le=MOST_CROSS_CANDIDATES)] | None = None
-    diversity: Annotated[float, Field(ge=0, le=1)] | None = None
-    group_by: Annotated[str, Field(pattern=PLAIN_NAME, max_length=100)] | None = None
-    group_size: Annotated[int, Field(ge=1, le=MOST_PER_GROUP)] | None = None
-
-    def settings(self, default: SearchSettings, *, most_candidates: int) -> SearchSettings:
+    def settings(self, default: SearchSettings) -> SearchSettings:
         """Return them as the retriever takes them, over the service's `default`.
 
         Raises:
             ConfigError: they make no sense.
             ServiceFailure: a leg asks for more candidates than the service allows.
         """
-        given = self.model_dump(exclude_none=True)
-        if max(given.get("legs", {"": 0}).values(), default=0) > most_candidates:
-            message = f"a leg asks for more than {most_candidates} candidates"
+        changes = self.model_dump(exclude_none=True)
+        if max(changes.get("legs", {}).values(), default=0) > MOST_CANDIDATES:
+            message = f"a leg asks for more than {MOST_CANDIDATES} candidates"
             raise ServiceFailure(Failure(400, "invalid_settings", message))
-        return replace(default, **given)
+        return replace(default, **changes)
+
+
+OPTIONAL_FIELDS: dict[str, Any] = {
+    name: (annotation | None, None)
+    for name, annotation in get_type_hints(SearchSettings, include_extras=True).items()
+    if name != "ann"  # a stranger who may ask for exact search can overload the engine
+}
+
+SettingsBody = create_model(
+    "SettingsBody",
+    __base__=PartialSettings,
+    __doc__="`SearchSettings` of one request; what is left out keeps the service's default.",
+    **OPTIONAL_FIELDS,
+)
 
 
 class SearchBody(Body):
     """One search; the fields are the arguments of `Retriever.explain`."""
 
     query: Query
-    k: Hits = 10
-    filter: FilterBody | None = None
-    settings: SettingsBody | None = None
+    k: HitCount = 10
+    filter: Filter | None = None
+    settings: SettingsBody | None = None  # type: ignore[valid-type]  # made from SearchSettings
     budget_ms: Budget | None = None
 
 
 class SimilarBody(Body):
     """Passages like one that is in the collection."""
 
-    passage_id: Annotated[str, Field(min_length=1, max_length=LONGEST_QUERY)]
-    k: Hits = 10
-    filter: FilterBody | None = None
+    passage_id: Query
+    k: HitCount = 10
+    filter: Filter | None = None
 
 
 class SegmentAnswer(BaseModel):
@@ -138,7 +137,11 @@ class SimilarAnswer(BaseModel):
 
 
 class HealthAnswer(BaseModel):
-    """The service can search."""
+    """The service can search: the collection that it searches, and the bundle of both.
+
+    `is_current` is false once the alias has moved to another collection; restart the service with
+    that one's bundle.
+    """
 
     status: Literal["ready"]
     collection: str
@@ -175,10 +178,7 @@ class ErrorAnswer(BaseModel):
 
 def search_answer(result: SearchResult) -> dict[str, Any]:
     """Return a `SearchAnswer`."""
-    return {
-        **result.to_dict(),
-        "hits": [hit_answer(hit, result.query) for hit in result.hits],
-    }
+    return {**result.to_dict(), "hits": [hit_answer(hit, result.query) for hit in result.hits]}
 
 
 def hit_answer(hit: Hit, query: str) -> dict[str, Any]:
@@ -186,15 +186,7 @@ def hit_answer(hit: Hit, query: str) -> dict[str, Any]:
     return {
         **hit.to_dict(),
         "point_id": point_id(hit.passage_id),
-        "fields": _fields(hit.payload),
-        "marked_title": [_segment(s) for s in highlight(hit.title, query)],
-        "snippet": [_segment(s) for s in snippet(hit.text, query, width=240)],
+        "fields": {name: value for name, value in hit.payload.items() if name not in RESERVED},
+        "marked_title": [part._asdict() for part in highlight(hit.title, query)],
+        "snippet": [part._asdict() for part in snippet(hit.text, query, width=SNIPPET_CHARS)],
     }
-
-
-def _fields(payload: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in payload.items() if name not in RESERVED}
-
-
-def _segment(segment: Segment) -> dict[str, Any]:
-    return {"text": segment.text, "is_match": segment.is_match}

@@ -1,10 +1,12 @@
 """What an operator decides about the service."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
-from two_tower.models.errors import ConfigError
+from pydantic import Field
+
+from two_tower.models.config import configuration
 from two_tower.retriever.engine import address
 from two_tower.retriever.search.settings import SearchSettings
 
@@ -12,36 +14,15 @@ KEY_VARIABLE = "TWO_TOWER_SERVICE_KEY"
 
 SHORTEST_KEY = 8
 
+MOST_HITS = 100
 
-@dataclass(frozen=True)
-class Limits:
-    """What keeps the service standing under load and under bad requests.
+MOST_CANDIDATES = 1000
+"""Per leg, of what a request may ask for."""
 
-    Attributes:
-        threads: batches of searches that run at the same time; more than cores make it slower.
-        waiting: searches that may wait for a thread; one more is answered 429.
-        timeout_s: a search that takes longer is answered 504.
-        body_bytes: a longer request body is answered 413.
-        k: most hits per request.
-        candidates: most candidates per leg that a request may ask for.
-    """
-
-    threads: int = min(4, os.cpu_count() or 1)
-    waiting: int = 32
-    timeout_s: float = 10.0
-    body_bytes: int = 64 * 1024
-    k: int = 100
-    candidates: int = 1000
-
-    def __post_init__(self) -> None:
-        for name in ("threads", "timeout_s", "body_bytes", "k", "candidates"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected more than 0")
-        if self.waiting < 0:
-            raise ConfigError(f"waiting is {self.waiting}; expected 0 or more")
+MOST_BODY_BYTES = 64 * 1024
 
 
-@dataclass(frozen=True)
+@configuration()
 class ServiceConfig:
     """Which collection to serve, and how.
 
@@ -50,7 +31,9 @@ class ServiceConfig:
         bundle: folder that `models train` wrote.
         url: Qdrant server, or None for the embedded engine.
         path: folder of the embedded engine, where `url` is not given.
-        limits: see `Limits`.
+        threads: batches of searches that run at the same time; more than cores make it slower.
+        waiting: searches that may wait for a thread; one more is answered 429.
+        timeout_s: a search that takes longer is answered 504.
         key: what clients must send as `Authorization: Bearer <key>`; None lets everybody in.
         origins: web origins that may call the service from their own pages; none by default.
         examples: queries that the page offers before the first search.
@@ -62,8 +45,10 @@ class ServiceConfig:
     bundle: Path
     url: str | None = None
     path: Path | None = None
-    limits: Limits = field(default_factory=Limits)
-    key: str | None = field(default=None, repr=False)
+    threads: int = Field(default=min(4, os.cpu_count() or 1), gt=0)
+    waiting: int = Field(default=32, ge=0)
+    timeout_s: float = Field(default=10.0, gt=0)
+    key: str | None = Field(default=None, repr=False)
     origins: tuple[str, ...] = ()
     examples: tuple[str, ...] = ()
     dashboard: str | None = None

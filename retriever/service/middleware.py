@@ -1,6 +1,7 @@
 """What stands in front of the service: headers for browsers, the key, the size of bodies.
 
-Plain ASGI, one class per concern; `service.create_app` puts them around the application.
+Plain ASGI, one class per concern; `app.create_app` puts them around the application. Metrics
+are counted here, too.
 """
 
 import asyncio
@@ -9,8 +10,10 @@ import hmac
 import time
 from collections.abc import Collection
 
+from fastapi.security import HTTPBearer
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from two_tower.retriever.records import SearchResult
@@ -38,7 +41,7 @@ SECURITY_HEADERS = {
 
 
 class SecurityHeaders:
-    """Middleware: tells browsers what no page of this service may do."""
+    """Middleware: forbids browsers what no page of this service needs."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -56,13 +59,16 @@ class SecurityHeaders:
         await self._app(scope, receive, add_headers)
 
 
+BEARER = HTTPBearer(auto_error=False, description="The key that the operator gives out.")
+
+
 class BearerKey:
-    """Middleware: answers 401 to who does not send the key.
+    """Middleware: answers 401 to a request without the key, before its body is read.
 
     Args:
-        app: what answers the others.
+        app: answers the others.
         key: the secret.
-        open_paths: what everybody may see; a path that ends in / stands for all below it.
+        open_paths: need no key; a path that ends in / stands for all below it.
     """
 
     def __init__(self, app: ASGIApp, *, key: str, open_paths: Collection[str]) -> None:
@@ -74,10 +80,10 @@ class BearerKey:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] == "http" and not self._is_open(scope["path"]):
-            scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
+            sent = await BEARER(Request(scope))
             # Digests have one length, so the time of the comparison tells nothing about the key.
-            if scheme.lower() != "bearer" or not hmac.compare_digest(
-                _digest(key.strip()), self._digest
+            if sent is None or not hmac.compare_digest(
+                _digest(sent.credentials.strip()), self._digest
             ):
                 await UNAUTHORIZED.response()(scope, receive, send)
                 return
@@ -87,11 +93,15 @@ class BearerKey:
         return path in self._open or (bool(self._folders) and path.startswith(self._folders))
 
 
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+
+
 class BodyLimit:
-    """Middleware: reads the body before anything else does, up to a size and for a time.
+    """Middleware: reads the body before the application, up to a size and for a time.
 
     Args:
-        app: what answers when the body is fine.
+        app: answers when the body is fine.
         most_bytes: a longer one is answered 413.
         timeout_s: one that takes longer to arrive is answered 408.
     """
@@ -118,7 +128,12 @@ class BodyLimit:
         if body is None:
             await self._too_large.response()(scope, receive, send)
             return
-        await self._app(scope, _replay(body, receive), send)
+        messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive_again() -> Message:
+            return messages.pop() if messages else await receive()
+
+        await self._app(scope, receive_again, send)
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
         """Return the body, None where it is too large."""
@@ -135,20 +150,6 @@ class BodyLimit:
         return body
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """Return a `receive` that gives the body, then whatever comes next."""
-    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def receive_again() -> Message:
-        return messages.pop() if messages else await receive()
-
-    return receive_again
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
-
-
 BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
@@ -156,46 +157,46 @@ class Metrics:
     """Counters of one service, in a registry of their own."""
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
+        self._registry = registry = CollectorRegistry()
         self.requests = Counter(
             "retriever_requests",
             "Requests by path and HTTP status.",
             ["path", "status"],
-            registry=self._registry,
+            registry=registry,
         )
         self.seconds = Histogram(
             "retriever_request_seconds",
             "Time from the request to the end of the answer.",
             ["path"],
             buckets=BUCKETS_S,
-            registry=self._registry,
+            registry=registry,
         )
         self.in_flight = Gauge(
-            "retriever_requests_in_flight", "Requests being answered.", registry=self._registry
+            "retriever_requests_in_flight", "Requests being answered.", registry=registry
         )
         self.stage_seconds = Histogram(
             "retriever_stage_seconds",
             "Time that each step of a search took.",
             ["stage"],
             buckets=BUCKETS_S,
-            registry=self._registry,
+            registry=registry,
         )
         self.skipped = Counter(
             "retriever_skipped_stages",
             "Stages left out for want of time.",
             ["stage"],
-            registry=self._registry,
+            registry=registry,
         )
 
     def record(self, result: SearchResult) -> None:
-        """Take in where a search spent its time."""
+        """Count the time of each step of a search."""
         for stage, ms in result.timings_ms.items():
             self.stage_seconds.labels(stage).observe(ms / 1000.0)
         for stage in result.skipped:
             self.skipped.labels(stage).inc()
 
     def text(self) -> bytes:
-        """Return all of it in Prometheus' text format."""
+        """Return the metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
 
@@ -203,7 +204,7 @@ class Measured:
     """Middleware: counts and times every request.
 
     Args:
-        app: what answers.
+        app: answers.
         metrics: where to count.
         paths: those that get a label of their own; all others share one, since anybody can
             invent paths.

@@ -25,10 +25,11 @@ from two_tower.retriever.engine.protocol import Engine
 from two_tower.retriever.evaluation.evaluate import TIMED_K
 from two_tower.retriever.evaluation.measures import Values, per_query
 from two_tower.retriever.evaluation.systems import count_posting_bytes, index_mb
-from two_tower.retriever.search.queries import QueryEncoder
+from two_tower.retriever.search.fusion import Candidates, fuse
+from two_tower.retriever.search.pipeline import ask
+from two_tower.retriever.search.queries import QueryEncoder, plan
 from two_tower.retriever.search.retriever import QUERIES_PER_REQUEST, Retriever
 from two_tower.retriever.search.settings import AnnSettings, SearchSettings
-from two_tower.retriever.search.stages import Candidates, Within, fuse, gather, plan
 from two_tower.retriever.tuning.goals import OF_EXACT
 from two_tower.retriever.tuning.grid import HYBRID, Setting
 
@@ -256,13 +257,11 @@ class Benchmark:
         self, retriever: Retriever, search: SearchSettings, k: int
     ) -> Iterator[Candidates]:
         """Ask the engine what `Retriever.search` would, for many queries at a time."""
-        within = Within(None, Centroids.from_metadata(retriever.metadata))
-        plans = [plan(search, vectors, k=k, within=within) for vectors in self._vectors]
+        centroids = Centroids.from_metadata(retriever.metadata)
+        plans = [plan(search, vectors, k=k, centroids=centroids) for vectors in self._vectors]
         for start in range(0, len(plans), QUERIES_PER_REQUEST):
             batch = plans[start : start + QUERIES_PER_REQUEST]
-            requests = [request for asked in batch for request in asked.values()]
-            answers = iter(self._engine.query_scores(retriever.collection, requests))
-            yield from (gather(asked, [next(answers) for _ in asked]) for asked in batch)
+            yield from ask(self._engine, retriever.collection, batch)
 
 
 def _nearest(exact: Candidates) -> list[str]:

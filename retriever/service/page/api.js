@@ -5,16 +5,11 @@ const KEY = "two-tower-search key";
 export class Problem extends Error {
   constructor(status, code, message, retryAfterS) {
     super(message);
-    this.status = status;
-    this.code = code;
-    this.retryAfterS = retryAfterS;
+    Object.assign(this, { status, code, retryAfterS });
   }
 }
 
-export function rememberKey(key) {
-  sessionStorage.setItem(KEY, key);
-}
-
+export const rememberKey = (key) => sessionStorage.setItem(KEY, key);
 export const describe = (signal) => ask("collection", undefined, signal);
 export const search = (body, signal) => ask("search", body, signal);
 export const similar = (body, signal) => ask("similar", body, signal);

@@ -6,7 +6,9 @@ import { column, element, milliseconds, modeName, total } from "./view.js";
 
 const TYPING_MS = 160;
 const AMOUNTS = [5, 10, 20, 50];
+const TRY_AGAIN = [0, 429, 503, 504];
 const by = (id) => document.getElementById(id);
+const on = (id, event, listener) => by(id).addEventListener(event, listener);
 
 const asked = { query: "", mode: null, other: null, filter: {}, amount: 10 };
 let about = null;
@@ -14,15 +16,14 @@ let running = null;
 let timer = 0;
 
 function readAddress() {
-  const given = new URLSearchParams(location.search);
-  const modes = Object.keys(about.modes);
-  const known = (mode) => (modes.includes(mode) ? mode : null);
-  asked.query = given.get("q") ?? "";
-  asked.mode = known(given.get("mode")) ?? modes.at(-1);
-  asked.other = known(given.get("compare"));
-  asked.amount = AMOUNTS.includes(Number(given.get("k"))) ? Number(given.get("k")) : 10;
+  const address = new URLSearchParams(location.search);
+  const known = (mode) => (Object.hasOwn(about.modes, mode) ? mode : null);
+  asked.query = address.get("q") ?? "";
+  asked.mode = known(address.get("mode")) ?? defaultMode();
+  asked.other = known(address.get("compare"));
+  asked.amount = AMOUNTS.find((amount) => amount === Number(address.get("k"))) ?? 10;
   try {
-    const filter = JSON.parse(given.get("filter") ?? "{}");
+    const filter = JSON.parse(address.get("filter") ?? "{}");
     asked.filter = filter && typeof filter === "object" && !Array.isArray(filter) ? filter : {};
   } catch {
     asked.filter = {};
@@ -30,24 +31,17 @@ function readAddress() {
 }
 
 function writeAddress() {
-  const kept = new URLSearchParams();
-  if (asked.query) kept.set("q", asked.query);
-  if (asked.mode !== Object.keys(about.modes).at(-1)) kept.set("mode", asked.mode);
-  if (asked.other) kept.set("compare", asked.other);
-  if (asked.amount !== 10) kept.set("k", asked.amount);
-  if (Object.keys(asked.filter).length) kept.set("filter", JSON.stringify(asked.filter));
-  history.replaceState(null, "", kept.size ? `?${kept}` : location.pathname);
+  const address = new URLSearchParams();
+  if (asked.query) address.set("q", asked.query);
+  if (asked.mode !== defaultMode()) address.set("mode", asked.mode);
+  if (asked.other) address.set("compare", asked.other);
+  if (asked.amount !== 10) address.set("k", asked.amount);
+  if (Object.keys(asked.filter).length) address.set("filter", JSON.stringify(asked.filter));
+  history.replaceState(null, "", address.size ? `?${address}` : location.pathname);
 }
 
-function body(mode) {
-  const settings = about.modes[mode];
-  return {
-    query: asked.query,
-    k: Math.min(asked.amount, about.most_hits),
-    filter: Object.keys(asked.filter).length ? asked.filter : null,
-    settings: Object.keys(settings).length ? settings : null,
-  };
-}
+const defaultMode = () => Object.keys(about.modes).at(-1);
+const limits = () => ({ k: Math.min(asked.amount, about.most_hits), filter: asked.filter });
 
 async function run() {
   clearTimeout(timer);
@@ -57,15 +51,19 @@ async function run() {
   by("welcome").hidden = Boolean(asked.query.trim());
   if (!asked.query.trim()) {
     running = null;
-    showStatus("");
     clearProblem();
-    by("columns").replaceChildren();
+    show("");
     return;
   }
   const modes = asked.other ? [asked.mode, asked.other] : [asked.mode];
   await attempt(async (signal) => {
-    const answers = await Promise.all(modes.map((mode) => api.search(body(mode), signal)));
-    showAnswers(modes, answers);
+    const answers = await Promise.all(modes.map((mode) =>
+      api.search({ query: asked.query, ...limits(), settings: about.modes[mode] }, signal)));
+    const words = answers.map((answer, at) =>
+      `${modeName(modes[at])}: ${answer.hits.length} hits in ${milliseconds(total(answer.timings_ms))}`);
+    show(words.join(" · "), ...answers.map((answer, at) => column({ title: modeName(modes[at]), answer,
+      other: answers[1 - at], isSecond: at === 1, about, actions })));
+    offerValues(answers[0].hits);
   }, run);
 }
 
@@ -78,22 +76,10 @@ async function attempt(task, again) {
     await task(control.signal);
     if (running === control) clearProblem();
   } catch (error) {
-    if (error.name === "AbortError" || running !== control) return;
-    showProblem(error, again);
+    if (error.name !== "AbortError" && running === control) showProblem(error, again);
   } finally {
     if (running === control) document.body.classList.remove("busy");
   }
-}
-
-function showAnswers(modes, answers) {
-  const view = answers.map((answer, at) => column({ title: modeName(modes[at]), answer,
-    other: answers.length > 1 ? answers[1 - at] : null, isSecond: at === 1, about, actions }));
-  by("columns").replaceChildren(...view);
-  by("columns").classList.toggle("two", answers.length > 1);
-  const words = answers.map((answer, at) =>
-    `${modeName(modes[at])}: ${answer.hits.length} hits in ${milliseconds(total(answer.timings_ms))}`);
-  showStatus(words.join(" · "));
-  offerValues(answers[0].hits);
 }
 
 const actions = {
@@ -103,29 +89,27 @@ const actions = {
     run();
   },
   similar(hit) {
+    const name = hit.title || hit.passage_id;
     attempt(async (signal) => {
-      const filter = Object.keys(asked.filter).length ? asked.filter : null;
-      const k = Math.min(asked.amount, about.most_hits);
-      const answer = await api.similar({ passage_id: hit.passage_id, k, filter }, signal);
-      by("columns").replaceChildren(column({
-        title: `Similar to ${hit.title || hit.passage_id}`, answer, back: run, about, actions }));
-      by("columns").classList.remove("two");
-      showStatus(`${answer.hits.length} passages like ${hit.title || hit.passage_id}`);
+      const answer = await api.similar({ passage_id: hit.passage_id, ...limits() }, signal);
+      show(`${answer.hits.length} passages like ${name}`,
+        column({ title: `Similar to ${name}`, answer, back: run, about, actions }));
       window.scrollTo({ top: 0 });
     }, () => actions.similar(hit));
   },
 };
 
-function showStatus(words) {
-  by("status").textContent = words;
+function show(status, ...columns) {
+  by("status").textContent = status;
+  by("columns").replaceChildren(...columns);
+  by("columns").classList.toggle("two", columns.length > 1);
 }
 
 function showProblem(problem, again) {
-  by("columns").replaceChildren();
-  showStatus("");
+  show("");
   by("key-form").hidden = problem.status !== 401;
   if (problem.status === 401) by("key").focus();
-  const passing = [0, 429, 503, 504].includes(problem.status);
+  const passing = TRY_AGAIN.includes(problem.status);
   const waitS = Math.max(1, problem.retryAfterS || 3);
   by("problem").hidden = false;
   by("problem").replaceChildren(
@@ -155,17 +139,17 @@ function offerValues(hits) {
 }
 
 function showControls() {
-  const names = Object.keys(about.modes);
-  by("modes").append(...names.map((mode) => element("label", {},
+  const modes = Object.keys(about.modes), fields = Object.keys(about.fields);
+  const option = (value, selected, name = value) => element("option", { value, selected }, String(name));
+  by("modes").append(...modes.map((mode) => element("label", {},
     element("input", { type: "radio", name: "mode", value: mode, checked: mode === asked.mode }),
     element("span", {}, modeName(mode)))));
-  const other = asked.other ?? names.find((mode) => mode !== asked.mode);
-  by("other").append(...names.map((mode) => element("option", { value: mode, selected: mode === other }, modeName(mode))));
+  const other = asked.other ?? modes.find((mode) => mode !== asked.mode);
+  by("other").append(...modes.map((mode) => option(mode, mode === other, modeName(mode))));
   by("compare").checked = Boolean(asked.other);
-  by("amount").append(...AMOUNTS.filter((n) => n <= about.most_hits)
-    .map((n) => element("option", { value: n, selected: n === asked.amount }, String(n))));
-  by("field").append(...Object.keys(about.fields).map((name) => element("option", { value: name }, name)));
-  by("show-filter").hidden = !Object.keys(about.fields).length;
+  by("amount").append(...AMOUNTS.filter((n) => n <= about.most_hits).map((n) => option(n, n === asked.amount)));
+  by("field").append(...fields.map((name) => option(name, false)));
+  by("show-filter").hidden = !fields.length;
   showForm();
   by("examples").replaceChildren(...about.examples.map((text) => element("li", {},
     element("button", { type: "button", onclick: () => { setQuery(text); by("query").focus(); } }, text))));
@@ -176,30 +160,30 @@ function showForm() {
 }
 
 function setQuery(text) {
-  by("query").value = text;
-  asked.query = text;
+  by("query").value = asked.query = text;
   run();
 }
 
 function listen() {
-  by("query").addEventListener("input", () => {
+  on("query", "input", () => {
     asked.query = by("query").value;
     clearTimeout(timer);
     timer = setTimeout(run, TYPING_MS);
   });
-  by("search").addEventListener("submit", (event) => { event.preventDefault(); setQuery(by("query").value); });
-  by("modes").addEventListener("change", (event) => { asked.mode = event.target.value; run(); });
+  on("search", "submit", () => setQuery(by("query").value));
+  on("modes", "change", (event) => { asked.mode = event.target.value; run(); });
   const compare = () => { asked.other = by("compare").checked ? by("other").value : null; run(); };
-  by("compare").addEventListener("change", compare);
-  by("other").addEventListener("change", () => { by("compare").checked = true; compare(); });
-  by("amount").addEventListener("change", (event) => { asked.amount = Number(event.target.value); run(); });
-  by("field").addEventListener("change", showForm);
-  by("show-filter").addEventListener("click", () => {
-    by("filter").hidden = !by("filter").hidden;
-    by("show-filter").setAttribute("aria-expanded", String(!by("filter").hidden));
-    if (!by("filter").hidden) by("value").focus();
+  on("compare", "change", compare);
+  on("other", "change", () => { by("compare").checked = true; compare(); });
+  on("amount", "change", (event) => { asked.amount = Number(event.target.value); run(); });
+  on("field", "change", showForm);
+  on("show-filter", "click", () => {
+    const isOpen = by("filter").hidden;
+    by("filter").hidden = !isOpen;
+    by("show-filter").setAttribute("aria-expanded", String(isOpen));
+    if (isOpen) by("value").focus();
   });
-  by("filter").addEventListener("submit", addFilter);
+  on("filter", "submit", addFilter);
   document.addEventListener("keydown", onKey);
 }
 
@@ -216,14 +200,15 @@ function addFilter(event) {
 
 function onKey(event) {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
-  const inField = event.target.matches("input, select, textarea");
-  const hit = event.target.closest?.(".hit");
-  if (event.key === "/" && !inField) focusQuery(event);
-  else if (event.key === "Escape" && event.target === by("query")) setQuery("");
-  else if (event.key === "Escape") focusQuery(event);
-  else if (event.key === "ArrowDown" && event.target === by("query")) focusHit(event, document.querySelector(".hit"));
-  else if (hit && event.key === "Enter" && event.target === hit) open(hit);
-  else if (hit && event.key.startsWith("Arrow")) focusHit(event, neighbour(hit, event.key));
+  const { key, target } = event;
+  const inQuery = target === by("query");
+  const hit = target.closest?.(".hit");
+  if (key === "/" && !target.matches("input, select, textarea")) focusQuery(event);
+  else if (key === "Escape" && inQuery) setQuery("");
+  else if (key === "Escape") focusQuery(event);
+  else if (key === "ArrowDown" && inQuery) focus(event, document.querySelector(".hit"));
+  else if (key === "Enter" && hit && target === hit) open(hit);
+  else if (key.startsWith("Arrow") && hit) focus(event, neighbour(hit, key));
 }
 
 function neighbour(hit, key) {
@@ -235,15 +220,14 @@ function neighbour(hit, key) {
   return columns[at + (key === "ArrowRight" ? 1 : -1)]?.[row];
 }
 
-function focusHit(event, target) {
+function focus(event, target) {
   if (!target) return;
   event.preventDefault();
   target.focus();
 }
 
 function focusQuery(event) {
-  event.preventDefault();
-  by("query").focus();
+  focus(event, by("query"));
   by("query").select();
 }
 
@@ -269,11 +253,11 @@ async function start() {
   if (about) await run();
 }
 
-by("key-form").addEventListener("submit", (event) => {
+on("key-form", "submit", (event) => {
   event.preventDefault();
   api.rememberKey(by("key").value.trim());
   if (about) run();
   else start();
 });
-by("search").addEventListener("submit", (event) => event.preventDefault());
+on("search", "submit", (event) => event.preventDefault());
 start();

@@ -2,17 +2,16 @@
 
 const MODE_NAMES = { bm25: "BM25", hybrid: "Hybrid", reranked: "Reranked", cross: "Cross-scored" };
 const STAGE_NAMES = { bm25: "BM25", dense: "Tower", rerank: "Rerank", cross: "Cross" };
-const STEP_NAMES = { encode: "encode", candidates: "candidates", fusion: "fusion", cross: "cross", payload: "passages" };
+const STEP_NAMES = { payload: "passages" };
 
 export function element(name, attributes = {}, ...children) {
-  const made = document.createElement(name);
+  const node = document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) {
-    if (key.startsWith("on")) made.addEventListener(key.slice(2), value);
-    else if (value === true) made.setAttribute(key, "");
-    else if (value !== false && value !== null && value !== undefined) made.setAttribute(key, value);
+    if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
+    else if (value !== false && value !== null) node.setAttribute(key, value === true ? "" : value);
   }
-  made.append(...children.filter((child) => child !== null));
-  return made;
+  node.append(...children.filter((child) => child !== null));
+  return node;
 }
 
 export const modeName = (mode) => MODE_NAMES[mode] ?? mode;
@@ -38,26 +37,26 @@ export function column({ title, answer, other, isSecond, back, about, actions })
   const list = hits.length
     ? element("ol", { class: "hits" }, ...hits)
     : element("p", { class: "none" }, "No passage passes. Try other words or fewer filters.");
-  const found = element("small", {}, `${hits.length} ${hits.length === 1 ? "hit" : "hits"}`);
+  const count = element("small", {}, `${hits.length} ${hits.length === 1 ? "hit" : "hits"}`);
   return element("section", { class: "column", "aria-label": title },
-    element("div", { class: "head" }, element("h2", {}, title, " ", found), timings(answer),
+    element("div", { class: "head" }, element("h2", {}, title, " ", count), timings(answer),
       back ? element("button", { type: "button", class: "back", onclick: back }, "← Back") : null), list);
 }
 
 function timings(answer) {
   if (!answer.timings_ms) return null;
-  const whole = total(answer.timings_ms) || 1;
+  const sum = total(answer.timings_ms);
   const steps = Object.entries(answer.timings_ms);
   const bar = element("span", { class: "steps", "aria-hidden": "true" });
   for (const [step, ms] of steps) {
     const part = element("i", { class: `step step-${step}` });
-    part.style.flexGrow = ms / whole;
+    part.style.flexGrow = ms / (sum || 1);
     bar.append(part);
   }
   const words = steps.map(([step, ms]) =>
     element("span", { class: `step-name step-${step}` }, `${STEP_NAMES[step] ?? step} ${ms.toFixed(1)}`));
   const skipped = answer.skipped?.length ? element("b", {}, `skipped: ${answer.skipped.join(", ")}`) : null;
-  return element("div", { class: "timings" }, element("strong", {}, milliseconds(total(answer.timings_ms))), bar,
+  return element("div", { class: "timings" }, element("strong", {}, milliseconds(sum)), bar,
     element("span", { class: "step-names" }, ...words), skipped);
 }
 
@@ -85,7 +84,7 @@ function card({ hit, at, spans, badge, about, actions }) {
         element("p", { class: "snippet" }, ...marked(hit.snippet)),
         element("div", { class: "foot" }, ...fieldButtons(hit, about, actions),
           element("button", { type: "button", class: "quiet", onclick: () => actions.similar(hit) }, "Similar"),
-          whole(hit, about))),
+          fullText(hit, about))),
       bars(hit, spans)));
 }
 
@@ -98,10 +97,11 @@ function moved(hit, ranks, isSecond) {
   const before = ranks.get(hit.passage_id);
   if (before === undefined) return element("span", { class: "moved new" }, "only here");
   if (before === hit.rank || !isSecond) return null;
-  const [kind, sign] = before > hit.rank ? ["up", "↑"] : ["down", "↓"];
-  const words = `${Math.abs(before - hit.rank)} places ${kind === "up" ? "higher" : "lower"} than in the other list`;
+  const places = Math.abs(before - hit.rank);
+  const [kind, sign, way] = before > hit.rank ? ["up", "↑", "higher"] : ["down", "↓", "lower"];
+  const words = `${places} places ${way} than in the other list`;
   return element("span", { class: `moved ${kind}`, title: words },
-    element("span", { "aria-hidden": "true" }, `${sign}${Math.abs(before - hit.rank)}`),
+    element("span", { "aria-hidden": "true" }, sign + places),
     element("span", { class: "hidden" }, words));
 }
 
@@ -113,7 +113,7 @@ function fieldButtons(hit, about, actions) {
         onclick: () => actions.filter(name, value) }, element("span", {}, `${name} `), String(value)));
 }
 
-function whole(hit, about) {
+function fullText(hit, about) {
   const where = element("p", { class: "point" }, "point ", element("code", {}, hit.point_id));
   if (about.dashboard) {
     const link = safeLink(`${about.dashboard}#/collections/${encodeURIComponent(about.collection)}`);

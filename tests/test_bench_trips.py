@@ -1,0 +1,52 @@
+# ruff: noqa: F401, F811 (fixtures are imported, and named again by the tests that use them)
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from conftest import ROOT, make_passages
+from crossing import cross_bundle
+
+from two_tower.ingest.loading import loader
+from two_tower.models.bundle.bundle import ModelBundle
+from two_tower.models.data import Dataset
+from two_tower.retriever import Retriever, SearchSettings
+from two_tower.retriever.engine.protocol import Engine
+
+sys.path.insert(0, str(ROOT / "tests" / "bench"))
+
+import trips
+
+
+def outer() -> list[int]:
+    return [inner(number) for number in range(3)]
+
+
+def inner(number: int) -> int:
+    return number
+
+
+def test_only_functions_of_the_project_are_in_a_trip() -> None:
+    with trips.traced("nothing") as trip:
+        outer()
+        sorted([3, 1, 2])
+    assert trip == ("nothing", {}, {})
+
+
+def test_a_query_takes_the_short_way(
+    edge_engine: Engine, name: str, cross_bundle: Path, make_data: Callable[..., Dataset]
+) -> None:
+    bundle = ModelBundle.load(cross_bundle)
+    report = loader.load(edge_engine, make_data(make_passages(60)), bundle, name=name)
+    retriever = Retriever(edge_engine, report.collection, bundle, settings=SearchSettings())
+    trip = trips.trace_query(retriever)
+    assert next(iter(trip.functions.items())) == (
+        "retriever/search/retriever.py",
+        ["Retriever.search", "Retriever.explain_many", "Retriever._checked_k"],
+    )
+    assert len(trip.borders) <= 15
+    own = {file: names for file, names in trip.functions.items() if "/search/" in file}
+    assert len(own) <= 4, list(own)
+    assert sum(map(len, own.values())) <= 30, own
+    shown = trips.to_markdown(trip)
+    assert shown.startswith("### One query\n")
+    assert "| 1 | `retriever/search/retriever.py` | 3 | `Retriever.search`" in shown
