@@ -10,7 +10,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-
 from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.retriever.collection.schema import read_metadata
 from two_tower.retriever.engine.address import EngineAddress
