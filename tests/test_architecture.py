@@ -230,6 +230,20 @@ def test_exported_names() -> None:
             _ = module.Nope
 
 
+def test_type_checkers_see_the_names_where_they_are_at_run_time() -> None:
+    import two_tower
+
+    tree = ast.parse((ROOT / "two_tower" / "__init__.py").read_text(encoding="utf-8"))
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    checked = {
+        alias.name: node.module
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert checked == two_tower._MODULES
+
+
 def test_links_lead_to_the_folders() -> None:
     for name in PACKAGES:
         assert (ROOT / "two_tower" / name).is_symlink()

@@ -10,13 +10,11 @@ The subpackages are `two_tower.models` (learning), `two_tower.retriever` (search
 first use of a name does.
 """
 
-import ast
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # the public names: type checkers follow them here, `__getattr__` at first use
+if TYPE_CHECKING:  # what type checkers and editors follow
     from two_tower.ingest.loading.loader import load as load
     from two_tower.ingest.loading.verify import verify as verify
     from two_tower.ingest.versions.copying import copy as copy
@@ -41,18 +39,33 @@ if TYPE_CHECKING:  # the public names: type checkers follow them here, `__getatt
     from two_tower.retriever.search.settings import read_settings as read_settings
     from two_tower.retriever.tuning.tune import tune as tune
 
+_MODULES = {  # where the same names are at run time, imported at first use
+    "AnnSettings": "two_tower.retriever.search.settings",
+    "CollectionOptions": "two_tower.retriever.collection.options",
+    "Dataset": "two_tower.models.data",
+    "Hit": "two_tower.retriever.records",
+    "ModelBundle": "two_tower.models.bundle.bundle",
+    "Passage": "two_tower.models.data",
+    "Retriever": "two_tower.retriever.search.retriever",
+    "SearchResult": "two_tower.retriever.records",
+    "SearchSettings": "two_tower.retriever.search.settings",
+    "TwoTowerError": "two_tower.models.errors",
+    "connect": "two_tower.retriever.engine.connect",
+    "copy": "two_tower.ingest.versions.copying",
+    "drop": "two_tower.ingest.versions.versions",
+    "load": "two_tower.ingest.loading.loader",
+    "promote": "two_tower.ingest.versions.versions",
+    "read_config": "two_tower.models.training.recipe",
+    "read_settings": "two_tower.retriever.search.settings",
+    "restore": "two_tower.ingest.versions.snapshots",
+    "rollback": "two_tower.ingest.versions.versions",
+    "snapshot": "two_tower.ingest.versions.snapshots",
+    "train_bundle": "two_tower.models.training.run",
+    "tune": "two_tower.retriever.tuning.tune",
+    "verify": "two_tower.ingest.loading.verify",
+}
 
-def _modules() -> dict[str, str]:
-    """Return public name -> module, read from the imports above, so that each stands once."""
-    tree = ast.parse(Path(__file__).read_text(encoding="utf-8"))
-    block = next(node for node in tree.body if isinstance(node, ast.If))
-    imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
-    return {alias.name: str(node.module) for node in imports for alias in node.names}
-
-
-_MODULES = _modules()
-
-__all__ = sorted(_MODULES)
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
