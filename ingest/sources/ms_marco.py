@@ -100,12 +100,12 @@ class MsMarco:
             raise self._failure(error) from None
 
     def _failure(self, error: Exception) -> DataError:
-        found = one_line(f"{type(error).__name__}: {error}")
+        reason = one_line(f"{type(error).__name__}: {error}")
         if self._files is not None:
-            return DataError(f"{self.name} cannot be read as rows of MS MARCO ({found})")
+            return DataError(f"{self.name} cannot be read as rows of MS MARCO ({reason})")
         return DataError(
             f"{self.name} is no file or folder here and cannot be read from the Hugging Face Hub "
-            f"({found}); give the path of a local copy: ingest prepare PATH --out DATA"
+            f"({reason}); give the path of a local copy: ingest prepare PATH --out DATA"
         )
 
 

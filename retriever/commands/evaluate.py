@@ -87,15 +87,15 @@ def evaluate(
     from two_tower.retriever.search.settings import SearchSettings, read_settings
 
     dataset = Dataset.open(data)
-    words = None if systems is None else [word.strip() for word in systems.split(",")]
+    names = None if systems is None else [system.strip() for system in systems.split(",")]
     rankings = [run_system(file) for file in runs or []]
-    how = SearchSettings() if settings is None else read_settings(settings)
+    search_settings = SearchSettings() if settings is None else read_settings(settings)
     with opened_engine(url, path) as engine:
-        retriever = _open(engine, name, bundle, how)
+        retriever = _open(engine, name, bundle, search_settings)
         others = {}
         for other, _, folder in (word.partition("=") for word in also or []):
             others[other] = _open(engine, other, Path(folder or bundle), SearchSettings())
-        measured = choose_systems(retriever, words, others=others)
+        measured = choose_systems(retriever, names, others=others)
         evaluation = measure_all(
             retriever,
             dataset,

@@ -59,8 +59,10 @@ def search(
     from two_tower.retriever.search.retriever import Retriever
     from two_tower.retriever.search.settings import read_settings
 
-    how = None if settings is None else read_settings(settings)
-    with Retriever.open(name, bundle=bundle, url=url, path=path, settings=how) as retriever:
+    search_settings = None if settings is None else read_settings(settings)
+    with Retriever.open(
+        name, bundle=bundle, url=url, path=path, settings=search_settings
+    ) as retriever:
         conditions = parse_filters(filters or [], retriever.fields)
         language = str(retriever.metadata.bm25["language"])
 
