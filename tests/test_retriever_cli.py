@@ -27,7 +27,7 @@ from two_tower.retriever.commands.terminal import (
 from two_tower.retriever.engine.connect import connect
 from two_tower.retriever.records import Hit, SearchResult, Stage
 from two_tower.retriever.search.snippets import Segment, printable
-from two_tower.retriever.service.config import Limits
+from two_tower.retriever.service.config import ServiceConfig
 
 PASSAGES = [
     *make_passages(40),
@@ -230,9 +230,9 @@ def test_matches_keep_their_colour_across_lines() -> None:
     assert marked == [["two"], ["three"], []]
 
 
-def test_the_limits_of_the_service_are_the_defaults_of_its_command() -> None:
+def test_the_service_and_its_command_have_the_same_defaults() -> None:
     flags = {option.name: option.default for option in get_command(app).commands["serve"].params}
-    limits = Limits()
-    assert flags["threads"] == limits.threads
-    assert flags["waiting"] == limits.waiting
-    assert flags["timeout"] == limits.timeout_s
+    config = ServiceConfig(name="pages", bundle=Path("bundle"))
+    assert flags["threads"] == config.threads
+    assert flags["waiting"] == config.waiting
+    assert flags["timeout"] == config.timeout_s
