@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from two_tower.models.console import CommandGroup
+from two_tower.models.console import Rows, application, print_pairs, print_table, say
 from two_tower.models.errors import ConfigError
 from two_tower.models.training.recipe import recipe_names
 
@@ -16,16 +16,12 @@ if TYPE_CHECKING:
 
 RECIPES = "the recipe's"
 
+NAMES_WIDTH = 13
+
 Data = Annotated[Path, typer.Argument(help="DATA folder, as ingest prepare makes it.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
-app = typer.Typer(
-    cls=CommandGroup,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="Train two-tower models and look at what was trained.",
-)
+app = application("Train two-tower models and look at what was trained.")
 
 Out = Annotated[Path, typer.Option(help="Bundle folder to make.")]
 Config = Annotated[
@@ -123,7 +119,7 @@ def train(
         analyzer=_engine_analyzer(),
         options=RunOptions(device, wandb_options(wandb), force),
         inputs=Inputs(negatives, ModelBundle.load(start) if start else None),
-        notify=_to_stderr,
+        notify=say,
     )
     dev = bundle.card["dev"]["dense"]
     typer.echo(f"{out} {bundle.fingerprint}")
@@ -251,10 +247,9 @@ def sweep(
         metric=metric,
         analyzer=_engine_analyzer(),
         options=options,
-        notify=_to_stderr,
+        notify=say,
     )
-    for row in table(outcomes):
-        typer.echo("\t".join(row))
+    print_table(table(outcomes), lambda rows: "\n".join(map("\t".join, rows)))
 
 
 @app.command()
@@ -269,18 +264,21 @@ def show(
     import json
 
     from two_tower.models.bundle.bundle import ModelBundle
-    from two_tower.models.bundle.card import describe
+    from two_tower.models.bundle.card import describe, dev_rows
 
     loaded = ModelBundle.load(bundle)
     if as_json:
         typer.echo(json.dumps(loaded.card, ensure_ascii=False))
     else:
-        typer.echo(describe(loaded.card, loaded.config))
+        print_pairs(describe(loaded.card, loaded.config), width=NAMES_WIDTH)
+        typer.echo()
+        if rows := dev_rows(loaded.card):
+            print_table(rows, _aligned)
     if curves is not None:
         from two_tower.models.training.curves import save_curves
 
         save_curves(bundle, curves)
-        typer.echo(f"curves of the run: {curves}", err=True)
+        say(f"curves of the run: {curves}")
 
 
 def _parse_ranks(ranks: str | None) -> tuple[int | None, int | None]:
@@ -300,8 +298,11 @@ def _engine_analyzer() -> "Analyzer":
     return analyzer
 
 
-def _to_stderr(line: str) -> None:
-    typer.echo(line, err=True)
+def _aligned(rows: Rows) -> str:
+    return "\n".join(
+        f"{name:<{NAMES_WIDTH}}" + " ".join(f"{cell:>10}" for cell in cells)
+        for name, *cells in rows
+    )
 
 
 if __name__ == "__main__":

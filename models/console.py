@@ -1,9 +1,15 @@
-"""What the three commands share: one-line failures and a progress bar on stderr."""
+"""What the three commands share: one-line failures, progress bars, and text and tables to read.
+
+On a terminal rich draws them, and what could steer the terminal is made visible first. A pipe or a
+file gets plain text that scripts can read.
+"""
 
 import logging
 import os
-from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 from tqdm import tqdm
@@ -11,22 +17,35 @@ from typer.core import TyperGroup
 
 from two_tower.models.errors import TwoTowerError
 
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
 T = TypeVar("T")
+
+Rows = Sequence[list[str]]
+"""A table as text, its head first."""
+
+# C0 and C1 controls, overrides of the direction of writing, and what no encoding can hold.
+UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+CONTROL_PICTURES = 0x2400
+
+GAP = 2  # between the columns of a table
 
 
 class _Stderr(logging.Handler):
     """Prints what the library logs, a line each, on stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        typer.echo(record.getMessage(), err=True)
+        say(record.getMessage())
 
 
 class CommandGroup(TyperGroup):
-    """A Typer group that ends a known failure in one line on stderr and exit code 1.
+    """A group of commands that ends a known failure in one line on stderr and exit code 1.
 
-    Ctrl-C ends in one line as well, with exit code 130.
-
-    Set `TWO_TOWER_TRACEBACK=1` to see the traceback instead.
+    Ctrl-C ends in one line as well, with exit code 130. `TWO_TOWER_TRACEBACK=1` shows the
+    traceback of a failure instead.
     """
 
     def invoke(self, ctx: Any) -> Any:
@@ -38,13 +57,24 @@ class CommandGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            typer.echo("Stopped; the same command again goes on where it can.", err=True)
+            say("Stopped; the same command again goes on where it can.")
             raise typer.Exit(130) from None
         except TwoTowerError as error:
             if os.environ.get("TWO_TOWER_TRACEBACK"):
                 raise
-            typer.echo(f"Error: {error}", err=True)
+            say(f"Error: {error}")
             raise typer.Exit(1) from None
+
+
+def application(summary: str) -> typer.Typer:
+    """Return an empty command line; `summary` heads its help."""
+    return typer.Typer(
+        cls=CommandGroup,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        help=summary,
+    )
 
 
 def progress(items: Iterable[T], *, label: str, total: int | None = None) -> Iterator[T]:
@@ -52,4 +82,126 @@ def progress(items: Iterable[T], *, label: str, total: int | None = None) -> Ite
 
     `total` says how many there are, where `len(items)` cannot.
     """
-    return iter(tqdm(items, desc=label, total=total, unit_scale=True, disable=None, leave=False))
+    bar = tqdm(items, desc=visible(label), total=total, unit_scale=True, disable=None, leave=False)
+    return iter(bar)
+
+
+def say(line: str) -> None:
+    """Print a line on stderr."""
+    typer.echo(visible(line) if sys.stderr.isatty() else line, err=True)
+
+
+def visible(text: str) -> str:
+    """Return text whose control characters are symbols: it cannot steer a terminal."""
+    return UNSAFE.sub(_symbol, text)
+
+
+def _symbol(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    return chr(CONTROL_PICTURES + code) if code < ord(" ") else f"<U+{code:04X}>"
+
+
+def terminal() -> "Console | None":
+    """Return the terminal that stdout is, None for a pipe or a file.
+
+    Where NO_COLOR is set (https://no-color.org) it gets no escape sequence at all.
+    """
+    if not sys.stdout.isatty():
+        return None
+    from rich.console import Console
+
+    return Console(color_system=None if os.environ.get("NO_COLOR") else "auto", highlight=False)
+
+
+def print_styled(text: "Text") -> None:
+    """Print text in its styles, without them in a pipe."""
+    if screen := terminal():
+        screen.print(text)
+    else:
+        typer.echo(text.plain)
+
+
+def print_text(text: str) -> None:
+    """Print a paragraph; a terminal breaks its lines between words."""
+    if screen := terminal():
+        screen.print(visible(text), markup=False, emoji=False)
+    else:
+        typer.echo(text)
+
+
+def print_pairs(pairs: Iterable[tuple[str, str]], *, width: int) -> None:
+    """Print names and their values; in a pipe the values begin at column `width`."""
+    screen = terminal()
+    if screen is None:
+        for name, value in pairs:
+            typer.echo(f"{name:<{width}}{value}" if value else name)
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column()
+    for name, value in pairs:
+        grid.add_row(Text(visible(name)), Text(visible(value)))
+    screen.print(grid)
+
+
+def print_table(
+    rows: Rows, plain: Callable[[Rows], str], *, align: str = "lr", keys: int = 1
+) -> None:
+    """Print a table; columns that a terminal has no room for follow in a table below.
+
+    Args:
+        rows: the head and the body.
+        plain: makes what a pipe gets of the rows.
+        align: `l` or `r` for each column; the last letter goes for the rest.
+        keys: how many columns at the left each further table repeats.
+    """
+    screen = terminal()
+    if screen is None:
+        typer.echo(plain(rows))
+        return
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    letters = align.ljust(len(rows[0]), align[-1])
+    columns = [_padded(*pair) for pair in zip(zip(*rows, strict=True), letters, strict=True)]
+    for number, block in enumerate(_blocks(columns, screen.width, keys=keys)):
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False)
+        head, *body = zip(*block, strict=True)
+        for name in head:
+            table.add_column(Text(name), no_wrap=True, overflow="fold")
+        for row in body:
+            table.add_row(*map(Text, row))
+        if number:
+            typer.echo()
+        screen.print(table)
+
+
+def _padded(column: Sequence[str], letter: str) -> list[str]:
+    """Return cells of one width; rich's own alignment cuts spaces off their right."""
+    from rich.cells import cell_len
+
+    cells = list(map(visible, column))
+    width = max(map(cell_len, cells))
+    spaces = [" " * (width - cell_len(cell)) for cell in cells]
+    return [
+        space + cell if letter == "r" else cell + space
+        for cell, space in zip(cells, spaces, strict=True)
+    ]
+
+
+def _blocks(columns: Sequence[list[str]], room: int, *, keys: int) -> Iterator[list[list[str]]]:
+    """Yield the columns that stand side by side, the keys first in each block."""
+    from rich.cells import cell_len
+
+    block = list(columns[:keys])
+    for column in columns[keys:]:
+        width = sum(cell_len(head) + GAP for head, *_ in [*block, column]) - GAP
+        if len(block) > keys and width > room:
+            yield block
+            block = list(columns[:keys])
+        block.append(column)
+    yield block

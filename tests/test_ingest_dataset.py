@@ -13,9 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from two_tower.ingest.dataset.cleaning import clean
+from two_tower.ingest.dataset.fields import RESERVED
 from two_tower.ingest.dataset.writer import DatasetWriter, is_dev
 from two_tower.models.data import Dataset, Passage, Qrel, Query
 from two_tower.models.errors import DataError
+from two_tower.retriever.collection import schema
 
 
 def jsonl(path: Path) -> list[dict[str, Any]]:
@@ -187,6 +189,10 @@ def test_reserved_names_and_odd_values_in_fields(tmp_path: Path) -> None:
     ]
     assert data.manifest["fields"]["tags"] == {"type": "keyword", "values": 2}
     assert data.manifest["fields"]["deep"]["type"] == "object"
+
+
+def test_reserved_names_are_those_of_the_payload() -> None:
+    assert set(schema.RESERVED) == RESERVED
 
 
 def test_hash_depends_on_content_only(tmp_path: Path) -> None:

@@ -43,7 +43,8 @@ def test_prepare_says_what_it_did(table: Path, tmp_path: Path) -> None:
         "              1 row: not JSON",
     ]
     assert lines[-1].startswith(f"DATA          {tmp_path / 'data'} in ")
-    assert lines[1:-1] == summary(data.manifest["counts"])
+    pairs = summary(data.manifest["counts"])
+    assert lines[1:-1] == [f"{name:<14}{value}" for name, value in pairs]
     assert data.manifest["source"]["name"] == str(table)
 
 

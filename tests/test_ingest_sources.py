@@ -8,18 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from two_tower.ingest.dataset.writer import DatasetWriter
-from two_tower.ingest.sources.choose import SourceOptions, open_source
-from two_tower.ingest.sources.tables import Columns
+from two_tower.ingest.sources.choose import open_source
 from two_tower.models.data import Dataset, Passage, Qrel, Query
 from two_tower.models.errors import ConfigError, DataError
 
-NOTHING = SourceOptions()
 
-
-def prepare(
-    spec: Path, out: Path, options: SourceOptions = NOTHING, dev_fraction: float = 0.0
-) -> Dataset:
-    source = open_source(str(spec), options)
+def prepare(spec: Path, out: Path, *, dev_fraction: float = 0.0, **options: Any) -> Dataset:
+    source = open_source(str(spec), **options)
     with DatasetWriter(
         out, source=source.name, details=source.details, dev_fraction=dev_fraction
     ) as writer:
@@ -212,21 +207,20 @@ def test_bad_files_are_one_line(tmp_path: Path, name: str, content: bytes, messa
 
 def test_wrong_names_say_what_was_found(tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "rows.jsonl", [{"text": "a", "query": "b"}])
-    wrong = SourceOptions(columns=Columns(query_id="nr"))
     with pytest.raises(DataError, match=r"'nr' for --query-id-column; found: text, query"):
-        prepare(file, tmp_path / "data", wrong)
+        prepare(file, tmp_path / "data", columns={"query_id": "nr"})
     with pytest.raises(ConfigError, match="--limit does not apply"):
-        open_source(str(file), SourceOptions(limit=3))
+        open_source(str(file), limit=3)
     with pytest.raises(ConfigError, match="--config does not apply to python-docs"):
-        open_source("python-docs", SourceOptions(config="v1.1"))
+        open_source("python-docs", config="v1.1")
     with pytest.raises(DataError, match=r"no file or folder .*missing; expected a BEIR folder"):
-        open_source(str(tmp_path / "missing"), NOTHING)
+        open_source(str(tmp_path / "missing"))
     qrels = tmp_path / "beir" / "qrels"
     qrels.mkdir(parents=True)
     (qrels / "test.tsv").touch()
     write_jsonl(tmp_path / "beir" / "corpus.jsonl", [{"_id": "1", "text": "x"}])
     with pytest.raises(DataError, match="qrels but no queries"):
-        open_source(str(tmp_path / "beir"), NOTHING)
+        open_source(str(tmp_path / "beir"))
 
 
 def test_ms_marco_sample(shared_data: Path, tmp_path: Path) -> None:

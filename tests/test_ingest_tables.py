@@ -9,18 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from two_tower.ingest.dataset.writer import DatasetWriter
-from two_tower.ingest.sources.choose import SourceOptions, open_source
-from two_tower.ingest.sources.tables import Columns
+from two_tower.ingest.sources.choose import open_source
 from two_tower.models.data import Dataset, Passage, Qrel, Query
 from two_tower.models.errors import DataError
 
-NOTHING = SourceOptions()
 
-
-def prepare(
-    spec: Path, out: Path, options: SourceOptions = NOTHING, dev_fraction: float = 0.0
-) -> Dataset:
-    source = open_source(str(spec), options)
+def prepare(spec: Path, out: Path, *, dev_fraction: float = 0.0, **options: Any) -> Dataset:
+    source = open_source(str(spec), **options)
     with DatasetWriter(
         out, source=source.name, details=source.details, dev_fraction=dev_fraction
     ) as writer:
@@ -77,8 +72,8 @@ def test_named_columns_and_splits(tmp_path: Path) -> None:
         {"q": "two?", "p": "two", "t": None, "u": None, "pid": 6, "qi": 2.0, "part": "test"},
     ]
     file = write_jsonl(tmp_path / "rows.jsonl", rows)
-    columns = Columns(query="q", passage="p", title="t", url="u", query_id="qi", split="part")
-    data = prepare(file, tmp_path / "data", SourceOptions(columns=columns))
+    columns = {"query": "q", "passage": "p", "title": "t", "url": "u", "query_id": "qi"}
+    data = prepare(file, tmp_path / "data", columns={**columns, "split": "part"})
     assert list(data.passages()) == [Passage("5", "one", "T", "http://u"), Passage("6", "two")]
     assert data.queries() == [Query("1", "one?"), Query("2", "two?")]
     assert data.qrels("dev") == [Qrel("1", "5", 1, "dev")]

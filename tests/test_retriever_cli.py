@@ -1,15 +1,13 @@
 import json
-import os
-import pty
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from conftest import make_passages
+from terminals import run_in_terminal
+from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from two_tower.ingest.loading import loader
@@ -17,14 +15,28 @@ from two_tower.ingest.versions import versions as collections
 from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.data import Dataset, Passage
 from two_tower.retriever.cli import app
-from two_tower.retriever.commands.terminal import Look, score_bar, show_result, wrap
+from two_tower.retriever.commands.terminal import (
+    Look,
+    print_result,
+    score_bar,
+    show_hits,
+    stage_lines,
+    stage_rows,
+    wrap,
+)
 from two_tower.retriever.engine.connect import connect
 from two_tower.retriever.records import Hit, SearchResult, Stage
 from two_tower.retriever.search.snippets import Segment, printable
+from two_tower.retriever.service.config import ServiceConfig
 
 PASSAGES = [
     *make_passages(40),
-    Passage("evil", "storm \x1b[2Jwiped\x07 the <b>screen</b>", title="storm\x1b]0;x\x07"),
+    Passage(
+        "evil",
+        "storm \x1b[2Jwiped\x07 the <b>screen</b>\nand [blink]more",
+        title="storm\x1b]0;x\x07 [red]alert[/red] \u202egnorw",
+        url="http://x/[bold]\x9b2J",
+    ),
 ]
 QUERY = "storm on the river bank"
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -122,35 +134,10 @@ def test_a_budget_is_passed_on(place: Place) -> None:
 
 def in_a_terminal(place: Place, *words: str, typed: str, **environment: str) -> str:
     """What a terminal shows while `typed` is typed line by line, ended by Ctrl-D."""
-    ours, theirs = pty.openpty()
     program = "import sys; from two_tower.retriever.cli import app; app(sys.argv[1:])"
-    command = [sys.executable, "-c", program, "search", "pages", *words, *place.options]
-    variables = {"TERM": "xterm", "COLUMNS": "80"} | environment
-    process = subprocess.Popen(
-        command, stdin=theirs, stdout=theirs, stderr=theirs, env=os.environ | variables
-    )
-    os.close(theirs)
-    shown = b""
-    for line in [*typed.splitlines(keepends=True), "\x04"]:
-        shown += read_until(ours, b"search> ")
-        os.write(ours, line.encode())
-    shown += read_until(ours, None)
-    os.close(ours)
-    assert process.wait(timeout=60) == 0
-    return shown.decode().replace("\r\n", "\n")
-
-
-def read_until(terminal: int, ending: bytes | None) -> bytes:
-    shown = b""
-    while ending is None or not shown.endswith(ending):
-        try:
-            piece = os.read(terminal, 4096)
-        except OSError:  # Linux says so when the other end is closed
-            break
-        if not piece:
-            break
-        shown += piece
-    return shown
+    lines = [*typed.splitlines(keepends=True), "\x04"]
+    arguments = ("search", "pages", *words, *place.options)
+    return run_in_terminal(program, *arguments, typed=lines, prompt=b"search> ", **environment)
 
 
 def test_a_session_in_a_terminal(place: Place) -> None:
@@ -172,15 +159,30 @@ def test_a_session_goes_on_after_an_error(place: Place) -> None:
     assert "Traceback" not in shown
 
 
+def test_a_passage_in_a_terminal_is_text_alone(place: Place) -> None:
+    shown = in_a_terminal(place, "-k", "5", "--explain", typed="storm wiped screen\n")
+    title = "storm␛]0;x␇ [red]alert[/red] <U+202E>gnorw"
+    plain = ANSI.sub("", shown)
+    assert f". {title}\n" in plain
+    assert f"  {title[:30]}" in plain.partition("rank ")[2]
+    assert "storm ␛[2Jwiped␇ the <b>screen</b> and [blink]more" in plain
+    assert "http://x/[bold]<U+009B>2J" in plain
+    # Nothing but colours, what the line editor writes, and line ends is left.
+    assert not set(re.sub(r"\x1b\[\?2004[hl]\r?", "", plain)) & {"\x1b", "\x07", "\x9b", "\u202e"}
+    assert max(map(len, plain.splitlines())) <= 80
+
+
 def hit(rank: int, score: float, **changes: object) -> Hit:
     plain = Hit(rank, f"p{rank}", score, "Title", "some text", "", {"dense": Stage(0.5, 1)}, {})
     return plain._replace(**changes)
 
 
-def test_a_passage_cannot_steer_the_terminal() -> None:
+def test_a_passage_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     assert printable("a\x1b[2J\x07b\x9bc\n\td") == "a[2Jbc d"
     evil = hit(1, 1.0, title="t\x1b[0m", text="x\x1b[2Jy", url="http://\x1b]0;z\x07")
-    shown = show_result(SearchResult("q\x1b", [evil], {}), Look(), explain=True)
+    print_result(SearchResult("q\x1b", [evil], {}), language="english", explain=True)
+    shown = capsys.readouterr().out
+    assert "x[2Jy" in shown
     assert "\x1b" not in shown
     assert "\x07" not in shown
 
@@ -207,24 +209,30 @@ def test_the_table_has_the_stages_in_their_order_and_keeps_to_the_width() -> Non
     late = hit(1, 1.0, title="A title that is long " * 3, stages={"bm25": Stage(8.0, 1)})
     both = hit(2, 0.5, stages={"dense": Stage(0.5, 1), "bm25": Stage(7.0, 2)})
     result = SearchResult("q", [late, both], {}, stages_run=("dense", "bm25"))
-    shown = show_result(result, Look(width=50), explain=True).splitlines()
-    head = next(row for row, line in enumerate(shown) if line.split()[:1] == ["rank"])
-    assert shown[head].split() == ["rank", "score", "dense", "bm25", "title"]
-    assert shown[head + 1].startswith("   1  1.000         -  8.000 #1  A title")
-    assert max(map(len, shown[head:])) <= 50
+    lines = stage_lines(stage_rows(result, Look(width=50))).splitlines()
+    assert lines[0].split() == ["rank", "score", "dense", "bm25", "title"]
+    assert lines[1].startswith("   1  1.000         -  8.000 #1  A title")
+    assert max(map(len, lines)) <= 50
 
 
-def test_no_hit_and_one_without_title() -> None:
-    assert "No hit." in show_result(SearchResult("q", [], {}), Look(), explain=True)
-    assert "  1. passage p1\n" in show_result(
-        SearchResult("q", [hit(1, 1.0, title="")], {}), Look(), explain=False
-    )
+def test_no_hit_and_one_without_title(capsys: pytest.CaptureFixture[str]) -> None:
+    print_result(SearchResult("q", [], {}), language="english", explain=True)
+    assert capsys.readouterr().out == "q\n\nNo hit.\n\n\nstages: none\n0.0 ms: \n\n"
+    untitled = show_hits(SearchResult("q", [hit(1, 1.0, title="")], {}), Look())
+    assert "  1. passage p1\n" in untitled.plain
 
 
 def test_matches_keep_their_colour_across_lines() -> None:
     segments = [Segment("one ", False), Segment("two three", True), Segment(" four", False)]
-    assert wrap(segments, Look(), width=9) == ["one two", "three", "four"]
-    coloured = wrap(segments, Look(colour=True), width=9)
-    assert [ANSI.sub("", line) for line in coloured] == ["one two", "three", "four"]
-    assert coloured[0] == "one \x1b[1;33mtwo\x1b[0m"
-    assert coloured[1] == "\x1b[1;33mthree\x1b[0m"
+    lines = wrap(segments, width=9)
+    assert [line.plain for line in lines] == ["one two", "three", "four"]
+    marked = [[line.plain[span.start : span.end] for span in line.spans] for line in lines]
+    assert marked == [["two"], ["three"], []]
+
+
+def test_the_service_and_its_command_have_the_same_defaults() -> None:
+    flags = {option.name: option.default for option in get_command(app).commands["serve"].params}
+    config = ServiceConfig(name="pages", bundle=Path("bundle"))
+    assert flags["threads"] == config.threads
+    assert flags["waiting"] == config.waiting
+    assert flags["timeout"] == config.timeout_s

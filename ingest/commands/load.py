@@ -1,22 +1,18 @@
-"""`ingest load`."""
+"""`ingest load` and `ingest verify`."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from two_tower.retriever.commands.flags import Bundle, Name, Path_, Url, opened_engine
 
 if TYPE_CHECKING:
-    from two_tower.ingest.loading.loader import LoadSettings
     from two_tower.models.bundle.bundle import ModelBundle
     from two_tower.models.data import Dataset
     from two_tower.retriever.collection.options import CollectionOptions
-    from two_tower.retriever.engine.protocol import Engine
-
 
 Options = Annotated[
     Path | None,
@@ -82,8 +78,10 @@ def load(
     is complete when it holds that selection; the next load may select more, or everything.
     What --options changes of a collection that is there changes in place, and is said, or refused.
     """
-    from two_tower.ingest.loading.loader import LoadSettings
+    from two_tower.ingest.loading import loader
+    from two_tower.ingest.loading import verify as verifier
     from two_tower.ingest.loading.selection import Selection, cache, select
+    from two_tower.ingest.versions import versions
     from two_tower.models.bundle.bundle import ModelBundle
     from two_tower.models.data import Dataset
     from two_tower.retriever.search.settings import read_file
@@ -91,84 +89,56 @@ def load(
     selection = Selection(tuple(where or ()), limit)
     if prune:
         selection.require_no_prune()
-    settings = LoadSettings(prune, rate_limit, retry_for, take_over)
-    stored_as = read_file(options).collection if options else None
-    job = _Job(select(cache(Dataset.open(data)), selection), ModelBundle.load(bundle), collection)
+    settings = loader.LoadSettings(prune, rate_limit, retry_for, take_over)
+    storage = read_file(options).collection if options else None
+    dataset, encoder = select(cache(Dataset.open(data)), selection), ModelBundle.load(bundle)
     if dry_run:
-        with _as_it_is(url, path) as engine:
-            _plan(engine, job, stored_as, prune=prune)
-    else:
-        with opened_engine(url, path, create=True) as engine:
-            _load(engine, job, stored_as, settings, promote=promote)
+        _plan(dataset, encoder, collection, storage, url=url, path=path, prune=prune)
+        return
+    with opened_engine(url, path, create=True) as engine:
+        report = loader.load(
+            engine, dataset, encoder, name=collection, options=storage, settings=settings
+        )
+        typer.echo(report)
+        engine = engine.with_retry(retry_for)
+        typer.echo(verifier.verify(engine, report.collection, dataset, encoder))
+        if promote:
+            versions.promote(engine, collection, report.collection)
+            typer.echo(f"{collection} -> {report.collection}")
 
 
-class _Job(NamedTuple):
-    """What is loaded, and the name that it is loaded for."""
-
-    dataset: "Dataset"
-    encoder: "ModelBundle"
-    name: str
-
-
-def _plan(engine: "Engine", job: _Job, options: "CollectionOptions | None", *, prune: bool) -> None:
-    """Print what a load would do."""
+def _plan(
+    dataset: "Dataset",
+    encoder: "ModelBundle",
+    name: str,
+    options: "CollectionOptions | None",
+    *,
+    url: str | None,
+    path: Path | None,
+    prune: bool,
+) -> None:
+    """Print what a load would do; an embedded engine that is not there yet is not made."""
     from two_tower.ingest.loading import loader
     from two_tower.ingest.loading.estimate import estimate
     from two_tower.ingest.loading.setup import option_changes, stored_options
-
-    report = loader.plan(engine, job.dataset, job.encoder, name=job.name, prune=prune)
-    found = stored_options(engine, report.collection)
-    changes: list[str] = []
-    if options is not None and engine.collection_exists(report.collection):
-        changes = option_changes(report.collection, found, options)
-    typer.echo(f"{report.collection} would have {report.outcomes}")
-    for change in changes:
-        typer.echo(f"{report.collection} would have {change}")
-    typer.echo(
-        estimate(
-            job.dataset,
-            job.encoder,
-            options=options or found,
-            points=report.points,
-            embedded=engine.is_embedded,
-        )
-    )
-
-
-def _load(
-    engine: "Engine",
-    job: _Job,
-    options: "CollectionOptions | None",
-    settings: "LoadSettings",
-    *,
-    promote: bool,
-) -> None:
-    """Load, verify and give the name to what has been loaded."""
-    from two_tower.ingest.loading import loader
-    from two_tower.ingest.loading import verify as verifier
-    from two_tower.ingest.versions import versions as collections
-
-    report = loader.load(
-        engine, job.dataset, job.encoder, name=job.name, options=options, settings=settings
-    )
-    typer.echo(report)
-    patient = engine.with_retry(settings.retry_for_s)
-    typer.echo(verifier.verify(patient, report.collection, job.dataset, job.encoder))
-    if promote:
-        collections.promote(patient, job.name, report.collection)
-        typer.echo(f"{job.name} -> {report.collection}")
-
-
-@contextmanager
-def _as_it_is(url: str | None, path: Path | None) -> Iterator["Engine"]:
-    """Open an engine to look at; an embedded one that is not there yet is not made."""
     from two_tower.retriever.engine.address import EngineAddress
 
     folder = EngineAddress.find(url=url, path=path).path
-    with TemporaryDirectory() as empty:
-        missing = folder is not None and not folder.exists()
-        with opened_engine(url, Path(empty, "edge") if missing else path, create=missing) as engine:
-            yield engine
+    with ExitStack() as until_done:
+        is_new = folder is not None and not folder.exists()
+        if is_new:
+            path = Path(until_done.enter_context(TemporaryDirectory()), "edge")
+        engine = until_done.enter_context(opened_engine(url, path, create=is_new))
+        report = loader.plan(engine, dataset, encoder, name=name, prune=prune)
+        stored = stored_options(engine, report.collection)
+        changes: list[str] = []
+        if options is not None and engine.collection_exists(report.collection):
+            changes = option_changes(report.collection, stored, options)
+        for content in (report.outcomes, *changes):
+            typer.echo(f"{report.collection} would have {content}")
+        storage, points = options or stored, report.points
+        embedded = engine.is_embedded
+        typer.echo(estimate(dataset, encoder, options=storage, points=points, embedded=embedded))
 
 
 def verify(

@@ -2,17 +2,20 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from two_tower.models.console import print_pairs, say
+
 DEFAULT_SOURCE = "microsoft/ms_marco"
 
+NAMES_WIDTH = 14
 
-def _column(what: str) -> Any:
-    return typer.Option(help=f"Column with the {what}.", show_default=False, metavar="NAME")
+
+def _column(content: str) -> Any:
+    return typer.Option(help=f"Column with the {content}.", show_default=False, metavar="NAME")
 
 
 Source = Annotated[
@@ -78,38 +81,42 @@ def prepare(
     Identical passages are merged; rows that cannot be used are set aside in rejected.jsonl.
     """
     from two_tower.ingest.dataset.writer import DatasetWriter
-    from two_tower.ingest.sources.choose import SourceOptions, open_source
+    from two_tower.ingest.sources.choose import open_source
     from two_tower.ingest.sources.long_documents import SplitConfig
-    from two_tower.ingest.sources.tables import Columns
 
     started = time.monotonic()
-    columns = Columns(
-        query=query_column,
-        passage=passage_column,
-        title=title_column,
-        url=url_column,
-        passage_id=passage_id_column,
-        query_id=query_id_column,
-        relevance=relevance_column,
-        split=split_column,
-    )
-    options = SourceOptions(config=config, columns=columns, limit=limit)
+    columns = {
+        "query": query_column,
+        "passage": passage_column,
+        "title": title_column,
+        "url": url_column,
+        "passage_id": passage_id_column,
+        "query_id": query_id_column,
+        "relevance": relevance_column,
+        "split": split_column,
+    }
+    split = None
     if passage_words or overlap_words:
         from two_tower.retriever.collection.bm25_vectors import EngineAnalyzer
 
-        split = SplitConfig(passage_words or 0, overlap_words)
-        options = replace(options, split=split, analyzer=EngineAnalyzer())
-    opened = open_source(source, options)
+        split = (SplitConfig(passage_words or 0, overlap_words), EngineAnalyzer())
+    opened = open_source(
+        source,
+        config=config,
+        columns={role: name for role, name in columns.items() if name is not None},
+        limit=limit,
+        split=split,
+    )
     about: dict[str, Any] = {"source": opened.name, "details": opened.details}
     with DatasetWriter(out, dev_fraction=dev_fraction, overwrite=force, **about) as writer:
         opened.write_to(writer)
-    if found := opened.details.get("columns"):
-        typer.echo(f"{'columns':<14}{', '.join(f'{role}: {c}' for role, c in found.items())}")
-    for line in summary(writer.counts):
-        typer.echo(line)
-    typer.echo(f"{'DATA':<14}{out} in {time.monotonic() - started:.1f} s")
+    pairs = summary(writer.counts)
+    if roles := opened.details.get("columns"):
+        pairs.insert(0, ("columns", ", ".join(f"{role}: {c}" for role, c in roles.items())))
+    pairs.append(("DATA", f"{out} in {time.monotonic() - started:.1f} s"))
+    print_pairs(pairs, width=NAMES_WIDTH)
     if warning := _warning(set(writer.counts["labelled_queries"])):
-        typer.echo(f"Warning: {warning}", err=True)
+        say(f"Warning: {warning}")
 
 
 def _warning(splits: set[str]) -> str:
@@ -124,26 +131,25 @@ def _warning(splits: set[str]) -> str:
     return ""
 
 
-def summary(counts: Mapping[str, Any]) -> list[str]:
-    """Return a manifest's counts as lines for the screen."""
-    labelled = counts["labelled_queries"]
-    unlabelled = f"({counts['unlabelled_queries']:,} without judgement)"
-    lines = [
-        f"{'passages':<14}{counts['passages']:,}",
-        f"{'queries':<14}{counts['queries']:,} {unlabelled}",
-    ]
-    lines += [
-        f"{'judgements':<14}{split} {count:,} (of {labelled.get(split, 0):,} labelled queries)"
+def summary(counts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return a manifest's counts as names and values."""
+    labelled, unlabelled = counts["labelled_queries"], counts["unlabelled_queries"]
+    judgements = [
+        ("judgements", f"{split} {count:,} (of {labelled.get(split, 0):,} labelled queries)")
         for split, count in counts["qrels"].items()
-    ] or [f"{'judgements':<14}none"]
-    merged = f"{counts['merged']:,} passages, {counts['merged_qrels']:,} judgements"
-    lines.append(f"{'merged':<14}{merged}")
-    lines.append(f"{'rejected':<14}{sum(counts['rejected'].values()):,}")
-    lines += _reasons(counts["rejected"])
+    ]
+    pairs = [
+        ("passages", f"{counts['passages']:,}"),
+        ("queries", f"{counts['queries']:,} ({unlabelled:,} without judgement)"),
+        *(judgements or [("judgements", "none")]),
+        ("merged", f"{counts['merged']:,} passages, {counts['merged_qrels']:,} judgements"),
+        ("rejected", f"{sum(counts['rejected'].values()):,}"),
+        *_reasons(counts["rejected"]),
+    ]
     if counts["left_out"]:
-        lines += ["left out", *_reasons(counts["left_out"])]
-    return lines
+        pairs += [("left out", ""), *_reasons(counts["left_out"])]
+    return pairs
 
 
-def _reasons(counts: Mapping[str, int]) -> list[str]:
-    return [f"{'':<14}{count:,} {reason}" for reason, count in counts.items()]
+def _reasons(counts: Mapping[str, int]) -> list[tuple[str, str]]:
+    return [("", f"{count:,} {reason}") for reason, count in counts.items()]

@@ -1,20 +1,33 @@
-"""Commands of `ingest` that look after collections: promote, rollback, list, drop."""
+"""Commands of `ingest` for collections that are there.
+
+They are promote, rollback, list, drop, snapshot, restore and copy.
+"""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from two_tower.models.console import Rows, print_table, say
 from two_tower.retriever.commands.flags import Name, Path_, Url, opened_engine
 
 if TYPE_CHECKING:
     from two_tower.ingest.versions.versions import Version
     from two_tower.retriever.engine.address import EngineAddress
 
+FROM_KEY, TO_KEY = "QDRANT_FROM_API_KEY", "QDRANT_TO_API_KEY"
+
+Alias = Annotated[str, typer.Argument(help="Name that searches use.")]
+
+Promote = Annotated[
+    bool, typer.Option("--promote", help="Point the name to it once it is verified.")
+]
+
 
 def promote(
-    name: Annotated[str, typer.Argument(help="Name that searches use.")],
+    name: Alias,
     to: Annotated[
         str | None, typer.Option(help="Versioned collection; the newest by default.")
     ] = None,
@@ -22,22 +35,18 @@ def promote(
     path: Path_ = None,
 ) -> None:
     """Point a name to another version of its collection, in one step."""
-    from two_tower.ingest.versions import versions as collections
+    from two_tower.ingest.versions import versions
 
     with opened_engine(url, path) as engine:
-        typer.echo(f"{name} -> {collections.promote(engine, name, to)}")
+        typer.echo(f"{name} -> {versions.promote(engine, name, to)}")
 
 
-def rollback(
-    name: Annotated[str, typer.Argument(help="Name that searches use.")],
-    url: Url = None,
-    path: Path_ = None,
-) -> None:
+def rollback(name: Alias, url: Url = None, path: Path_ = None) -> None:
     """Point a name back to the version it stood for before; once more undoes that."""
-    from two_tower.ingest.versions import versions as collections
+    from two_tower.ingest.versions import versions
 
     with opened_engine(url, path) as engine:
-        typer.echo(f"{name} -> {collections.rollback(engine, name)}")
+        typer.echo(f"{name} -> {versions.rollback(engine, name)}")
 
 
 def list_collections(
@@ -50,22 +59,51 @@ def list_collections(
     * marks the one that the name stands for, - the one that `ingest rollback` would return to;
     a load that was not finished shows how many points there are of how many.
     """
-    from two_tower.ingest.versions import versions as collections
+    from two_tower.ingest.versions import versions
     from two_tower.retriever.engine.address import EngineAddress
 
     with opened_engine(url, path) as engine:
-        found = collections.versions(engine)
+        listed = versions.versions(engine)
     if as_json:
-        typer.echo(json.dumps([version.to_dict() for version in found]))
-    elif found:
-        typer.echo(_table(found))
+        typer.echo(json.dumps([version.to_dict() for version in listed]))
+    elif listed:
+        print_table(_rows(listed), _aligned, align="lllrlr", keys=2)
     else:
         where = EngineAddress.find(url=url, path=path)
-        typer.echo(
+        say(
             f"No collection of ingest load at {where}; to make one run: "
-            "ingest load DATA --bundle BUNDLE --collection NAME",
-            err=True,
+            "ingest load DATA --bundle BUNDLE --collection NAME"
         )
+
+
+def _rows(listed: "Sequence[Version]") -> list[list[str]]:
+    previous = {version.previous for version in listed if version.in_use}
+    rows = [["", "NAME", "COLLECTION", "POINTS", "BUNDLE", "AGE"]]
+    for version in listed:
+        expected = "" if version.complete else f" of {version.metadata.expected_points:,}"
+        rows.append(
+            [
+                "*" if version.in_use else "-" if version.collection in previous else "",
+                version.name,
+                version.collection,
+                f"{version.points:,}{expected}",
+                version.metadata.bundle_fingerprint[:12],
+                _age(version.metadata.age_s),
+            ]
+        )
+    return rows
+
+
+def _age(seconds: float) -> str:
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _aligned(rows: Rows) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def drop(
@@ -77,46 +115,11 @@ def drop(
     path: Path_ = None,
 ) -> None:
     """Delete a version that is not in use, or with --yes a name and all its versions."""
-    from two_tower.ingest.versions import versions as collections
+    from two_tower.ingest.versions import versions
 
     with opened_engine(url, path) as engine:
-        for collection in collections.drop(engine, name, yes=yes):
+        for collection in versions.drop(engine, name, yes=yes):
             typer.echo(f"Dropped {collection}")
-
-
-def _table(found: "list[Version]") -> str:
-    before = {version.previous for version in found if version.in_use}
-    rows = [["", "NAME", "COLLECTION", "POINTS", "BUNDLE", "AGE"]]
-    for version in found:
-        expected = "" if version.complete else f" of {version.metadata.expected_points:,}"
-        rows.append(
-            [
-                "*" if version.in_use else "-" if version.collection in before else "",
-                version.name,
-                version.collection,
-                f"{version.points:,}{expected}",
-                version.metadata.bundle_fingerprint[:12],
-                _age(version.metadata.age_s),
-            ]
-        )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-
-
-def _age(seconds: float) -> str:
-    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
-        if seconds >= size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
-
-
-FROM_KEY = "QDRANT_FROM_API_KEY"
-
-TO_KEY = "QDRANT_TO_API_KEY"
-
-Promote = Annotated[
-    bool, typer.Option("--promote", help="Point the name to it once it is verified.")
-]
 
 
 def snapshot(
@@ -155,16 +158,15 @@ def restore(
 
     A collection that is there is never overwritten, and no name moves without --promote.
     """
-    from two_tower.ingest.versions import snapshots
-    from two_tower.ingest.versions import versions as collections
+    from two_tower.ingest.versions import snapshots, versions
     from two_tower.retriever.collection.schema import base_name
 
     with opened_engine(url, path, create=True) as engine:
-        made = snapshots.restore(engine, file, name=collection)
-        typer.echo(f"{made.collection}: restored and verified {made.points:,} points")
+        restored = snapshots.restore(engine, file, name=collection)
+        typer.echo(f"{restored.collection}: restored and verified {restored.points:,} points")
         if promote:
-            name = base_name(made.collection)
-            typer.echo(f"{name} -> {collections.promote(engine, name, made.collection)}")
+            name = base_name(restored.collection)
+            typer.echo(f"{name} -> {versions.promote(engine, name, restored.collection)}")
 
 
 def copy(
@@ -190,11 +192,9 @@ def copy(
     only what is missing or different is sent. QDRANT_API_KEY is the key of the one server; of
     two, QDRANT_FROM_API_KEY and QDRANT_TO_API_KEY (each with _FILE for a file that holds it).
     """
-    from two_tower.ingest.versions import copying
-    from two_tower.ingest.versions import versions as collections
+    from two_tower.ingest.versions import copying, versions
     from two_tower.retriever.collection.schema import base_name
-    from two_tower.retriever.engine.address import EngineAddress
-    from two_tower.retriever.engine.address import read_key as api_key
+    from two_tower.retriever.engine.address import EngineAddress, read_key
     from two_tower.retriever.search.settings import read_file
 
     if (to_path is None) == (to_url is None):
@@ -203,26 +203,26 @@ def copy(
         EngineAddress.find(url=from_url, path=from_path),
         EngineAddress.find(url=to_url, path=to_path),
     )
-    stored_as = read_file(options).collection if options else None
+    storage = read_file(options).collection if options else None
     with (
-        opened_engine(from_url, from_path, api_key=api_key(FROM_KEY)) as source,
-        opened_engine(to_url, to_path, api_key=api_key(TO_KEY), create=True) as target,
+        opened_engine(from_url, from_path, api_key=read_key(FROM_KEY)) as source,
+        opened_engine(to_url, to_path, api_key=read_key(TO_KEY), create=True) as target,
     ):
-        report = copying.copy(source, target, name, options=stored_as)
+        report = copying.copy(source, target, name, options=storage)
         typer.echo(report)
         if promote:
             alias = base_name(report.collection)
-            typer.echo(f"{alias} -> {collections.promote(target, alias, report.collection)}")
+            typer.echo(f"{alias} -> {versions.promote(target, alias, report.collection)}")
 
 
 def _require_two(source: "EngineAddress", target: "EngineAddress") -> None:
     """Refuse one place as both, and one key for two servers: it would be shown to the wrong one."""
     from two_tower.models.errors import ConfigError
-    from two_tower.retriever.engine.address import read_key as api_key
+    from two_tower.retriever.engine.address import read_key
 
     if str(source) == str(target):
         raise ConfigError(f"found {source} as both source and target; expected two engines")
-    if source.url and target.url and api_key() and not (api_key(FROM_KEY) and api_key(TO_KEY)):
+    if source.url and target.url and read_key() and not (read_key(FROM_KEY) and read_key(TO_KEY)):
         raise ConfigError(
             f"found QDRANT_API_KEY and two servers; set {FROM_KEY} and {TO_KEY}, or these names "
             "with _FILE, so that neither server is sent the other's key"

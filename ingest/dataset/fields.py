@@ -1,12 +1,13 @@
 """Source fields: made safe for JSON and payloads, and described for payload indexes."""
 
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from two_tower.ingest.dataset.cleaning import clean
 
+# The names that a payload has for itself: `RESERVED` of the collection's schema, without its
+# imports.
 RESERVED = frozenset({"passage_id", "title", "text", "url", "cluster", "content_hash"})
 
 _MAX_FIELDS = 64
@@ -21,7 +22,7 @@ _TYPES = {bool: "bool", int: "integer", float: "float", str: "keyword", dict: "o
 def clean_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return `fields` as plain JSON values, without the empty ones.
 
-    A name that the payload needs for itself (`title`, `text`, …) gets the prefix `source_`.
+    A reserved name gets the prefix `source_`.
     """
     cleaned = {clean(str(name)): _clean_value(value) for name, value in fields.items()}
     return {
@@ -29,57 +30,6 @@ def clean_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in sorted(cleaned.items())
         if name and value not in (None, "", [], {})
     }
-
-
-def dump_fields(fields: Mapping[str, Any]) -> str:
-    """Return `fields` as one line of JSON, empty for no field."""
-    return json.dumps(fields, ensure_ascii=False, sort_keys=True) if fields else ""
-
-
-class FieldCensus:
-    """Type and number of distinct values of each field, in bounded memory."""
-
-    def __init__(self) -> None:
-        self._types: dict[str, set[str]] = {}
-        self._values: dict[str, set[int | str]] = {}
-
-    def add(self, fields: Mapping[str, Any]) -> None:
-        """Count the fields of one passage."""
-        for name, value in fields.items():
-            if name not in self._types:
-                if len(self._types) >= _MAX_FIELDS:
-                    continue
-                self._types[name], self._values[name] = set(), set()
-            for item in value if isinstance(value, list) else (value,):
-                self._add_value(name, item)
-
-    def report(self) -> dict[str, dict[str, Any]]:
-        """Return name -> {"type", "values"}; "more": true where there are more values than that.
-
-        Types are keyword, text (long strings), integer, float, bool, object and mixed.
-        """
-        return {
-            name: {"type": _merge(types), "values": len(self._values[name])}
-            | ({"more": True} if len(self._values[name]) >= _MAX_VALUES else {})
-            for name, types in sorted(self._types.items())
-        }
-
-    def _add_value(self, name: str, value: Any) -> None:
-        kind = _TYPES.get(type(value), "object")
-        if kind == "keyword" and len(value) > _LONG_TEXT:
-            kind = "text"
-        self._types[name].add(kind)
-        seen = self._values[name]
-        if len(seen) < _MAX_VALUES:
-            seen.add(value if isinstance(value, str) and kind == "keyword" else repr(value))
-
-
-def _merge(types: set[str]) -> str:
-    if len(types) == 1:
-        return next(iter(types))
-    if types == {"integer", "float"}:
-        return "float"
-    return "text" if types == {"keyword", "text"} else "mixed"
 
 
 def _clean_value(value: Any) -> Any:
@@ -94,3 +44,45 @@ def _clean_value(value: Any) -> Any:
     if isinstance(value, list | tuple | set):
         return [_clean_value(item) for item in value]
     return clean(str(value))
+
+
+class FieldCensus:
+    """Types and number of distinct values of each field, in bounded memory."""
+
+    def __init__(self) -> None:
+        self._types: dict[str, set[str]] = {}
+        self._values: dict[str, set[str]] = {}
+
+    def add(self, fields: Mapping[str, Any]) -> None:
+        """Count the fields of one passage."""
+        for name, value in fields.items():
+            if name not in self._types:
+                if len(self._types) >= _MAX_FIELDS:
+                    continue
+                self._types[name], self._values[name] = set(), set()
+            for item in value if isinstance(value, list) else (value,):
+                kind = _TYPES.get(type(item), "object")
+                if kind == "keyword" and len(item) > _LONG_TEXT:
+                    kind = "text"
+                self._types[name].add(kind)
+                if len(self._values[name]) < _MAX_VALUES:
+                    self._values[name].add(item if kind == "keyword" else repr(item))
+
+    def report(self) -> dict[str, dict[str, Any]]:
+        """Return name -> {"type", "values"}; "more": true where there are more values than that.
+
+        Types are keyword, text (long strings), integer, float, bool, object and mixed.
+        """
+        return {
+            name: {"type": _common_type(types), "values": len(self._values[name])}
+            | ({"more": True} if len(self._values[name]) >= _MAX_VALUES else {})
+            for name, types in sorted(self._types.items())
+        }
+
+
+def _common_type(types: set[str]) -> str:
+    if len(types) == 1:
+        return next(iter(types))
+    if types == {"integer", "float"}:
+        return "float"
+    return "text" if types == {"keyword", "text"} else "mixed"

@@ -13,56 +13,53 @@ _TABLES = """
     CREATE TABLE contents (digest BLOB PRIMARY KEY, id TEXT NOT NULL) WITHOUT ROWID;
     CREATE TABLE ids (id TEXT PRIMARY KEY, digest BLOB NOT NULL) WITHOUT ROWID;
     CREATE TABLE queries (id TEXT PRIMARY KEY, text TEXT NOT NULL) WITHOUT ROWID;
-    CREATE TABLE qrels (
+    CREATE TABLE recorded (
         seq INTEGER PRIMARY KEY, query_id TEXT, passage_id TEXT, relevance INT, split TEXT,
         place TEXT
     );
-    CREATE TABLE kept (
+    CREATE TABLE qrels (
         query_id TEXT, passage_id TEXT, split TEXT, relevance INT,
         PRIMARY KEY (query_id, passage_id, split)
     ) WITHOUT ROWID;
 """
 
 _RESOLVED = """
-    SELECT q.query_id, q.passage_id, q.relevance, q.split, q.place, queries.id, contents.id
-    FROM qrels AS q
-    LEFT JOIN queries ON queries.id = q.query_id
-    LEFT JOIN ids ON ids.id = q.passage_id
+    SELECT r.query_id, r.passage_id, r.relevance, r.split, r.place, queries.id, contents.id
+    FROM recorded AS r
+    LEFT JOIN queries ON queries.id = r.query_id
+    LEFT JOIN ids ON ids.id = r.passage_id
     LEFT JOIN contents ON contents.digest = ids.digest
-    ORDER BY q.seq
+    ORDER BY r.seq
 """
 
 _LABELLED = """
-    SELECT split, COUNT(DISTINCT query_id) FROM kept WHERE relevance > 0 GROUP BY split
+    SELECT split, COUNT(DISTINCT query_id) FROM qrels WHERE relevance > 0 GROUP BY split
+"""
+
+_UNLABELLED = """
+    SELECT COUNT(*) FROM queries
+    WHERE NOT EXISTS (SELECT 1 FROM qrels WHERE qrels.query_id = queries.id)
+"""
+
+_RAISE = """
+    UPDATE qrels SET relevance = MAX(relevance, ?)
+    WHERE query_id = ? AND passage_id = ? AND split = ?
 """
 
 
 class Claim(NamedTuple):
-    """What became of a passage: the id that keeps its content (None: the id is taken)."""
+    """The id under which a text is stored (None: its id belongs to another text)."""
 
-    kept_id: str | None
+    stored_id: str | None
     is_new: bool
 
 
-class ResolvedQrel(NamedTuple):
-    """A judgement with what is known at the end: `kept_id` None for an unknown passage."""
-
-    qrel: Qrel
-    where: str
-    kept_id: str | None
-    has_query: bool
-
-
 class Ledger:
-    """Ids, contents and judgements seen so far.
-
-    Attributes:
-        path: the SQLite file.
-    """
+    """Ids, contents and judgements seen so far."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._qrels: list[tuple[str, str, int, str, str]] = []
+        self._path = path
+        self._buffer: list[tuple[str, str, int, str, str]] = []
         # The file lives for one run only: no journal, no fsync, no transaction but one.
         self._db = sqlite3.connect(path, isolation_level=None)
         self._db.executescript(
@@ -90,59 +87,56 @@ class Ledger:
         known = run("SELECT text FROM queries WHERE id = ?", (query_id,)).fetchone()[0]
         return Claim(query_id if known == text else None, False)
 
-    def add_qrel(self, qrel: Qrel, where: str) -> None:
+    def record_qrel(self, qrel: Qrel, where: str) -> None:
         """Record a judgement; its ids are resolved at the end."""
-        self._qrels.append((*qrel, where))
-        if len(self._qrels) >= _BUFFERED_QRELS:
+        self._buffer.append((*qrel, where))
+        if len(self._buffer) >= _BUFFERED_QRELS:
             self._flush()
 
     def splits(self) -> set[str]:
         """Return the names of the splits of all recorded judgements."""
         self._flush()
-        return {row[0] for row in self._db.execute("SELECT DISTINCT split FROM qrels")}
+        return {row[0] for row in self._db.execute("SELECT DISTINCT split FROM recorded")}
 
-    def resolve_qrels(self) -> Iterator[ResolvedQrel]:
-        """Yield every recorded judgement in its order, with what its ids point to."""
+    def resolve_qrels(self) -> Iterator[tuple[Qrel, str, str | None, bool]]:
+        """Yield each recorded judgement in its order, and what its ids point to.
+
+        Yields:
+            The judgement, where it stands, the id under which its passage is stored (None: no such
+            passage), and whether its query is known.
+        """
         self._flush()
-        for *qrel, where, query_id, kept_id in self._db.execute(_RESOLVED):
-            yield ResolvedQrel(Qrel(*qrel), where, kept_id, query_id is not None)
+        for *qrel, where, query_id, stored_id in self._db.execute(_RESOLVED):
+            yield Qrel(*qrel), where, stored_id, query_id is not None
 
-    def keep_qrel(self, qrel: Qrel) -> bool:
-        """Keep a resolved judgement; False where it repeats one (the highest relevance holds)."""
+    def store_qrel(self, qrel: Qrel) -> bool:
+        """Store a resolved judgement; False where it repeats one (the highest relevance holds)."""
         key = (qrel.query_id, qrel.passage_id, qrel.split)
-        insert = "INSERT OR IGNORE INTO kept VALUES (?, ?, ?, ?)"
+        insert = "INSERT OR IGNORE INTO qrels VALUES (?, ?, ?, ?)"
         if self._db.execute(insert, (*key, qrel.relevance)).rowcount:
             return True
-        raised = (
-            "UPDATE kept SET relevance = MAX(relevance, ?) "
-            "WHERE query_id = ? AND passage_id = ? AND split = ?"
-        )
-        self._db.execute(raised, (qrel.relevance, *key))
+        self._db.execute(_RAISE, (qrel.relevance, *key))
         return False
 
-    def kept_qrels(self) -> Iterator[Qrel]:
-        """Yield the kept judgements, sorted by query, passage and split."""
-        select = "SELECT query_id, passage_id, relevance, split FROM kept"
-        yield from map(Qrel._make, self._db.execute(select + " ORDER BY 1, 2, 4"))
+    def stored_qrels(self) -> Iterator[Qrel]:
+        """Yield the stored judgements, sorted by query, passage and split."""
+        select = "SELECT query_id, passage_id, relevance, split FROM qrels ORDER BY 1, 2, 4"
+        yield from map(Qrel._make, self._db.execute(select))
 
     def labelled_queries(self) -> dict[str, int]:
         """Return split -> number of queries with at least one relevant passage."""
         return dict(self._db.execute(_LABELLED))
 
     def unlabelled_query_count(self) -> int:
-        """Return the number of queries without any kept judgement."""
-        select = (
-            "SELECT COUNT(*) FROM queries WHERE NOT EXISTS "
-            "(SELECT 1 FROM kept WHERE kept.query_id = queries.id)"
-        )
-        return int(self._db.execute(select).fetchone()[0])
+        """Return the number of queries without any stored judgement."""
+        return int(self._db.execute(_UNLABELLED).fetchone()[0])
 
     def close(self) -> None:
         """Let go of the file and delete it."""
         self._db.close()
-        self.path.unlink()
+        self._path.unlink()
 
     def _flush(self) -> None:
-        insert = "INSERT INTO qrels VALUES (NULL, ?, ?, ?, ?, ?)"
-        self._db.executemany(insert, self._qrels)
-        self._qrels.clear()
+        insert = "INSERT INTO recorded VALUES (NULL, ?, ?, ?, ?, ?)"
+        self._db.executemany(insert, self._buffer)
+        self._buffer.clear()

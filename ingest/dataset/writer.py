@@ -9,7 +9,6 @@ Beside the files that are read again, DATA holds the record of what did not get 
 
 import hashlib
 import json
-import sqlite3
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -21,15 +20,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from two_tower.ingest.dataset.cleaning import clean, content_id, fingerprint, order_key
-from two_tower.ingest.dataset.fields import FieldCensus, clean_fields, dump_fields
-from two_tower.ingest.dataset.folder import WorkFolder
-from two_tower.ingest.dataset.ledger import Ledger, ResolvedQrel
+from two_tower.ingest.dataset.fields import FieldCensus, clean_fields
+from two_tower.ingest.dataset.folder import MANIFEST, data_folder, require_free
+from two_tower.ingest.dataset.ledger import Ledger
 from two_tower.models.data import FORMAT, PASSAGES, QRELS, QUERIES, Passage, Qrel, Query
 from two_tower.models.errors import DataError
 
 _GROUP_ROWS = 16_384
 
 _GROUP_CHARS = 16_000_000
+
+_INT32 = range(-(2**31), 2**31)
 
 
 class ParquetStream:
@@ -77,9 +78,6 @@ class ParquetStream:
         self._chars = 0
 
 
-_INT32 = range(-(2**31), 2**31)
-
-
 class DatasetWriter:
     """Write one DATA folder in one pass; the order of the records does not matter.
 
@@ -88,8 +86,7 @@ class DatasetWriter:
     follow. What cannot be used is set aside with a reason; nothing is dropped silently.
 
     Attributes:
-        rejected: reason -> number of rows set aside.
-        counts: what was written; complete after the block, then equal to the manifest's counts.
+        counts: what was written, as in the manifest; empty until the block has ended.
     """
 
     def __init__(
@@ -116,66 +113,73 @@ class DatasetWriter:
         """
         if not 0 <= dev_fraction < 1:
             raise ValueError(f"dev_fraction is {dev_fraction}, expected 0 <= dev_fraction < 1")
-        self._folder = WorkFolder(Path(path), overwrite=overwrite)
+        self._path = Path(path).resolve()
+        require_free(self._path, overwrite=overwrite)
         self._source = {"name": source, **(details or {})}
         self._dev_fraction = dev_fraction
-        self.rejected: Counter[str] = Counter()
         self.counts: dict[str, Any] = {}
-        self._first: dict[str, str] = {}
+        self._rejected: Counter[str] = Counter()
+        self._first_rejected: dict[str, str] = {}
         self._left_out: Counter[str] = Counter()
         self._merged: Counter[str] = Counter()
         self._census = FieldCensus()
-        self._files = ExitStack()
 
     def __enter__(self) -> Self:
-        work = self._folder.open()
-        try:
+        with ExitStack() as files:
+            self._files = files
+            self._work = files.enter_context(data_folder(self._path))
             self._passages = self._parquet("passages", PASSAGES)
             self._queries = self._parquet("queries", QUERIES)
-            self._ledger = Ledger(work / "ledger.sqlite")
-            self._files.callback(self._ledger.close)
+            self._ledger = Ledger(self._work / "ledger.sqlite")
+            files.callback(self._ledger.close)
             self._rejected_file = self._jsonl("rejected")
             self._merged_file = self._jsonl("merged")
-        except BaseException:
-            with self._folder.finishing(), self._files:
-                raise
+            self._files = files.pop_all()
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
-        with self._folder.finishing():
+        if error is None:
             with self._files:
-                if error is None:
-                    self._finish()
-                elif isinstance(error, OSError | sqlite3.Error):
-                    raise error
-            if error is None:
-                self._folder.replace()
+                self._finish()
+        else:
+            self._files.__exit__(kind, error, trace)
 
     def add_passage(self, passage: Passage, *, where: str = "") -> str | None:
-        """Write a passage unless its content is known.
+        """Write a passage unless its content is known; an empty id gets one made of the content.
 
         Args:
-            passage: an empty `passage_id` gets one made of the content.
+            passage: as it came.
             where: `file:line` or the like, for the record of what was set aside.
 
         Returns:
-            The id under which the content is kept, or None where the passage was set aside.
+            The id under which the content is stored, or None where the passage was set aside.
         """
-        reason = _unusable(passage)
-        kept_id = None if reason else self._claim(passage, where)
-        if kept_id is None:
-            reason = reason or "passage: its id belongs to another passage"
+        if reason := _fault(passage):
             self.reject(reason=reason, where=where, row=passage._asdict())
-        return kept_id
+            return None
+        text, title, url = clean(passage.text), clean(passage.title), clean(passage.url)
+        passage_id = clean(passage.passage_id) or content_id("p", title, text)
+        fields = clean_fields(passage.fields)
+        stored_id, is_new = self._ledger.claim_passage(passage_id, fingerprint(title, text))
+        if is_new:
+            self._census.add(fields)
+            dumped = json.dumps(fields, ensure_ascii=False, sort_keys=True) if fields else ""
+            self._passages.add((passage_id, title, text, url, dumped))
+        elif stored_id is None:
+            reason = "passage: its id belongs to another passage"
+            self.reject(reason=reason, where=where, row=passage._asdict())
+        else:
+            more = {"where": where, "url": url, "fields": fields}
+            self._record_merge("passages", passage_id, stored_id, more)
+        return stored_id
 
     def add_query(self, query: Query, *, where: str = "") -> str | None:
-        """Write a query; one that repeats the id and text of an earlier one changes nothing.
-
-        Args:
-            query: an empty `query_id` gets one made of the text.
-            where: `file:line` or the like.
+        """Write a query unless it is known; an empty id gets one made of the text.
 
         Returns:
             The query's id, or None where the query was set aside.
@@ -186,22 +190,17 @@ class DatasetWriter:
             reason = "query: empty text"
         else:
             query_id = clean(query.query_id) or content_id("q", text)
-            claim = self._ledger.claim_query(query_id, text)
-            if claim.is_new:
+            stored_id, is_new = self._ledger.claim_query(query_id, text)
+            if is_new:
                 self._queries.add((query_id, text))
-            if claim.kept_id is not None:
-                return query_id
+            if stored_id is not None:
+                return stored_id
             reason = "query: its id belongs to another query"
         self.reject(reason=reason, where=where, row=query._asdict())
         return None
 
     def add_qrel(self, qrel: Qrel, *, where: str = "") -> None:
-        """Record a judgement; its query and passage may come later.
-
-        Args:
-            qrel: the judgement.
-            where: `file:line` or the like.
-        """
+        """Record a judgement; its query and passage may come later."""
         relevance = qrel.relevance
         if isinstance(relevance, bool) or not isinstance(relevance, int):
             reason = "judgement: relevance is not an integer"
@@ -211,42 +210,23 @@ class DatasetWriter:
             reason = "judgement: id or split is not a string"
         else:
             ids = (clean(qrel.query_id), clean(qrel.passage_id))
-            self._ledger.add_qrel(Qrel(*ids, relevance, clean(qrel.split)), where)
+            self._ledger.record_qrel(Qrel(*ids, relevance, clean(qrel.split)), where)
             return
         self.reject(reason=reason, where=where, row=qrel._asdict())
 
     def reject(self, *, reason: str, where: str, row: Any) -> None:
-        """Set a row aside.
-
-        Args:
-            reason: a short constant text; rows are counted by it.
-            where: `file:line` or the like.
-            row: the row as it came.
-        """
-        self.rejected[reason] += 1
+        """Set a row aside as it came; rows are counted by `reason`, a short constant text."""
+        self._rejected[reason] += 1
+        self._first_rejected.setdefault(reason, where)
         entry = {"reason": reason, "where": where, "row": row}
         # ASCII, because a rejected row may hold what UTF-8 cannot.
-        self._first.setdefault(reason, where)
         self._rejected_file.write(json.dumps(entry, default=str) + "\n")
 
     def leave_out(self, reason: str, count: int = 1) -> None:
         """Count what the source itself decided not to use, without a record of each."""
         self._left_out[reason] += count
 
-    def _claim(self, passage: Passage, where: str) -> str | None:
-        text, title, url = clean(passage.text), clean(passage.title), clean(passage.url)
-        passage_id = clean(passage.passage_id) or content_id("p", title, text)
-        fields = clean_fields(passage.fields)
-        claim = self._ledger.claim_passage(passage_id, fingerprint(title, text))
-        if claim.is_new:
-            self._census.add(fields)
-            self._passages.add((passage_id, title, text, url, dump_fields(fields)))
-        elif claim.kept_id is not None:
-            more = {"where": where, "url": url, "fields": fields}
-            self._merge("passages", passage_id, claim.kept_id, more)
-        return claim.kept_id
-
-    def _merge(self, kind: str, merged: str, into: str, more: Mapping[str, Any]) -> None:
+    def _record_merge(self, kind: str, merged: str, into: str, more: Mapping[str, Any]) -> None:
         self._merged[kind] += 1
         entry = {"merged": merged, "into": into, **more}
         self._merged_file.write(json.dumps(entry) + "\n")
@@ -257,47 +237,48 @@ class DatasetWriter:
         if not self._passages.row_count:
             raise DataError(f"{self._source['name']} gave no passage{self._main_reason('')}")
         fraction = self._dev_fraction if self._ledger.splits() == {"train"} else 0.0
-        for resolved in self._ledger.resolve_qrels():
-            self._keep(resolved, fraction)
+        self._resolve_qrels(fraction)
         qrels = self._parquet("qrels", QRELS)
         splits: Counter[str] = Counter()
-        for qrel in self._ledger.kept_qrels():
+        for qrel in self._ledger.stored_qrels():
             qrels.add(qrel)
             splits[qrel.split] += 1
         qrels.close()
         if not splits and (why := self._main_reason("judgement")):
             raise DataError(f"no judgement of {self._source['name']} can be used{why}")
         self.counts = self._count(splits)
-        parts = (self._passages.digest, self._queries.digest, qrels.digest)
-        self._folder.write_manifest(
-            {
-                "format": FORMAT,
-                "source": self._source,
-                "content_hash": hashlib.sha256(b"".join(parts)).hexdigest(),
-                "counts": self.counts,
-                "fields": self._census.report(),
-                "dev_fraction": fraction,
-            }
-        )
+        digests = (self._passages.digest, self._queries.digest, qrels.digest)
+        manifest = {
+            "format": FORMAT,
+            "source": self._source,
+            "content_hash": hashlib.sha256(b"".join(digests)).hexdigest(),
+            "counts": self.counts,
+            "fields": self._census.report(),
+            "dev_fraction": fraction,
+        }
+        # Last, because its presence means complete.
+        text = json.dumps(manifest, indent=2, ensure_ascii=False, default=str) + "\n"
+        (self._work / MANIFEST).write_text(text, encoding="utf-8")
 
-    def _keep(self, resolved: ResolvedQrel, dev_fraction: float) -> None:
-        qrel, where, kept_id, has_query = resolved
-        if kept_id is None or not has_query:
-            reason = f"judgement: unknown {'passage' if has_query else 'query'}"
-            self.reject(reason=reason, where=where, row=qrel._asdict())
-            return
-        split = "dev" if is_dev(qrel.query_id, dev_fraction) else qrel.split
-        if not self._ledger.keep_qrel(qrel._replace(passage_id=kept_id, split=split)):
-            pair = (f"{qrel.query_id} {qrel.passage_id}", f"{qrel.query_id} {kept_id}")
-            more = {"where": where, "relevance": qrel.relevance, "split": split}
-            self._merge("judgements", *pair, more)
+    def _resolve_qrels(self, dev_fraction: float) -> None:
+        for qrel, where, stored_id, has_query in self._ledger.resolve_qrels():
+            if stored_id is None or not has_query:
+                reason = f"judgement: unknown {'passage' if has_query else 'query'}"
+                self.reject(reason=reason, where=where, row=qrel._asdict())
+                continue
+            query_id = qrel.query_id
+            split = "dev" if is_dev(query_id, dev_fraction) else qrel.split
+            if not self._ledger.store_qrel(qrel._replace(passage_id=stored_id, split=split)):
+                pair = (f"{query_id} {qrel.passage_id}", f"{query_id} {stored_id}")
+                more = {"where": where, "relevance": qrel.relevance, "split": split}
+                self._record_merge("judgements", *pair, more)
 
     def _main_reason(self, kind: str) -> str:
-        counts = [(n, reason) for reason, n in self.rejected.items() if reason.startswith(kind)]
+        counts = [(n, reason) for reason, n in self._rejected.items() if reason.startswith(kind)]
         if not counts:
             return ""
         count, reason = max(counts)
-        return f" ({count} x {reason}; first at {self._first[reason]})"
+        return f" ({count} x {reason}; first at {self._first_rejected[reason]})"
 
     def _count(self, splits: Mapping[str, int]) -> dict[str, Any]:
         return {
@@ -308,17 +289,17 @@ class DatasetWriter:
             "unlabelled_queries": self._ledger.unlabelled_query_count(),
             "merged": self._merged["passages"],
             "merged_qrels": self._merged["judgements"],
-            "rejected": dict(sorted(self.rejected.items())),
+            "rejected": dict(sorted(self._rejected.items())),
             "left_out": dict(sorted(self._left_out.items())),
         }
 
     def _parquet(self, name: str, schema: pa.Schema) -> ParquetStream:
-        table = ParquetStream(self._folder.work / f"{name}.parquet", schema)
+        table = ParquetStream(self._work / f"{name}.parquet", schema)
         self._files.callback(table.close)
         return table
 
     def _jsonl(self, name: str) -> TextIO:
-        path = self._folder.work / f"{name}.jsonl"
+        path = self._work / f"{name}.jsonl"
         return self._files.enter_context(path.open("w", encoding="utf-8"))
 
 
@@ -327,7 +308,8 @@ def is_dev(query_id: str, dev_fraction: float) -> bool:
     return order_key(query_id) < dev_fraction * 2**64
 
 
-def _unusable(passage: Passage) -> str | None:
+def _fault(passage: Passage) -> str | None:
+    """Return why a passage cannot be used, None where it can."""
     if not isinstance(passage.text, str):
         return "passage: empty text" if passage.text is None else "passage: text is not a string"
     if not clean(passage.text):

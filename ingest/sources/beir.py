@@ -1,6 +1,6 @@
 """A BEIR folder: `corpus.jsonl`, `queries.jsonl`, `qrels/<split>.tsv`, each plain or `.gz`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from two_tower.ingest.sources.rows import (
     as_id,
     as_integer,
     as_text,
-    raw,
+    cell,
     read_lines,
     read_objects,
     split_name,
@@ -20,12 +20,7 @@ from two_tower.models.errors import DataError
 
 
 class BeirFolder:
-    """A BEIR folder as a source.
-
-    Attributes:
-        name: the folder as it was given.
-        details: the kind of source and the qrels files, for the manifest.
-    """
+    """A BEIR folder as a source."""
 
     def __init__(self, path: Path) -> None:
         """Look for the files.
@@ -34,8 +29,8 @@ class BeirFolder:
             DataError: there are judgements without queries.
         """
         self.name = str(path)
-        self._corpus = _one_of(path, "corpus")
-        self._queries = _one_of(path, "queries")
+        self._corpus = _find_jsonl(path, "corpus")
+        self._queries = _find_jsonl(path, "queries")
         self._qrels = sorted(
             file for file in path.glob("qrels/*") if file.name.endswith((".tsv", ".tsv.gz"))
         )
@@ -52,7 +47,7 @@ class BeirFolder:
     @staticmethod
     def fits(path: Path) -> bool:
         """Say whether a folder has a BEIR corpus."""
-        return _one_of(path, "corpus") is not None
+        return _find_jsonl(path, "corpus") is not None
 
     def write_to(self, writer: DatasetWriter) -> None:
         """Write passages, queries and the judgements of all splits."""
@@ -61,16 +56,14 @@ class BeirFolder:
                 writer.add_passage(_passage(row), where=where)
         if self._queries:
             for where, row in progress(read_objects(self._queries, writer.reject), label="queries"):
-                writer.add_query(Query(as_id(row.get("_id")), raw(row, "text")), where=where)
+                writer.add_query(Query(as_id(row.get("_id")), cell(row, "text")), where=where)
         for file in self._qrels:
-            split = split_name(file.name.partition(".")[0])
-            for where, cells in progress(_judgements(file), label=f"judgements {split}"):
-                _add_judgement(cells, split, where, writer)
+            _write_qrels(file, writer)
 
 
-def _one_of(path: Path, stem: str) -> Path | None:
-    found = (path / f"{stem}.jsonl", path / f"{stem}.jsonl.gz")
-    return next((file for file in found if file.is_file()), None)
+def _find_jsonl(folder: Path, stem: str) -> Path | None:
+    candidates = (folder / f"{stem}.jsonl", folder / f"{stem}.jsonl.gz")
+    return next((file for file in candidates if file.is_file()), None)
 
 
 def _passage(row: dict[str, Any]) -> Passage:
@@ -79,23 +72,22 @@ def _passage(row: dict[str, Any]) -> Passage:
     fields |= {k: v for k, v in row.items() if k not in ("_id", "text", "title", "metadata")}
     url = as_text(fields.pop("url", ""))
     title = as_text(row.get("title"))
-    return Passage(as_id(row.get("_id")), raw(row, "text"), title, url, fields)
+    return Passage(as_id(row.get("_id")), cell(row, "text"), title, url, fields)
 
 
-def _judgements(file: Path) -> Iterator[tuple[str, list[str]]]:
-    for number, line in enumerate(read_lines(file), 1):
+def _write_qrels(file: Path, writer: DatasetWriter) -> None:
+    split = split_name(file.name.partition(".")[0])
+    for number, line in enumerate(progress(read_lines(file), label=f"judgements {split}"), 1):
         cells = [cell.strip() for cell in line.rstrip("\r\n").split("\t")]
         is_header = number == 1 and not isinstance(as_integer(cells[-1]), int)
-        if any(cells) and not is_header:
-            yield f"qrels/{file.name}:{number}", cells
-
-
-def _add_judgement(cells: list[str], split: str, where: str, writer: DatasetWriter) -> None:
-    if len(cells) == 4:  # TREC's own form has an unused second column
-        del cells[1]
-    if len(cells) != 3:
-        reason = "judgement: expected query-id, corpus-id and score between tabs"
-        writer.reject(reason=reason, where=where, row=cells)
-        return
-    relevance = as_integer(cells[2])
-    writer.add_qrel(Qrel(cells[0], cells[1], relevance, split), where=where)
+        if is_header or not any(cells):
+            continue
+        where = f"qrels/{file.name}:{number}"
+        if len(cells) == 4:  # TREC's own form has an unused second column
+            del cells[1]
+        if len(cells) == 3:
+            query_id, passage_id, score = cells
+            writer.add_qrel(Qrel(query_id, passage_id, as_integer(score), split), where=where)
+        else:
+            reason = "judgement: expected query-id, corpus-id and score between tabs"
+            writer.reject(reason=reason, where=where, row=cells)

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,7 +11,7 @@ from two_tower.ingest.sources.beir import BeirFolder
 from two_tower.ingest.sources.long_documents import LongDocuments, SplitConfig
 from two_tower.ingest.sources.ms_marco import DEFAULT_CONFIG, DEFAULT_ID, MsMarco
 from two_tower.ingest.sources.python_docs import PythonDocs
-from two_tower.ingest.sources.tables import SUFFIXES, Columns, Tables, column_names
+from two_tower.ingest.sources.tables import SUFFIXES, Tables
 from two_tower.models.errors import ConfigError, DataError
 from two_tower.models.text.bm25 import Analyzer
 
@@ -25,20 +24,10 @@ _EXPECTED = (
 
 
 class Source(Protocol):
-    """Where records come from.
+    """Where records come from: what the user called it, and more about it for the manifest."""
 
-    Attributes:
-        name: what the user called it.
-        details: more for the manifest.
-    """
-
-    @property
-    def name(self) -> str:
-        """What the user called it."""
-
-    @property
-    def details(self) -> Mapping[str, Any]:
-        """More about it, for the manifest."""
+    name: str
+    details: Mapping[str, Any]
 
     def write_to(self, writer: DatasetWriter) -> None:
         """Write all records.
@@ -48,62 +37,61 @@ class Source(Protocol):
         """
 
 
-@dataclass(frozen=True)
-class SourceOptions:
-    """What a user may say about a source beside its name."""
-
-    config: str | None = None
-    columns: Columns = field(default_factory=Columns)
-    limit: int | None = None
-    split: SplitConfig | None = None
-    analyzer: Analyzer | None = None  # goes with `split`
-
-
-def open_source(spec: str, options: SourceOptions) -> Source:
+def open_source(
+    spec: str,
+    *,
+    config: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    limit: int | None = None,
+    split: tuple[SplitConfig, Analyzer] | None = None,
+) -> Source:
     """Find out what `spec` means; nothing but the heads of files is read yet.
 
     Args:
         spec: `python-docs`, a file, a folder (DATA to be split among them), or a dataset id on the
             Hugging Face Hub.
-        options: those that the kind of source takes.
+        config: of a Hub dataset.
+        columns: role -> name of a table's column, where it is none of the usual names.
+        limit: passages of python-docs at most.
+        split: how to cut the documents of DATA, and what tells which part a judgement goes to.
 
     Raises:
         DataError: there is no such source, or it is of no known kind.
         ConfigError: an option that this kind of source does not take.
     """
-    if spec == PythonDocs.name:
-        _refuse(options, spec, takes="limit")
-        return PythonDocs(limit=options.limit)
+    options = {
+        "--config": config,
+        "--*-column": columns or None,
+        "--limit": limit,
+        "--passage-words": split,
+    }
     path = Path(spec)
+    if spec == PythonDocs.name:
+        _refuse_others(options, spec, takes="--limit")
+        return PythonDocs(limit=limit)
     if not path.exists():
-        return _hub(spec, options)
+        # `data/rows` with a folder `data` here is a misspelt path, not somebody's dataset.
+        if not _HUB_ID.fullmatch(spec) or path.parent.exists():
+            raise DataError(f"no file or folder {spec}; {_EXPECTED}")
+        _refuse_others(options, spec, takes="--config")
+        default = DEFAULT_CONFIG if spec == DEFAULT_ID else None
+        return MsMarco(spec, config=config or default)
     if (path / MANIFEST).is_file() and (path / "passages.parquet").is_file():
-        if options.split is None:
+        if split is None:
             raise ConfigError(
                 f"{spec} is DATA already; --passage-words N cuts its long texts into passages"
             )
-        _refuse(options, spec, takes="split")
-        if options.analyzer is None:
-            raise ValueError("split is given without an analyzer")
-        return LongDocuments(path, options.split, options.analyzer)
+        _refuse_others(options, spec, takes="--passage-words")
+        return LongDocuments(path, *split)
     if path.is_dir() and BeirFolder.fits(path):
-        _refuse(options, spec, takes="")
+        _refuse_others(options, spec)
         return BeirFolder(path)
     files = _table_files(path)
-    if options.columns == Columns() and _is_ms_marco(files):
-        _refuse(options, spec, takes="")
+    if not columns and MsMarco.fits(files):
+        _refuse_others(options, spec)
         return MsMarco(spec, files=files)
-    _refuse(options, spec, takes="columns")
-    return Tables(spec, files, options.columns)
-
-
-def _hub(spec: str, options: SourceOptions) -> MsMarco:
-    # `data/rows` with a folder `data` here is a misspelt path, not somebody's dataset.
-    if not _HUB_ID.fullmatch(spec) or Path(spec).parent.exists():
-        raise DataError(f"no file or folder {spec}; {_EXPECTED}")
-    _refuse(options, spec, takes="config")
-    default = DEFAULT_CONFIG if spec == DEFAULT_ID else None
-    return MsMarco(spec, config=options.config or default)
+    _refuse_others(options, spec, takes="--*-column")
+    return Tables(spec, files, columns or {})
 
 
 def _table_files(path: Path) -> list[Path]:
@@ -115,26 +103,13 @@ def _table_files(path: Path) -> list[Path]:
     return tables
 
 
-def _is_ms_marco(files: list[Path]) -> bool:
-    kinds = {MsMarco.kind_of(file) for file in files}
-    return (
-        len(kinds) == 1
-        and None not in kinds
-        and all(MsMarco.fits(column_names(file)) for file in files)
-    )
-
-
-def _refuse(options: SourceOptions, spec: str, *, takes: str) -> None:
-    given = {
-        "--config": ("config", options.config is not None),
-        "--*-column": ("columns", options.columns != Columns()),
-        "--limit": ("limit", options.limit is not None),
-    }
-    for flag, (name, is_given) in given.items():
-        if is_given and name != takes:
-            raise ConfigError(f"{flag} does not apply to {spec}; leave it out")
-    if options.split is not None and takes != "split":
-        raise ConfigError(
-            f"--passage-words does not apply to {spec}; make DATA of it first, then: "
-            "ingest prepare DATA --out PASSAGES --passage-words N"
-        )
+def _refuse_others(options: Mapping[str, object], spec: str, *, takes: str = "") -> None:
+    for flag, value in options.items():
+        if value is None or flag == takes:
+            continue
+        if flag == "--passage-words":
+            raise ConfigError(
+                f"--passage-words does not apply to {spec}; make DATA of it first, then: "
+                "ingest prepare DATA --out PASSAGES --passage-words N"
+            )
+        raise ConfigError(f"{flag} does not apply to {spec}; leave it out")

@@ -21,8 +21,6 @@ from two_tower.models.data import Dataset, Passage, Qrel
 from two_tower.models.errors import ConfigError
 from two_tower.models.text.bm25 import Analyzer
 
-DOCUMENT, PART = "document_id", "part"
-
 _WORD = re.compile(r"\S+")
 
 _SENTENCE_END = re.compile(r"[.!?…][\"'”)\]]*$")
@@ -35,8 +33,8 @@ class SplitConfig:
     """How long passages are.
 
     Attributes:
-        words: at most so many.
-        overlap: so many words of a passage are repeated in the next.
+        words: of a passage at most.
+        overlap: words of a passage that the next one repeats.
     """
 
     words: int
@@ -53,12 +51,7 @@ class SplitConfig:
 
 
 class LongDocuments:
-    """A DATA folder as a source of passages.
-
-    Attributes:
-        name: the folder as it was given.
-        details: the kind of source and how it is cut, for the manifest.
-    """
+    """A DATA folder as a source of passages."""
 
     def __init__(self, path: Path, config: SplitConfig, analyzer: Analyzer) -> None:
         """Open the folder; the analyzer says which part a judgement goes to.
@@ -70,8 +63,11 @@ class LongDocuments:
         self._data = Dataset.open(path)
         self._config = config
         self._analyzer = analyzer
-        about = {"documents": self._data.content_hash, **asdict(config)}
-        self.details: Mapping[str, Any] = {"kind": "split", **about}
+        self.details: Mapping[str, Any] = {
+            "kind": "split",
+            "documents": self._data.content_hash,
+            **asdict(config),
+        }
 
     def write_to(self, writer: DatasetWriter) -> None:
         """Write the passages; a document's judgement goes to the part that is most like the query.
@@ -97,11 +93,11 @@ class LongDocuments:
 def split_passage(document: Passage, config: SplitConfig) -> list[Passage]:
     """Return the parts of a document; one that is short enough keeps its id."""
     texts = split_text(document.text, config)
+    document_id = document.passage_id
     parts = []
     for number, text in enumerate(texts, 1):
-        part_id = f"{document.passage_id}#{number}" if len(texts) > 1 else document.passage_id
-        origin = {DOCUMENT: document.passage_id, PART: number}
-        fields = {**document.fields, **origin}
+        part_id = f"{document_id}#{number}" if len(texts) > 1 else document_id
+        fields = {**document.fields, "document_id": document_id, "part": number}
         parts.append(document._replace(passage_id=part_id, text=text, fields=fields))
     return parts
 
@@ -113,9 +109,8 @@ def split_text(text: str, config: SplitConfig) -> list[str]:
     while (left := len(words) - start) > config.words:
         count = ceil((left - config.overlap) / (config.words - config.overlap))
         aim = start + ceil((left - config.overlap) / count) + config.overlap
-        end = _cut(
-            text, words, aim=aim, first=start + config.overlap + 1, last=start + config.words
-        )
+        first, last = start + config.overlap + 1, start + config.words
+        end = _cut(text, words, aim=aim, first=first, last=last)
         pieces.append(text[words[start][0] : words[end - 1][1]])
         start = end - config.overlap
     return [*pieces, text[words[start][0] :].rstrip() if words else text]
@@ -125,19 +120,18 @@ def most_like(query: str, parts: Sequence[Passage], analyzer: Analyzer) -> Passa
     """Return the part with the most different terms of the query, the first of several."""
     if len(parts) == 1:
         return parts[0]
-    asked = set(analyzer.term_counts(query))
-    return max(parts, key=lambda part: len(asked.intersection(analyzer.term_counts(part.content))))
+    terms = set(analyzer.term_counts(query))
+    return max(parts, key=lambda part: len(terms.intersection(analyzer.term_counts(part.content))))
 
 
 def _cut(text: str, words: Sequence[tuple[int, int]], *, aim: int, first: int, last: int) -> int:
     """Return the number of words before the cut: a sentence's end near `aim`, or `aim` itself."""
+
+    def ends_sentence(count: int) -> bool:
+        start, stop = words[count - 1]
+        gap = text[stop : words[count][0]]
+        return bool(_SENTENCE_END.search(text[start:stop]) or _PARAGRAPH.search(gap))
+
     reach = (last - first) // 3
     near = range(max(first, aim - reach), min(last, aim + reach) + 1)
-    ends = [end for end in near if _ends_sentence(text, words, end)]
-    return min(ends, key=lambda end: abs(end - aim), default=aim)
-
-
-def _ends_sentence(text: str, words: Sequence[tuple[int, int]], end: int) -> bool:
-    start, stop = words[end - 1]
-    gap = text[stop : words[end][0]]
-    return bool(_SENTENCE_END.search(text[start:stop]) or _PARAGRAPH.search(gap))
+    return min(filter(ends_sentence, near), key=lambda count: abs(count - aim), default=aim)

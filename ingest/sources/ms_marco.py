@@ -7,12 +7,13 @@ to the corpus, the selected ones answer the query. Queries with none selected ar
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 
 from two_tower.ingest.dataset.cleaning import one_line
 from two_tower.ingest.dataset.writer import DatasetWriter
 from two_tower.ingest.sources.rows import as_id, split_name
+from two_tower.ingest.sources.tables import column_names
 from two_tower.models.console import progress
 from two_tower.models.data import Passage, Qrel, Query
 from two_tower.models.errors import DataError
@@ -27,14 +28,15 @@ _COLUMNS = frozenset({"query", "query_id", "passages"})
 
 _PARTS = ("passage_text", "url", "is_selected")
 
+# Beginnings of file names
+_SPLIT_FILES = ("train", "validation", "dev", "test")
+
+# End of a file's name -> what `datasets` calls its format
+_FORMATS = {".parquet": "parquet", ".jsonl": "json", ".jsonl.gz": "json"}
+
 
 class MsMarco:
-    """Rows of the MS MARCO schema as a source.
-
-    Attributes:
-        name: the Hub id or the path.
-        details: the kind of source and its config or files, for the manifest.
-    """
+    """Rows of the MS MARCO schema as a source."""
 
     def __init__(
         self, name: str, *, config: str | None = None, files: list[Path] | None = None
@@ -48,15 +50,14 @@ class MsMarco:
         )
 
     @staticmethod
-    def kind_of(file: Path) -> str | None:
-        """Return what `datasets` calls the format of a file, None where it may not hold rows."""
-        kinds = {".parquet": "parquet", ".jsonl": "json", ".jsonl.gz": "json"}
-        return next((kind for end, kind in kinds.items() if file.name.endswith(end)), None)
-
-    @staticmethod
-    def fits(columns: list[str]) -> bool:
-        """Say whether a table has this schema."""
-        return set(columns) >= _COLUMNS
+    def fits(files: list[Path]) -> bool:
+        """Say whether tables are of one format and all have this schema."""
+        formats = {_format(file) for file in files}
+        return (
+            len(formats) == 1
+            and None not in formats
+            and all(set(column_names(file)) >= _COLUMNS for file in files)
+        )
 
     def write_to(self, writer: DatasetWriter) -> None:
         """Write the passages, queries and judgements of all splits.
@@ -77,16 +78,18 @@ class MsMarco:
         datasets.disable_progress_bars()
         # A dead line should end in minutes, not in the library's 20 tries for each block.
         datasets.config.STREAMING_READ_MAX_RETRIES = 3
-        how: dict[str, Any] = {"streaming": True, "cache_dir": cache}
+        options: dict[str, Any] = {"streaming": True, "cache_dir": cache}
         try:
             if self._files is None:
                 _ask_hub(self.name)
-                return dict(datasets.load_dataset(self.name, self._config, **how))
+                return dict(datasets.load_dataset(self.name, self._config, **options))
             files: dict[str, list[str]] = {}
             for file in self._files:
-                files.setdefault(_split_of(file), []).append(str(file))
-            kind = self.kind_of(self._files[0])
-            return dict(datasets.load_dataset(kind, data_files=files, **how))
+                begins = file.name.lower().startswith
+                label = next((name for name in _SPLIT_FILES if begins(name)), "train")
+                files.setdefault(label, []).append(str(file))
+            format_ = _format(self._files[0])
+            return dict(datasets.load_dataset(format_, data_files=files, **options))
         except Exception as error:  # whatever the Hub client and its HTTP library raise
             raise self._failure(error) from None
 
@@ -97,12 +100,12 @@ class MsMarco:
             raise self._failure(error) from None
 
     def _failure(self, error: Exception) -> DataError:
-        found = one_line(f"{type(error).__name__}: {error}")
+        reason = one_line(f"{type(error).__name__}: {error}")
         if self._files is not None:
-            return DataError(f"{self.name} cannot be read as rows of MS MARCO ({found})")
+            return DataError(f"{self.name} cannot be read as rows of MS MARCO ({reason})")
         return DataError(
             f"{self.name} is no file or folder here and cannot be read from the Hugging Face Hub "
-            f"({found}); give the path of a local copy: ingest prepare PATH --out DATA"
+            f"({reason}); give the path of a local copy: ingest prepare PATH --out DATA"
         )
 
 
@@ -113,46 +116,48 @@ def _ask_hub(name: str) -> None:
     HfApi().dataset_info(name, timeout=_HUB_TIMEOUT_S)
 
 
-class _Found(NamedTuple):
-    text: Any
-    url: str
-    is_selected: bool
+def _format(file: Path) -> str | None:
+    return next((name for end, name in _FORMATS.items() if file.name.endswith(end)), None)
 
 
 def _write_row(row: dict[str, Any], writer: DatasetWriter, *, split: str, where: str) -> None:
-    if not MsMarco.fits(list(row)):
+    if not set(row) >= _COLUMNS:
         raise DataError(
             f"{where} has columns {', '.join(row)}; expected those of MS MARCO: "
             "query, query_id, passages"
         )
-    found = _passages(row["passages"])
-    if found is None:
+    passages = _read_passages(row["passages"])
+    if passages is None:
         reason = "row: passages are not texts, urls and is_selected of one length"
         writer.reject(reason=reason, where=where, row=row)
         return
     query_id = writer.add_query(Query(as_id(row["query_id"]), row["query"]), where=where)
-    for text, url, is_selected in found:
-        passage = Passage("", text, url=url, fields={"domain": _domain(url)})
+    for passage, is_selected in passages:
         passage_id = writer.add_passage(passage, where=where)
         if is_selected and query_id and passage_id:
             writer.add_qrel(Qrel(query_id, passage_id, 1, split), where=where)
 
 
-def _passages(value: Any) -> list[_Found] | None:
-    """Accept a struct of lists (the Hub's form) or a list of structs (what some exports make)."""
+def _read_passages(value: Any) -> list[tuple[Passage, bool]] | None:
+    """Return passages and whether each is selected.
+
+    Their form is a struct of lists (the Hub's) or a list of structs (what some exports make); None
+    for any other.
+    """
     if isinstance(value, list) and all(isinstance(item, dict) for item in value):
         value = {part: [item.get(part) for item in value] for part in _PARTS}
     if not isinstance(value, dict):
         return None
-    columns = [value.get(part) for part in _PARTS]
-    texts, urls, selected = columns
+    texts, urls, selected = (value.get(part) for part in _PARTS)
     if not isinstance(texts, list) or not isinstance(selected, list):
         return None
-    urls = urls if isinstance(urls, list) else [""] * len(texts)
+    urls = [str(url or "") for url in urls] if isinstance(urls, list) else [""] * len(texts)
     if not len(texts) == len(urls) == len(selected):
         return None
-    rows = zip(texts, urls, selected, strict=True)
-    return [_Found(text, str(url or ""), bool(mark)) for text, url, mark in rows]
+    return [
+        (Passage("", text, url=url, fields={"domain": _domain(url)}), bool(mark))
+        for text, url, mark in zip(texts, urls, selected, strict=True)
+    ]
 
 
 def _domain(url: str) -> str:
@@ -160,8 +165,3 @@ def _domain(url: str) -> str:
         return (urlsplit(url).hostname or "").removeprefix("www.")
     except ValueError:
         return ""
-
-
-def _split_of(file: Path) -> str:
-    known = ("train", "validation", "dev", "test")
-    return next((name for name in known if file.name.lower().startswith(name)), "train")

@@ -1,17 +1,25 @@
-"""Text files line by line, plain or gzipped, with errors that say where."""
+"""Rows of text files, plain or gzipped, with errors that say where, and what their cells mean."""
 
 import csv
 import gzip
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from two_tower.ingest.dataset.cleaning import one_line
 from two_tower.models.errors import DataError
 
 _MAX_CELL = 16_000_000
+
+_SPLITS = {
+    "validation": "dev",
+    "valid": "dev",
+    "val": "dev",
+    "training": "train",
+    "testing": "test",
+}
 
 
 class Row(NamedTuple):
@@ -21,17 +29,12 @@ class Row(NamedTuple):
     values: dict[str, Any]
 
 
-class Reject(Protocol):
-    """What takes the rows that cannot be used: `DatasetWriter.reject`."""
-
-    def __call__(self, *, reason: str, where: str, row: Any) -> None:
-        """Set a row aside."""
+Reject = Callable[..., None]
+"""Takes the rows that cannot be used: `DatasetWriter.reject`."""
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """Yield the lines of a UTF-8 file, `.gz` or not, with their line ends.
-
-    A byte order mark is removed.
+    """Yield the lines of a UTF-8 file, `.gz` or not, with line ends, without byte order mark.
 
     Raises:
         DataError: the file is missing, empty, unreadable, broken gzip or not UTF-8.
@@ -108,16 +111,7 @@ def _csv_reader(path: Path) -> Any:
     return csv.reader(read_lines(path), delimiter=delimiter)
 
 
-_SPLITS = {
-    "validation": "dev",
-    "valid": "dev",
-    "val": "dev",
-    "training": "train",
-    "testing": "test",
-}
-
-
-def raw(row: Mapping[str, Any], name: str) -> Any:
+def cell(row: Mapping[str, Any], name: str) -> Any:
     """Return a cell as it came, None where there is none: the writer judges its type."""
     return row.get(name)
 
@@ -135,7 +129,7 @@ def as_text(value: Any) -> str:
 
 
 def as_integer(value: Any) -> Any:
-    """Return `value` as an int where it is one in other clothes (True, 1.0, "1"), else as it is."""
+    """Return True, 1.0 and "1" as the int 1, likewise other integers; anything else as it is."""
     if isinstance(value, bool) or (isinstance(value, float) and value.is_integer()):
         return int(value)
     if isinstance(value, str):
@@ -148,5 +142,5 @@ def as_integer(value: Any) -> Any:
 
 
 def split_name(name: str) -> str:
-    """Return our name of a split: validation is dev here."""
+    """Return DATA's name of a split: validation is dev there."""
     return _SPLITS.get(name.lower(), name)

@@ -4,7 +4,6 @@ A row holds a passage and, unless the table is a bare corpus, a query that it an
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from two_tower.ingest.sources.rows import (
     as_id,
     as_integer,
     as_text,
+    cell,
     csv_header,
-    raw,
     read_csv,
     read_objects,
     split_name,
@@ -35,7 +34,8 @@ _PEEKED_ROWS = 100
 
 _SPLIT_FILES = ("train", "dev", "validation", "valid", "val", "test")
 
-_GUESSES: Mapping[str, tuple[str, ...]] = {
+# role of a column -> its usual names
+_USUAL_NAMES: Mapping[str, tuple[str, ...]] = {
     "query": ("query", "question"),
     "passage": ("passage", "text", "passage_text", "answer", "document", "content"),
     "title": ("title",),
@@ -46,67 +46,31 @@ _GUESSES: Mapping[str, tuple[str, ...]] = {
     "split": ("split",),
 }
 
-_OF_PAIRS = ("query_id", "relevance", "split")
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Names of a table's columns; None: look for the usual names."""
-
-    query: str | None = None
-    passage: str | None = None
-    title: str | None = None
-    url: str | None = None
-    passage_id: str | None = None
-    query_id: str | None = None
-    relevance: str | None = None
-    split: str | None = None
-
-    def resolve(self, found: list[str], *, where: str) -> dict[str, str]:
-        """Return role -> column for the columns that a table has.
-
-        Raises:
-            DataError: a column that was asked for, or any passage column, is not among `found`.
-        """
-        asked = {role: name for role, name in asdict(self).items() if name is not None}
-        for role, name in asked.items():
-            if name not in found:
-                flag = f"--{role.replace('_', '-')}-column"
-                raise DataError(
-                    f"{where} has no column {name!r} for {flag}; found: {_listed(found)}"
-                )
-        roles = dict(asked)
-        for role, names in _GUESSES.items():
-            free = (name for name in names if name in found and name not in roles.values())
-            if role not in roles and (guess := next(free, None)):
-                roles[role] = guess
-        if "passage" not in roles:
-            raise DataError(
-                f"{where} has no column named {' or '.join(_GUESSES['passage'])}; "
-                f"found: {_listed(found)}; name one with --passage-column"
-            )
-        if "query" not in roles:
-            roles = {r: c for r, c in roles.items() if r not in _OF_PAIRS or r in asked}
-        return roles
+# They say nothing without a query.
+_QUERY_ROLES = ("query_id", "relevance", "split")
 
 
 class Tables:
-    """One table, or a folder of tables, as a source.
+    """One table, or a folder of tables, as a source."""
 
-    Attributes:
-        name: the path as it was given.
-        details: the kind of source and its files, for the manifest.
-    """
+    def __init__(self, name: str, files: list[Path], columns: Mapping[str, str]) -> None:
+        """Look at the first file.
 
-    def __init__(self, name: str, files: list[Path], columns: Columns) -> None:
-        """Say which files to read, and how their columns are called."""
+        Args:
+            name: the path as it was given.
+            files: the tables.
+            columns: role -> name of the column; the usual names are looked for otherwise.
+
+        Raises:
+            DataError: the first file cannot be read, or lacks a column.
+        """
         self.name = name
         self._files = files
         self._columns = columns
         self.details: Mapping[str, Any] = {
             "kind": "table",
             "files": [file.name for file in files],
-            "columns": self._columns.resolve(column_names(files[0]), where=str(files[0])),
+            "columns": resolve_columns(columns, files[0]),
         }
 
     def write_to(self, writer: DatasetWriter) -> None:
@@ -116,10 +80,38 @@ class Tables:
             DataError: a file cannot be read, or lacks a column.
         """
         for file in self._files:
-            roles = self._columns.resolve(column_names(file), where=str(file))
-            split = _split_of(file)
-            for row in progress(_rows(file, writer), label=file.name):
-                _write_row(row, roles, split, writer)
+            columns = resolve_columns(self._columns, file)
+            stem = file.name.partition(".")[0].lower()
+            split = split_name(stem) if stem in _SPLIT_FILES else "train"
+            for row in progress(_read_rows(file, writer), label=file.name):
+                _write_row(row, columns, split, writer)
+
+
+def resolve_columns(asked: Mapping[str, str], file: Path) -> dict[str, str]:
+    """Return role -> column for the columns that a table has.
+
+    Raises:
+        DataError: the table has no column that was asked for, or none for the passage.
+    """
+    names = column_names(file)
+    listed = ", ".join(names[:20]) + (", …" if len(names) > 20 else "") or "none"
+    for role, name in asked.items():
+        if name not in names:
+            flag = f"--{role.replace('_', '-')}-column"
+            raise DataError(f"{file} has no column {name!r} for {flag}; found: {listed}")
+    columns = dict(asked)
+    for role, usual in _USUAL_NAMES.items():
+        free = (name for name in usual if name in names and name not in columns.values())
+        if role not in columns and (guess := next(free, None)):
+            columns[role] = guess
+    if "passage" not in columns:
+        raise DataError(
+            f"{file} has no column named {' or '.join(_USUAL_NAMES['passage'])}; "
+            f"found: {listed}; name one with --passage-column"
+        )
+    if "query" not in columns:
+        columns = {r: c for r, c in columns.items() if r not in _QUERY_ROLES or r in asked}
+    return columns
 
 
 def column_names(file: Path) -> list[str]:
@@ -133,15 +125,12 @@ def column_names(file: Path) -> list[str]:
             return list(table.schema_arrow.names)
     if ".jsonl" not in file.suffixes:
         return csv_header(file)
-    rows = islice(read_objects(file, _ignore), _PEEKED_ROWS)
+    # What this first look rejects is rejected again by the reading.
+    rows = islice(read_objects(file, lambda **_: None), _PEEKED_ROWS)
     names = dict.fromkeys(name for row in rows for name in row.values)
     if not names:
         raise DataError(f"{file} holds no JSON object; expected one per line (JSONL)")
     return list(names)
-
-
-def _ignore(*, reason: str, where: str, row: Any) -> None:
-    """Take what a first look rejects: the real reading rejects it again."""
 
 
 def _open_parquet(file: Path) -> pq.ParquetFile:
@@ -151,14 +140,14 @@ def _open_parquet(file: Path) -> pq.ParquetFile:
         raise DataError(f"{file} is not a Parquet file ({one_line(str(error))})") from None
 
 
-def _rows(file: Path, writer: DatasetWriter) -> Iterator[Row]:
+def _read_rows(file: Path, writer: DatasetWriter) -> Iterator[Row]:
     if file.suffix == ".parquet":
-        return _parquet_rows(file)
+        return _read_parquet(file)
     read = read_objects if ".jsonl" in file.suffixes else read_csv
     return read(file, writer.reject)
 
 
-def _parquet_rows(file: Path) -> Iterator[Row]:
+def _read_parquet(file: Path) -> Iterator[Row]:
     number = 0
     with _open_parquet(file) as table:
         try:
@@ -170,32 +159,22 @@ def _parquet_rows(file: Path) -> Iterator[Row]:
             raise DataError(f"{file} breaks after row {number} ({one_line(str(error))})") from None
 
 
-def _write_row(row: Row, roles: dict[str, str], split: str, writer: DatasetWriter) -> None:
+def _write_row(row: Row, columns: dict[str, str], split: str, writer: DatasetWriter) -> None:
     where, values = row
-    cell = {role: raw(values, column) for role, column in roles.items()}
-    used = set(roles.values())
+    cells = {role: cell(values, column) for role, column in columns.items()}
+    used = set(columns.values())
     passage = Passage(
-        as_id(cell.get("passage_id")),
-        cell["passage"],
-        as_text(cell.get("title")),
-        as_text(cell.get("url")),
+        as_id(cells.get("passage_id")),
+        cells["passage"],
+        as_text(cells.get("title")),
+        as_text(cells.get("url")),
         {name: value for name, value in values.items() if name not in used},
     )
     passage_id = writer.add_passage(passage, where=where)
-    if "query" not in roles:
+    if "query" not in cells:
         return
-    query = Query(as_id(cell.get("query_id")), cell["query"])
-    query_id = writer.add_query(query, where=where)
+    query_id = writer.add_query(Query(as_id(cells.get("query_id")), cells["query"]), where=where)
     if passage_id and query_id:
-        relevance = as_integer(cell["relevance"]) if "relevance" in roles else 1
-        split = split_name(as_text(cell.get("split"))) or split
+        relevance = as_integer(cells["relevance"]) if "relevance" in cells else 1
+        split = split_name(as_text(cells.get("split"))) or split
         writer.add_qrel(Qrel(query_id, passage_id, relevance, split), where=where)
-
-
-def _split_of(file: Path) -> str:
-    stem = file.name.partition(".")[0].lower()
-    return split_name(stem) if stem in _SPLIT_FILES else "train"
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:20]) + (", …" if len(names) > 20 else "") or "none"

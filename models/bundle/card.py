@@ -29,8 +29,8 @@ def make_card(
     }
 
 
-def describe(card: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    """Return a bundle's card as readable lines.
+def describe(card: Mapping[str, Any], config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what a bundle is and where it came from, as names and values.
 
     Args:
         card: the content of card.json.
@@ -42,7 +42,7 @@ def describe(card: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     content = str(data.get("content_hash"))[:8]
     widths = ", ".join(f"pca_{d}" for d in config["pca_dims"]) or "no PCA"
     queries = card.get("queries", {})
-    lines = [
+    return [
         ("fingerprint", card["fingerprint"]),
         ("tower", f"{tower['kind']}, {'shared' if tower['shared'] else 'separate'}"),
         ("vectors", f"dense {tower['dim']}, {widths}"),
@@ -52,17 +52,13 @@ def describe(card: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         ("trained", f"{card.get('created_at')} at commit {card.get('commit')}"),
         ("seconds", ", ".join(f"{k} {v}" for k, v in card.get("seconds", {}).items())),
     ]
-    shown = [f"{name:12} {value}" for name, value in lines]
-    return "\n".join([*shown, "", *_metric_table(card.get("dev", {}))])
 
 
-def _metric_table(metrics: Mapping[str, Mapping[str, float]]) -> list[str]:
+def dev_rows(card: Mapping[str, Any]) -> list[list[str]]:
+    """Return a row of metrics per system, the head first; none where there was no split dev."""
+    metrics: Mapping[str, Mapping[str, float]] = card.get("dev", {})
     if not metrics:
         return []
     names = list(next(iter(metrics.values())))
-    head = f"{'dev':12} " + " ".join(f"{name:>10}" for name in names)
-    rows = [
-        f"{system:12} " + " ".join(f"{values[name]:10.4f}" for name in names)
-        for system, values in metrics.items()
-    ]
-    return [head, *rows]
+    rows = [[s, *(f"{values[name]:.4f}" for name in names)] for s, values in metrics.items()]
+    return [["dev", *names], *rows]

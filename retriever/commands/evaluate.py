@@ -1,25 +1,31 @@
-"""The `retriever evaluate` command."""
+"""`retriever evaluate`."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from two_tower.retriever.commands.flags import Bundle, Name, Path_, Settings, Url
+from two_tower.models.console import print_table, print_text, say
+from two_tower.retriever.commands.flags import (
+    Bundle,
+    Data,
+    Name,
+    Path_,
+    Settings,
+    Split,
+    Url,
+    opened_engine,
+)
 
 if TYPE_CHECKING:
     from two_tower.retriever.engine.protocol import Engine
+    from two_tower.retriever.evaluation.evaluate import Report
     from two_tower.retriever.search.retriever import Retriever
-
-
-Data = Annotated[Path, typer.Argument(help="DATA folder with the judged queries.")]
+    from two_tower.retriever.search.settings import SearchSettings
 
 Out = Annotated[
     Path, typer.Option(help="Folder for report.html, .md and .json, per_query.tsv and runs/.")
 ]
-
-Split = Annotated[str, typer.Option(help="Which judgements.")]
 
 Systems = Annotated[
     str | None,
@@ -74,53 +80,55 @@ def evaluate(
 ) -> None:
     """Measure systems over the whole corpus: quality, what chance could do, time and size."""
     from two_tower.models.data import Dataset
-    from two_tower.retriever.engine.connect import connect
     from two_tower.retriever.evaluation.contrast import find_contrasts
     from two_tower.retriever.evaluation.evaluate import measure_all
     from two_tower.retriever.evaluation.page import write_report
-    from two_tower.retriever.evaluation.report import to_markdown
     from two_tower.retriever.evaluation.systems import choose_systems, run_system
     from two_tower.retriever.search.settings import SearchSettings, read_settings
 
     dataset = Dataset.open(data)
-    words = None if systems is None else [word.strip() for word in systems.split(",")]
-    read = [run_system(file) for file in runs or []]
-    searching = SearchSettings() if settings is None else read_settings(settings)
-    engine = connect(url=url, path=path, create=False)
-    try:
-        retriever = _open(engine, name, bundle).with_settings(searching)
-        chosen = choose_systems(retriever, words, others=_others(engine, also or [], bundle))
+    names = None if systems is None else [system.strip() for system in systems.split(",")]
+    rankings = [run_system(file) for file in runs or []]
+    search_settings = SearchSettings() if settings is None else read_settings(settings)
+    with opened_engine(url, path) as engine:
+        retriever = _open(engine, name, bundle, search_settings)
+        others = {}
+        for other, _, folder in (word.partition("=") for word in also or []):
+            others[other] = _open(engine, other, Path(folder or bundle), SearchSettings())
+        measured = choose_systems(retriever, names, others=others)
         evaluation = measure_all(
             retriever,
             dataset,
-            systems=[*read, *chosen],
+            systems=[*rankings, *measured],
             split=split,
             baseline=baseline,
             relevant_from=relevant_from,
         )
         contrasts = find_contrasts(evaluation, retriever.passages())
-    finally:
-        engine.close()
     write_report(evaluation, contrasts, out)
-    typer.echo(to_markdown(evaluation.report))
-    if lacking := evaluation.report.missing_answers:
-        typer.echo(
-            f"Warning: {lacking:,} of {evaluation.report.answers:,} relevant passages are not in "
-            "the collection and count as not found",
-            err=True,
-        )
-    typer.echo(f"Wrote {out / 'report.html'} and, beside it, report.md, report.json …", err=True)
+    _print_report(evaluation.report)
+    say(f"Wrote {out / 'report.html'} and, beside it, report.md, report.json …")
 
 
-def _others(engine: "Engine", words: Sequence[str], bundle: Path) -> "dict[str, Retriever]":
-    """Open the collections that --also names, with their own bundles or this one."""
-    pairs = [word.partition("=") for word in words]
-    return {name: _open(engine, name, Path(file) if file else bundle) for name, _, file in pairs}
-
-
-def _open(engine: "Engine", name: str, bundle: Path) -> "Retriever":
+def _open(engine: "Engine", name: str, bundle: Path, settings: "SearchSettings") -> "Retriever":
     from two_tower.models.bundle.bundle import ModelBundle
     from two_tower.retriever.search.retriever import Retriever
-    from two_tower.retriever.search.settings import SearchSettings
 
-    return Retriever(engine, name, ModelBundle.load(bundle), settings=SearchSettings())
+    return Retriever(engine, name, ModelBundle.load(bundle), settings=settings)
+
+
+def _print_report(report: "Report") -> None:
+    from two_tower.retriever.evaluation.report import blocks, markdown_table
+
+    for number, block in enumerate(blocks(report)):
+        if number:
+            typer.echo()
+        if isinstance(block, str):
+            print_text(block)
+        else:
+            print_table(block, markdown_table)
+    if missing := report.missing_answers:
+        say(
+            f"Warning: {missing:,} of {report.answers:,} relevant passages are not in "
+            "the collection and count as not found"
+        )

@@ -1,4 +1,4 @@
-"""Options that every command which reaches an engine has in common."""
+"""Flags that several commands of `retriever` and `ingest` have, and the engine they lead to."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,13 +10,16 @@ import typer
 if TYPE_CHECKING:
     from two_tower.retriever.engine.protocol import Engine
 
-
 Name = Annotated[str, typer.Argument(help="Collection: its alias or versioned name.")]
 
 Bundle = Annotated[
     Path,
     typer.Option(help="Folder that `models train` wrote.", envvar="TWO_TOWER_BUNDLE"),
 ]
+
+Data = Annotated[Path, typer.Argument(help="DATA folder with the judged queries.")]
+
+Split = Annotated[str, typer.Option(help="Which judgements.")]
 
 Url = Annotated[
     str | None,

@@ -1,55 +1,85 @@
-"""The `retriever search` command: where queries come from and where results go."""
+"""`retriever search`: where queries come from and where results go."""
 
 import json
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Annotated
 
 import typer
 
+from two_tower.models.console import say
 from two_tower.models.errors import TwoTowerError
-from two_tower.retriever.commands.terminal import Look, show_result
-
-if TYPE_CHECKING:
-    from two_tower.retriever.search.retriever import Retriever
-
+from two_tower.retriever.commands.flags import Bundle, Name, Path_, Settings, Url
 
 PROMPT = "search> "
 
 GREETING = "One query per line; Ctrl-D ends."
 
+Queries = Annotated[
+    list[str] | None,
+    typer.Argument(help="Queries, each in quotes; none: one per line of standard input."),
+]
 
-@dataclass(frozen=True)
-class Wishes:
-    """What the command's options ask for.
+Filters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--filter",
+        help="field=value, field>=value (also > <= <), or field~words for full text; again "
+        "for more. The same field=… twice: either.",
+    ),
+]
 
-    Attributes:
-        k: number of hits.
-        filter: as `Retriever.search` takes it.
-        explain: show the stages.
-        as_json: one JSON object per query instead of text.
-        budget_ms: as `Retriever.search` takes it.
-    """
-
-    k: int | None
-    filter: dict[str, Any] | None
-    explain: bool = False
-    as_json: bool = False
-    budget_ms: float | None = None
-
-
-def answer(retriever: "Retriever", query: str, wishes: Wishes) -> None:
-    """Search and print."""
-    result = retriever.explain(query, k=wishes.k, filter=wishes.filter, budget_ms=wishes.budget_ms)
-    if wishes.as_json:
-        typer.echo(json.dumps(result.to_dict(), ensure_ascii=False))
-    else:
-        look = Look.of_terminal(language=str(retriever.metadata.bm25["language"]))
-        typer.echo(show_result(result, look, explain=wishes.explain))
+Budget = Annotated[
+    float | None, typer.Option(help="Skip optional stages that would end later than this.")
+]
 
 
-def answer_lines(retriever: "Retriever", wishes: Wishes) -> None:
+def search(
+    name: Name,
+    bundle: Bundle,
+    queries: Queries = None,
+    k: Annotated[
+        int | None, typer.Option("-k", help="Number of hits.", show_default="10, or all")
+    ] = None,
+    filters: Filters = None,
+    budget_ms: Budget = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show each stage's score and rank.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object per query.")
+    ] = False,
+    settings: Settings = None,
+    url: Url = None,
+    path: Path_ = None,
+) -> None:
+    """Search, best hits first; without a query, interactively."""
+    from two_tower.retriever.commands.terminal import print_result
+    from two_tower.retriever.search.filters import parse_filters
+    from two_tower.retriever.search.retriever import Retriever
+    from two_tower.retriever.search.settings import read_settings
+
+    search_settings = None if settings is None else read_settings(settings)
+    with Retriever.open(
+        name, bundle=bundle, url=url, path=path, settings=search_settings
+    ) as retriever:
+        conditions = parse_filters(filters or [], retriever.fields)
+        language = str(retriever.metadata.bm25["language"])
+
+        def answer(query: str) -> None:
+            result = retriever.explain(query, k=k, filter=conditions, budget_ms=budget_ms)
+            if as_json:
+                typer.echo(json.dumps(result.to_dict(), ensure_ascii=False))
+            else:
+                print_result(result, language=language, explain=explain)
+
+        for query in queries or []:
+            answer(query)
+        if not queries:
+            _answer_lines(answer)
+
+
+def _answer_lines(answer: Callable[[str], None]) -> None:
     """Answer each line of standard input.
 
     On a terminal there is a prompt, and a query that fails is told in one line and the session
@@ -57,15 +87,15 @@ def answer_lines(retriever: "Retriever", wishes: Wishes) -> None:
     """
     if not sys.stdin.isatty():
         for line in _lines(sys.stdin.readline):
-            answer(retriever, line, wishes)
+            answer(line)
         return
-    typer.echo(GREETING, err=True)
+    say(GREETING)
     for line in _lines(_prompt):
         try:
-            answer(retriever, line, wishes)
+            answer(line)
         except TwoTowerError as error:
-            typer.echo(f"Error: {error}", err=True)
-    typer.echo(err=True)
+            say(f"Error: {error}")
+    say("")
 
 
 def _lines(read: Callable[[], str]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The command `retriever serve`."""
+"""`retriever serve`."""
 
 import contextlib
 import logging
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from two_tower.models.console import say
 from two_tower.models.errors import ConfigError
 from two_tower.retriever.commands.flags import Bundle, Name, Path_, Settings, Url
 from two_tower.retriever.errors import EngineUnavailable
@@ -80,7 +81,7 @@ def serve(
 def run(config: "ServiceConfig", *, host: str, port: int) -> None:
     """Serve until SIGINT or SIGTERM, then answer what is under way and leave.
 
-    A server that does not answer yet is waited for; anything else that is wrong ends here.
+    A server that does not answer yet is waited for.
 
     Raises:
         ConfigError: the extra is not installed, or the port is taken.
@@ -117,7 +118,7 @@ def run(config: "ServiceConfig", *, host: str, port: int) -> None:
             timeout_graceful_shutdown=int(config.timeout_s) + 1,
         )
         shown = f"[{host}]" if ":" in host else host
-        typer.echo(f"Serving {config.name} at http://{shown}:{port}", err=True)
+        say(f"Serving {config.name} at http://{shown}:{port}")
         with contextlib.suppress(KeyboardInterrupt):  # the server has ended in good order
             uvicorn.Server(settings).run(sockets=[listener])
 

@@ -1,14 +1,14 @@
-"""Hits as text for a terminal."""
+"""The hits of a query as text: coloured and as wide as the terminal, plain in a pipe."""
 
 import math
-import os
-import shutil
-import sys
 import textwrap
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
+import typer
+from rich.text import Text
+
+from two_tower.models.console import GAP, Rows, print_styled, print_table, terminal, visible
 from two_tower.retriever.records import Hit, SearchResult
 from two_tower.retriever.search.fusion import CROSS
 from two_tower.retriever.search.snippets import Segment, printable, snippet
@@ -27,49 +27,41 @@ TITLE_CHARS, FEWEST_TITLE_CHARS = 40, 8
 
 SMALLEST_PERCENT = 0.1
 
-BOLD, DIM, MATCH, RESET = "\x1b[1m", "\x1b[2m", "\x1b[1;33m", "\x1b[0m"
+MATCH = "bold yellow"
 
 
-@dataclass(frozen=True)
-class Look:
+class Look(NamedTuple):
     """How results are shown.
 
     Attributes:
-        colour: whether to use ANSI codes.
         width: columns of the screen.
         language: of the analyzer that decides what matches.
+        clean: takes from a payload's text what could steer the screen, and its line breaks.
     """
 
-    colour: bool = False
     width: int = WIDEST
     language: str = "english"
-
-    @classmethod
-    def of_terminal(cls, *, language: str) -> "Look":
-        """Colours only on a terminal, and not where NO_COLOR is set (https://no-color.org)."""
-        plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
-        columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDEST
-        return cls(
-            colour=sys.stdout.isatty() and not plain,
-            width=max(NARROWEST, min(WIDEST, columns)),
-            language=language,
-        )
-
-    def paint(self, text: str, code: str) -> str:
-        """Return text in a colour, or as it is."""
-        return f"{code}{text}{RESET}" if self.colour and text else text
+    clean: Callable[[str], str] = printable
 
 
-def show_result(result: SearchResult, look: Look, *, explain: bool) -> str:
-    """Return score bar, title, snippet and url of each hit; the stages too on request."""
-    heading = look.paint(printable(result.query), BOLD)
-    if not result.hits:
-        blocks = ["No hit.\n"]
-    else:
-        blocks = [_show_hit(hit, result, look) for hit in result.hits]
+def print_result(result: SearchResult, *, language: str, explain: bool) -> None:
+    """Print score bar, title, snippet and URL of each hit; the stages too on request."""
+    look = Look(language=language)
+    if screen := terminal():
+        width = max(NARROWEST, min(WIDEST, screen.width))
+        look = Look(width, language, lambda text: visible(" ".join(text.split())))
+    print_styled(show_hits(result, look))
     if explain:
-        blocks += [*([_stage_table(result, look)] if result.hits else []), _summary(result)]
-    return "\n".join([heading, "", *blocks])
+        if result.hits:
+            rows = stage_rows(result, look)
+            print_table(rows, stage_lines, align="r" * (len(rows[0]) - 1) + "l")
+        typer.echo(_summary(result))
+
+
+def show_hits(result: SearchResult, look: Look) -> Text:
+    """Return the query, and a block of lines for each hit."""
+    blocks = [_show_hit(hit, result, look) for hit in result.hits] or [Text("No hit.\n")]
+    return Text("\n").join([Text(look.clean(result.query), "bold"), Text(), *blocks])
 
 
 def score_bar(score: float, scores: Sequence[float]) -> str:
@@ -102,58 +94,59 @@ def _chance(hit: Hit) -> float:
     return 0.5 + 0.5 * math.tanh(hit.score / 2)  # the logistic function; cannot overflow
 
 
-def _show_hit(hit: Hit, result: SearchResult, look: Look) -> str:
-    bar = look.paint(result_bar(hit, result), DIM)
-    title = look.paint(printable(hit.title), BOLD) or look.paint(_untitled(hit), DIM)
-    lines = [f"{hit.rank:>3}. {title}", f"{INDENT}{bar} {shown_score(hit, result)}"]
+def _show_hit(hit: Hit, result: SearchResult, look: Look) -> Text:
+    title = Text(look.clean(hit.title), "bold")
     room = look.width - len(INDENT)
     segments = snippet(
-        printable(hit.text), result.query, width=SNIPPET_LINES * room - 10, language=look.language
+        look.clean(hit.text), result.query, width=SNIPPET_LINES * room - 10, language=look.language
     )
-    lines += [INDENT + line for line in wrap(segments, look, width=room)]
+    lines = [
+        Text.assemble(
+            f"{hit.rank:>3}. ", title or (f"passage {look.clean(hit.passage_id)}", "dim")
+        ),
+        Text.assemble(INDENT, (result_bar(hit, result), "dim"), f" {shown_score(hit, result)}"),
+        *(Text.assemble(INDENT, line) for line in wrap(segments, width=room)),
+    ]
     if hit.url:
-        lines.append(INDENT + look.paint(printable(hit.url), DIM))
-    return "\n".join([*lines, ""])
+        lines.append(Text.assemble(INDENT, (look.clean(hit.url), "dim")))
+    return Text("\n").join([*lines, Text()])
 
 
-def _untitled(hit: Hit) -> str:
-    return f"passage {printable(hit.passage_id)}"
-
-
-def wrap(segments: Sequence[Segment], look: Look, *, width: int) -> list[str]:
+def wrap(segments: Sequence[Segment], *, width: int) -> list[Text]:
     """Return lines of at most `width` characters, the matches in colour."""
-    plain = "".join(segment.text for segment in segments)
-    marks = [segment.is_match for segment in segments for _ in segment.text]
-    lines, at = [], 0
-    for line in textwrap.wrap(plain, width, break_on_hyphens=False):
-        at = plain.index(line, at)
-        pairs = zip(line, marks[at : at + len(line)], strict=True)
-        parts = (
-            ("".join(c for c, _ in run), is_match)
-            for is_match, run in groupby(pairs, key=lambda pair: pair[1])
-        )
-        lines.append("".join(look.paint(t, MATCH) if is_match else t for t, is_match in parts))
-        at += len(line)
+    text = Text.assemble(*((s.text, MATCH if s.is_match else "") for s in segments))
+    lines, start = [], 0
+    for line in textwrap.wrap(text.plain, width, break_on_hyphens=False):
+        start = text.plain.index(line, start)
+        lines.append(text[start : start + len(line)])
+        start += len(line)
     return lines
 
 
-def _stage_table(result: SearchResult, look: Look) -> str:
-    """One row per hit, one column per stage: its score and, after #, its rank."""
-    hits = result.hits
-    seen = {stage for hit in hits for stage in hit.stages}
-    stages = [stage for stage in result.stages_run if stage in seen]
+def stage_rows(result: SearchResult, look: Look) -> list[list[str]]:
+    """Return a row per hit, a column per stage (its score and, after #, its rank), and the title.
+
+    Titles are cut so that the rows fit the screen.
+    """
+    scored = {stage for hit in result.hits for stage in hit.stages}
+    stages = [stage for stage in result.stages_run if stage in scored]
     rows = [["rank", "score", *stages]]
-    for hit in hits:
-        found = [hit.stages.get(stage) for stage in stages]
-        cells = [f"{s.score:.3f} #{s.rank}" if s else "-" for s in found]
-        rows.append([str(hit.rank), f"{hit.score:.3f}", *cells])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    room = look.width - sum(widths) - 2 * len(widths)
+    for hit in result.hits:
+        cells = [hit.stages.get(stage) for stage in stages]
+        shown = [f"{cell.score:.3f} #{cell.rank}" if cell else "-" for cell in cells]
+        rows.append([str(hit.rank), f"{hit.score:.3f}", *shown])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    room = look.width - sum(widths) - GAP * len(widths)
     chars = max(FEWEST_TITLE_CHARS, min(TITLE_CHARS, room))
-    titles = ["title", *(printable(hit.title or hit.passage_id)[:chars] for hit in hits)]
+    titles = ["title", *(look.clean(hit.title or hit.passage_id)[:chars] for hit in result.hits)]
+    return [[*row, title] for row, title in zip(rows, titles, strict=True)]
+
+
+def stage_lines(rows: Rows) -> str:
+    """Return the rows as lines, all but the titles to the right."""
+    widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:-1]]
     return "\n".join(
-        "  ".join([*(cell.rjust(width) for cell, width in zip(row, widths, strict=True)), title])
-        for row, title in zip(rows, titles, strict=True)
+        "  ".join([*map(str.rjust, numbers, widths), title]) for *numbers, title in rows
     )
 
 

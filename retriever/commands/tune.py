@@ -1,24 +1,28 @@
-"""The `retriever tune` command."""
+"""`retriever tune`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from two_tower.retriever.commands.flags import Bundle, Name, Path_, Url
+from two_tower.models.console import print_table, print_text, say
+from two_tower.retriever.commands.flags import (
+    Bundle,
+    Data,
+    Name,
+    Path_,
+    Split,
+    Url,
+    opened_engine,
+)
 from two_tower.retriever.tuning.goals import DEFAULT_GOAL
 
 if TYPE_CHECKING:
     from two_tower.retriever.tuning.tune import Tuning
 
-
-Data = Annotated[Path, typer.Argument(help="DATA folder with the judged queries.")]
-
 Out = Annotated[Path, typer.Option(help="Folder for tune.html, tune.csv, settings.yaml, plots.")]
 
-Split = Annotated[str, typer.Option(help="Which judgements.")]
-
-WantedGoal = Annotated[
+Goal = Annotated[
     str,
     typer.Option(
         "--goal",
@@ -54,7 +58,7 @@ def tune(
     bundle: Bundle,
     out: Out,
     split: Split = "dev",
-    goal: WantedGoal = DEFAULT_GOAL,
+    goal: Goal = DEFAULT_GOAL,
     queries: Queries = 400,
     sweeps: Sweeps = None,
     passages: Passages = None,
@@ -69,7 +73,6 @@ def tune(
     """
     from two_tower.models.bundle.bundle import ModelBundle
     from two_tower.models.data import Dataset
-    from two_tower.retriever.engine.connect import connect
     from two_tower.retriever.evaluation.measures import judged_queries
     from two_tower.retriever.search.retriever import Retriever
     from two_tower.retriever.search.settings import SearchSettings
@@ -78,45 +81,39 @@ def tune(
     from two_tower.retriever.tuning.grid import parse_sweeps
     from two_tower.retriever.tuning.page import write_tuning
 
-    wanted, tried = parse_goal(goal), parse_sweeps(sweeps)
+    target, tried_sweeps = parse_goal(goal), parse_sweeps(sweeps)
     judged = judged_queries(Dataset.open(data), split, count=queries)
-    engine = connect(url=url, path=path, create=False)
-    try:
-        loaded = ModelBundle.load(bundle)
-        retriever = Retriever(engine, name, loaded, settings=SearchSettings())
-        found = tuning.tune(
+    with opened_engine(url, path) as engine:
+        retriever = Retriever(engine, name, ModelBundle.load(bundle), settings=SearchSettings())
+        measured = tuning.tune(
             engine,
             retriever,
             *judged,
-            goal=wanted,
-            sweeps=tried,
+            goal=target,
+            sweeps=tried_sweeps,
             passages=passages,
-            say=_to_stderr,
+            say=say,
         )
-    finally:
-        engine.close()
-    write_tuning(found, out, data=str(data), split=split)
-    _show(found, out)
+    write_tuning(measured, out, data=str(data), split=split)
+    _print_tuning(measured, out)
 
 
-def _show(found: "Tuning", out: Path) -> None:
+def _print_tuning(tuning: "Tuning", out: Path) -> None:
     """Print table and verdict; what is to be doubted goes to stderr."""
     from two_tower.retriever.evaluation.report import markdown_table
     from two_tower.retriever.tuning.report import LEGEND, doubts, remark, table_rows, ties, verdict
 
-    typer.echo(f"{markdown_table(table_rows(found))}\n\n{LEGEND}")
-    if said := remark(found):
-        _to_stderr(f"Note: {said}")
-    for doubt in doubts(found):
-        _to_stderr(f"Warning: {doubt}")
-    _to_stderr(f"Wrote {out / 'tune.html'} and, beside it, tune.csv, settings.yaml …")
-    if not found.is_met:
-        _to_stderr(f"Error: {verdict(found)}")
+    print_table(table_rows(tuning), markdown_table, align="llr", keys=2)
+    typer.echo()
+    print_text(LEGEND)
+    if note := remark(tuning):
+        say(f"Note: {note}")
+    for doubt in doubts(tuning):
+        say(f"Warning: {doubt}")
+    say(f"Wrote {out / 'tune.html'} and, beside it, tune.csv, settings.yaml …")
+    if not tuning.is_met:
+        say(f"Error: {verdict(tuning)}")
         raise typer.Exit(1)
-    typer.echo(verdict(found))
-    if tied := ties(found):
-        typer.echo(tied)
-
-
-def _to_stderr(line: str) -> None:
-    typer.echo(line, err=True)
+    print_text(verdict(tuning))
+    if tied := ties(tuning):
+        print_text(tied)

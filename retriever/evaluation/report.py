@@ -13,10 +13,17 @@ UNKNOWN = "-"
 
 def to_markdown(report: Report) -> str:
     """Return a heading, a row per system with half-widths of the intervals, and comparisons."""
-    blocks = [caption(report), markdown_table(result_rows(report))]
+    return "\n\n".join(
+        block if isinstance(block, str) else markdown_table(block) for block in blocks(report)
+    )
+
+
+def blocks(report: Report) -> list[str | list[list[str]]]:
+    """Return the paragraphs and the tables, these as rows with their head first."""
+    paragraphs: list[str | list[list[str]]] = [caption(report), result_rows(report)]
     if report.baseline:
-        blocks += [legend(report), markdown_table(comparison_rows(report))]
-    return "\n\n".join([*blocks, *notes(report)])
+        paragraphs += [legend(report), comparison_rows(report)]
+    return [*paragraphs, *notes(report)]
 
 
 def caption(report: Report) -> str:

@@ -26,7 +26,7 @@ from conftest import HashEncoder  # noqa: E402
 
 from two_tower.ingest.dataset.writer import DatasetWriter  # noqa: E402
 from two_tower.ingest.loading import loader  # noqa: E402
-from two_tower.ingest.sources.choose import SourceOptions, open_source  # noqa: E402
+from two_tower.ingest.sources.choose import open_source  # noqa: E402
 from two_tower.ingest.versions import versions as collections  # noqa: E402
 from two_tower.models.data import Dataset, Passage, Query  # noqa: E402
 from two_tower.models.provenance import commit  # noqa: E402
@@ -103,7 +103,7 @@ class Bm25s(NamedTuple):
 
 
 def prepare(source: Path, target: Path) -> Dataset:
-    opened = open_source(str(source), SourceOptions())
+    opened = open_source(str(source))
     with DatasetWriter(target, source=opened.name) as writer:
         opened.write_to(writer)
     return Dataset.open(target)
