@@ -14,7 +14,7 @@ from two_tower.models.training.recipe import recipe_names
 if TYPE_CHECKING:
     from two_tower.models.text.bm25 import Analyzer
 
-RECIPES = "the recipe's"
+RECIPE = "the recipe's"
 
 NAMES_WIDTH = 13
 
@@ -33,29 +33,30 @@ Config = Annotated[
 ]
 Tower = Annotated[
     str | None,
-    typer.Option(help="Kind of tower: mean, gru, lstm or transformer.", show_default=RECIPES),
+    typer.Option(help="Kind of tower: mean, gru, lstm or transformer.", show_default=RECIPE),
 ]
-Loss = Annotated[
-    str | None, typer.Option(help="Loss: in_batch, triplet or margin_mse.", show_default=RECIPES)
+LossName = Annotated[
+    str | None,
+    typer.Option(help="Loss: in_batch, triplet or margin_mse.", show_default=RECIPE),
 ]
 Shared = Annotated[
     bool | None,
     typer.Option(
         "--shared-towers/--separate-towers",
         help="One tower for both sides, or two.",
-        show_default=RECIPES,
+        show_default=RECIPE,
     ),
 ]
 Cbow = Annotated[
     bool | None,
-    typer.Option("--cbow/--skip-gram", help="How Word2Vec learns.", show_default=RECIPES),
+    typer.Option("--cbow/--skip-gram", help="How Word2Vec learns.", show_default=RECIPE),
 ]
 Epochs = Annotated[
-    int | None, typer.Option(help="Epochs over the labelled pairs.", show_default=RECIPES)
+    int | None, typer.Option(help="Epochs over the labelled pairs.", show_default=RECIPE)
 ]
 PretrainEpochs = Annotated[
     int | None,
-    typer.Option(help="Epochs of inverse cloze over the corpus; 0 for none.", show_default=RECIPES),
+    typer.Option(help="Epochs of inverse cloze over the corpus; 0 for none.", show_default=RECIPE),
 ]
 Negatives = Annotated[
     Path | None, typer.Option(help="Hard negatives to learn from, as models mine makes them.")
@@ -64,9 +65,7 @@ Start = Annotated[
     Path | None,
     typer.Option(help="Bundle to begin from: its tokenizer, and its towers as far as they fit."),
 ]
-Seed = Annotated[
-    int | None, typer.Option(help="Seed of every random choice.", show_default=RECIPES)
-]
+Seed = Annotated[int | None, typer.Option(help="Seed of every random choice.", show_default=RECIPE)]
 Wandb = Annotated[str, typer.Option(help="disabled, offline or online.")]
 Force = Annotated[
     bool, typer.Option("--force", help="Replace a bundle; drop a run with other settings.")
@@ -80,7 +79,7 @@ def train(
     *,
     config: Config = None,
     tower: Tower = None,
-    loss: Loss = None,
+    loss: LossName = None,
     shared: Shared = None,
     cbow: Cbow = None,
     epochs: Epochs = None,
@@ -133,7 +132,7 @@ RankingBundle = Annotated[
 Source = Annotated[
     str | None, typer.Option(help="Who ranks: bm25, dense or both (default with a bundle).")
 ]
-Split = Annotated[str, typer.Option(help="Split whose queries get negatives.")]
+SplitName = Annotated[str, typer.Option(help="Split whose queries get negatives.")]
 PerQuery = Annotated[int | None, typer.Option(help="Negatives per query at most.")]
 Ranks = Annotated[str | None, typer.Option("--range", help="Ranks to look at, as in 10:100.")]
 MaxShare = Annotated[
@@ -155,7 +154,7 @@ def mine(
     *,
     bundle: RankingBundle = None,
     source: Source = None,
-    split: Split = "train",
+    split: SplitName = "train",
     per_query: PerQuery = None,
     ranks: Ranks = None,
     max_share: MaxShare = None,
@@ -233,10 +232,9 @@ def sweep(
     from two_tower.models.data import Dataset
     from two_tower.models.training.recipe import read_config
     from two_tower.models.training.run import RunOptions
-    from two_tower.models.training.sweep import check_metric, plan, read_space, run_sweep, table
+    from two_tower.models.training.sweep import plan, read_space, run_sweep, table
     from two_tower.models.training.tracking import wandb_options
 
-    check_metric(metric)
     options = RunOptions(device, wandb_options(wandb))
     dataset = Dataset.open(data)
     base, content_hash = read_config(config, {}).to_dict(), dataset.content_hash

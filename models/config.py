@@ -1,4 +1,14 @@
-"""Configurations: frozen pydantic dataclasses whose refusals are one line of this project."""
+"""Configurations: frozen pydantic dataclasses whose refusals are one line of this project.
+
+@configuration("cross")
+class CrossConfig:
+epochs: int = Field(default=0, ge=0)
+
+CrossConfig(epochs=-1)
+ConfigError: cross.epochs is -1, expected 0 or more
+from_mapping(TrainConfig, {"cross": {"epoch": 1}})
+ConfigError: unknown configuration key cross.epoch; did you mean cross.epochs?
+"""
 
 import dataclasses
 import difflib
@@ -24,11 +34,8 @@ def configuration(section: str = "") -> Callable[[type[C]], type[C]]:
     """Make a class a frozen dataclass that checks its values.
 
     Types are strict, bounds are `Field(ge=…)`, an unknown key is refused; every refusal is a
-    `ConfigError` with the key, the value and what was expected. `replace`, `asdict` and
-    `__post_init__` are those of any dataclass.
-
-    Args:
-        section: the keys' prefix in messages where the class is not part of another.
+    `ConfigError` with the key, the value and what was expected. `section` stands before the keys
+    in messages. `replace`, `asdict` and `__post_init__` are those of any dataclass.
     """
 
     def decorate(owner: type[C]) -> type[C]:
@@ -41,9 +48,8 @@ def configuration(section: str = "") -> Callable[[type[C]], type[C]]:
             try:
                 validate(self, *args, **values)
             except ValidationError as error:
-                raise ConfigError(
-                    _refusal(error, model, f"{section}." if section else "")
-                ) from None
+                where = f"{section}." if section else ""
+                raise ConfigError(_refusal(error, model, where)) from None
 
         model.__init__ = init
         return model  # type: ignore[no-any-return]
@@ -62,7 +68,8 @@ def from_mapping(owner: type[C], mapping: Mapping[str, Any], *, where: str = "")
     Raises:
         ConfigError: a key is unknown, a value is of the wrong type or out of bounds.
     """
-    try:  # as JSON, for strict types take a mapping and a list there
+    try:
+        # As JSON, for there strict types take a mapping and a list.
         return TypeAdapter(owner).validate_json(json.dumps(mapping, default=str))
     except ValidationError as error:
         raise ConfigError(_refusal(error, owner, where)) from None
@@ -123,25 +130,6 @@ def flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _refusal(error: ValidationError, owner: type, where: str) -> str:
-    """Return the first of pydantic's complaints as a sentence of ours."""
-    first = error.errors(include_url=False)[0]
-    path = [str(part) for part in first["loc"] if not isinstance(part, int)]
-    if first["loc"] and isinstance(first["loc"][0], int):  # an argument without its name
-        path = [dataclasses.fields(owner)[first["loc"][0]].name, *path]
-    name = (where + ".".join(path)).removesuffix(".")
-    if first["type"] == "missing":
-        return f"{name} is missing"
-    if first["type"] == "unexpected_keyword_argument":
-        section: Any = owner
-        for part in path[:-1]:
-            section = _section(get_type_hints(section)[part])
-        known = [field.name for field in dataclasses.fields(section)]
-        advice = key_advice(path[-1], known, where=name.removesuffix(path[-1]))
-        return f"unknown configuration key {name}; {advice}"
-    return f"{name} is {first['input']!r}, expected {_expected(first, owner, path)}"
-
-
 def key_advice(key: str, known: Collection[str], *, where: str) -> str:
     """Return the key that an unknown one is nearest to, or all that are known."""
     nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
@@ -150,46 +138,54 @@ def key_advice(key: str, known: Collection[str], *, where: str) -> str:
 
 TYPES = {
     **{"int": "int", "float": "float", "bool": "bool", "string": "str"},
-    "finite": "a finite number",
+    **{"finite": "a finite number", "tuple": "a list of integers"},
 }
+"""First word of pydantic's name of an error -> what was expected."""
+
+BOUNDS = {
+    **{"ge": "{ge} or more", "gt": "above {gt}", "le": "at most {le}", "lt": "below {lt}"},
+    **{"ge le": "{ge} to {le}", "gt lt": "between {gt} and {lt}"},
+    **{"ge lt": "{ge} or more and below {lt}", "gt le": "above {gt} and at most {le}"},
+}
+"""A field's bounds as pydantic names them, sorted -> what was expected."""
 
 
-def _expected(error: Any, owner: type, path: list[str]) -> str:
-    """Return what pydantic expects instead, in our words."""
+def _refusal(error: ValidationError, owner: Any, where: str) -> str:
+    """Return the first of pydantic's complaints as a sentence of ours."""
+    first = error.errors(include_url=False)[0]
+    path = [part for part in first["loc"] if isinstance(part, str)]
+    if first["loc"] and isinstance(first["loc"][0], int):  # an argument without its name
+        path = [dataclasses.fields(owner)[first["loc"][0]].name, *path]
+    *sections, key = path or [""]
+    for section in sections:
+        owner = _without_none(get_type_hints(owner)[section])
+    prefix = where + "".join(f"{section}." for section in sections)
+    name = f"{prefix}{key}".removesuffix(".")
+    if first["type"] == "missing":
+        return f"{name} is missing"
+    if first["type"] == "unexpected_keyword_argument":
+        known = [field.name for field in dataclasses.fields(owner)]
+        return f"unknown configuration key {name}; {key_advice(key, known, where=prefix)}"
+    field = getattr(owner, "__pydantic_fields__", {}).get(key)  # a plain mapping has none
+    return f"{name} is {first['input']!r}, expected {_expected(first, field)}"
+
+
+def _expected(error: Any, field: Any) -> str:
+    """Return what pydantic expects of a field, in our words."""
     kind, context = error["type"], error.get("ctx", {})
-    if kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
-        return _bounds(owner, path, context)
+    if kind.startswith(("greater_than", "less_than")):  # the context has only the bound passed
+        rules = field.metadata if field else ()
+        bounds = {name: getattr(r, name) for name in BOUNDS for r in rules if hasattr(r, name)}
+        bounds = context | bounds
+        return BOUNDS[" ".join(sorted(bounds))].format(**bounds)
     if kind in ("string_pattern_mismatch", "string_too_long"):
-        return str(_field(owner, path).description)
+        return str(field.description)
     if kind == "literal_error":
         return str(context["expected"]).replace(", ", " or ")
-    if kind == "tuple_type":
-        return "a list of integers"
     return TYPES.get(kind.partition("_")[0], "keys and values")
 
 
-def _bounds(owner: Any, path: list[str], context: Mapping[str, Any]) -> str:
-    """Return the bounds of a field: 1 or more, above 0, 0 to 1, between 0 and 1."""
-    field = _field(owner, path)
-    limits = {k: v for k, v in context.items() if k in ("ge", "gt", "le", "lt")}
-    for rule in field.metadata if field else ():
-        limits |= {k: getattr(rule, k) for k in ("ge", "gt", "le", "lt") if hasattr(rule, k)}
-    if "ge" in limits and "le" in limits:
-        return f"{limits['ge']} to {limits['le']}"
-    if "gt" in limits and "lt" in limits:
-        return f"between {limits['gt']} and {limits['lt']}"
-    words = {"ge": "{} or more", "gt": "above {}", "le": "at most {}", "lt": "below {}"}
-    return " and ".join(words[rule].format(limit) for rule, limit in limits.items())
-
-
-def _field(owner: Any, path: list[str]) -> Any:
-    """Return the field at a path; None for a key of a plain mapping."""
-    for part in path[:-1]:
-        owner = _section(get_type_hints(owner)[part])
-    return getattr(owner, "__pydantic_fields__", {}).get(path[-1])
-
-
-def _section(hint: Any) -> Any:
+def _without_none(hint: Any) -> Any:
     """Return the configuration in `Config | None`."""
     if get_origin(hint) in (Union, types.UnionType):
         return next(arg for arg in get_args(hint) if arg is not type(None))

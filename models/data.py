@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from two_tower.models.errors import DataError
 
-FORMAT = 1
+DATA_FORMAT = 1
 NO_FIELDS: Mapping[str, Any] = MappingProxyType({})
 
 PASSAGES = pa.schema(
@@ -98,9 +98,10 @@ class Dataset:
         except ValueError as error:
             raise DataError(f"{path / 'manifest.json'} is not JSON ({error})") from None
         version = manifest.get("format") if isinstance(manifest, dict) else None
-        if version != FORMAT:
+        if version != DATA_FORMAT:
             raise DataError(
-                f"{path} has DATA format {version}, expected {FORMAT}; run ingest prepare again"
+                f"{path} has DATA format {version}, expected {DATA_FORMAT}; "
+                "run ingest prepare again"
             )
         return cls(path, manifest)
 

@@ -1,4 +1,4 @@
-"""Where a number came from."""
+"""Where a number came from: commit, versions, environment, and seconds of each part of a run."""
 
 import importlib.metadata
 import os
@@ -53,8 +53,8 @@ def environment(device: str) -> dict[str, Any]:
 
 
 def _git(*words: str, cwd: Path) -> str:
-    done = subprocess.run(["git", *words], cwd=cwd, check=True, capture_output=True, text=True)
-    return done.stdout.strip()
+    result = subprocess.run(["git", *words], cwd=cwd, check=True, capture_output=True, text=True)
+    return result.stdout.strip()
 
 
 class Clock:

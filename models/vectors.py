@@ -22,7 +22,7 @@ def normalized(vectors: FloatArray) -> FloatArray:
 
 
 class Vectors(NamedTuple):
-    """What towers make of the labelled queries (n, dim) and of all passages (m, dim)."""
+    """Vectors of labelled queries (n, dim) and of all passages (m, dim)."""
 
     queries: FloatArray
     passages: FloatArray

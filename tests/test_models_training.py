@@ -22,7 +22,6 @@ from two_tower.models.training.config import TrainConfig
 from two_tower.models.training.loop import (
     Phase,
     Trainer,
-    backward,
     batch_loss,
     optimizer_arrays,
     rate_factor,
@@ -268,8 +267,11 @@ def test_chunked_gradients_are_those_of_the_whole_batch(
     results = []
     for size in (0, chunk_size):
         towers.zero_grad()
-        value = backward(towers, batch, loss=loss, chunk_size=size)
-        results.append((value, [p.grad.clone() for p in towers.parameters() if p.grad is not None]))
+        value = batch_loss(towers, batch, loss=loss, chunk_size=size)
+        value.backward()  # type: ignore[no-untyped-call]
+        results.append(
+            (value.item(), [p.grad.clone() for p in towers.parameters() if p.grad is not None])
+        )
     (whole, expected), (value, found) = results
     assert value == pytest.approx(whole, rel=1e-6)
     assert len(found) == len(expected) == 2
@@ -284,11 +286,11 @@ def test_chunks_see_the_same_dropout_in_both_passes(sampler: PairSampler) -> Non
     batch = sampler.batch(np.arange(COUNT), np.random.default_rng(0))
     loss = labelled_loss(LabelledConfig())
     torch.manual_seed(3)
-    backward(towers, batch, loss=loss, chunk_size=COUNT)
+    batch_loss(towers, batch, loss=loss, chunk_size=COUNT).backward()  # type: ignore[no-untyped-call]
     chunked = [p.grad.clone() for p in towers.parameters() if p.grad is not None]
     towers.zero_grad()
     torch.manual_seed(3)
-    backward(towers, batch, loss=loss)  # one chunk draws the same masks as the whole batch
+    batch_loss(towers, batch, loss=loss).backward()  # type: ignore[no-untyped-call]  # one chunk draws the same masks as the whole batch
     for one, parameter in zip(chunked, towers.parameters(), strict=True):
         torch.testing.assert_close(one, parameter.grad, rtol=1e-5, atol=1e-7)
 

@@ -23,7 +23,7 @@ from two_tower.ingest.dataset.cleaning import clean, content_id, fingerprint, or
 from two_tower.ingest.dataset.fields import FieldCensus, clean_fields
 from two_tower.ingest.dataset.folder import MANIFEST, data_folder, require_free
 from two_tower.ingest.dataset.ledger import Ledger
-from two_tower.models.data import FORMAT, PASSAGES, QRELS, QUERIES, Passage, Qrel, Query
+from two_tower.models.data import DATA_FORMAT, PASSAGES, QRELS, QUERIES, Passage, Qrel, Query
 from two_tower.models.errors import DataError
 
 _GROUP_ROWS = 16_384
@@ -249,7 +249,7 @@ class DatasetWriter:
         self.counts = self._count(splits)
         digests = (self._passages.digest, self._queries.digest, qrels.digest)
         manifest = {
-            "format": FORMAT,
+            "format": DATA_FORMAT,
             "source": self._source,
             "content_hash": hashlib.sha256(b"".join(digests)).hexdigest(),
             "counts": self.counts,

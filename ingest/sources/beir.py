@@ -9,7 +9,6 @@ from two_tower.ingest.sources.rows import (
     as_id,
     as_integer,
     as_text,
-    cell,
     read_lines,
     read_objects,
     split_name,
@@ -56,7 +55,7 @@ class BeirFolder:
                 writer.add_passage(_passage(row), where=where)
         if self._queries:
             for where, row in progress(read_objects(self._queries, writer.reject), label="queries"):
-                writer.add_query(Query(as_id(row.get("_id")), cell(row, "text")), where=where)
+                writer.add_query(Query(as_id(row.get("_id")), row.get("text")), where=where)
         for file in self._qrels:
             _write_qrels(file, writer)
 
@@ -72,7 +71,7 @@ def _passage(row: dict[str, Any]) -> Passage:
     fields |= {k: v for k, v in row.items() if k not in ("_id", "text", "title", "metadata")}
     url = as_text(fields.pop("url", ""))
     title = as_text(row.get("title"))
-    return Passage(as_id(row.get("_id")), cell(row, "text"), title, url, fields)
+    return Passage(as_id(row.get("_id")), row.get("text"), title, url, fields)
 
 
 def _write_qrels(file: Path, writer: DatasetWriter) -> None:

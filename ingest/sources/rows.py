@@ -4,7 +4,7 @@ import csv
 import gzip
 import json
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -109,11 +109,6 @@ def _csv_reader(path: Path) -> Any:
     csv.field_size_limit(_MAX_CELL)
     delimiter = "\t" if ".tsv" in path.suffixes else ","
     return csv.reader(read_lines(path), delimiter=delimiter)
-
-
-def cell(row: Mapping[str, Any], name: str) -> Any:
-    """Return a cell as it came, None where there is none: the writer judges its type."""
-    return row.get(name)
 
 
 def as_id(value: Any) -> str:

@@ -18,7 +18,6 @@ from two_tower.ingest.sources.rows import (
     as_id,
     as_integer,
     as_text,
-    cell,
     csv_header,
     read_csv,
     read_objects,
@@ -161,7 +160,8 @@ def _read_parquet(file: Path) -> Iterator[Row]:
 
 def _write_row(row: Row, columns: dict[str, str], split: str, writer: DatasetWriter) -> None:
     where, values = row
-    cells = {role: cell(values, column) for role, column in columns.items()}
+    # As they came, None where there is none: the writer judges their types.
+    cells = {role: values.get(column) for role, column in columns.items()}
     used = set(columns.values())
     passage = Passage(
         as_id(cells.get("passage_id")),

@@ -22,10 +22,10 @@ from safetensors.numpy import save as save_arrays
 
 from two_tower.models.bundle.encoders import open_encoder
 from two_tower.models.bundle.files import (
+    BUNDLE_FORMAT,
     CARD,
     CONFIG,
     CROSS_SCORER,
-    FORMAT,
     FUSION,
     PCA,
     TOKENIZER,
@@ -165,7 +165,7 @@ class ModelBundle:
             with new_folder(path) as work:
                 for name, content in {**self._files, **self.extras}.items():
                     write_bytes(work / name, content)
-                write_json(work / CARD, {"format": FORMAT, **self.card})
+                write_json(work / CARD, {"format": BUNDLE_FORMAT, **self.card})
         except OSError as error:
             raise BundleError(f"{path} cannot be written ({error.strerror})") from None
 

@@ -19,7 +19,7 @@ from two_tower.models.errors import BundleError
 from two_tower.models.text.transformer_tokenizer import GRAPH, SETTINGS, TEXT
 from two_tower.models.vectors import FloatArray
 
-FORMAT = 1
+BUNDLE_FORMAT = 1
 
 CARD = "card.json"
 
@@ -57,8 +57,10 @@ def read_card(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise BundleError(f"{path / CARD} is not JSON ({error}); train the bundle again") from None
     version = card.get("format") if isinstance(card, dict) else None
-    if version != FORMAT:
-        raise BundleError(f"{path} has bundle format {version}, expected {FORMAT}; train it again")
+    if version != BUNDLE_FORMAT:
+        raise BundleError(
+            f"{path} has bundle format {version}, expected {BUNDLE_FORMAT}; train it again"
+        )
     return dict(card)
 
 

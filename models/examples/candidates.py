@@ -1,4 +1,4 @@
-"""What the engine would hand to the rerankers, for labelled queries: lists with both scores."""
+"""Candidate lists of labelled queries, with both scores, as the engine hands them to rerankers."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -68,13 +68,13 @@ def _block_lists(
     depth, total = min(DEPTH, len(index)), len(index)
     lexical = index.search(labelled.texts, depth).rows
     dense = dense_candidates(*vectors, relevant=labelled.relevant, depth=depth).rows
-    proposed = [
-        _union(*pair, fewest=size, total=total) for pair in zip(lexical, dense, strict=True)
-    ]
+    pairs = zip(lexical, dense, strict=True)
+    proposed = [_union(*pair, fewest=size, total=total) for pair in pairs]
     # Lists of different lengths are filled up with repetitions, which rank last.
     lengths = np.array([len(rows) for rows in proposed])
     width = lengths.max()
     rows = np.stack([np.pad(rows, (0, width - len(rows)), mode="wrap") for rows in proposed])
+    # rows, bm25, cosine: (n, width)
     bm25 = index.scores(labelled.texts, rows)
     cosine = np.einsum("nd,nkd->nk", vectors.queries, vectors.passages[rows])
     weighted = np.where(np.arange(width) < lengths[:, None], bm25 + TOWER_WEIGHT * cosine, -np.inf)

@@ -4,7 +4,6 @@ A file of mined negatives has one row per known answer (relevance 1, source `qre
 negative (relevance 0), and says in its metadata what it was mined from.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -34,7 +33,7 @@ from two_tower.models.files import write_bytes
 from two_tower.models.text.bm25 import Analyzer
 from two_tower.models.vectors import FloatArray, Vectors
 
-FORMAT = 1
+NEGATIVES_FORMAT = 1
 ABOUT = b"two_tower_negatives"
 SCHEMA = pa.schema(
     [
@@ -204,26 +203,12 @@ def read_about(path: Path) -> dict[str, Any]:
             f"models mine DATA --out {path}"
         ) from None
     about = json.loads((schema.metadata or {}).get(ABOUT, b"{}"))
-    if about.get("format") != FORMAT or schema.names != SCHEMA.names:
+    if about.get("format") != NEGATIVES_FORMAT or schema.names != SCHEMA.names:
         raise DataError(
-            f"{path} is no file of mined negatives of format {FORMAT} (columns {schema.names}); "
-            f"make it with: models mine DATA --out {path}"
+            f"{path} is no file of mined negatives of format {NEGATIVES_FORMAT} "
+            f"(columns {schema.names}); make it with: models mine DATA --out {path}"
         )
     return dict(about)
-
-
-def file_hash(path: Path) -> str:
-    """Return the SHA-256 (64 hex digits) of the file.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise DataError(
-            f"{path} cannot be read ({error.strerror}); make it with: models mine DATA --out {path}"
-        ) from None
 
 
 def _mined_rows(
@@ -252,7 +237,7 @@ def _write_rows(path: Path, rows: list[dict[str, Any]], *, about: Mapping[str, A
     Raises:
         DataError: it cannot be written.
     """
-    metadata = {ABOUT: json.dumps({"format": FORMAT, **about}).encode()}
+    metadata = {ABOUT: json.dumps({"format": NEGATIVES_FORMAT, **about}).encode()}
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata(metadata)), sink)
     try:

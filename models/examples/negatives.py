@@ -147,15 +147,10 @@ def choose_negatives(
     *,
     same_text: IntArray,
 ) -> Mined:
-    """Choose hard negatives from what the sources rank.
+    """Choose hard negatives from what the sources rank for n queries with known answers.
 
-    What one source holds for an answer by its scores is left out for all of them.
-
-    Args:
-        labelled: n queries, with at least one known answer each.
-        candidates: of those queries, one per source.
-        config: how many and which guards.
-        same_text: (m,) int64, equal numbers for passages of the same text (`text_groups`).
+    A passage that one source's guards take for an answer is left out for all sources.
+    `same_text` is (m,) int64, equal numbers for passages of the same text (`text_groups`).
     """
     ranks = slice(config.first_rank - 1, config.last_rank)
     ranked = [c._replace(rows=c.rows[:, ranks], scores=c.scores[:, ranks]) for c in candidates]
@@ -201,11 +196,12 @@ def _verdicts(
     rows, scores = candidates.rows, candidates.scores
     query = text_groups(labelled.texts)  # a query that was asked twice shares its answers
     owners, columns = labelled.relevant.nonzero()
-    answers, width = query[owners] * len(same_text), query[:, None] * len(same_text)
+    # Cells (query, passage) as single numbers: query * m + passage.
+    answers, cells = query[owners] * len(same_text), query[:, None] * len(same_text)
     refused: dict[int, BoolArray] = {
         NOTHING: rows < 0,
-        KNOWN: np.isin(width + rows, answers + columns),
-        TWIN: np.isin(width + same_text[rows], answers + same_text[columns]),
+        KNOWN: np.isin(cells + rows, answers + columns),
+        TWIN: np.isin(cells + same_text[rows], answers + same_text[columns]),
     }
     best = candidates.answers[:, None]
     if config.max_share is not None:
@@ -224,8 +220,8 @@ def _counts(
     counts = {}
     for number, (source, verdict) in enumerate(zip(sources, verdicts, strict=True)):
         numbers = np.bincount(verdict[verdict >= 0], minlength=len(OUTCOMES))
-        kept = int(((places >= 0) & (places % len(sources) == number)).sum())
-        numbers[SPARE], numbers[KEPT] = numbers[KEPT] - kept, kept
+        used = int(((places >= 0) & (places % len(sources) == number)).sum())
+        numbers[SPARE], numbers[KEPT] = numbers[KEPT] - used, used
         counts[source] = {name: int(n) for name, n in zip(OUTCOMES, numbers, strict=True) if n}
     return counts
 

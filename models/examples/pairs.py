@@ -179,8 +179,9 @@ class PairSampler:
         if self.negatives is not None and self.per_query:
             rows = self.negatives.rows[queries]
             places = draw_places(rows, self.per_query, rng=rng)  # (n, m)
-            anything = rng.integers(0, len(self.passages.offsets) - 1, size=places.shape)
-            hard = np.where(places >= 0, _take_places(rows, places), anything)
+            # A random passage stands in where a query has too few.
+            others = rng.integers(0, len(self.passages.offsets) - 1, size=places.shape)
+            hard = np.where(places >= 0, _take_places(rows, places), others)
             passages = np.concatenate([passages, hard.ravel()])  # (n * (1 + m),)
             margins = _margins(self.negatives, index, queries=queries, places=places)
         return Batch(

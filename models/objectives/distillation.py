@@ -99,14 +99,9 @@ def open_reader(name: str) -> Reader:
 
 @dataclass
 class Teacher:
-    """What a teacher does for a training run; its model is opened when it is first needed.
+    """The teacher of a training run; its model is opened when it is first needed.
 
-    Attributes:
-        data: where the texts are.
-        config: which teacher, and which spans.
-        seed: of spans and random directions.
-        folder: where its vectors are cached.
-        notify: gets a line of news before it reads.
+    `seed` is that of spans and random directions; `folder` caches the teacher's vectors.
     """
 
     data: Dataset
@@ -127,8 +122,7 @@ class Teacher:
     def span_sampler(self, corpus: Corpus, tokenizer: RowTokenizer) -> "TaughtSampler":
         """Let the teacher read the corpus and a span of each passage.
 
-        Labelled queries are left alone: what is learnt here must not know them, or the towers
-        would seem better to the fusion than they are.
+        It reads no labelled query: towers that know them look better to the fusion than they are.
         """
         self.notify(f"{self.config.model} reads the corpus; its vectors are kept in {self.folder}")
         texts = [passage.content for passage in self.data.passages()]
@@ -191,15 +185,15 @@ def similarity_loss(encoded: Encoded, *, temperature: float) -> Tensor:
     """
     if encoded.similarities is None:
         raise TrainingError("the batch has no similarities of a teacher, expected (n, n)")
-    ours = encoded.queries @ encoded.passages.T / temperature
-    theirs = encoded.similarities / temperature
-    return (_divergence(theirs, ours) + _divergence(theirs.T, ours.T)) / 2
+    scores = encoded.queries @ encoded.passages.T / temperature  # (n, n)
+    targets = encoded.similarities / temperature
+    return (_divergence(targets, scores) + _divergence(targets.T, scores.T)) / 2
 
 
-def _divergence(theirs: Tensor, ours: Tensor) -> Tensor:
+def _divergence(targets: Tensor, scores: Tensor) -> Tensor:
     return functional.kl_div(
-        torch.log_softmax(ours, dim=1),
-        torch.log_softmax(theirs, dim=1),
+        torch.log_softmax(scores, dim=1),
+        torch.log_softmax(targets, dim=1),
         reduction="batchmean",
         log_target=True,
     )

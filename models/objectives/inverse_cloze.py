@@ -16,7 +16,7 @@ NOTHING_MASKED = np.zeros((0, 2), dtype=np.int64)
 
 @configuration("pretrain")
 class PretrainConfig:
-    """Learning without labels; but for `method`, all of it is about inverse cloze.
+    """Learning without labels; every setting but `method` is of inverse cloze.
 
     Attributes:
         method: `inverse_cloze` (find the passage that a span was cut from), `denoising` (restore

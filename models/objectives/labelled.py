@@ -85,11 +85,13 @@ class HardConfig:
 
 def labelled_loss(config: LabelledConfig) -> Loss:
     """Return the loss that the configuration names, its parameters set."""
-    distilled = partial(margin_mse, temperature=config.distil_temperature)
+    margins: Loss = partial(margin_mse, temperature=config.distil_temperature)
     if config.loss == "margin_mse":
-        return distilled
-    loss: Loss = partial(cosine_triplet, margin=config.margin, hardest=config.hardest)
-    if config.loss == "in_batch":
-        temperature, symmetric = config.temperature, config.symmetric
-        loss = partial(in_batch_softmax, temperature=temperature, symmetric=symmetric)
-    return sum_loss(loss, distilled, weight=config.distil_weight) if config.distil_weight else loss
+        return margins
+    temperature, symmetric = config.temperature, config.symmetric
+    losses: dict[str, Loss] = {
+        "in_batch": partial(in_batch_softmax, temperature=temperature, symmetric=symmetric),
+        "triplet": partial(cosine_triplet, margin=config.margin, hardest=config.hardest),
+    }
+    loss, weight = losses[config.loss], config.distil_weight
+    return sum_loss(loss, margins, weight=weight) if weight else loss

@@ -1,13 +1,13 @@
-"""The run folder: what a killed training needs to go on, in files that are always whole.
+"""The run folder: what a killed training needs to go on, in files that are always complete.
 
-RUN/run.json                configuration and data of the run, for refusing another's
-RUN/environment.json        where it runs: commit, platform, cores, device, versions
-RUN/tokenizer.model         once the vocabulary is learnt
-RUN/checkpoint.safetensors  towers, best towers, optimizer and progress, after each epoch
+RUN/run.json                   configuration and data of the run; another's are refused
+RUN/environment.json           where it runs: commit, platform, cores, device, versions
+RUN/tokenizer.model            once the vocabulary is learnt
+RUN/checkpoint.safetensors     towers, best towers, optimizer and progress, after each epoch
 RUN/before_labels.safetensors  towers at the beginning of the labelled phase
-RUN/negatives.safetensors   what the towers mined at the beginning of the hard phase
-RUN/teacher/                vectors of the texts by a slow reader; they outlive other settings
-RUN/metrics.jsonl           one record per epoch
+RUN/negatives.safetensors      what the towers mined at the beginning of the hard phase
+RUN/teacher/                   vectors of the texts by a slow reader, kept for other settings
+RUN/metrics.jsonl              one record per epoch
 """
 
 import contextlib
@@ -79,15 +79,7 @@ def run_path(out: str | Path) -> Path:
 
 
 class RunFolder:
-    """The folder of one training run, held by one process at a time.
-
-    Attributes:
-        path: the folder.
-        tokenizer: file of the vocabulary.
-        before_labels: file of the towers as they are before any label.
-        negatives: file of what the towers mined.
-        teacher: folder of a slow reader's vectors; only it outlives other settings.
-    """
+    """The folder of one training run, held by one process at a time; its files are named above."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -66,16 +66,7 @@ class RankingExamples(NamedTuple):
 
 @dataclass
 class CrossTrainer:
-    """Trains a cross-scorer, checkpointing after every epoch.
-
-    Attributes:
-        scorer: what is trained, in place.
-        config: how.
-        folder: where checkpoints go.
-        tracker: where records go.
-        seed: of draws and dropout.
-        notify: gets a line of news after every epoch.
-    """
+    """Trains a cross-scorer, in place, with a checkpoint after every epoch."""
 
     scorer: CrossScorer
     config: CrossConfig

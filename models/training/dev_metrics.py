@@ -12,7 +12,7 @@ from two_tower.models.vectors import Vectors
 
 CUTOFFS = (1, 3, 10, 100)
 METRIC_NAMES = (*(f"recall@{k}" for k in CUTOFFS), "mrr@10")
-QUERY_BLOCK = 256
+RANKED_AT_ONCE = 256
 
 
 def tower_vectors(towers: TwoTower, *, queries: TokenRows, passages: TokenRows) -> Vectors:
@@ -47,8 +47,8 @@ def ranking_metrics(
     """
     deepest = min(max(CUTOFFS), len(passages))
     blocks = [
-        (queries[start : start + QUERY_BLOCK] @ passages.T).topk(deepest).indices.cpu()
-        for start in range(0, len(queries), QUERY_BLOCK)
+        (queries[start : start + RANKED_AT_ONCE] @ passages.T).topk(deepest).indices.cpu()
+        for start in range(0, len(queries), RANKED_AT_ONCE)
     ]
     ranked = torch.cat(blocks).numpy()  # (n, deepest)
     rows, columns = relevant.nonzero()

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from two_tower.models.console import progress as progress_bar
 from two_tower.models.errors import TrainingError
@@ -56,15 +57,9 @@ class Phase(NamedTuple):
 
 @dataclass
 class Trainer:
-    """Takes towers through phases, checkpointing after every epoch.
+    """Takes towers through phases, in place, with a checkpoint after every epoch.
 
-    Attributes:
-        towers: what is trained, in place.
-        evaluate: gives the towers' metrics on dev, and the passages' mean pairwise `cosine`.
-        folder: where checkpoints go.
-        tracker: where records go.
-        seed: of the shuffles and spans.
-        notify: gets a line of news after every epoch.
+    `evaluate` gives the towers' metrics on dev, and the passages' mean pairwise `cosine`.
     """
 
     towers: TwoTower
@@ -78,9 +73,9 @@ class Trainer:
         """Train through all phases, from the start or from where a checkpoint stopped."""
         start = resumed.progress if resumed else Progress()
         for number in range(start.phase, len(phases)):
-            checkpoint = resumed if number == start.phase else None
-            if phases[number].epochs:  # ranking dev can take minutes
-                self._run_phase(number, phases[number], resumed=checkpoint)
+            saved = resumed if number == start.phase else None
+            if phases[number].epochs:  # else not even dev is ranked, which can take minutes
+                self._run_phase(number, phases[number], resumed=saved)
 
     def _run_phase(self, number: int, phase: Phase, *, resumed: Checkpoint | None) -> None:
         self.towers.skip_only(phase.skip_only)
@@ -148,7 +143,9 @@ def run_epoch(
     for i, batch in enumerate(progress_bar(batches, label=label, total=per_epoch)):
         share = rate_factor(epoch * per_epoch + i, per_epoch * phase.epochs)
         prepare_step(optimizer, rate=share * phase.learning_rate)
-        total += backward(towers, batch, loss=phase.loss, chunk_size=phase.chunk_size)
+        loss = batch_loss(towers, batch, loss=phase.loss, chunk_size=phase.chunk_size)
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += loss.item()
         finish_step(optimizer, towers)
     return total / per_epoch
 
@@ -193,45 +190,31 @@ def restore_optimizer(
             optimizer.state[parameter][key] = value.to(parameter.device)
 
 
-def backward(towers: TwoTower, batch: Batch, *, loss: Loss, chunk_size: int = 0) -> float:
-    """Add the gradients of a batch's loss to the towers' parameters and return the loss.
+def batch_loss(towers: TwoTower, batch: Batch, *, loss: Loss, chunk_size: int = 0) -> Tensor:
+    """Encode a batch with both towers and return its scalar loss.
 
-    With a `chunk_size`, at most so many texts of each side are in a tower at a time, and the
-    gradients are the same up to rounding: encode all chunks without gradients, take the loss's
-    gradient with respect to the vectors, then encode each chunk again and pass its part back.
-    Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup"
-    (GradCache), 2021, arXiv:2101.06983.
+    With a `chunk_size`, the gradients need memory for so many texts at a time only: each chunk is
+    encoded again, with the same dropout, when its gradients are due (Chen et al., "Training Deep
+    Nets with Sublinear Memory Cost", 2016, arXiv:1604.06174). They are the same up to rounding.
     """
-    if not chunk_size:
-        total = batch_loss(towers, batch, loss=loss)
-        total.backward()  # type: ignore[no-untyped-call]
-        return total.item()
-    sides = [
-        _ChunkedSide(towers.query, batch.queries, chunk_size),
-        _ChunkedSide(towers.passage, batch.passages, chunk_size),
-    ]
-    queries, passages = (side.encode().requires_grad_() for side in sides)
-    total = loss(_encoded_batch(batch, queries, passages))
-    total.backward()  # type: ignore[no-untyped-call]
-    for side, vectors in zip(sides, (queries, passages), strict=True):
-        if vectors.grad is not None:
-            side.backward(vectors.grad)
-    return total.item()
-
-
-def batch_loss(towers: TwoTower, batch: Batch, *, loss: Loss) -> Tensor:
-    """Encode a batch with both towers and return its scalar loss."""
-    device = next(towers.parameters()).device
-    queries = _encode(towers.query, batch.queries, device=device)
-    passages = _encode(towers.passage, batch.passages, device=device)
+    queries = _encode(towers.query, batch.queries, chunk_size=chunk_size)
+    passages = _encode(towers.passage, batch.passages, chunk_size=chunk_size)
     return loss(_encoded_batch(batch, queries, passages))
 
 
-def _encode(tower: nn.Module, rows: TokenRows, *, device: torch.device) -> Tensor:
+def _encode(tower: nn.Module, rows: TokenRows, *, chunk_size: int) -> Tensor:
     """Return (n, dim) float32 with gradients; on CUDA the tower itself computes in bfloat16."""
+    device, count = next(tower.parameters()).device, len(rows.offsets) - 1
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
-        vectors: Tensor = tower(Tokens.of(rows, device))
-    return vectors.float()
+        if not chunk_size:
+            vectors: Tensor = tower(Tokens.of(rows, device))
+            return vectors.float()
+        starts = range(0, count, chunk_size)
+        chunks = [rows.take(np.arange(i, min(i + chunk_size, count))) for i in starts]
+        encoded = [
+            checkpoint(tower, Tokens.of(chunk, device), use_reentrant=False) for chunk in chunks
+        ]
+    return torch.cat(encoded).float()
 
 
 def _encoded_batch(batch: Batch, queries: Tensor, passages: Tensor) -> Encoded:
@@ -246,55 +229,6 @@ def _encoded_batch(batch: Batch, queries: Tensor, passages: Tensor) -> Encoded:
         for array in (batch.margins, batch.similarities)
     )
     return Encoded(queries, passages, masked, margins, similarities)
-
-
-class _ChunkedSide:
-    """One tower over one side of a batch, in chunks; dropout is the same both times."""
-
-    def __init__(self, tower: nn.Module, rows: TokenRows, chunk_size: int) -> None:
-        self._tower = tower
-        self._device = next(tower.parameters()).device
-        count = len(rows.offsets) - 1
-        starts = range(0, count, chunk_size)
-        self._chunks = [rows.take(np.arange(i, min(i + chunk_size, count))) for i in starts]
-        self._states: list[_RandomState] = []
-
-    def encode(self) -> Tensor:
-        """Return all vectors, without gradients."""
-        encoded = []
-        with torch.no_grad():
-            for chunk in self._chunks:
-                self._states.append(_RandomState.now(self._device))
-                encoded.append(_encode(self._tower, chunk, device=self._device))
-        return torch.cat(encoded)
-
-    def backward(self, gradients: Tensor) -> None:
-        """Pass (n, dim) gradients of the vectors on to the tower's parameters."""
-        after = _RandomState.now(self._device)
-        start = 0
-        for chunk, state in zip(self._chunks, self._states, strict=True):
-            state.restore(self._device)
-            vectors = _encode(self._tower, chunk, device=self._device)
-            vectors.backward(gradients[start : start + len(vectors)])  # type: ignore[no-untyped-call]
-            start += len(vectors)
-        after.restore(self._device)
-
-
-class _RandomState(NamedTuple):
-    """Torch's random generators, on the CPU and on the device."""
-
-    cpu: Tensor
-    cuda: Tensor | None
-
-    @classmethod
-    def now(cls, device: torch.device) -> "_RandomState":
-        cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-        return cls(torch.get_rng_state(), cuda)
-
-    def restore(self, device: torch.device) -> None:
-        torch.set_rng_state(self.cpu)
-        if self.cuda is not None:
-            torch.cuda.set_rng_state(self.cuda, device)
 
 
 def _is_stale(state: Progress, phase: Phase) -> bool:

@@ -46,19 +46,7 @@ UnbiasedVectors = Callable[[IntArray], Vectors]
 
 @dataclass
 class RankingTrainer:
-    """Learns the fusion and the cross-scorer of a run.
-
-    Attributes:
-        data: what to learn from.
-        config: of the run.
-        corpus: DATA in tokens.
-        analyzer: gives BM25 its terms.
-        negatives: hard negatives of the train queries, if there are any.
-        teacher: of the run, if it has one.
-        folder: where checkpoints go.
-        tracker: where records go.
-        notify: gets a line of news now and then.
-    """
+    """Learns the fusion and the cross-scorer of a run; `negatives` are of the train queries."""
 
     data: Dataset
     config: TrainConfig

@@ -1,4 +1,4 @@
-"""What a training run consists of: the list of its phases."""
+"""The phases of a training run: which there are, in which order, with which sampler and loss."""
 
 from collections.abc import Callable
 from functools import cached_property, partial
@@ -30,27 +30,22 @@ def make_phases(
 ) -> list[Phase]:
     """Return the phases of a run in order.
 
-    Args:
-        config: of the run.
-        corpus: what to learn from.
-        negatives: hard negatives of `corpus.train` for the labelled phase.
-        mine: finds hard negatives for the hard phase, called when that phase begins.
-        teach: lets the teacher read for the taught phase, called when that phase begins; None
-            without a teacher.
+    `negatives` are those of `corpus.train` for the labelled phase. `mine` finds those of the hard
+    phase, and `teach` (None without a teacher) lets the teacher read for the taught phase, each
+    when that phase begins.
     """
-    skip_only = config.tower.is_rnn and not config.tower.rnn.pretrain
     spans, noise, taught = config.pretrain, config.denoising, config.teacher
     phases = []
     if spans.method != "denoising":
         sampler = SpanSampler(corpus.passages, spans)
         loss = partial(in_batch_softmax, temperature=spans.temperature)
-        phase = _phase("pretrain", config, spans, sampler=sampler, loss=loss)
-        phases.append(phase._replace(skip_only=skip_only))
+        phases.append(_phase("pretrain", config, spans, sampler=sampler, loss=loss))
     if spans.method != "inverse_cloze":
         noisy = NoisySampler(corpus.passages, delete_rate=noise.delete_rate)
         loss = partial(denoising_loss, temperature=noise.temperature)
-        phase = _phase("denoising", config, noise, sampler=noisy, loss=loss)
-        phases.append(phase._replace(skip_only=skip_only))
+        phases.append(_phase("denoising", config, noise, sampler=noisy, loss=loss))
+    if config.tower.is_rnn and not config.tower.rnn.pretrain:
+        phases = [phase._replace(skip_only=True) for phase in phases]
     if teach is not None and taught.epochs:
         loss = partial(similarity_loss, temperature=taught.temperature)
         phases.append(_phase("taught", config, taught, sampler=_LazySampler(teach), loss=loss))

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
+from hashlib import sha256
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,23 +15,12 @@ from safetensors.numpy import save as save_arrays
 from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.bundle.card import make_card
 from two_tower.models.bundle.encoders import OnnxEncoder
-from two_tower.models.bundle.files import FORMAT, TOKENIZER, TOWERS, check_target
+from two_tower.models.bundle.files import BUNDLE_FORMAT, TOKENIZER, TOWERS, check_target
 from two_tower.models.bundle.reduction import Reduction, fit_reduction
 from two_tower.models.data import Dataset
 from two_tower.models.errors import TrainingError
-from two_tower.models.examples.corpus import (
-    Corpus,
-    Notify,
-    dev_corpus,
-    read_split,
-    tokenise,
-)
-from two_tower.models.examples.mining import (
-    cached_negatives,
-    file_hash,
-    find_negatives,
-    read_negatives,
-)
+from two_tower.models.examples.corpus import Corpus, Notify, dev_corpus, read_split, tokenise
+from two_tower.models.examples.mining import cached_negatives, find_negatives, read_negatives
 from two_tower.models.examples.negatives import Mined
 from two_tower.models.examples.pairs import HardNegatives, Labelled, Split
 from two_tower.models.files import write_bytes, write_json
@@ -75,8 +65,12 @@ class Inputs(NamedTuple):
 
     def identity(self) -> dict[str, str]:
         """Return a hash for each input that there is."""
-        negatives = {"negatives": file_hash(self.negatives)} if self.negatives else {}
-        return negatives | ({"start": self.start.fingerprint} if self.start else {})
+        hashes = {}
+        if self.negatives:
+            hashes["negatives"] = sha256(self.negatives.read_bytes()).hexdigest()
+        if self.start:
+            hashes["start"] = self.start.fingerprint
+        return hashes
 
     def labels(self) -> set[str]:
         """Return what the card of `start` calls the labels that its towers have learnt from."""
@@ -366,7 +360,7 @@ def deciding_config(
 ) -> dict[str, Any]:
     """Return the content of config.json."""
     return {
-        "format": FORMAT,
+        "format": BUNDLE_FORMAT,
         "tower": {**config.tower.deciding(), "dim": len(reduction.mean)},
         "prefixes": asdict(config.prefixes),
         "tokenizer": {

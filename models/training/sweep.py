@@ -144,7 +144,8 @@ def run_sweep(
     Raises:
         ConfigError: there is no such metric.
     """
-    check_metric(metric)
+    if metric not in METRIC_NAMES:
+        raise ConfigError(f"metric is {metric!r}, expected one of: {', '.join(METRIC_NAMES)}")
     folder.mkdir(parents=True, exist_ok=True)
     outcomes: list[Outcome] = []
     for number, trial in enumerate(trials, 1):
@@ -166,16 +167,6 @@ def run_sweep(
         write_json(folder / "sweep.json", {"metric": metric, "trials": plain})
         write_bytes(folder / "sweep.md", f"{to_markdown(outcomes)}\n".encode())
     return outcomes
-
-
-def check_metric(metric: str) -> None:
-    """Refuse a metric that dev does not have.
-
-    Raises:
-        ConfigError: it is none of `METRIC_NAMES`.
-    """
-    if metric not in METRIC_NAMES:
-        raise ConfigError(f"metric is {metric!r}, expected one of: {', '.join(METRIC_NAMES)}")
 
 
 def table(outcomes: Sequence[Outcome]) -> list[list[str]]:
@@ -234,7 +225,7 @@ def _read_values(where: str, declared: Any) -> list[Any] | Range:
 
 
 def _draws(space: Space, *, trials: int, seed: int) -> list[Values]:
-    """Return `trials` different draws, or all that were met where the space has fewer."""
+    """Return `trials` different draws, or fewer where the space has no more."""
     try:
         import optuna
     except ImportError:

@@ -1,15 +1,16 @@
 """Where the numbers of a run go: always `metrics.jsonl`, and W&B on request.
 
-W&B is told, never asked: once it has started, its failures cost a line of news and no training.
+W&B only listens: once it has started, its failures cost a line of news and no training.
 """
 
-import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+from operator import methodcaller
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, cast, get_args
 
 from two_tower.models.errors import ConfigError, TrainingError
 from two_tower.models.examples.corpus import Notify
@@ -43,10 +44,9 @@ def wandb_options(mode: str) -> WandbOptions:
     Raises:
         ConfigError: there is no such mode.
     """
-    for known in get_args(Mode):
-        if mode == known:
-            return WandbOptions(mode=known)
-    raise ConfigError(f"wandb is {mode!r}, expected one of: {', '.join(get_args(Mode))}")
+    if mode not in get_args(Mode):
+        raise ConfigError(f"wandb is {mode!r}, expected one of: {', '.join(get_args(Mode))}")
+    return WandbOptions(cast(Mode, mode))
 
 
 class Tracker:
@@ -65,14 +65,10 @@ class Tracker:
         resumed: int = 0,
         notify: Notify = lambda line: None,
     ) -> None:
-        """Open the record of a run.
+        """Open the record of a run in its folder.
 
-        Args:
-            folder: the run folder.
-            config: what W&B shows as the run's configuration.
-            wandb: whether W&B listens.
-            resumed: number of records to keep; later ones belong to work that is done again.
-            notify: gets a line when W&B fails later on.
+        The first `resumed` records stay; later ones belong to work that is done again. W&B shows
+        `config`; `notify` gets a line when W&B fails later on.
 
         Raises:
             TrainingError: W&B cannot start.
@@ -85,21 +81,19 @@ class Tracker:
         self._file.writelines(f"{line}\n" for line in lines)
         self._run = _start_wandb(folder, config, wandb)
         for line in lines:  # every W&B run shows the whole training, also after a kill
-            self._send(json.loads(line))
+            self._tell(methodcaller("log", json.loads(line)))
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Write one record."""
         self._file.write(json.dumps(dict(record)) + "\n")
         self._file.flush()
         self.count += 1
-        self._send(dict(record))
+        self._tell(lambda run: run.log(dict(record)))
 
     def keep_bundle(self, path: Path, *, about: Mapping[str, Any]) -> None:
         """Give W&B the finished bundle as an artifact that carries `about`."""
-        with self._wandb_guarded():
-            if self._run is not None:
-                artifact = _artifact(path, about, folder=self._folder, wandb=self._wandb)
-                self._run.log_artifact(artifact)
+        make = partial(_artifact, path, about, folder=self._folder, wandb=self._wandb)
+        self._tell(lambda run: run.log_artifact(make()))
 
     def __enter__(self) -> Self:
         return self
@@ -109,20 +103,14 @@ class Tracker:
     ) -> None:
         """Finish the file and the W&B run, as failed if the block raised."""
         self._file.close()
-        with self._wandb_guarded():
-            if self._run is not None:
-                self._run.finish(exit_code=int(error is not None))
+        self._tell(lambda run: run.finish(exit_code=int(error is not None)))
 
-    def _send(self, record: dict[str, Any]) -> None:
-        with self._wandb_guarded():
-            if self._run is not None:
-                self._run.log(record)
-
-    @contextlib.contextmanager
-    def _wandb_guarded(self) -> Iterator[None]:
-        """Tell of a failure of W&B in the block, and leave W&B out from there."""
+    def _tell(self, action: Callable[["Run"], object]) -> None:
+        """Do something with the W&B run, if there is one; leave W&B out after a failure."""
+        if self._run is None:
+            return
         try:
-            yield
+            action(self._run)
         except Exception as error:
             self._run = None
             self._notify(f"W&B failed and is left out from here ({_reason(error)})")
