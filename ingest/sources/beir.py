@@ -55,7 +55,8 @@ class BeirFolder:
                 writer.add_passage(_passage(row), where=where)
         if self._queries:
             for where, row in progress(read_objects(self._queries, writer.reject), label="queries"):
-                writer.add_query(Query(as_id(row.get("_id")), row.get("text")), where=where)
+                text: Any = row.get("text")  # the writer judges its type
+                writer.add_query(Query(as_id(row.get("_id")), text), where=where)
         for file in self._qrels:
             _write_qrels(file, writer)
 
@@ -71,7 +72,8 @@ def _passage(row: dict[str, Any]) -> Passage:
     fields |= {k: v for k, v in row.items() if k not in ("_id", "text", "title", "metadata")}
     url = as_text(fields.pop("url", ""))
     title = as_text(row.get("title"))
-    return Passage(as_id(row.get("_id")), row.get("text"), title, url, fields)
+    text: Any = row.get("text")  # the writer judges its type
+    return Passage(as_id(row.get("_id")), text, title, url, fields)
 
 
 def _write_qrels(file: Path, writer: DatasetWriter) -> None:

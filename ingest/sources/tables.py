@@ -161,7 +161,7 @@ def _read_parquet(file: Path) -> Iterator[Row]:
 def _write_row(row: Row, columns: dict[str, str], split: str, writer: DatasetWriter) -> None:
     where, values = row
     # As they came, None where there is none: the writer judges their types.
-    cells = {role: values.get(column) for role, column in columns.items()}
+    cells: dict[str, Any] = {role: values.get(column) for role, column in columns.items()}
     used = set(columns.values())
     passage = Passage(
         as_id(cells.get("passage_id")),
