@@ -1,6 +1,7 @@
 """Files and folders that appear complete or not at all, and whether a process still runs."""
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -58,6 +59,23 @@ def put_in_place(work: Path, path: Path) -> None:
         path.rename(old)
     work.rename(path)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def lock_folder(path: Path) -> int:
+    """Make a folder and keep other processes out of it until the returned descriptor is closed.
+
+    Raises:
+        BlockingIOError: another process holds the lock.
+        OSError: the folder cannot be made or opened.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    lock = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise
+    return lock
 
 
 def is_alive(pid: int) -> bool:

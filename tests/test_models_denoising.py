@@ -1,4 +1,5 @@
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,14 @@ from torch.nn import functional
 
 from two_tower.models.config import from_mapping, with_values
 from two_tower.models.errors import ConfigError
-from two_tower.models.objectives.denoising import DenoisingConfig, NoisySampler, denoising_loss
+from two_tower.models.examples.pairs import PassageSampler
+from two_tower.models.objectives.denoising import DenoisingConfig, delete_tokens, denoising_loss
 from two_tower.models.objectives.losses import Encoded
 from two_tower.models.text.tokenizer import TokenRows, token_rows
 from two_tower.models.training.config import TrainConfig
 from two_tower.models.training.tracking import read_metrics
+
+NOISE = partial(delete_tokens, delete_rate=0.6)
 
 
 def as_lists(rows: TokenRows) -> list[list[int]]:
@@ -26,7 +30,7 @@ def texts(count: int = 100) -> TokenRows:
 
 
 def test_what_is_left_is_a_part_in_its_order_and_never_nothing() -> None:
-    sampler = NoisySampler(texts(), delete_rate=0.6)
+    sampler = PassageSampler(texts(), NOISE)
     batch = sampler.batch(np.arange(100), np.random.default_rng(0))
     originals, noisy = as_lists(texts()), as_lists(batch.queries)
     for kept, original in zip(noisy, originals, strict=True):
@@ -38,7 +42,7 @@ def test_what_is_left_is_a_part_in_its_order_and_never_nothing() -> None:
 
 
 def test_targets_are_the_distinct_tokens_of_each_text() -> None:
-    sampler = NoisySampler(texts(), delete_rate=0.6)
+    sampler = PassageSampler(texts(), NOISE)
     index = np.array([5, 2, 60])
     batch = sampler.batch(index, np.random.default_rng(0))
     originals = [as_lists(texts())[i] for i in index]
@@ -50,7 +54,7 @@ def test_targets_are_the_distinct_tokens_of_each_text() -> None:
 
 
 def test_noise_depends_on_the_generator_alone_and_short_texts_are_left_out() -> None:
-    sampler = NoisySampler(token_rows([[1], [2, 3, 4], [5, 6]]), delete_rate=0.6)
+    sampler = PassageSampler(token_rows([[1], [2, 3, 4], [5, 6]]), NOISE)
     assert sampler.size == 2
     draws = [
         sampler.batch(np.arange(2), np.random.default_rng(s)).queries.ids.tolist()

@@ -1,8 +1,11 @@
+from functools import partial
+
 import numpy as np
 import pytest
 
 from two_tower.models.errors import ConfigError
-from two_tower.models.objectives.inverse_cloze import PretrainConfig, SpanSampler
+from two_tower.models.examples.pairs import PassageSampler
+from two_tower.models.objectives.inverse_cloze import PretrainConfig, cut_spans
 from two_tower.models.text.tokenizer import TokenRows, token_rows
 
 
@@ -17,10 +20,14 @@ def as_lists(rows: TokenRows) -> list[list[int]]:
     return [r.tolist() for r in np.split(rows.ids, rows.offsets[1:-1])]
 
 
+def span_sampler(rows: TokenRows, config: PretrainConfig) -> PassageSampler:
+    return PassageSampler(rows, partial(cut_spans, config=config))
+
+
 def sample(config: PretrainConfig, seed: int = 0) -> list[tuple[list[int], list[int], list[int]]]:
     """(span, rest or whole, original) of every passage."""
     rows = passages()
-    sampler = SpanSampler(rows, config)
+    sampler = span_sampler(rows, config)
     batch = sampler.batch(np.arange(sampler.size), np.random.default_rng(seed))
     assert len(batch.masked) == 0
     return list(zip(as_lists(batch.queries), as_lists(batch.passages), as_lists(rows), strict=True))
@@ -47,7 +54,7 @@ def test_the_span_stays_as_often_as_asked() -> None:
 
 
 def test_every_place_of_a_passage_can_be_the_span() -> None:
-    sampler = SpanSampler(token_rows([list(range(8))]), PretrainConfig(min_span=2, max_span=2))
+    sampler = span_sampler(token_rows([list(range(8))]), PretrainConfig(min_span=2, max_span=2))
     rng = np.random.default_rng(0)
     starts = [sampler.batch(np.array([0]), rng).queries.ids[0] for _ in range(200)]
     assert set(starts) == set(range(7))
@@ -59,7 +66,7 @@ def test_spans_depend_on_the_generator_alone() -> None:
 
 
 def test_passages_of_one_token_are_left_out() -> None:
-    sampler = SpanSampler(token_rows([[1], [2, 3], [4]]), PretrainConfig(keep_rate=0))
+    sampler = span_sampler(token_rows([[1], [2, 3], [4]]), PretrainConfig(keep_rate=0))
     assert sampler.size == 1
     batch = sampler.batch(np.array([0]), np.random.default_rng(0))
     assert sorted([*batch.queries.ids, *batch.passages.ids]) == [2, 3]

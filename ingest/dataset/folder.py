@@ -1,7 +1,6 @@
 """A DATA folder that appears complete or not at all."""
 
 import contextlib
-import fcntl
 import os
 import shutil
 import sqlite3
@@ -9,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from two_tower.models.errors import DataError
-from two_tower.models.files import put_in_place
+from two_tower.models.files import lock_folder, put_in_place
 
 MANIFEST = "manifest.json"
 
@@ -67,13 +66,10 @@ def data_folder(path: Path) -> Iterator[Path]:
 def _lock(work: Path, path: Path) -> int:
     """Make the hidden folder, empty, and return the open file that locks it."""
     try:
-        work.mkdir(parents=True, exist_ok=True)
-        lock = os.open(work, os.O_RDONLY)
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock = lock_folder(work)
         for leftover in work.iterdir():
             leftover.unlink()
     except BlockingIOError:
-        os.close(lock)
         raise DataError(
             f"another process is writing {path}; wait for it or choose another --out"
         ) from None

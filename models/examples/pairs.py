@@ -1,6 +1,6 @@
 """Labelled pairs: reading, splitting, sampling and collation into batches."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
@@ -143,6 +143,27 @@ class Sampler(Protocol):
     def batch(self, index: IntArray, rng: np.random.Generator) -> Batch:
         """Collate the examples at `index` (n,); all randomness comes from `rng`."""
         ...
+
+
+class PassageSampler:
+    """Batches made of passages alone, those of at least two tokens."""
+
+    def __init__(
+        self, passages: TokenRows, make: Callable[[TokenRows, np.random.Generator], Batch]
+    ) -> None:
+        """Use `make` to turn passages into a batch, afresh each time."""
+        self._passages = passages
+        self._make = make
+        self._usable = np.flatnonzero(passages.lengths >= 2)
+
+    @property
+    def size(self) -> int:
+        """Number of passages that have two tokens."""
+        return len(self._usable)
+
+    def batch(self, index: IntArray, rng: np.random.Generator) -> Batch:
+        """Make a batch of the passages at `index`; all randomness comes from `rng`."""
+        return self._make(self._passages.take(self._usable[index]), rng)
 
 
 @dataclass(frozen=True)

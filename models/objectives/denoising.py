@@ -9,7 +9,6 @@ from two_tower.models.config import configuration
 from two_tower.models.examples.pairs import Batch
 from two_tower.models.objectives.losses import Encoded
 from two_tower.models.text.tokenizer import TokenRows
-from two_tower.models.vectors import IntArray
 
 
 @configuration("denoising")
@@ -31,39 +30,25 @@ class DenoisingConfig:
     delete_rate: float = Field(default=0.6, gt=0, lt=1)
 
 
-class NoisySampler:
-    """Texts with most tokens deleted, beside the distinct tokens of the whole batch.
+def delete_tokens(rows: TokenRows, rng: np.random.Generator, *, delete_rate: float) -> Batch:
+    """Delete most tokens of each text, beside the distinct tokens of the whole batch.
 
     The batch's `passages` are not passages here but one row for each distinct token of its texts,
     so that the passage tower gives each token a vector; `masked` holds the cells (i, j) where
     token j belongs to text i, which is what `denoising_loss` wants to see predicted.
 
-    Deleting .6 of the tokens is what Wang et al. found best ("TSDAE", 2021, arXiv:2104.06979).
+    Each text keeps at least one token. Deleting .6 of them is what Wang et al. found best
+    ("TSDAE", 2021, arXiv:2104.06979).
     """
-
-    def __init__(self, passages: TokenRows, *, delete_rate: float) -> None:
-        """Use the passages of at least two tokens."""
-        self._passages = passages
-        self._delete_rate = delete_rate
-        self._usable = np.flatnonzero(passages.lengths >= 2)
-
-    @property
-    def size(self) -> int:
-        """Number of passages that can lose a token."""
-        return len(self._usable)
-
-    def batch(self, index: IntArray, rng: np.random.Generator) -> Batch:
-        """Delete afresh from each of the passages at `index`; each keeps at least one token."""
-        rows = self._passages.take(self._usable[index])
-        remains = rng.random(len(rows.ids)) >= self._delete_rate  # (total,)
-        spared = rows.offsets[:-1] + rng.integers(0, rows.lengths)  # (n,), one token of each row
-        empty = np.add.reduceat(remains, rows.offsets[:-1]) == 0
-        remains[spared[empty]] = True
-        vocabulary, columns = np.unique(rows.ids, return_inverse=True)
-        tokens = TokenRows(vocabulary, np.arange(len(vocabulary) + 1))
-        cells = np.unique(rows.rows * len(vocabulary) + columns)
-        targets = np.stack(np.divmod(cells, len(vocabulary)), axis=1)  # (cells, 2)
-        return Batch(rows.where(remains), tokens, targets)
+    stays = rng.random(len(rows.ids)) >= delete_rate  # (total,)
+    survivors = rows.offsets[:-1] + rng.integers(0, rows.lengths)  # (n,), one token of each row
+    empty = np.add.reduceat(stays, rows.offsets[:-1]) == 0
+    stays[survivors[empty]] = True
+    vocabulary, columns = np.unique(rows.ids, return_inverse=True)
+    tokens = TokenRows(vocabulary, np.arange(len(vocabulary) + 1))
+    cells = np.unique(rows.rows * len(vocabulary) + columns)
+    targets = np.stack(np.divmod(cells, len(vocabulary)), axis=1)  # (cells, 2)
+    return Batch(rows.where(stays), tokens, targets)
 
 
 def denoising_loss(encoded: Encoded, *, temperature: float) -> Tensor:

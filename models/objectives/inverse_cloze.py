@@ -9,7 +9,7 @@ from two_tower.models.config import configuration
 from two_tower.models.errors import ConfigError
 from two_tower.models.examples.pairs import Batch
 from two_tower.models.text.tokenizer import TokenRows
-from two_tower.models.vectors import BoolArray, IntArray
+from two_tower.models.vectors import BoolArray
 
 NOTHING_MASKED = np.zeros((0, 2), dtype=np.int64)
 
@@ -47,38 +47,18 @@ class PretrainConfig:
             )
 
 
-class SpanSampler:
-    """Inverse cloze: a random span of a passage plays the query, the rest its answer.
+def cut_spans(rows: TokenRows, rng: np.random.Generator, *, config: PretrainConfig) -> Batch:
+    """Cut a random span out of each passage: it plays the query, the rest its answer.
 
     Lee et al., "Latent Retrieval for Weakly Supervised Open Domain Question Answering", 2019,
     https://arxiv.org/abs/1906.00300; like there, the span sometimes stays in the passage.
     """
-
-    def __init__(self, passages: TokenRows, config: PretrainConfig) -> None:
-        """Use the passages of at least two tokens."""
-        self._passages = passages
-        self._config = config
-        self._usable = np.flatnonzero(passages.lengths >= 2)
-
-    @property
-    def size(self) -> int:
-        """Number of passages that can be split."""
-        return len(self._usable)
-
-    def batch(self, index: IntArray, rng: np.random.Generator) -> Batch:
-        """Cut a fresh span out of each of the passages at `index`."""
-        rows = self._passages.take(self._usable[index])
-        spans = self._in_span(rows, rng)
-        stays = rng.random(len(index)) < self._config.keep_rate
-        return Batch(rows.where(spans), rows.where(~spans | stays[rows.rows]), NOTHING_MASKED)
-
-    def _in_span(self, rows: TokenRows, rng: np.random.Generator) -> BoolArray:
-        """Return (total,) bool: whether a token is in its row's span."""
-        lengths, config = rows.lengths, self._config
-        drawn = rng.integers(config.min_span, config.max_span + 1, size=len(lengths))
-        size = np.minimum(drawn, lengths // 2)  # (n,)
-        start = rng.integers(0, lengths - size + 1)
-        position = np.arange(len(rows.ids)) - rows.offsets[:-1][rows.rows]  # (total,), in its row
-        offset = position - start[rows.rows]
-        inside: BoolArray = (offset >= 0) & (offset < size[rows.rows])
-        return inside
+    lengths = rows.lengths
+    drawn = rng.integers(config.min_span, config.max_span + 1, size=len(lengths))
+    size = np.minimum(drawn, lengths // 2)  # (n,)
+    start = rng.integers(0, lengths - size + 1)
+    position = np.arange(len(rows.ids)) - rows.offsets[:-1][rows.rows]  # (total,), in its row
+    offset = position - start[rows.rows]
+    in_span: BoolArray = (offset >= 0) & (offset < size[rows.rows])
+    stays = rng.random(len(lengths)) < config.keep_rate  # (n,)
+    return Batch(rows.where(in_span), rows.where(~in_span | stays[rows.rows]), NOTHING_MASKED)

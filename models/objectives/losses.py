@@ -22,9 +22,8 @@ class Encoded(NamedTuple):
             negative j of query i at row n + i * m + j.
         masked: (n, n * (1 + m)) bool, the cells other than a query's own positive where the
             passage answers the query as well: they are left out, not punished.
-        margins: (n, m) float32, a teacher's score of the positive minus that of hard negative j,
-            NaN where unknown; None where there is no teacher.
-        similarities: (n, n * (1 + m)) float32, a teacher's cosine of each query and passage.
+        margins: (n, m) float32, as in `Batch`.
+        similarities: (n, n * (1 + m)) float32, as in `Batch`.
     """
 
     queries: Tensor

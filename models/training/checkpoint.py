@@ -11,7 +11,6 @@ RUN/metrics.jsonl              one record per epoch
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -24,7 +23,7 @@ from safetensors.numpy import save as save_arrays
 
 from two_tower.models.config import flatten
 from two_tower.models.errors import TrainingError
-from two_tower.models.files import write_bytes, write_json
+from two_tower.models.files import lock_folder, write_bytes, write_json
 from two_tower.models.vectors import FloatArray
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -98,28 +97,20 @@ class RunFolder:
             TrainingError: another process trains here, or the folder cannot be written.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.path, os.O_RDONLY)
-        except OSError as error:
-            raise TrainingError(f"{self.path} cannot be written ({error.strerror})") from None
-        try:
-            self._lock(lock)
-            try:
-                yield
-            finally:
-                # A run that failed before there was anything to go on from leaves no folder.
-                if not any((self.path / name).exists() for name in RECORDS):
-                    shutil.rmtree(self.path, ignore_errors=True)
-        finally:
-            os.close(lock)
-
-    def _lock(self, descriptor: int) -> None:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock = lock_folder(self.path)
         except BlockingIOError:
             raise TrainingError(
                 f"another process is training in {self.path}; wait for it or choose another --out"
             ) from None
+        except OSError as error:
+            raise TrainingError(f"{self.path} cannot be written ({error.strerror})") from None
+        try:
+            yield
+        finally:
+            # A run that failed before there was anything to go on from leaves no folder.
+            if not any((self.path / name).exists() for name in RECORDS):
+                shutil.rmtree(self.path, ignore_errors=True)
+            os.close(lock)
 
     def claim(self, identity: Mapping[str, Any], *, force: bool) -> bool:
         """Start the run described by `identity`, or go on with it.

@@ -93,7 +93,11 @@ class RankingTrainer:
         scorer = self._new_scorer(before, cross, vocab_size=bundle.vocab_size)
         seed = self.config.seed
         trainer = CrossTrainer(scorer, cross, self.folder, self.tracker, seed, self.notify)
-        examples = self._examples(lists, taught=bool(cross.teacher_weight))
+        corpus, scores = self.corpus, None
+        if self.teacher is not None and cross.teacher_weight:
+            queries = corpus.train.texts
+            scores = self.teacher.candidate_scores(queries, self._texts, rows=lists.rows)
+        examples = RankingExamples(corpus.train_queries, corpus.passages, lists, scores)
         order = np.random.default_rng([seed, 2]).permutation(len(lists.rows))
         held_out, learning = np.split(order, [round(HELD_OUT * len(order))])
         learning_examples = examples.take(np.sort(learning))
@@ -157,13 +161,6 @@ class RankingTrainer:
         with torch.random.fork_rng():
             torch.manual_seed(self.config.seed)
             return CrossScorer(vectors, idf, config=config)
-
-    def _examples(self, lists: CandidateLists, *, taught: bool) -> RankingExamples:
-        corpus, scores = self.corpus, None
-        if self.teacher is not None and taught:
-            queries = corpus.train.texts
-            scores = self.teacher.candidate_scores(queries, self._texts, rows=lists.rows)
-        return RankingExamples(corpus.train_queries, corpus.passages, lists, scores)
 
     def _weigh(
         self,

@@ -7,10 +7,16 @@ import numpy as np
 
 from two_tower.models.errors import ConfigError
 from two_tower.models.examples.corpus import Corpus
-from two_tower.models.examples.pairs import Batch, HardNegatives, PairSampler, Sampler
-from two_tower.models.objectives.denoising import DenoisingConfig, NoisySampler, denoising_loss
+from two_tower.models.examples.pairs import (
+    Batch,
+    HardNegatives,
+    PairSampler,
+    PassageSampler,
+    Sampler,
+)
+from two_tower.models.objectives.denoising import DenoisingConfig, delete_tokens, denoising_loss
 from two_tower.models.objectives.distillation import TeacherConfig, similarity_loss
-from two_tower.models.objectives.inverse_cloze import PretrainConfig, SpanSampler
+from two_tower.models.objectives.inverse_cloze import PretrainConfig, cut_spans
 from two_tower.models.objectives.labelled import LabelledConfig, labelled_loss
 from two_tower.models.objectives.losses import Loss, in_batch_softmax, matryoshka_loss
 from two_tower.models.training.config import TrainConfig
@@ -37,13 +43,14 @@ def make_phases(
     spans, noise, taught = config.pretrain, config.denoising, config.teacher
     phases = []
     if spans.method != "denoising":
-        sampler = SpanSampler(corpus.passages, spans)
+        sampler = PassageSampler(corpus.passages, partial(cut_spans, config=spans))
         loss = partial(in_batch_softmax, temperature=spans.temperature)
         phases.append(_phase("pretrain", config, spans, sampler=sampler, loss=loss))
     if spans.method != "inverse_cloze":
-        noisy = NoisySampler(corpus.passages, delete_rate=noise.delete_rate)
+        delete = partial(delete_tokens, delete_rate=noise.delete_rate)
+        sampler = PassageSampler(corpus.passages, delete)
         loss = partial(denoising_loss, temperature=noise.temperature)
-        phases.append(_phase("denoising", config, noise, sampler=noisy, loss=loss))
+        phases.append(_phase("denoising", config, noise, sampler=sampler, loss=loss))
     if config.tower.is_rnn and not config.tower.rnn.pretrain:
         phases = [phase._replace(skip_only=True) for phase in phases]
     if teach is not None and taught.epochs:
