@@ -14,15 +14,14 @@ from two_tower.models.training.recipe import recipe_names
 if TYPE_CHECKING:
     from two_tower.models.text.bm25 import Analyzer
 
-RECIPE = "the recipe's"
+app = application("Train two-tower models and look at what was trained.")
+
+RECIPE = "the recipe's"  # shown as the default
 
 NAMES_WIDTH = 13
 
 Data = Annotated[Path, typer.Argument(help="DATA folder, as ingest prepare makes it.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-
-app = application("Train two-tower models and look at what was trained.")
-
 Out = Annotated[Path, typer.Option(help="Bundle folder to make.")]
 Config = Annotated[
     str | None,

@@ -161,8 +161,10 @@ def choose_negatives(
     )
     for cell, verdict in zip(cells, verdicts, strict=True):
         verdict[(verdict == KEPT) & np.isin(cell, refused)] = ELSEWHERE
+    # (n, ranks * sources): rank by rank, the sources in turn.
     rows, scores = _in_turn([c.rows for c in ranked]), _in_turn([c.scores for c in ranked])
-    places = _first_different(rows, _in_turn(verdicts) == KEPT, limit=config.per_query)
+    allowed = _in_turn(verdicts) == KEPT
+    places = _first_different(rows, allowed, limit=config.per_query)  # (n, per_query)
     filled = np.maximum(places, 0)
     return Mined(
         np.where(places >= 0, np.take_along_axis(rows, filled, axis=1), NOTHING),

@@ -63,7 +63,7 @@ class RankingTrainer:
         bundle: ModelBundle,
         towers: TwoTower,
         *,
-        before: Arrays,
+        before_labels: Arrays,
         phase: int,
         resumed: Checkpoint | None,
     ) -> dict[str, bytes]:
@@ -72,7 +72,7 @@ class RankingTrainer:
         Args:
             bundle: as it is without the files.
             towers: as trained; the towers of the folds are trained in their place.
-            before: their parameters before any label.
+            before_labels: their parameters before any label.
             phase: the number of this phase in the run.
             resumed: the checkpoint that this process began with.
         """
@@ -81,7 +81,7 @@ class RankingTrainer:
             # Too slow to train again for every fold, and a few labels hardly change it.
             lists = self._lists(partial(self._bundle_vectors, bundle), folds=1)
         else:
-            vectors = partial(self._fold_vectors, towers, before)
+            vectors = partial(self._fold_vectors, towers, before_labels)
             lists = self._lists(vectors, folds=self.config.fusion.folds)
         hybrid = fit_hybrid(lists.bm25, lists.cosine, lists.relevant)
         if hybrid is None:
@@ -90,7 +90,7 @@ class RankingTrainer:
         if not cross.epochs:
             return {FUSION: Fusion(hybrid).to_bytes()}
         cross = replace(cross, negatives=min(cross.negatives, lists.rows.shape[1] - 1))
-        scorer = self._new_scorer(before, cross, vocab_size=bundle.vocab_size)
+        scorer = self._new_scorer(before_labels, cross, vocab_size=bundle.vocab_size)
         seed = self.config.seed
         trainer = CrossTrainer(scorer, cross, self.folder, self.tracker, seed, self.notify)
         corpus, scores = self.corpus, None
@@ -123,13 +123,13 @@ class RankingTrainer:
     def _texts(self) -> list[str]:
         return [passage.content for passage in self.data.passages()]
 
-    def _fold_vectors(self, towers: TwoTower, before: Arrays, left_out: IntArray) -> Vectors:
+    def _fold_vectors(self, towers: TwoTower, before_labels: Arrays, left_out: IntArray) -> Vectors:
         """Train without a fold, from before the labelled phase, through all of its epochs.
 
         What the fold leaves is too little to stop early by.
         """
         corpus, config = self.corpus, self.config
-        towers.load_arrays(before)
+        towers.load_arrays(before_labels)
         rest = np.setdiff1d(np.arange(len(corpus.train.texts)), left_out)
         if config.labelled.epochs and len(rest):
             self.notify(f"training towers without {len(left_out)} of the labelled queries")
@@ -149,9 +149,11 @@ class RankingTrainer:
         queries = [self.corpus.train.texts[i] for i in left_out]
         return cached_vectors(bundle, queries, self._texts, folder=self.folder.teacher)
 
-    def _new_scorer(self, before: Arrays, config: CrossConfig, *, vocab_size: int) -> CrossScorer:
+    def _new_scorer(
+        self, before_labels: Arrays, config: CrossConfig, *, vocab_size: int
+    ) -> CrossScorer:
         """Return a cross-scorer that begins with the token vectors of before any label."""
-        tables = [a for a in before.values() if a.ndim == 2 and len(a) == vocab_size]
+        tables = [a for a in before_labels.values() if a.ndim == 2 and len(a) == vocab_size]
         if not tables:
             raise BundleError(
                 f"the towers have no vectors of {vocab_size} tokens for a cross-scorer"

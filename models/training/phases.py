@@ -40,7 +40,7 @@ def make_phases(
     phase, and `teach` (None without a teacher) lets the teacher read for the taught phase, each
     when that phase begins.
     """
-    spans, noise, taught = config.pretrain, config.denoising, config.teacher
+    spans, noise, teacher = config.pretrain, config.denoising, config.teacher
     phases = []
     if spans.method != "denoising":
         sampler = PassageSampler(corpus.passages, partial(cut_spans, config=spans))
@@ -53,9 +53,9 @@ def make_phases(
         phases.append(_phase("denoising", config, noise, sampler=sampler, loss=loss))
     if config.tower.is_rnn and not config.tower.rnn.pretrain:
         phases = [phase._replace(skip_only=True) for phase in phases]
-    if teach is not None and taught.epochs:
-        loss = partial(similarity_loss, temperature=taught.temperature)
-        phases.append(_phase("taught", config, taught, sampler=_LazySampler(teach), loss=loss))
+    if teach is not None and teacher.epochs:
+        loss = partial(similarity_loss, temperature=teacher.temperature)
+        phases.append(_phase("taught", config, teacher, sampler=_LazySampler(teach), loss=loss))
     phases.append(labelled_phase(config, corpus, negatives=negatives))
     if config.hard.epochs:
         phases.append(_hard_phase(config, corpus, mine=mine))
@@ -68,14 +68,14 @@ def check_negatives(config: TrainConfig, negatives: HardNegatives | None) -> Non
     Raises:
         ConfigError: so it is.
     """
-    pairs = config.labelled
-    if negatives is not None and not pairs.hard_negatives:
+    labelled = config.labelled
+    if negatives is not None and not labelled.hard_negatives:
         raise ConfigError("labelled.hard_negatives is 0, expected 1 or more with --negatives FILE")
-    if not pairs.needs_teacher:
+    if not labelled.needs_teacher:
         return
     if negatives is None or negatives.scores is None:
         raise ConfigError(
-            f"labelled.loss {pairs.loss} with distil_weight {pairs.distil_weight} needs a "
+            f"labelled.loss {labelled.loss} with distil_weight {labelled.distil_weight} needs a "
             "teacher's scores: models mine DATA --teacher MODEL --out FILE, then --negatives FILE"
         )
     if config.hard.epochs:
@@ -89,11 +89,11 @@ def labelled_phase(
     config: TrainConfig, corpus: Corpus, *, negatives: HardNegatives | None
 ) -> Phase:
     """Return the phase over the labelled pairs, with hard negatives where there are any."""
-    pairs = config.labelled
-    sampler = _pair_sampler(corpus, negatives, per_query=pairs.hard_negatives)
-    phase = _phase(LABELLED, config, pairs, sampler=sampler, loss=labelled_loss(pairs))
-    margin = pairs.margin if pairs.loss == "triplet" else None
-    return phase._replace(patience=pairs.patience, margin=margin, chunk_size=pairs.chunk_size)
+    labelled = config.labelled
+    sampler = _pair_sampler(corpus, negatives, per_query=labelled.hard_negatives)
+    phase = _phase(LABELLED, config, labelled, sampler=sampler, loss=labelled_loss(labelled))
+    margin = labelled.margin if labelled.loss == "triplet" else None
+    return phase._replace(patience=labelled.patience, margin=margin, chunk_size=labelled.chunk_size)
 
 
 def _hard_phase(config: TrainConfig, corpus: Corpus, *, mine: Callable[[], HardNegatives]) -> Phase:

@@ -191,7 +191,7 @@ class _TrainingRun:
         )
         evaluate = partial(self._evaluate, towers, dev)
         trainer = Trainer(towers, evaluate, self.folder, self.tracker, config.seed, self.notify)
-        before = self._train(trainer, phases, resumed)
+        before_labels = self._train(trainer, phases, resumed)
         clock.lap("phases")
         bundle = self._bundle(towers, tokenizer, corpus=dev, clock=clock)
         if not config.fusion.folds:
@@ -213,7 +213,9 @@ class _TrainingRun:
             tracker=self.tracker,
             notify=self.notify,
         )
-        extras = ranking.learn(bundle, towers, before=before, phase=len(phases), resumed=resumed)
+        extras = ranking.learn(
+            bundle, towers, before_labels=before_labels, phase=len(phases), resumed=resumed
+        )
         clock.lap("ranking")
         return bundle.with_extras(extras)
 

@@ -104,7 +104,7 @@ def read_space(path: Path) -> dict[str, list[Any] | Range]:
 def plan(
     base: Mapping[str, Any], space: Space, *, trials: int, seed: int, content_hash: str
 ) -> list[Trial]:
-    """Choose the trials: the grid where the space is lists and the grid not above `trials`.
+    """Return the trials: all combinations, where there are lists alone and not more than `trials`.
 
     Otherwise `trials` different random draws; a larger number begins with the same ones. The
     trials change `base`, a configuration in plain values; DATA's hash is part of their names.
@@ -114,7 +114,7 @@ def plan(
     """
     if trials < 1:
         raise ConfigError(f"trials is {trials}, expected 1 or more")
-    for key, values in space.items():
+    for key, values in space.items():  # an impossible value is refused before any training
         if isinstance(values, Range):
             values = [round(end) if values.integers else end for end in (values.min, values.max)]
         for value in values:
