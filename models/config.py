@@ -1,13 +1,13 @@
 """Configurations: frozen pydantic dataclasses whose refusals are one line of this project.
 
-@configuration("cross")
-class CrossConfig:
-epochs: int = Field(default=0, ge=0)
+    @configuration("cross")
+    class CrossConfig:
+        epochs: int = Field(default=0, ge=0)
 
-CrossConfig(epochs=-1)
-ConfigError: cross.epochs is -1, expected 0 or more
-from_mapping(TrainConfig, {"cross": {"epoch": 1}})
-ConfigError: unknown configuration key cross.epoch; did you mean cross.epochs?
+`CrossConfig(epochs=-1)` and `from_mapping(TrainConfig, {"cross": {"epoch": 1}})` raise
+
+    ConfigError: cross.epochs is -1, expected 0 or more
+    ConfigError: unknown configuration key cross.epoch; did you mean cross.epochs?
 """
 
 import dataclasses
@@ -69,7 +69,7 @@ def from_mapping(owner: type[C], mapping: Mapping[str, Any], *, where: str = "")
         ConfigError: a key is unknown, a value is of the wrong type or out of bounds.
     """
     try:
-        # As JSON, for there strict types take a mapping and a list.
+        # As JSON: only there do strict types take a list for a tuple and a mapping for a class.
         return TypeAdapter(owner).validate_json(json.dumps(mapping, default=str))
     except ValidationError as error:
         raise ConfigError(_refusal(error, owner, where)) from None

@@ -30,14 +30,9 @@ NO_PREFIXES = PrefixConfig()
 
 
 class Corpus(NamedTuple):
-    """A DATA folder in tokens.
+    """A DATA folder in tokens: passages in stored order, queries as in `train` and `dev`.
 
-    Attributes:
-        passages: one row per passage, in stored order.
-        train: queries to learn from.
-        dev: queries that say when to stop.
-        train_queries: token rows of `train`.
-        dev_queries: token rows of `dev`.
+    `train` is what a model learns from; `dev` says when to stop.
     """
 
     passages: TokenRows

@@ -49,12 +49,7 @@ SCHEMA = pa.schema(
 
 
 class PairScorer(NamedTuple):
-    """A model that reads query and passage together.
-
-    Attributes:
-        name: for the record.
-        score: (queries, passages), row by row -> (n,) float32.
-    """
+    """A model by its name, and its scores (n,) float32 of n queries and passages, row by row."""
 
     name: str
     score: Callable[[list[str], list[str]], FloatArray]

@@ -18,13 +18,7 @@ NOT_ON_DEV = ("phase", "epoch", "loss", "cosine", "seconds")
 
 
 class Curve(NamedTuple):
-    """One line of the picture.
-
-    Attributes:
-        name: of a phase or a metric.
-        epochs: their numbers, counted from 1 over the whole run.
-        values: one per epoch.
-    """
+    """One line of the picture; epochs count from 1 over the whole run."""
 
     name: str
     epochs: list[int]

@@ -66,7 +66,7 @@ def check_negatives(config: TrainConfig, negatives: HardNegatives | None) -> Non
     """Refuse a loss that lacks its teacher, and negatives that would not be used.
 
     Raises:
-        ConfigError: so it is.
+        ConfigError: the labelled or the hard phase does not fit the negatives.
     """
     labelled = config.labelled
     if negatives is not None and not labelled.hard_negatives:

@@ -57,13 +57,7 @@ Space = Mapping[str, list[Any] | Range]
 
 
 class Trial(NamedTuple):
-    """One training run of a sweep.
-
-    Attributes:
-        name: of its bundle in the sweep's folder.
-        values: what it sets.
-        config: all of its configuration.
-    """
+    """One training run of a sweep: its bundle's name, what it sets, its whole configuration."""
 
     name: str
     values: Values
@@ -71,15 +65,7 @@ class Trial(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of a trial: metrics on dev, or why it failed.
-
-    Attributes:
-        trial: its name.
-        values: what it set.
-        metrics: of the full vectors on dev; empty if it failed.
-        seconds: of its training.
-        failure: one line; empty if it went well.
-    """
+    """What became of a trial: metrics of the full vectors on dev, or why it failed in one line."""
 
     trial: str
     values: Values
