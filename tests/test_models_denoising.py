@@ -1,5 +1,4 @@
 import math
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +16,6 @@ from two_tower.models.text.tokenizer import TokenRows, token_rows
 from two_tower.models.training.config import TrainConfig
 from two_tower.models.training.tracking import read_metrics
 
-NOISE = partial(delete_tokens, delete_rate=0.6)
-
 
 def as_lists(rows: TokenRows) -> list[list[int]]:
     return [r.tolist() for r in np.split(rows.ids, rows.offsets[1:-1])]
@@ -30,7 +27,7 @@ def texts(count: int = 100) -> TokenRows:
 
 
 def test_what_is_left_is_a_part_in_its_order_and_never_nothing() -> None:
-    sampler = PassageSampler(texts(), NOISE)
+    sampler = PassageSampler(texts(), delete_tokens)
     batch = sampler.batch(np.arange(100), np.random.default_rng(0))
     originals, noisy = as_lists(texts()), as_lists(batch.queries)
     for kept, original in zip(noisy, originals, strict=True):
@@ -42,7 +39,7 @@ def test_what_is_left_is_a_part_in_its_order_and_never_nothing() -> None:
 
 
 def test_targets_are_the_distinct_tokens_of_each_text() -> None:
-    sampler = PassageSampler(texts(), NOISE)
+    sampler = PassageSampler(texts(), delete_tokens)
     index = np.array([5, 2, 60])
     batch = sampler.batch(index, np.random.default_rng(0))
     originals = [as_lists(texts())[i] for i in index]
@@ -54,7 +51,7 @@ def test_targets_are_the_distinct_tokens_of_each_text() -> None:
 
 
 def test_noise_depends_on_the_generator_alone_and_short_texts_are_left_out() -> None:
-    sampler = PassageSampler(token_rows([[1], [2, 3, 4], [5, 6]]), NOISE)
+    sampler = PassageSampler(token_rows([[1], [2, 3, 4], [5, 6]]), delete_tokens)
     assert sampler.size == 2
     draws = [
         sampler.batch(np.arange(2), np.random.default_rng(s)).queries.ids.tolist()
@@ -111,7 +108,7 @@ def test_denoising_can_take_the_place_of_inverse_cloze(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "values",
-    [{"epochs": -1}, {"batch_size": 1}, {"delete_rate": 1.0}, {"temperature": 0.0}],
+    [{"epochs": -1}, {"batch_size": 1}, {"temperature": 0.0}],
 )
 def test_impossible_values_are_refused(values: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=f"denoising.{next(iter(values))} is"):

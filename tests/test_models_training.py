@@ -299,7 +299,6 @@ def test_chunks_see_the_same_dropout_in_both_passes(sampler: PairSampler) -> Non
     ("config", "values"),
     [
         (LabelledConfig, {"hard_negatives": -1}),
-        (LabelledConfig, {"distil_weight": -0.1}),
         (LabelledConfig, {"chunk_size": -1}),
         (LabelledConfig, {"distil_temperature": 0.0}),
         (HardConfig, {"negatives": 0}),
@@ -320,7 +319,6 @@ def test_impossible_phases_are_refused(config: type, values: dict[str, float]) -
         ("dev_share", 1.0, "dev_share is 1.0, expected between 0 and 1"),
         ("labelled.batch_size", 1, "labelled.batch_size is 1, expected 2 or more"),
         ("pretrain.keep_rate", 1.5, "pretrain.keep_rate is 1.5, expected 0 to 1"),
-        ("denoising.delete_rate", 1.0, "denoising.delete_rate is 1.0, expected between 0 and 1"),
         ("teacher.temperature", 0.0, "teacher.temperature is 0.0, expected above 0"),
         ("hard.mining.max_share", 0.0, "hard.mining.max_share is 0.0, expected above 0"),
         ("prefixes.query", 3, "prefixes.query is 3, expected str"),

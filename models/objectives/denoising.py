@@ -10,6 +10,9 @@ from two_tower.models.examples.pairs import Batch
 from two_tower.models.objectives.losses import Encoded
 from two_tower.models.text.tokenizer import TokenRows
 
+DELETE_RATE = 0.6
+"""How likely a token is deleted: what Wang et al. found best ("TSDAE", 2021, arXiv:2104.06979)."""
+
 
 @configuration("denoising")
 class DenoisingConfig:
@@ -20,27 +23,24 @@ class DenoisingConfig:
         batch_size: passages per step; their distinct tokens are what is told apart.
         learning_rate: Adam's peak rate.
         temperature: of the softmax.
-        delete_rate: how likely a token is deleted.
     """
 
     epochs: int = Field(default=2, ge=0)
     batch_size: int = Field(default=512, ge=2)
     learning_rate: float = Field(default=2e-3, gt=0)
     temperature: float = Field(default=0.05, gt=0)
-    delete_rate: float = Field(default=0.6, gt=0, lt=1)
 
 
-def delete_tokens(rows: TokenRows, rng: np.random.Generator, *, delete_rate: float) -> Batch:
+def delete_tokens(rows: TokenRows, rng: np.random.Generator) -> Batch:
     """Delete most tokens of each text, beside the distinct tokens of the whole batch.
 
     The batch's `passages` are not passages here but one row for each distinct token of its texts,
     so that the passage tower gives each token a vector; `masked` holds the cells (i, j) where
     token j belongs to text i, which is what `denoising_loss` wants to see predicted.
 
-    Each text keeps at least one token. Deleting .6 of them is what Wang et al. found best
-    ("TSDAE", 2021, arXiv:2104.06979).
+    Each text keeps at least one token.
     """
-    stays = rng.random(len(rows.ids)) >= delete_rate  # (total,)
+    stays = rng.random(len(rows.ids)) >= DELETE_RATE  # (total,)
     survivors = rows.offsets[:-1] + rng.integers(0, rows.lengths)  # (n,), one token of each row
     empty = np.add.reduceat(stays, rows.offsets[:-1]) == 0
     stays[survivors[empty]] = True

@@ -19,7 +19,7 @@ from two_tower.models.bundle.files import CARD
 from two_tower.models.config import configuration
 from two_tower.models.console import progress
 from two_tower.models.data import Dataset
-from two_tower.models.errors import ConfigError, TrainingError
+from two_tower.models.errors import TrainingError
 from two_tower.models.examples.corpus import Corpus, Notify
 from two_tower.models.examples.pairs import Batch
 from two_tower.models.files import write_bytes
@@ -33,6 +33,8 @@ from two_tower.models.vectors import FloatArray, IntArray, Vectors, normalized
 
 SHARD = 4096
 WORD_START = "▁"
+
+SHORTEST_SPAN, LONGEST_SPAN = 4, 12  # words of a passage that play a query
 
 Encode = Callable[[Sequence[str]], FloatArray]
 
@@ -49,8 +51,6 @@ class TeacherConfig:
         batch_size: pairs per step.
         learning_rate: Adam's peak rate.
         temperature: of both similarity distributions.
-        min_words: shortest span of a passage that plays a query.
-        max_words: longest span.
     """
 
     model: str | None = None
@@ -59,15 +59,6 @@ class TeacherConfig:
     batch_size: int = Field(default=2048, ge=2)
     learning_rate: float = Field(default=0.01, gt=0)
     temperature: float = Field(default=0.05, gt=0)
-    min_words: int = 4
-    max_words: int = 12
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.min_words <= self.max_words:
-            raise ConfigError(
-                f"teacher.min_words and max_words are {self.min_words} and {self.max_words}, "
-                "expected 1 <= min_words <= max_words"
-            )
 
 
 class TransformerReader:
@@ -126,7 +117,7 @@ class Teacher:
         """
         self.notify(f"{self.config.model} reads the corpus; its vectors are kept in {self.folder}")
         texts = [passage.content for passage in self.data.passages()]
-        spans = random_spans(texts, self.config, seed=self.seed)
+        spans = random_spans(texts, seed=self.seed)
         vectors = cached_vectors(self._reader, spans, texts, folder=self.folder)
         return TaughtSampler(tokenizer.encode_queries(spans), corpus.passages, vectors)
 
@@ -236,13 +227,13 @@ def reduced(vectors: FloatArray, dim: int) -> FloatArray:
     return result
 
 
-def random_spans(texts: Sequence[str], config: TeacherConfig, *, seed: int) -> list[str]:
-    """Return a run of `min_words` to `max_words` words of each text, all of a shorter one."""
+def random_spans(texts: Sequence[str], *, seed: int) -> list[str]:
+    """Return a run of 4 to 12 words of each text, all of a shorter one: it plays a query."""
     rng = np.random.default_rng(seed)
     spans = []
     for text in texts:
         words = text.split()
-        size = min(int(rng.integers(config.min_words, config.max_words + 1)), len(words))
+        size = min(int(rng.integers(SHORTEST_SPAN, LONGEST_SPAN + 1)), len(words))
         start = int(rng.integers(0, len(words) - size + 1))
         spans.append(" ".join(words[start : start + size]))
     return spans

@@ -13,7 +13,6 @@ from two_tower.models.objectives.losses import (
     cosine_triplet,
     in_batch_softmax,
     margin_mse,
-    sum_loss,
 )
 
 
@@ -34,7 +33,6 @@ class LabelledConfig:
         hardest: triplet against the hardest negative of the batch instead of a semi-hard one.
         hard_negatives: mined negatives per pair, drawn afresh each epoch; 0 for none. They come
             from `models train --negatives FILE`, and without a file there are none.
-        distil_weight: of margin-MSE beside the loss; 0 for none.
         distil_temperature: divides cosines to bring them to the size of the teacher's scores: 1 for
             a teacher whose scores are cosines, about .05 for a cross-encoder's logits.
         chunk_size: texts encoded at a time, to fit a large batch into memory; 0 for all at once.
@@ -50,14 +48,8 @@ class LabelledConfig:
     margin: float = Field(default=0.2, gt=0)
     hardest: bool = False
     hard_negatives: int = Field(default=1, ge=0)
-    distil_weight: float = Field(default=0.0, ge=0)
     distil_temperature: float = Field(default=1.0, gt=0)
     chunk_size: int = Field(default=0, ge=0)
-
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether the loss reads a teacher's scores."""
-        return self.loss == "margin_mse" or self.distil_weight > 0
 
 
 @configuration("hard")
@@ -85,13 +77,10 @@ class HardConfig:
 
 def labelled_loss(config: LabelledConfig) -> Loss:
     """Return the loss that the configuration names, its parameters set."""
-    margins: Loss = partial(margin_mse, temperature=config.distil_temperature)
-    if config.loss == "margin_mse":
-        return margins
     temperature, symmetric = config.temperature, config.symmetric
     losses: dict[str, Loss] = {
         "in_batch": partial(in_batch_softmax, temperature=temperature, symmetric=symmetric),
         "triplet": partial(cosine_triplet, margin=config.margin, hardest=config.hardest),
+        "margin_mse": partial(margin_mse, temperature=config.distil_temperature),
     }
-    loss, weight = losses[config.loss], config.distil_weight
-    return sum_loss(loss, margins, weight=weight) if weight else loss
+    return losses[config.loss]

@@ -108,11 +108,6 @@ def margin_mse(encoded: Encoded, *, temperature: float) -> Tensor:
     return (error.square() * known).sum() / known.sum().clamp(min=1)
 
 
-def sum_loss(first: Loss, second: Loss, *, weight: float) -> Loss:
-    """Return `first` plus `weight` times `second`."""
-    return lambda encoded: first(encoded) + weight * second(encoded)
-
-
 def matryoshka_loss(loss: Loss, dims: Sequence[int]) -> Loss:
     """Return the mean of `loss` over the full vectors and their first `dims` numbers.
 

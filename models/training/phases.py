@@ -14,7 +14,7 @@ from two_tower.models.examples.pairs import (
     PassageSampler,
     Sampler,
 )
-from two_tower.models.objectives.denoising import DenoisingConfig, delete_tokens, denoising_loss
+from two_tower.models.objectives.denoising import DenoisingConfig, denoising_loss
 from two_tower.models.objectives.distillation import TeacherConfig, similarity_loss
 from two_tower.models.objectives.inverse_cloze import PretrainConfig, cut_spans
 from two_tower.models.objectives.labelled import LabelledConfig, labelled_loss
@@ -47,8 +47,7 @@ def make_phases(
         loss = partial(in_batch_softmax, temperature=spans.temperature)
         phases.append(_phase("pretrain", config, spans, sampler=sampler, loss=loss))
     if spans.method != "inverse_cloze":
-        delete = partial(delete_tokens, delete_rate=noise.delete_rate)
-        sampler = PassageSampler(corpus.passages, delete)
+        sampler = PassageSampler(corpus.passages, delete_tokens)
         loss = partial(denoising_loss, temperature=noise.temperature)
         phases.append(_phase("denoising", config, noise, sampler=sampler, loss=loss))
     if config.tower.is_rnn and not config.tower.rnn.pretrain:
@@ -71,12 +70,12 @@ def check_negatives(config: TrainConfig, negatives: HardNegatives | None) -> Non
     labelled = config.labelled
     if negatives is not None and not labelled.hard_negatives:
         raise ConfigError("labelled.hard_negatives is 0, expected 1 or more with --negatives FILE")
-    if not labelled.needs_teacher:
+    if labelled.loss != "margin_mse":
         return
     if negatives is None or negatives.scores is None:
         raise ConfigError(
-            f"labelled.loss {labelled.loss} with distil_weight {labelled.distil_weight} needs a "
-            "teacher's scores: models mine DATA --teacher MODEL --out FILE, then --negatives FILE"
+            "labelled.loss margin_mse needs a teacher's scores: models mine DATA --teacher MODEL "
+            "--out FILE, then --negatives FILE"
         )
     if config.hard.epochs:
         raise ConfigError(
