@@ -4,6 +4,8 @@ Points and scores bypass the client's models: it looks through every vector in c
 be embedded, which in a search takes as long as the search itself.
 """
 
+# ruff: noqa: D102 (`Engine` says what the methods do)
+
 import copy
 import logging
 import random
@@ -18,7 +20,7 @@ from qdrant_client.http.exceptions import ResponseHandlingException
 from qdrant_client.http.models import QueryResponse
 
 from two_tower.retriever.engine.failures import AGAIN, engine_errors, unknown_name
-from two_tower.retriever.engine.protocol import RETRY_FOR_S, AliasOperation, PayloadIndex
+from two_tower.retriever.engine.protocol import RETRY_FOR_S, AliasOperation, Engine, PayloadIndex
 from two_tower.retriever.engine.snapshots import SnapshotFile, restore_to_server, server_snapshot
 from two_tower.retriever.engine.wire import AnyPoint, Scored, to_json
 from two_tower.retriever.errors import CertificateRefused, EngineBusy, EngineUnavailable, KeyRefused
@@ -32,12 +34,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class ServerEngine:
-    """The `Engine` that is a server; safe to share between threads.
-
-    Attributes:
-        where: its URL without credentials.
-    """
+class ServerEngine(Engine):
+    """The `Engine` that is a server or cluster."""
 
     is_embedded = False
 
@@ -111,15 +109,12 @@ class ServerEngine:
             raise ResponseHandlingException(error) from None
 
     def info(self) -> qm.VersionInfo:
-        """Return the server's version."""
         return self._call(self._client.info)
 
     def close(self) -> None:
-        """Close the connections."""
         self._client.close()
 
     def resolve(self, name: str) -> str:
-        """Return the collection that alias `name` points to, or `name` if it is a collection."""
         aliases = {a.alias_name: a.collection_name for a in self.get_aliases().aliases}
         if name in aliases:
             return aliases[name]
@@ -132,27 +127,21 @@ class ServerEngine:
         return False
 
     def collection_exists(self, collection_name: str) -> bool:
-        """Say whether there is a collection or an alias of that name."""
         return self._call(self._client.collection_exists, collection_name)
 
     def create_collection(self, collection_name: str, **options: Any) -> bool:
-        """Create an empty collection."""
         return self._call(self._client.create_collection, collection_name, **options)
 
     def get_collection(self, collection_name: str) -> qm.CollectionInfo:
-        """Return counts, configuration, payload indexes and metadata."""
         return self._call(self._client.get_collection, collection_name)
 
     def get_collections(self) -> qm.CollectionsResponse:
-        """Return the names of all collections."""
         return self._call(self._client.get_collections)
 
     def delete_collection(self, collection_name: str) -> bool:
-        """Delete a collection and its aliases; False where there is none of that name."""
         return self._call(self._client.delete_collection, collection_name)
 
     def update_collection(self, collection_name: str, **options: Any) -> bool:
-        """Change how a collection is stored; merge its metadata."""
         return self._call(self._client.update_collection, collection_name, **options)
 
     @contextmanager
@@ -162,36 +151,30 @@ class ServerEngine:
             yield files
 
     def restore_snapshot(self, collection_name: str, files: Iterable[SnapshotFile]) -> None:
-        """Make a collection of what `take_snapshot` gave."""
         with engine_errors(self.where):
             restore_to_server(self._client, collection_name, files)
 
     def get_aliases(self) -> qm.CollectionsAliasesResponse:
-        """Return all aliases."""
         return self._call(self._client.get_aliases)
 
     def update_collection_aliases(
         self, change_aliases_operations: Sequence[AliasOperation]
     ) -> bool:
-        """Create and delete aliases, all at once."""
         return self._call(self._client.update_collection_aliases, change_aliases_operations)
 
     def create_payload_index(
         self, collection_name: str, field_name: str, field_schema: PayloadIndex
     ) -> qm.UpdateResult:
-        """Index a payload field, so that filters on it are quick."""
         return self._call(
             self._client.create_payload_index, collection_name, field_name, field_schema
         )
 
     def delete_payload_index(self, collection_name: str, field_name: str) -> qm.UpdateResult:
-        """Drop the index of a payload field."""
         return self._call(self._client.delete_payload_index, collection_name, field_name)
 
     def upsert(
         self, collection_name: str, points: Sequence[AnyPoint], *, wait: bool = True
     ) -> qm.UpdateResult:
-        """Insert or replace points."""
         return self._call(
             self._request,
             "PUT",
@@ -211,7 +194,6 @@ class ServerEngine:
         *,
         wait: bool = True,
     ) -> list[qm.UpdateResult]:
-        """Replace payloads, or add to them."""
         return self._call(
             self._client.batch_update_points, collection_name, update_operations, wait=wait
         )
@@ -223,7 +205,6 @@ class ServerEngine:
         *,
         wait: bool = True,
     ) -> qm.UpdateResult:
-        """Delete points by id or by filter."""
         return self._call(
             self._client.delete,
             collection_name,
@@ -234,31 +215,25 @@ class ServerEngine:
     def scroll(
         self, collection_name: str, **options: Any
     ) -> tuple[list[qm.Record], int | str | None]:
-        """Return points in the order of their ids, and where to go on."""
         records, offset = self._call(self._client.scroll, collection_name, **options)
         return records, offset if offset is None or isinstance(offset, int) else str(offset)
 
     def retrieve(
         self, collection_name: str, ids: Sequence[int | str], **options: Any
     ) -> list[qm.Record]:
-        """Return the points of `ids` that exist."""
         return self._call(self._client.retrieve, collection_name, ids, **options)
 
     def count(self, collection_name: str, **options: Any) -> qm.CountResult:
-        """Return the number of points that pass a filter."""
         return self._call(self._client.count, collection_name, **options)
 
     def query_points(
         self, collection_name: str, query: Any = None, **options: Any
     ) -> QueryResponse:
-        """Answer one query."""
         return self._call(self._client.query_points, collection_name, query, **options)
 
     def query_scores(
         self, collection_name: str, requests: Sequence[qm.QueryRequest]
     ) -> list[Scored]:
-        """Answer many queries in one request, with ids and scores alone."""
-
         def read(result: Any) -> list[Scored]:
             if len(result) != len(requests):
                 raise ValueError(f"{len(result)} answers to {len(requests)} queries")
