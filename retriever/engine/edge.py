@@ -24,19 +24,26 @@ from pydantic import ValidationError
 from qdrant_client import models as qm
 from qdrant_client.http.models import QueryResponse
 
+from two_tower.models.files import write_json
 from two_tower.retriever.engine import edge_types
 from two_tower.retriever.engine.edge_config import Description
 from two_tower.retriever.engine.edge_folder import (
+    DESCRIPTION,
     SHARD,
     EdgeFolder,
     folder_files,
-    write_description,
     write_folder,
 )
 from two_tower.retriever.engine.failures import one_line, unknown_name
-from two_tower.retriever.engine.protocol import RETRY_FOR_S, AliasOperation, Engine, PayloadIndex
+from two_tower.retriever.engine.protocol import (
+    RETRY_FOR_S,
+    AliasOperation,
+    Engine,
+    PayloadIndex,
+    PointSelector,
+)
 from two_tower.retriever.engine.snapshots import SnapshotFile
-from two_tower.retriever.engine.wire import AnyPoint, Scored
+from two_tower.retriever.engine.wire import AnyPoint, PayloadChange, Scored
 from two_tower.retriever.errors import CollectionNotFound, EngineError
 
 OPTIMIZE = (
@@ -44,7 +51,6 @@ OPTIMIZE = (
 )
 
 DONE = qm.UpdateResult(status=qm.UpdateStatus.COMPLETED)
-
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -94,7 +100,6 @@ class EdgeEngine(Engine):
     def info(self) -> qm.VersionInfo:
         return qm.VersionInfo(title="qdrant-edge", version=version("qdrant-edge-py"))
 
-    @_translated
     def close(self) -> None:
         for name in list(self._shards):
             self._close_shard(name)
@@ -124,7 +129,6 @@ class EdgeEngine(Engine):
             shard.flush()
             shard.close()
 
-    @_translated
     def resolve(self, name: str) -> str:
         collection = self._folder.find(name)
         if collection is None:
@@ -138,20 +142,15 @@ class EdgeEngine(Engine):
         It runs in another process, for Edge would hold this one's GIL for up to minutes.
         """
         home = self._folder.home(collection_name)
+        command = [sys.executable, "-c", OPTIMIZE, str(home / SHARD)]
         with self._opening:
             self._close_shard(home.name)
-            done = subprocess.run(
-                [sys.executable, "-c", OPTIMIZE, str(home / SHARD)],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             reason = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
             raise EngineError(f"cannot optimize {collection_name} in {self.where}: {reason[0]}")
         return True
 
-    @_translated
     def collection_exists(self, collection_name: str) -> bool:
         return self._folder.find(collection_name) is not None
 
@@ -173,7 +172,7 @@ class EdgeEngine(Engine):
         description = empty.changed(options)
         config = description.to_edge()
         with self._folder.new_collection(collection_name) as draft:
-            write_description(draft, description.to_json())
+            write_json(draft / DESCRIPTION, description.to_json())
             edge.EdgeShard.create(str(draft / SHARD), config).close()
         return True
 
@@ -223,7 +222,7 @@ class EdgeEngine(Engine):
                 self._shards[home.name] = shard
         merged = description.metadata | (metadata or {})
         description.metadata = {k: value for k, value in merged.items() if value is not None}
-        write_description(home, description.to_json())
+        write_json(home / DESCRIPTION, description.to_json())
         return True
 
     @contextmanager
@@ -245,7 +244,6 @@ class EdgeEngine(Engine):
             reason = error.strerror or error
             raise EngineError(f"cannot write to {self.where} ({reason})") from None
 
-    @_translated
     def get_aliases(self) -> qm.CollectionsAliasesResponse:
         return qm.CollectionsAliasesResponse(
             aliases=[
@@ -254,7 +252,6 @@ class EdgeEngine(Engine):
             ]
         )
 
-    @_translated
     def update_collection_aliases(
         self, change_aliases_operations: Sequence[AliasOperation]
     ) -> bool:
@@ -277,7 +274,6 @@ class EdgeEngine(Engine):
         self._folder.write_aliases(aliases)
         return True
 
-    @_translated
     def create_payload_index(
         self, collection_name: str, field_name: str, field_schema: PayloadIndex
     ) -> qm.UpdateResult:
@@ -285,7 +281,6 @@ class EdgeEngine(Engine):
         operation = edge.UpdateOperation.create_field_index(field_name, index)
         return self._update(collection_name, operation, wait=False)
 
-    @_translated
     def delete_payload_index(self, collection_name: str, field_name: str) -> qm.UpdateResult:
         operation = edge.UpdateOperation.delete_field_index(field_name)
         return self._update(collection_name, operation, wait=False)
@@ -321,11 +316,7 @@ class EdgeEngine(Engine):
 
     @_translated
     def batch_update_points(
-        self,
-        collection_name: str,
-        update_operations: Sequence[qm.OverwritePayloadOperation | qm.SetPayloadOperation],
-        *,
-        wait: bool = True,
+        self, collection_name: str, update_operations: Sequence[PayloadChange], *, wait: bool = True
     ) -> list[qm.UpdateResult]:
         converted = [edge_types.to_payload_change(operation) for operation in update_operations]
         last = len(converted) - 1
@@ -336,20 +327,16 @@ class EdgeEngine(Engine):
 
     @_translated
     def delete(
-        self,
-        collection_name: str,
-        points_selector: list[int | str] | qm.Filter,
-        *,
-        wait: bool = True,
+        self, collection_name: str, points_selector: PointSelector, *, wait: bool = True
     ) -> qm.UpdateResult:
         if isinstance(points_selector, qm.Filter):
-            operation = edge.UpdateOperation.delete_points_by_filter(
-                edge_types.to_edge_filter(points_selector)
-            )
+            filter = edge_types.to_edge_filter(points_selector)
+            operation = edge.UpdateOperation.delete_points_by_filter(filter)
         else:
             operation = edge.UpdateOperation.delete_points([*points_selector])
         return self._update(collection_name, operation, wait=wait)
 
+    @_translated
     def _update(
         self, collection_name: str, operation: edge.UpdateOperation, *, wait: bool
     ) -> qm.UpdateResult:

@@ -137,7 +137,7 @@ class EdgeFolder:
         return self._home(collection)
 
     def description(self, name: str) -> dict[str, Any]:
-        """Return what `write_description` has written about the collection `name`."""
+        """Return what is stored about the collection `name` beside its shard."""
         return _read_json(self.home(name) / DESCRIPTION)
 
     @contextmanager
@@ -173,11 +173,6 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise EngineError(
             f"{path} is not JSON ({error}); mend it, or load the collections into a new folder"
         ) from None
-
-
-def write_description(home: Path, description: dict[str, Any]) -> None:
-    """Write vector parameters and metadata into the folder of a collection."""
-    write_json(home / DESCRIPTION, description)
 
 
 def folder_files(home: Path) -> list[SnapshotFile]:

@@ -12,7 +12,7 @@ import qdrant_edge as edge
 from pydantic import BaseModel
 from qdrant_client import models as qm
 
-from two_tower.retriever.engine.wire import AnyPoint
+from two_tower.retriever.engine.wire import AnyPoint, PayloadChange
 from two_tower.retriever.errors import EngineError
 
 EDGE_DISTANCES = {
@@ -116,9 +116,7 @@ def to_point(point: AnyPoint) -> edge.Point:
     return edge.Point(id=point.id, vector=vectors, payload=point.payload or {})
 
 
-def to_payload_change(
-    operation: qm.OverwritePayloadOperation | qm.SetPayloadOperation,
-) -> edge.UpdateOperation:
+def to_payload_change(operation: PayloadChange) -> edge.UpdateOperation:
     """Return the operation that replaces the payload of some points, or adds fields to it."""
     if isinstance(operation, qm.OverwritePayloadOperation):
         change, converted = operation.overwrite_payload, edge.UpdateOperation.overwrite_payload

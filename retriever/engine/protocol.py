@@ -10,12 +10,13 @@ from qdrant_client import models as qm
 from qdrant_client.http.models import QueryResponse
 
 from two_tower.retriever.engine.snapshots import SnapshotFile
-from two_tower.retriever.engine.wire import AnyPoint, Scored
+from two_tower.retriever.engine.wire import AnyPoint, PayloadChange, Scored
 from two_tower.retriever.errors import EngineError
 
 PayloadIndex = qm.PayloadSchemaType | qm.TextIndexParams
 Quantization = qm.ScalarQuantization | qm.BinaryQuantization
 AliasOperation = qm.CreateAliasOperation | qm.DeleteAliasOperation
+PointSelector = list[int | str] | qm.Filter
 
 RETRY_FOR_S = 120.0
 POINTS_PER_PAGE = 256
@@ -69,10 +70,14 @@ class Engine(Protocol):
     ) -> bool: ...
     def get_collection(self, collection_name: str) -> qm.CollectionInfo: ...
     def get_collections(self) -> qm.CollectionsResponse: ...
-    def delete_collection(self, collection_name: str) -> bool: ...
+    def delete_collection(self, collection_name: str) -> bool:
+        """Delete a collection and its aliases; False where there is none of that name."""
+
     def update_collection(
         self, collection_name: str, *, metadata: dict[str, Any] | None = None, **options: Any
-    ) -> bool: ...
+    ) -> bool:
+        """Change how a collection is stored; merge `metadata`, in which None takes its key out."""
+
     def take_snapshot(self, collection_name: str) -> AbstractContextManager[list[SnapshotFile]]:
         """Give the files of a snapshot; call nothing else of the engine before the block ends.
 
@@ -100,18 +105,10 @@ class Engine(Protocol):
         self, collection_name: str, points: Sequence[AnyPoint], *, wait: bool = True
     ) -> qm.UpdateResult: ...
     def batch_update_points(
-        self,
-        collection_name: str,
-        update_operations: Sequence[qm.OverwritePayloadOperation | qm.SetPayloadOperation],
-        *,
-        wait: bool = True,
+        self, collection_name: str, update_operations: Sequence[PayloadChange], *, wait: bool = True
     ) -> list[qm.UpdateResult]: ...
     def delete(
-        self,
-        collection_name: str,
-        points_selector: list[int | str] | qm.Filter,
-        *,
-        wait: bool = True,
+        self, collection_name: str, points_selector: PointSelector, *, wait: bool = True
     ) -> qm.UpdateResult: ...
     def scroll(
         self,

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
+from urllib.parse import quote
 
 from qdrant_client import QdrantClient
 from qdrant_client import models as qm
@@ -20,9 +21,15 @@ from qdrant_client.http.exceptions import ResponseHandlingException
 from qdrant_client.http.models import QueryResponse
 
 from two_tower.retriever.engine.failures import AGAIN, engine_errors, unknown_name
-from two_tower.retriever.engine.protocol import RETRY_FOR_S, AliasOperation, Engine, PayloadIndex
+from two_tower.retriever.engine.protocol import (
+    RETRY_FOR_S,
+    AliasOperation,
+    Engine,
+    PayloadIndex,
+    PointSelector,
+)
 from two_tower.retriever.engine.snapshots import SnapshotFile, restore_to_server, server_snapshot
-from two_tower.retriever.engine.wire import AnyPoint, Scored, to_json
+from two_tower.retriever.engine.wire import AnyPoint, PayloadChange, Scored, to_json
 from two_tower.retriever.errors import CertificateRefused, EngineBusy, EngineUnavailable, KeyRefused
 
 LONGEST_PAUSE_S = 5.0
@@ -80,14 +87,7 @@ class ServerEngine(Engine):
                 return answer
 
     def _request(
-        self,
-        method: str,
-        path: str,
-        collection_name: str,
-        *,
-        content: bytes | str,
-        params: dict[str, str] | None = None,
-        read: Callable[[Any], T],
+        self, method: str, path: str, *, content: bytes | str, read: Callable[[Any], T]
     ) -> T:
         """Send JSON with the client's own connection and key; read the result as plain JSON.
 
@@ -97,9 +97,7 @@ class ServerEngine(Engine):
         answer: Any = self._client.http.client.request(
             type_=Any,  # leaves the JSON as it was read
             method=method,
-            url="/collections/{collection_name}" + path,
-            path_params={"collection_name": collection_name},
-            params=params or {},
+            url=path,
             headers=JSON,
             content=content,
         )
@@ -175,35 +173,22 @@ class ServerEngine(Engine):
     def upsert(
         self, collection_name: str, points: Sequence[AnyPoint], *, wait: bool = True
     ) -> qm.UpdateResult:
-        return self._call(
-            self._request,
-            "PUT",
-            "/points",
-            collection_name,
-            content=to_json(points),
-            params={"wait": str(wait).lower()},
-            read=lambda result: qm.UpdateResult(
-                status=result["status"], operation_id=result.get("operation_id")
-            ),
-        )
+        def read(result: Any) -> qm.UpdateResult:
+            number = result.get("operation_id")
+            return qm.UpdateResult(status=result["status"], operation_id=number)
+
+        path = f"/collections/{quote(collection_name, safe='')}/points?wait={str(wait).lower()}"
+        return self._call(self._request, "PUT", path, content=to_json(points), read=read)
 
     def batch_update_points(
-        self,
-        collection_name: str,
-        update_operations: Sequence[qm.OverwritePayloadOperation | qm.SetPayloadOperation],
-        *,
-        wait: bool = True,
+        self, collection_name: str, update_operations: Sequence[PayloadChange], *, wait: bool = True
     ) -> list[qm.UpdateResult]:
         return self._call(
             self._client.batch_update_points, collection_name, update_operations, wait=wait
         )
 
     def delete(
-        self,
-        collection_name: str,
-        points_selector: list[int | str] | qm.Filter,
-        *,
-        wait: bool = True,
+        self, collection_name: str, points_selector: PointSelector, *, wait: bool = True
     ) -> qm.UpdateResult:
         return self._call(
             self._client.delete,
@@ -237,19 +222,12 @@ class ServerEngine(Engine):
         def read(result: Any) -> list[Scored]:
             if len(result) != len(requests):
                 raise ValueError(f"{len(result)} answers to {len(requests)} queries")
-            return [_scored(answer["points"]) for answer in result]
+            return [
+                Scored([str(hit["id"]) for hit in hits], [hit["score"] for hit in hits])
+                for hits in (answer["points"] for answer in result)
+            ]
 
         batch = qm.QueryRequestBatch(searches=list(requests))
         content = batch.model_dump_json(exclude_unset=True, exclude_none=True, by_alias=True)
-        return self._call(
-            self._request,
-            "POST",
-            "/points/query/batch",
-            collection_name,
-            content=content,
-            read=read,
-        )
-
-
-def _scored(points: list[dict[str, Any]]) -> Scored:
-    return Scored([str(point["id"]) for point in points], [point["score"] for point in points])
+        path = f"/collections/{quote(collection_name, safe='')}/points/query/batch"
+        return self._call(self._request, "POST", path, content=content, read=read)
