@@ -214,18 +214,8 @@ def plan(
     if settings.rerank and (others := [leg for name, leg in legs.items() if name != DENSE]):
         limit = sum(leg.limit or 0 for leg in others)
         legs[RERANK] = _rescored(others, vectors.tower, limit=limit)
-    return {
-        stage: qm.QueryRequest(
-            prefetch=leg.prefetch,
-            query=leg.query,
-            using=leg.using,
-            filter=leg.filter,
-            params=leg.params,
-            limit=leg.limit,
-            with_payload=False,
-        )
-        for stage, leg in legs.items()
-    }
+    # A part of a request becomes one of its own, for ids and scores alone; it has all its fields.
+    return {name: qm.QueryRequest(**dict(leg), with_payload=False) for name, leg in legs.items()}
 
 
 def search_params(ann: AnnSettings) -> qm.SearchParams:
