@@ -1,10 +1,10 @@
-# ruff: noqa: F401, F811 (fixtures are imported, and named again by the tests that use them)
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from conftest import ROOT, make_passages
-from crossing import cross_bundle
+from crossing import crossed, fused
 
 from two_tower.ingest.loading import loader
 from two_tower.models.bundle.bundle import ModelBundle
@@ -32,21 +32,35 @@ def test_only_functions_of_the_project_are_in_a_trip() -> None:
     assert trip == ("nothing", {}, {})
 
 
+@pytest.mark.parametrize(
+    ("make", "name", "functions", "files", "borders"),
+    [(fused, "One query", 47, 12, 6), (crossed, "One query with a cross-scorer", 63, 14, 11)],
+)
 def test_a_query_takes_the_short_way(
-    edge_engine: Engine, name: str, cross_bundle: Path, make_data: Callable[..., Dataset]
+    edge_engine: Engine,
+    tiny_bundle: Path,
+    make_data: Callable[..., Dataset],
+    make: Callable[[ModelBundle], ModelBundle],
+    name: str,
+    functions: int,
+    files: int,
+    borders: int,
 ) -> None:
-    bundle = ModelBundle.load(cross_bundle)
-    report = loader.load(edge_engine, make_data(make_passages(60)), bundle, name=name)
+    bundle = make(ModelBundle.load(tiny_bundle))
+    report = loader.load(edge_engine, make_data(make_passages(60)), bundle, name="c")
     retriever = Retriever(edge_engine, report.collection, bundle, settings=SearchSettings())
     trip = trips.trace_query(retriever)
+    assert trip.name == name
     assert next(iter(trip.functions.items())) == (
         "retriever/search/retriever.py",
         ["Retriever.search", "Retriever.explain_many", "Retriever._checked_k"],
     )
-    assert len(trip.borders) <= 15
+    assert len(trip.borders) <= borders
+    assert len(trip.functions) <= files, list(trip.functions)
+    assert sum(map(len, trip.functions.values())) <= functions, trip.functions
     own = {file: names for file, names in trip.functions.items() if "/search/" in file}
     assert len(own) <= 4, list(own)
-    assert sum(map(len, own.values())) <= 30, own
+    assert sum(map(len, own.values())) <= 26, own
     shown = trips.to_markdown(trip)
-    assert shown.startswith("### One query\n")
+    assert shown.startswith(f"### {name}\n")
     assert "| 1 | `retriever/search/retriever.py` | 3 | `Retriever.search`" in shown

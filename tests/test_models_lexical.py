@@ -10,6 +10,7 @@ from rank_bm25 import BM25Okapi
 from two_tower.models.text.bm25 import Bm25Config, Bm25Index, average_length
 from two_tower.retriever.collection.bm25_vectors import Bm25Encoder, EngineAnalyzer
 from two_tower.retriever.engine.protocol import Engine
+from two_tower.retriever.engine.wire import Point
 
 TEXTS = [
     "the cat sat on the mat",
@@ -121,7 +122,7 @@ def test_the_index_agrees_with_the_engine(edge_engine: Engine) -> None:
         sparse_vectors_config={"bm25": qm.SparseVectorParams(modifier=qm.Modifier.IDF)},
     )
     vectors = encoder.encode_passages(texts)
-    points = [qm.PointStruct(id=i, vector={"bm25": v}, payload={}) for i, v in enumerate(vectors)]
+    points = [Point(i, {"bm25": vector}, {}) for i, vector in enumerate(vectors)]
     edge_engine.upsert("c", points, wait=True)
     queries = ["river bank", "iron steel bridge", "number7 cloud", "lamp light sun rain"]
     found = index.search(queries, 20)

@@ -31,14 +31,14 @@ SPARSE = {"bm25": qm.SparseVectorParams()}
 
 
 def points() -> list[Point]:
-    sparse = Bm25Encoder(Bm25Config(avg_len=10.0)).weigh_passages(TEXTS)
+    sparse = Bm25Encoder(Bm25Config(avg_len=10.0)).encode_passages(TEXTS)
     return [
         Point(number, {"dense": row, "bm25": sparse[number]}, PAYLOADS[number])
         for number, row in enumerate(ROWS)
     ]
 
 
-def by_term(vector: qm.SparseVector) -> dict[int, np.float32]:
+def by_term(vector: Any) -> dict[int, np.float32]:
     return dict(zip(vector.indices, map(np.float32, vector.values), strict=True))
 
 

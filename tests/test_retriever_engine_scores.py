@@ -11,7 +11,7 @@ from qdrant_client.http.models import QueryResponse
 
 from two_tower.retriever.engine.protocol import Engine
 from two_tower.retriever.engine.server import ServerEngine
-from two_tower.retriever.engine.wire import scored
+from two_tower.retriever.engine.wire import Scored
 from two_tower.retriever.errors import CollectionNotFound, EngineError, EngineUnavailable
 
 RANDOM = np.random.default_rng(5)
@@ -50,6 +50,12 @@ def whole(engine: Engine, name: str, request: qm.QueryRequest) -> QueryResponse:
         query_filter=request.filter,
         limit=request.limit or 10,
     )
+
+
+def scored(response: QueryResponse) -> Scored:
+    """An answer's ids and scores."""
+    points = response.points
+    return Scored([str(point.id) for point in points], [point.score for point in points])
 
 
 def test_scores_are_those_of_the_full_answers(engine: Engine, name: str) -> None:

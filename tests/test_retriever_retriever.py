@@ -22,12 +22,8 @@ from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
 from two_tower.retriever.engine.connect import connect
 from two_tower.retriever.engine.protocol import Engine
 from two_tower.retriever.errors import QueryError
-from two_tower.retriever.search.queries import (
-    QueryEncoder,
-    QueryVectors,
-    RecentVectors,
-    average,
-)
+from two_tower.retriever.search import queries as queries_module
+from two_tower.retriever.search.queries import QueryEncoder, average
 
 PASSAGES = make_passages(120)
 QUERY = "storm on the river bank"
@@ -178,43 +174,56 @@ def test_the_mean_of_opposites_is_the_query() -> None:
     assert average(query, np.zeros((0, 2), np.float32)).tolist() == [1.0, 0.0]
 
 
-def test_recent_vectors_are_bounded_and_forget_the_oldest() -> None:
-    recent = RecentVectors(2)
-    vectors = [QueryVectors(np.zeros(1, np.float32), {}) for _ in range(3)]
-    recent.put(("a", ()), vectors[0])
-    recent.put(("b", ()), vectors[1])
-    assert recent.get(("a", ())) is vectors[0]
-    recent.put(("c", ()), vectors[2])
-    assert len(recent) == 2
-    assert recent.get(("b", ())) is None
-    assert recent.get(("a", ())) is vectors[0]
+class Counting(HashEncoder):
+    """Writes down what it encodes, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+
+    def encode_queries(self, texts: list[str]) -> np.ndarray:  # type: ignore[override]
+        self.asked.extend(texts)
+        return self.encode_passages(texts)
 
 
-def test_recent_vectors_under_threads() -> None:
-    recent = RecentVectors(5)
-    made = [QueryVectors(np.full(1, n, np.float32), {}) for n in range(20)]
+def counting_encoder() -> tuple[QueryEncoder, list[str]]:
+    bundle = Counting()
+    return QueryEncoder(bundle, Bm25Encoder(Bm25Config(avg_len=5.0))), bundle.asked  # type: ignore[arg-type]
+
+
+def test_recent_vectors_are_bounded_and_forget_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queries_module, "REMEMBERED", 2)
+    encoder, asked = counting_encoder()
+    (first,) = encoder.encode(["a"], [])
+    encoder.encode(["b"], [])
+    assert encoder.encode(["a"], [])[0] is first
+    encoder.encode(["c"], [])
+    assert asked == ["a", "b", "c"]
+    assert encoder.encode(["a"], [])[0] is first
+    encoder.encode(["b"], [])
+    assert asked == ["a", "b", "c", "b"]
+    assert len(encoder._recent) == 2
+
+
+def test_recent_vectors_under_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queries_module, "REMEMBERED", 5)
+    encoder, _ = counting_encoder()
+    towers = {str(n): encoder.bundle.encode_queries([str(n)])[0] for n in range(20)}
 
     def work(seed: int) -> bool:
         random = np.random.default_rng(seed)
-        for n in random.integers(0, 20, 3000):
-            recent.put((str(n), ()), made[n])
-            if (found := recent.get((str(n), ()))) is not None and found is not made[n]:
+        for n in map(str, random.integers(0, 20, 300)):
+            (vectors,) = encoder.encode([n], [])
+            if vectors.tower.tolist() != towers[n].tolist():
                 return False
-        return len(recent) <= 5
+        return len(encoder._recent) <= 5
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(work, range(8)))
 
 
 def test_each_query_is_encoded_once() -> None:
-    asked: list[str] = []
-
-    class Counting(HashEncoder):
-        def encode_queries(self, texts: list[str]) -> np.ndarray:  # type: ignore[override]
-            asked.extend(texts)
-            return self.encode_passages(texts)
-
-    encoder = QueryEncoder(Counting(), Bm25Encoder(Bm25Config(avg_len=5.0)))
+    encoder, asked = counting_encoder()
     first = encoder.encode(["a", "b", "a"], ["dense"])
     assert first[0] is first[2]
     assert encoder.encode(["b"], ["dense"])[0] is first[1]

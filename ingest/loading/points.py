@@ -76,7 +76,7 @@ class PointMaker:
             return
         texts = [passage.content for passage in passages]
         dense = self._encode(texts)
-        sparse = self._bm25.weigh_passages(texts)
+        sparse = self._bm25.encode_passages(texts)
         clusters = self._centroids.assign(dense[DENSE]) if self._centroids else None
         for row, passage in enumerate(passages):
             vector: dict[str, Vector] = {name: part[row] for name, part in dense.items()}

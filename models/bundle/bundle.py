@@ -215,13 +215,16 @@ class ModelBundle:
         """Return (n, dim) float32, L2-normalised, for `Passage.content` of n passages."""
         if not texts:
             return np.zeros((0, self.dim), dtype=np.float32)
-        return self._encoder.encode_passages(self._passages(texts), threads=self._threads)
+        return self._encoder.encode_passages(
+            self._prefixed("passage", texts), threads=self._threads
+        )
 
     def encode_queries(self, texts: Sequence[str]) -> FloatArray:
         """Return (n, dim) float32, L2-normalised, for n queries."""
         if not texts:
             return np.zeros((0, self.dim), dtype=np.float32)
-        return self._encoder.encode_queries(self._queries(texts), threads=self._threads)
+        texts = self._prefixed("query", texts)
+        return self._encoder.encode_queries(texts, threads=self._threads)
 
     @property
     def has_cross_scorer(self) -> bool:
@@ -264,8 +267,8 @@ class ModelBundle:
             return np.zeros(0, dtype=np.float32)
         tokenizer, threads = self._encoder.tokenizer, self._threads
         return self._cross_scorer.score(
-            tokenizer.encode_queries(self._queries([query]), threads=threads),
-            tokenizer.encode_passages(self._passages(passages), threads=threads),
+            tokenizer.encode_queries(self._prefixed("query", [query]), threads=threads),
+            tokenizer.encode_passages(self._prefixed("passage", passages), threads=threads),
             bm25=bm25,
             cosine=cosine,
         )
@@ -278,10 +281,6 @@ class ModelBundle:
         """
         return self._reduction.apply(vectors)
 
-    def _queries(self, texts: Sequence[str]) -> Sequence[str]:
-        prefix = self._prefixes["query"]
-        return [prefix + text for text in texts] if prefix else texts
-
-    def _passages(self, texts: Sequence[str]) -> Sequence[str]:
-        prefix = self._prefixes["passage"]
+    def _prefixed(self, side: str, texts: Sequence[str]) -> Sequence[str]:
+        prefix = self._prefixes[side]
         return [prefix + text for text in texts] if prefix else texts

@@ -84,10 +84,17 @@ class CrossConfig:
 
 
 class Padded(NamedTuple):
-    """Token rows side by side: ids (n, width) int64, their lengths (n,) int64."""
+    """Token rows side by side.
+
+    Attributes:
+        ids: (n, width) int64, 0 beyond a row's length.
+        lengths: (n,) int64.
+        inside: (n, width) bool, whether there is a token.
+    """
 
     ids: Tensor
     lengths: Tensor
+    inside: Tensor
 
     @classmethod
     def of(cls, rows: TokenRows, *, limit: int) -> "Padded":
@@ -97,16 +104,7 @@ class Padded(NamedTuple):
         inside = places < lengths[:, None]
         at = np.minimum(rows.offsets[:-1, None] + places, len(rows.ids) - 1)
         ids = np.where(inside, rows.ids[at], 0)
-        return cls(torch.from_numpy(ids), torch.from_numpy(lengths))
-
-    @property
-    def inside(self) -> Tensor:
-        """(n, width) bool, whether there is a token."""
-        return torch.arange(self.ids.shape[1]) < self.lengths[:, None]
-
-    def repeat(self, times: int) -> "Padded":
-        """Return each row `times` times, one after the other."""
-        return Padded(*(part.repeat_interleave(times, dim=0) for part in self))
+        return cls(*map(torch.from_numpy, (ids, lengths, inside)))
 
 
 class CrossScorer(nn.Module):
@@ -157,21 +155,35 @@ class CrossScorer(nn.Module):
             stages: (n * m, 4) from `stage_features`.
         """
         n, m = len(queries.ids), len(passages.ids) // len(queries.ids)
-        weights = self._weights(queries)
-        # Each query once per passage: (n * m, …), as the passages are.
-        repeated, pair_weights = queries.repeat(m), weights.repeat_interleave(m, dim=0)
+        # The share of each token in its query, (n, query width). index_select and not []: its
+        # gradient adds up in one order, see networks.tokens.
+        corrections = self.corrections.index_select(0, queries.ids.ravel()).view(queries.ids.shape)
+        factor = torch.exp(corrections.clamp(-LARGEST_CORRECTION, LARGEST_CORRECTION))
+        weights = self.idf[queries.ids] * factor * queries.inside
+        weights = weights / weights.sum(dim=1, keepdim=True).clamp_min(1e-6)
+
+        # Each query once per passage, as the passages are: (n * m, …), called pairs from here on.
+        repeated = Padded(*(part.repeat_interleave(m, dim=0) for part in queries))
+        pair_weights = weights.repeat_interleave(m, dim=0)
         padding = ~(repeated.inside[:, :, None] & passages.inside[:, None, :])
+
+        # Columns (pairs, any number) of what is known about each pair.
         features = [*self._exact(repeated, passages, padding=padding, weights=pair_weights), stages]
-        matrix = _match(self.vectors[queries.ids], self.vectors[passages.ids], m)
-        features += _summaries(matrix.masked_fill(padding, ABSENT), pair_weights)
+        vectors = self.vectors[queries.ids], self.vectors[passages.ids]
+        features += _match(*vectors, padding=padding, weights=pair_weights)[1]
         if self.config.recurrent:
-            query_states, states = self._states(queries), self._states(passages)
-            matrix = _match(query_states, states, m).masked_fill(padding, ABSENT)
-            features += _summaries(matrix, pair_weights)
-            strength = ATTENTION_SHARPNESS * matrix.amax(dim=1)
+            states = self._states(queries), self._states(passages)
+            matrix, columns = _match(*states, padding=padding, weights=pair_weights)
+            features += columns
+            # What the query asks against what stands where it matches: (pairs, MEETING) each.
+            strength = ATTENTION_SHARPNESS * matrix.amax(dim=1)  # (pairs, passage width)
             share = strength.masked_fill(~passages.inside, -torch.inf).softmax(dim=1)
-            features.append(self._verdict(query_states, states, weights=weights, share=share))
-        scaled = self.drop(self.scale(torch.cat(features, dim=1)))  # (n * m, features)
+            match = functional.relu(self.meet_passage((share[..., None] * states[1]).sum(dim=1)))
+            asked = functional.relu(self.meet_query((weights[..., None] * states[0]).sum(dim=1)))
+            asked = asked.repeat_interleave(m, dim=0)
+            features.append(self.verdict(torch.cat([match, asked, match * asked], dim=1)))
+
+        scaled = self.drop(self.scale(torch.cat(features, dim=1)))  # (pairs, features)
         logits: Tensor = self.linear(scaled) + self.curved(scaled)
         return logits.view(n, m)
 
@@ -191,43 +203,6 @@ class CrossScorer(nn.Module):
         with torch.inference_mode():
             logits: FloatArray = self(asked, candidates, stage_features(bm25, cosine))[0].numpy()
         return logits
-
-    def _weights(self, queries: Padded) -> Tensor:
-        """Return (n, width): the share of each token in its query."""
-        # index_select and not []: its gradient adds up in one order, see networks.tokens.
-        corrections = self.corrections.index_select(0, queries.ids.ravel()).view(queries.ids.shape)
-        factor = torch.exp(corrections.clamp(-LARGEST_CORRECTION, LARGEST_CORRECTION))
-        weights = self.idf[queries.ids] * factor * queries.inside
-        return weights / weights.sum(dim=1, keepdim=True).clamp_min(1e-6)
-
-    def _states(self, tokens: Padded) -> Tensor:
-        """Return (n, width, 2 hidden), L2-normalised; beyond a row's length they mean nothing."""
-        states = self._padded_states(tokens) if self.training else self._packed_states(tokens)
-        return functional.normalize(states, dim=-1)
-
-    def _padded_states(self, tokens: Padded) -> Tensor:
-        inputs = self.project(self.vectors[tokens.ids])
-        ahead = self.forwards(inputs)[0]
-        # Each row is turned round within its own length, so that padding comes last both ways.
-        places = torch.arange(tokens.ids.shape[1]).expand_as(tokens.ids)
-        last = tokens.lengths[:, None] - 1
-        turned = torch.where(places <= last, last - places, places)[..., None]
-        back = self.backwards(torch.gather(inputs, 1, turned.expand_as(inputs)))[0]
-        return torch.cat([ahead, torch.gather(back, 1, turned.expand_as(back))], dim=-1)
-
-    def _packed_states(self, tokens: Padded) -> Tensor:
-        """Return the same in a quarter less time; gradients are taken through the other form."""
-        ids, lengths = tokens
-        packed = pack_padded_sequence(ids, lengths, batch_first=True, enforce_sorted=False)
-        inputs = self.project(self.vectors[packed.data])  # (tokens, 2 hidden)
-        start = inputs.new_zeros(2, len(ids), self.config.hidden)
-        weights: list[Tensor] = [*self.forwards.parameters(), *self.backwards.parameters()]
-        # has biases, layers, dropout, training, bidirectional
-        states = torch.gru(inputs, packed.batch_sizes, start, weights, True, 1, 0.0, False, True)[0]
-        padded, _ = pad_packed_sequence(
-            packed._replace(data=states), batch_first=True, total_length=ids.shape[1]
-        )
-        return padded
 
     def _exact(
         self, queries: Padded, passages: Padded, *, padding: Tensor, weights: Tensor
@@ -249,38 +224,57 @@ class CrossScorer(nn.Module):
         ]
         return [column[:, None] for column in columns]
 
-    def _verdict(self, query: Tensor, passage: Tensor, *, weights: Tensor, share: Tensor) -> Tensor:
-        """Return (pairs, 8): what the query asks against what stands where it matches.
+    def _states(self, tokens: Padded) -> Tensor:
+        """Return (n, width, 2 hidden), L2-normalised; beyond a row's length they mean nothing.
 
-        Args:
-            query: (n, width, 2 hidden) states.
-            passage: (pairs, width, 2 hidden) states.
-            weights: (n, width) of the query's tokens.
-            share: (pairs, width) of the passage's tokens, by how well they match.
+        Outside training rows are packed, which gives the same in a quarter less time.
         """
-        match = functional.relu(self.meet_passage((share[..., None] * passage).sum(dim=1)))
-        asked = functional.relu(self.meet_query((weights[..., None] * query).sum(dim=1)))
-        asked = asked.repeat_interleave(len(match) // len(asked), dim=0)
-        verdict: Tensor = self.verdict(torch.cat([match, asked, match * asked], dim=1))
-        return verdict
+        ids, lengths, _ = tokens
+        if self.training:
+            inputs = self.project(self.vectors[ids])
+            ahead = self.forwards(inputs)[0]
+            # Each row is turned round within its own length, so that padding comes last both ways.
+            places = torch.arange(ids.shape[1]).expand_as(ids)
+            last = lengths[:, None] - 1
+            turned = torch.where(places <= last, last - places, places)[..., None]
+            back = self.backwards(torch.gather(inputs, 1, turned.expand_as(inputs)))[0]
+            states = torch.cat([ahead, torch.gather(back, 1, turned.expand_as(back))], dim=-1)
+        else:
+            packed = pack_padded_sequence(ids, lengths, batch_first=True, enforce_sorted=False)
+            inputs = self.project(self.vectors[packed.data])  # (tokens, 2 hidden)
+            start = inputs.new_zeros(2, len(ids), self.config.hidden)
+            weights: list[Tensor] = [*self.forwards.parameters(), *self.backwards.parameters()]
+            flags = (True, 1, 0.0, False, True)  # biases, layers, dropout, training, bidirectional
+            flat = torch.gru(inputs, packed.batch_sizes, start, weights, *flags)[0]
+            packed = packed._replace(data=flat)
+            states, _ = pad_packed_sequence(packed, batch_first=True, total_length=ids.shape[1])
+        return functional.normalize(states, dim=-1)
 
 
-def _match(queries: Tensor, passages: Tensor, times: int) -> Tensor:
-    """Return (n * times, query width, passage width) cosines."""
+def _match(
+    queries: Tensor, passages: Tensor, *, padding: Tensor, weights: Tensor
+) -> tuple[Tensor, list[Tensor]]:
+    """Return cosines (pairs, query width, passage width) and the columns that sum them up.
+
+    Args:
+        queries: (n, query width, dim), L2-normalised.
+        passages: (pairs, passage width, dim), L2-normalised.
+        padding: (pairs, query width, passage width), where there is nothing to match.
+        weights: (pairs, query width), what each token is worth.
+
+    Returns:
+        The matrix; kernel sums, then the best and the first window of each size.
+    """
     n, width, dim = queries.shape
-    # (n, times * passage width, dim): one product per query, however many passages it has
-    joined = passages.reshape(n, times * passages.shape[1], dim)
+    # (n, m * passage width, dim): one product per query, however many passages it has
+    joined = passages.reshape(n, -1, dim)
     cosines = queries @ joined.transpose(1, 2)
-    split = cosines.view(n, width, times, passages.shape[1]).transpose(1, 2)
-    return split.reshape(n * times, width, passages.shape[1])
-
-
-def _summaries(matrix: Tensor, weights: Tensor) -> list[Tensor]:
-    """Return kernel sums (pairs, 8), then the best and the first window of each size."""
+    split = cosines.view(n, width, -1, passages.shape[1]).transpose(1, 2)
+    matrix = split.reshape(padding.shape).masked_fill(padding, ABSENT)
     columns = []
     for centre in KERNEL_CENTRES:
-        width = EXACT_WIDTH if centre == 1.0 else KERNEL_WIDTH
-        soft = torch.exp((matrix - centre).square() / (-2 * width**2)).sum(dim=2)
+        spread = EXACT_WIDTH if centre == 1.0 else KERNEL_WIDTH
+        soft = torch.exp((matrix - centre).square() / (-2 * spread**2)).sum(dim=2)
         columns.append((torch.log1p(soft) * weights).sum(dim=1, keepdim=True))
     positive = matrix.clamp_min(0)
     for size in WINDOWS:
@@ -288,7 +282,7 @@ def _summaries(matrix: Tensor, weights: Tensor) -> list[Tensor]:
         best = functional.max_pool1d(positive, fitting, stride=size // 4, ceil_mode=True)
         covered = (best * weights[..., None]).sum(dim=1)  # (pairs, windows)
         columns += [covered.amax(dim=1, keepdim=True), covered[:, :1]]
-    return columns
+    return matrix, columns
 
 
 def stage_features(bm25: FloatArray, cosine: FloatArray) -> Tensor:

@@ -39,20 +39,13 @@ class Bm25Encoder:
         self.config = config
         self._model = _engine_model(config)
 
-    def encode_passages(self, texts: Sequence[str]) -> list[qm.SparseVector]:
-        """Return one sparse vector of saturated term frequencies per text."""
-        return [self._convert(vector) for vector in self.weigh_passages(texts)]
-
-    def weigh_passages(self, texts: Sequence[str]) -> list[qdrant_edge.SparseVector]:
-        """Return what `encode_passages` does, as the engine makes it: for many in little time."""
+    def encode_passages(self, texts: Sequence[str]) -> list[qdrant_edge.SparseVector]:
+        """Return one sparse vector of saturated term frequencies per text, as the engine has it."""
         return [self._model.embed_document(text) for text in texts]
 
     def encode_query(self, text: str) -> qm.SparseVector:
         """Return the query's sparse vector: weight 1 for each of its terms."""
-        return self._convert(self._model.embed_query(text))
-
-    @staticmethod
-    def _convert(vector: qdrant_edge.SparseVector) -> qm.SparseVector:
+        vector = self._model.embed_query(text)
         # Valid as it comes from the engine; checking it again would double the time.
         return qm.SparseVector.model_construct(
             indices=list(vector.indices), values=list(vector.values)

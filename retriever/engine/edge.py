@@ -5,33 +5,45 @@ metadata are files beside them (`edge_folder`), and `edge_types` translates the 
 The write-ahead log stays on: without it a crash loses data.
 """
 
+# ruff: noqa: D102 (`Engine` says what the methods do)
+
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import qdrant_edge as edge
+from pydantic import ValidationError
 from qdrant_client import models as qm
 from qdrant_client.http.models import QueryResponse
 
-from two_tower.retriever.engine import edge_config, edge_types
+from two_tower.models.files import write_json
+from two_tower.retriever.engine import edge_types
+from two_tower.retriever.engine.edge_config import Description
 from two_tower.retriever.engine.edge_folder import (
+    DESCRIPTION,
     SHARD,
     EdgeFolder,
     folder_files,
-    write_description,
     write_folder,
 )
-from two_tower.retriever.engine.failures import engine_errors, translated, unknown_name
-from two_tower.retriever.engine.protocol import RETRY_FOR_S, AliasOperation, PayloadIndex
+from two_tower.retriever.engine.failures import one_line, unknown_name
+from two_tower.retriever.engine.protocol import (
+    RETRY_FOR_S,
+    AliasOperation,
+    Engine,
+    PayloadIndex,
+    PointSelector,
+)
 from two_tower.retriever.engine.snapshots import SnapshotFile
-from two_tower.retriever.engine.wire import AnyPoint, Scored
+from two_tower.retriever.engine.wire import AnyPoint, PayloadChange, Scored
 from two_tower.retriever.errors import CollectionNotFound, EngineError
 
 OPTIMIZE = (
@@ -40,15 +52,31 @@ OPTIMIZE = (
 
 DONE = qm.UpdateResult(status=qm.UpdateStatus.COMPLETED)
 
+P = ParamSpec("P")
+T = TypeVar("T")
 
-class EdgeEngine:
+
+def _translated(method: Callable[P, T]) -> Callable[P, T]:
+    """Make a method of the engine raise `EngineError`s that name its folder."""
+
+    @wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return method(*args, **kwargs)
+        except Exception as error:
+            if type(error) is not Exception:  # that is all that Edge's bindings ever raise
+                raise
+            engine: Any = args[0]
+            raise EngineError(f"{engine.where}: {one_line(error)}") from None
+
+    return call
+
+
+class EdgeEngine(Engine):
     """The `Engine` that is a folder, which one process can have open at a time.
 
-    Safe to share between threads; Edge holds the GIL during a call. Writes are in the write-ahead
-    log when a call returns, and with `wait=True` flushed to disk.
-
-    Attributes:
-        where: the folder.
+    Edge holds the GIL during a call. Writes are in the write-ahead log when a call returns, and
+    with `wait=True` flushed to disk. There is one replica, so every read is consistent.
     """
 
     is_embedded = True
@@ -70,63 +98,63 @@ class EdgeEngine:
         return self
 
     def info(self) -> qm.VersionInfo:
-        """Return the version of Edge."""
         return qm.VersionInfo(title="qdrant-edge", version=version("qdrant-edge-py"))
 
-    @translated
     def close(self) -> None:
-        """Flush everything and let go of the folder."""
         for name in list(self._shards):
             self._close_shard(name)
         self._folder.close()
 
     def _shard(self, name: str) -> edge.EdgeShard:
-        home = self._folder.home(name)
+        """Return the shard of a collection or an alias; that of a collection stays open."""
         with self._opening:
-            if home.name not in self._shards:
-                self._shards[home.name] = edge.EdgeShard.load(str(home / SHARD))
-            return self._shards[home.name]
+            if name not in self._shards:
+                home = self._folder.home(name)
+                name = home.name
+            if name not in self._shards:
+                self._shards[name] = edge.EdgeShard.load(str(home / SHARD))
+            return self._shards[name]
 
+    def _description(self, name: str) -> Description:
+        try:
+            return Description(**self._folder.description(name))
+        except ValidationError as error:
+            field = ".".join(map(str, error.errors()[0]["loc"]))
+            raise EngineError(f"{self.where}: {name} is broken at {field}; load it again") from None
+
+    @_translated
     def _close_shard(self, name: str) -> None:
         shard = self._shards.pop(name, None)
         if shard is not None:
             shard.flush()
             shard.close()
 
-    @translated
     def resolve(self, name: str) -> str:
-        """Return the collection that alias `name` points to, or `name` if it is a collection."""
         collection = self._folder.find(name)
         if collection is None:
             raise unknown_name(name, self.where, self._folder.aliases())
         return collection
 
-    @translated
+    @_translated
     def optimize(self, collection_name: str) -> bool:
         """Merge segments and build HNSW graphs; the collection waits meanwhile.
 
         It runs in another process, for Edge would hold this one's GIL for up to minutes.
         """
         home = self._folder.home(collection_name)
+        command = [sys.executable, "-c", OPTIMIZE, str(home / SHARD)]
         with self._opening:
             self._close_shard(home.name)
-            done = subprocess.run(
-                [sys.executable, "-c", OPTIMIZE, str(home / SHARD)],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             reason = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
             raise EngineError(f"cannot optimize {collection_name} in {self.where}: {reason[0]}")
         return True
 
-    @translated
     def collection_exists(self, collection_name: str) -> bool:
-        """Say whether there is a collection or an alias of that name."""
         return self._folder.find(collection_name) is not None
 
-    @translated
+    @_translated
     def create_collection(
         self,
         collection_name: str,
@@ -136,27 +164,28 @@ class EdgeEngine:
         metadata: dict[str, Any] | None = None,
         **options: Any,
     ) -> bool:
-        """Create an empty collection with named vectors; `options` as `edge_config` has them."""
-        sparse = sparse_vectors_config or {}
-        description = edge_config.new_description(vectors_config, sparse, options)
-        config = edge_config.to_config(description)
+        empty = Description(
+            vectors=dict(vectors_config),
+            sparse_vectors=dict(sparse_vectors_config or {}),
+            metadata=metadata or {},
+        )
+        description = empty.changed(options)
+        config = description.to_edge()
         with self._folder.new_collection(collection_name) as draft:
-            write_description(draft, description | {"metadata": metadata or {}})
+            write_json(draft / DESCRIPTION, description.to_json())
             edge.EdgeShard.create(str(draft / SHARD), config).close()
         return True
 
-    @translated
+    @_translated
     def get_collection(self, collection_name: str) -> qm.CollectionInfo:
-        """Return counts, vector parameters, payload indexes and metadata."""
         info = self._shard(collection_name).info()
-        description = self._folder.description(collection_name)
         return qm.CollectionInfo(
             status=qm.CollectionStatus.GREEN,
             optimizer_status=qm.OptimizersStatusOneOf.OK,
             points_count=info.points_count,
             indexed_vectors_count=info.indexed_vectors_count,
             segments_count=info.segments_count,
-            config=edge_config.to_collection_config(description),
+            config=self._description(collection_name).to_client(),
             payload_schema={
                 name: qm.PayloadIndexInfo(
                     data_type=edge_types.CLIENT_INDEXES[index.data_type], points=index.points
@@ -166,15 +195,13 @@ class EdgeEngine:
         )
 
     def get_collections(self) -> qm.CollectionsResponse:
-        """Return the names of all collections."""
         names = self._folder.names()
         return qm.CollectionsResponse(
             collections=[qm.CollectionDescription(name=name) for name in names]
         )
 
-    @translated
+    @_translated
     def delete_collection(self, collection_name: str) -> bool:
-        """Delete a collection and its aliases; False where there is none of that name."""
         if collection_name not in self._folder.names():
             return False
         with self._opening:
@@ -182,39 +209,32 @@ class EdgeEngine:
             self._folder.remove(collection_name)
         return True
 
-    @translated
+    @_translated
     def update_collection(
         self, collection_name: str, *, metadata: dict[str, Any] | None = None, **options: Any
     ) -> bool:
-        """Merge `metadata` into the collection's; let later `optimize` calls keep to `options`.
-
-        A value of None takes its key out, as on a server.
-        """
         home = self._folder.home(collection_name)
-        description = self._folder.description(collection_name)
+        description = self._description(collection_name).changed(options)
         if options:
-            description = edge_config.changed(description, options)
-            config = edge_config.to_config(description)
             with self._opening:
                 self._close_shard(home.name)
-                self._shards[home.name] = edge.EdgeShard.load(str(home / SHARD), config)
-        merged = description["metadata"] | (metadata or {})
-        description["metadata"] = {k: value for k, value in merged.items() if value is not None}
-        write_description(home, description)
+                shard = edge.EdgeShard.load(str(home / SHARD), description.to_edge())
+                self._shards[home.name] = shard
+        merged = description.metadata | (metadata or {})
+        description.metadata = {k: value for k, value in merged.items() if value is not None}
+        write_json(home / DESCRIPTION, description.to_json())
         return True
 
     @contextmanager
     def take_snapshot(self, collection_name: str) -> Iterator[list[SnapshotFile]]:
         """Give the collection's files, which do not change while the block lasts."""
-        with engine_errors(self.where):
-            home = self._folder.home(collection_name)
-            with self._opening:
-                self._close_shard(home.name)
-                yield folder_files(home)
+        home = self._folder.home(collection_name)
+        with self._opening:
+            self._close_shard(home.name)
+            yield folder_files(home)
 
-    @translated
+    @_translated
     def restore_snapshot(self, collection_name: str, files: Iterable[SnapshotFile]) -> None:
-        """Make a collection of what `take_snapshot` gave."""
         try:
             with self._folder.new_collection(collection_name) as draft:
                 write_folder(draft, files)
@@ -224,9 +244,7 @@ class EdgeEngine:
             reason = error.strerror or error
             raise EngineError(f"cannot write to {self.where} ({reason})") from None
 
-    @translated
     def get_aliases(self) -> qm.CollectionsAliasesResponse:
-        """Return all aliases."""
         return qm.CollectionsAliasesResponse(
             aliases=[
                 qm.AliasDescription(alias_name=alias, collection_name=name)
@@ -234,11 +252,9 @@ class EdgeEngine:
             ]
         )
 
-    @translated
     def update_collection_aliases(
         self, change_aliases_operations: Sequence[AliasOperation]
     ) -> bool:
-        """Create and delete aliases, all at once."""
         aliases, names = self._folder.aliases(), self._folder.names()
         for operation in change_aliases_operations:
             if isinstance(operation, qm.CreateAliasOperation):
@@ -258,26 +274,21 @@ class EdgeEngine:
         self._folder.write_aliases(aliases)
         return True
 
-    @translated
     def create_payload_index(
         self, collection_name: str, field_name: str, field_schema: PayloadIndex
     ) -> qm.UpdateResult:
-        """Index a payload field, so that filters on it are quick."""
         index = edge_types.to_index(field_schema)
         operation = edge.UpdateOperation.create_field_index(field_name, index)
         return self._update(collection_name, operation, wait=False)
 
-    @translated
     def delete_payload_index(self, collection_name: str, field_name: str) -> qm.UpdateResult:
-        """Drop the index of a payload field."""
         operation = edge.UpdateOperation.delete_field_index(field_name)
         return self._update(collection_name, operation, wait=False)
 
-    @translated
+    @_translated
     def upsert(
         self, collection_name: str, points: Sequence[AnyPoint], *, wait: bool = True
     ) -> qm.UpdateResult:
-        """Insert or replace points."""
         self._check_widths(collection_name, points)
         converted = [edge_types.to_point(point) for point in points]
         return self._update(
@@ -286,9 +297,9 @@ class EdgeEngine:
 
     def _check_widths(self, collection_name: str, points: Sequence[AnyPoint]) -> None:
         """Refuse a batch before any of it is written; Edge would stop halfway through a point."""
-        description = self._folder.description(collection_name)
-        widths = {name: params["size"] for name, params in description["vectors"].items()}
-        known = widths.keys() | description["sparse_vectors"].keys()
+        description = self._description(collection_name)
+        widths = {name: params.size for name, params in description.vectors.items()}
+        known = widths.keys() | description.sparse_vectors.keys()
         for point in points:
             for name, vector in (point.vector if isinstance(point.vector, dict) else {}).items():
                 if name not in known:
@@ -303,15 +314,10 @@ class EdgeEngine:
                         f"collection {collection_name!r} expects {widths.get(name, 'a sparse one')}"
                     )
 
-    @translated
+    @_translated
     def batch_update_points(
-        self,
-        collection_name: str,
-        update_operations: Sequence[qm.OverwritePayloadOperation | qm.SetPayloadOperation],
-        *,
-        wait: bool = True,
+        self, collection_name: str, update_operations: Sequence[PayloadChange], *, wait: bool = True
     ) -> list[qm.UpdateResult]:
-        """Replace payloads, or add to them, one after the other."""
         converted = [edge_types.to_payload_change(operation) for operation in update_operations]
         last = len(converted) - 1
         return [
@@ -319,24 +325,18 @@ class EdgeEngine:
             for number, operation in enumerate(converted)
         ]
 
-    @translated
+    @_translated
     def delete(
-        self,
-        collection_name: str,
-        points_selector: list[int | str] | qm.Filter,
-        *,
-        wait: bool = True,
+        self, collection_name: str, points_selector: PointSelector, *, wait: bool = True
     ) -> qm.UpdateResult:
-        """Delete points by id or by filter."""
         if isinstance(points_selector, qm.Filter):
-            operation = edge.UpdateOperation.delete_points_by_filter(
-                edge_types.to_edge_filter(points_selector)
-            )
+            filter = edge_types.to_edge_filter(points_selector)
+            operation = edge.UpdateOperation.delete_points_by_filter(filter)
         else:
             operation = edge.UpdateOperation.delete_points([*points_selector])
         return self._update(collection_name, operation, wait=wait)
 
-    @translated
+    @_translated
     def _update(
         self, collection_name: str, operation: edge.UpdateOperation, *, wait: bool
     ) -> qm.UpdateResult:
@@ -347,7 +347,7 @@ class EdgeEngine:
             shard.flush()
         return DONE
 
-    @translated
+    @_translated
     def scroll(
         self,
         collection_name: str,
@@ -359,20 +359,18 @@ class EdgeEngine:
         with_vectors: bool | list[str] = False,
         consistency: qm.ReadConsistencyType | None = None,
     ) -> tuple[list[qm.Record], int | str | None]:
-        """Return points in the order of their ids, and where to go on; there is one replica."""
         request = edge.ScrollRequest(
             offset=offset,
             limit=limit,
-            filter=edge_types.to_optional_filter(scroll_filter),
+            filter=edge_types.to_edge_filter(scroll_filter) if scroll_filter else None,
             with_payload=edge_types.to_selector(with_payload),
             with_vector=edge_types.to_selector(with_vectors),
         )
         records, following = self._shard(collection_name).scroll(request)
-        return [edge_types.from_record(record) for record in records], (
-            None if following is None else edge_types.from_id(following)
-        )
+        offset = following if following is None or isinstance(following, int) else str(following)
+        return [edge_types.from_record(record) for record in records], offset
 
-    @translated
+    @_translated
     def retrieve(
         self,
         collection_name: str,
@@ -382,19 +380,19 @@ class EdgeEngine:
         with_vectors: bool | list[str] = False,
         consistency: qm.ReadConsistencyType | None = None,
     ) -> list[qm.Record]:
-        """Return the points of `ids` that exist; there is one replica."""
         payload, vector = map(edge_types.to_selector, (with_payload, with_vectors))
         records = self._shard(collection_name).retrieve(list(ids), payload, vector)
         return [edge_types.from_record(record) for record in records]
 
-    @translated
+    @_translated
     def count(
         self, collection_name: str, *, count_filter: qm.Filter | None = None, exact: bool = True
     ) -> qm.CountResult:
-        """Return the number of points that pass a filter."""
-        request = edge.CountRequest(exact=exact, filter=edge_types.to_optional_filter(count_filter))
+        passing = edge_types.to_edge_filter(count_filter) if count_filter else None
+        request = edge.CountRequest(exact=exact, filter=passing)
         return qm.CountResult(count=self._shard(collection_name).count(request))
 
+    @_translated
     def query_points(
         self,
         collection_name: str,
@@ -406,7 +404,6 @@ class EdgeEngine:
         with_vectors: bool | list[str] = False,
         **options: Any,
     ) -> QueryResponse:
-        """Answer one query; `options` are the other fields of a `QueryRequest`."""
         request = qm.QueryRequest(
             query=query,
             filter=query_filter,
@@ -415,21 +412,15 @@ class EdgeEngine:
             with_vector=with_vectors,
             **options,
         )
-        (points,) = self._query_batch(collection_name, [request])
+        points = self._shard(collection_name).query(edge_types.to_request(request))
         return QueryResponse(points=[edge_types.from_scored(point) for point in points])
 
+    @_translated
     def query_scores(
         self, collection_name: str, requests: Sequence[qm.QueryRequest]
     ) -> list[Scored]:
-        """Answer many queries in one pass over the segments, with ids and scores alone."""
+        batch = edge.QueryBatchRequest([edge_types.to_request(request) for request in requests])
         return [
             Scored([str(point.id) for point in points], [point.score for point in points])
-            for points in self._query_batch(collection_name, requests)
+            for points in self._shard(collection_name).query_batch(batch)
         ]
-
-    @translated
-    def _query_batch(
-        self, collection_name: str, requests: Sequence[qm.QueryRequest]
-    ) -> list[list[edge.ScoredPoint]]:
-        batch = edge.QueryBatchRequest([edge_types.to_request(request) for request in requests])
-        return self._shard(collection_name).query_batch(batch)

@@ -1,7 +1,4 @@
-"""How an embedded collection is configured: as JSON beside the shard, and as Edge has it.
-
-The JSON holds the client's types, by the names of `QdrantClient`'s arguments.
-"""
+"""How an embedded collection is configured: as JSON beside the shard, and as Edge has it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,159 +16,126 @@ OPTIMIZERS = qm.OptimizersConfig(default_segment_number=0, flush_interval_sec=0)
 SINGLE = ("shard_number", "replication_factor", "write_consistency_factor")
 STORED = ("hnsw_config", "quantization_config", "optimizers_config", "on_disk_payload")
 
+QUANTIZATIONS = (qm.ScalarQuantization, qm.BinaryQuantization)
+
 EDGE_ENCODINGS = {
     qm.BinaryQuantizationEncoding.ONE_BIT: edge.BinaryQuantizationEncoding.OneBit,
     qm.BinaryQuantizationEncoding.ONE_AND_HALF_BITS: edge.BinaryQuantizationEncoding.OneAndHalfBits,
     qm.BinaryQuantizationEncoding.TWO_BITS: edge.BinaryQuantizationEncoding.TwoBits,
 }
 
-Description = dict[str, Any]
+
+class Description(BaseModel):
+    """What is stored about a collection, by the names of `QdrantClient`'s arguments."""
+
+    vectors: dict[str, qm.VectorParams]
+    sparse_vectors: dict[str, qm.SparseVectorParams]
+    hnsw_config: qm.HnswConfigDiff | None = None
+    quantization_config: qm.ScalarQuantization | qm.BinaryQuantization | None = None
+    optimizers_config: qm.OptimizersConfigDiff | None = None
+    on_disk_payload: bool | None = None
+    metadata: dict[str, Any] = {}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what is stored; a None in the metadata is content, and stays."""
+        stored = self.model_dump(mode="json", exclude_none=True, exclude={"metadata"})
+        return stored | {"metadata": self.metadata}
+
+    def changed(self, options: Mapping[str, Any]) -> "Description":
+        """Return the description with these options of `update_collection` in it.
+
+        Raises:
+            EngineError: more than one shard or replica, or an option that Edge does not have.
+        """
+        changes = {name: value for name, value in options.items() if value is not None}
+        vectors = dict(self.vectors)
+        for name, diff in changes.pop("vectors_config", {}).items():
+            allow_only(diff, "on_disk")
+            vectors[name] = vectors[name].model_copy(update=_values(diff))
+        if (params := changes.pop("collection_params", None)) is not None:
+            allow_only(params, "on_disk_payload", *SINGLE)
+            changes |= _values(params)
+        for name in SINGLE:
+            if (count := changes.pop(name, 1)) != 1:
+                raise EngineError(
+                    f"the embedded engine is one shard on one node, {name} is {count}; "
+                    "leave it out, or use a server with --url"
+                )
+        for name, value in changes.items():
+            if name not in STORED:
+                raise unsupported(name)
+            if value == qm.Disabled.DISABLED:
+                changes[name] = None
+            elif name == "quantization_config" and not isinstance(value, QUANTIZATIONS):
+                raise unsupported(value)
+        return Description(**dict(self) | {"vectors": vectors} | changes)
+
+    def to_edge(self) -> edge.EdgeConfig:
+        """Return the configuration of a shard with its write-ahead log on.
+
+        Raises:
+            EngineError: it asks for something that Edge does not have.
+        """
+        vectors, sparse_vectors = {}, {}
+        for name, dense in self.vectors.items():
+            allow_only(dense, "size", "distance", "on_disk")
+            distance = EDGE_DISTANCES[dense.distance]
+            vectors[name] = edge.EdgeVectorParams(dense.size, distance, on_disk=dense.on_disk)
+        for name, sparse in self.sparse_vectors.items():
+            allow_only(sparse, "modifier")
+            idf = edge.Modifier.Idf if sparse.modifier is qm.Modifier.IDF else None
+            sparse_vectors[name] = edge.EdgeSparseVectorParams(modifier=idf)
+        hnsw = optimizers = None
+        if self.hnsw_config:
+            known = ("m", "ef_construct", "full_scan_threshold")
+            allow_only(self.hnsw_config, *known)
+            merged = HNSW.model_copy(update=_values(self.hnsw_config))
+            hnsw = edge.HnswIndexConfig(**merged.model_dump(include={*known}))
+        if self.optimizers_config:
+            allow_only(self.optimizers_config, "indexing_threshold")
+            threshold = self.optimizers_config.indexing_threshold
+            optimizers = edge.EdgeOptimizersConfig(indexing_threshold=threshold)
+        return edge.EdgeConfig(
+            vectors=vectors,
+            sparse_vectors=sparse_vectors,
+            hnsw_config=hnsw,
+            quantization_config=_edge_quantization(self.quantization_config),
+            optimizers=optimizers,
+            on_disk_payload=self.on_disk_payload,
+            wal_enabled=True,
+        )
+
+    def to_client(self) -> qm.CollectionConfig:
+        """Return what `get_collection` says about the configuration."""
+        return qm.CollectionConfig(
+            params=qm.CollectionParams(
+                vectors=self.vectors,
+                sparse_vectors=self.sparse_vectors,
+                on_disk_payload=self.on_disk_payload,
+            ),
+            hnsw_config=HNSW.model_copy(update=_values(self.hnsw_config)),
+            quantization_config=self.quantization_config,
+            optimizer_config=OPTIMIZERS.model_copy(update=_values(self.optimizers_config)),
+            metadata=self.metadata,
+        )
 
 
-def new_description(
-    vectors: Mapping[str, qm.VectorParams],
-    sparse_vectors: Mapping[str, qm.SparseVectorParams],
-    options: Mapping[str, Any],
-) -> Description:
-    """Return what is stored about a new collection; `options` are of `create_collection`."""
-    description: Description = {
-        "vectors": {name: _as_json(params) for name, params in vectors.items()},
-        "sparse_vectors": {name: _as_json(params) for name, params in sparse_vectors.items()},
-    }
-    return changed(description, options)
+def _values(model: BaseModel | None) -> dict[str, Any]:
+    return model.model_dump(exclude_none=True) if model else {}
 
 
-def changed(description: Description, options: Mapping[str, Any]) -> Description:
-    """Return the description with these options of `update_collection` in it.
-
-    Raises:
-        EngineError: more than one shard or replica, or an option that Edge does not have.
-    """
-    result = {**description, "vectors": {k: dict(v) for k, v in description["vectors"].items()}}
-    changes = {name: value for name, value in options.items() if value is not None}
-    for name, diff in changes.pop("vectors_config", {}).items():
-        allow_only(diff, "on_disk")
-        result["vectors"][name] |= _as_json(diff)
-    if (params := changes.pop("collection_params", None)) is not None:
-        allow_only(params, "on_disk_payload", *SINGLE)
-        changes |= _as_json(params)
-    for name in SINGLE:
-        if (count := changes.pop(name, 1)) != 1:
-            raise EngineError(
-                f"the embedded engine is one shard on one node, {name} is {count}; "
-                "leave it out, or use a server with --url"
-            )
-    for name, value in changes.items():
-        if name not in STORED:
-            raise unsupported(name)
-        result[name] = None if value == qm.Disabled.DISABLED else _as_json(value)
-    return result
-
-
-def to_config(description: Description) -> edge.EdgeConfig:
-    """Return the configuration of a shard with its write-ahead log on.
-
-    Raises:
-        EngineError: it asks for something that Edge does not have.
-    """
-    vectors, sparse = _vectors(description), _sparse_vectors(description)
-    optimizers = None
-    if stored := description.get("optimizers_config"):
-        diff = qm.OptimizersConfigDiff(**stored)
-        allow_only(diff, "indexing_threshold")
-        optimizers = edge.EdgeOptimizersConfig(indexing_threshold=diff.indexing_threshold)
-    return edge.EdgeConfig(
-        vectors={name: _vector_params(params) for name, params in vectors.items()},
-        sparse_vectors={name: _sparse_params(params) for name, params in sparse.items()},
-        hnsw_config=_hnsw(description.get("hnsw_config")),
-        quantization_config=_quantization(description.get("quantization_config")),
-        optimizers=optimizers,
-        on_disk_payload=description.get("on_disk_payload"),
-        wal_enabled=True,
-    )
-
-
-def to_collection_config(description: Description) -> qm.CollectionConfig:
-    """Return what `get_collection` says about the configuration."""
-    return qm.CollectionConfig(
-        params=qm.CollectionParams(
-            vectors=_vectors(description),
-            sparse_vectors=_sparse_vectors(description),
-            on_disk_payload=description.get("on_disk_payload"),
-        ),
-        hnsw_config=HNSW.model_copy(update=description.get("hnsw_config") or {}),
-        quantization_config=_quantized(description.get("quantization_config")),
-        optimizer_config=OPTIMIZERS.model_copy(update=description.get("optimizers_config") or {}),
-        metadata=description["metadata"],
-    )
-
-
-def _as_json(value: Any) -> Any:
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="json", exclude_none=True)
-    return value
-
-
-def _vectors(description: Description) -> dict[str, qm.VectorParams]:
-    return {name: qm.VectorParams(**params) for name, params in description["vectors"].items()}
-
-
-def _sparse_vectors(description: Description) -> dict[str, qm.SparseVectorParams]:
-    stored = description["sparse_vectors"]
-    return {name: qm.SparseVectorParams(**params) for name, params in stored.items()}
-
-
-def _vector_params(params: qm.VectorParams) -> edge.EdgeVectorParams:
-    allow_only(params, "size", "distance", "on_disk")
-    return edge.EdgeVectorParams(
-        size=params.size, distance=EDGE_DISTANCES[params.distance], on_disk=params.on_disk
-    )
-
-
-def _sparse_params(params: qm.SparseVectorParams) -> edge.EdgeSparseVectorParams:
-    allow_only(params, "modifier")
-    idf = params.modifier is qm.Modifier.IDF
-    return edge.EdgeSparseVectorParams(modifier=edge.Modifier.Idf if idf else None)
-
-
-def _hnsw(stored: Mapping[str, Any] | None) -> edge.HnswIndexConfig | None:
-    if not stored:
-        return None
-    allow_only(qm.HnswConfigDiff(**stored), "m", "ef_construct", "full_scan_threshold")
-    config = HNSW.model_copy(update=dict(stored))
-    return edge.HnswIndexConfig(
-        m=config.m,
-        ef_construct=config.ef_construct,
-        full_scan_threshold=config.full_scan_threshold,
-    )
-
-
-def _quantized(stored: Mapping[str, Any] | None) -> Any:
-    if not stored:
-        return None
-    if "scalar" in stored:
-        return qm.ScalarQuantization(**stored)
-    if "binary" in stored:
-        return qm.BinaryQuantization(**stored)
-    raise unsupported(f"quantization {', '.join(stored)}")
-
-
-def _quantization(
-    stored: Mapping[str, Any] | None,
+def _edge_quantization(
+    config: qm.ScalarQuantization | qm.BinaryQuantization | None,
 ) -> edge.ScalarQuantizationConfig | edge.BinaryQuantizationConfig | None:
-    config = _quantized(stored)
     if isinstance(config, qm.ScalarQuantization):
-        allow_only(config.scalar, "type", "always_ram", "quantile")
+        scalar = config.scalar
+        allow_only(scalar, "type", "always_ram", "quantile")
         return edge.ScalarQuantizationConfig(
-            type=edge.ScalarType.Int8,
-            quantile=config.scalar.quantile,
-            always_ram=config.scalar.always_ram,
+            type=edge.ScalarType.Int8, quantile=scalar.quantile, always_ram=scalar.always_ram
         )
     if isinstance(config, qm.BinaryQuantization):
-        allow_only(config.binary, "always_ram", "encoding")
-        encoding = config.binary.encoding
-        return edge.BinaryQuantizationConfig(
-            always_ram=config.binary.always_ram,
-            encoding=None if encoding is None else EDGE_ENCODINGS[encoding],
-        )
+        binary = config.binary
+        allow_only(binary, "always_ram", "encoding")
+        encoding = None if binary.encoding is None else EDGE_ENCODINGS[binary.encoding]
+        return edge.BinaryQuantizationConfig(always_ram=binary.always_ram, encoding=encoding)
     return None

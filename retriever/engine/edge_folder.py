@@ -111,10 +111,8 @@ class EdgeFolder:
 
     def aliases(self) -> dict[str, str]:
         """Return what each alias points to; one whose collection was deleted is no more."""
-        try:
-            stored = json.loads((self.path / "aliases.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {}
+        path = self.path / "aliases.json"
+        stored = _read_json(path) if path.exists() else {}
         return {alias: name for alias, name in stored.items() if self._home(name).is_dir()}
 
     def write_aliases(self, aliases: dict[str, str]) -> None:
@@ -139,8 +137,8 @@ class EdgeFolder:
         return self._home(collection)
 
     def description(self, name: str) -> dict[str, Any]:
-        """Return what `write_description` has written about the collection `name`."""
-        return dict(json.loads((self.home(name) / DESCRIPTION).read_text(encoding="utf-8")))
+        """Return what is stored about the collection `name` beside its shard."""
+        return _read_json(self.home(name) / DESCRIPTION)
 
     @contextmanager
     def new_collection(self, name: str) -> Iterator[Path]:
@@ -168,9 +166,13 @@ class EdgeFolder:
         return self._collections / name
 
 
-def write_description(home: Path, description: dict[str, Any]) -> None:
-    """Write vector parameters and metadata into the folder of a collection."""
-    write_json(home / DESCRIPTION, description)
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise EngineError(
+            f"{path} is not JSON ({error}); mend it, or load the collections into a new folder"
+        ) from None
 
 
 def folder_files(home: Path) -> list[SnapshotFile]:

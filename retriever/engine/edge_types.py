@@ -5,15 +5,14 @@ What the embedded engine cannot do, or what a Qdrant 1.16 server would silently 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
-from uuid import UUID
+from typing import Any, overload
 
 import numpy as np
 import qdrant_edge as edge
 from pydantic import BaseModel
 from qdrant_client import models as qm
 
-from two_tower.retriever.engine.wire import AnyPoint
+from two_tower.retriever.engine.wire import AnyPoint, PayloadChange
 from two_tower.retriever.errors import EngineError
 
 EDGE_DISTANCES = {
@@ -36,6 +35,10 @@ CLIENT_INDEXES = {theirs: ours for ours, theirs in EDGE_INDEXES.items()}
 
 DEFAULT_LIMIT = 10
 RRF_DEFAULT_K = 2
+REQUEST_FIELDS = (
+    *("prefetch", "query", "using", "filter", "params", "score_threshold", "limit"),
+    *("offset", "with_vector", "with_payload"),  # of a whole query alone
+)
 
 
 def unsupported(value: object) -> EngineError:
@@ -84,38 +87,24 @@ def to_vector(vector: Any) -> Any:
     raise unsupported(vector)
 
 
-def from_vector(vector: Any) -> Any:
-    """Return a stored named-vector mapping in the client's types."""
-    if not isinstance(vector, dict):
-        return vector
-    return {
-        name: qm.SparseVector(indices=v.indices, values=v.values)
-        if isinstance(v, edge.SparseVector)
-        else v
-        for name, v in vector.items()
-    }
-
-
-def from_id(point_id: int | str | UUID) -> int | str:
-    """Return a point id as the client gives it: an int or a UUID in text."""
-    return str(point_id) if isinstance(point_id, UUID) else point_id
-
-
-def from_record(record: edge.Record) -> qm.Record:
-    """Return a stored point."""
-    return qm.Record.model_construct(
-        id=from_id(record.id), payload=record.payload, vector=from_vector(record.vector)
-    )
+def from_record(record: edge.Record | edge.ScoredPoint) -> qm.Record:
+    """Return a stored point or a hit, without its score."""
+    vector: Any = record.vector
+    if isinstance(vector, dict):
+        vector = {
+            name: qm.SparseVector(indices=named.indices, values=named.values)
+            if isinstance(named, edge.SparseVector)
+            else named
+            for name, named in vector.items()
+        }
+    point_id = record.id if isinstance(record.id, int) else str(record.id)
+    return qm.Record.model_construct(id=point_id, payload=record.payload, vector=vector)
 
 
 def from_scored(point: edge.ScoredPoint) -> qm.ScoredPoint:
     """Return a hit."""
     return qm.ScoredPoint.model_construct(
-        id=from_id(point.id),
-        version=point.version,
-        score=point.score,
-        payload=point.payload,
-        vector=from_vector(point.vector),
+        version=point.version, score=point.score, **dict(from_record(point))
     )
 
 
@@ -124,12 +113,10 @@ def to_point(point: AnyPoint) -> edge.Point:
     if not isinstance(point.vector, dict):
         raise unsupported("PointStruct with an unnamed vector")
     vectors = {name: to_vector(vector) for name, vector in point.vector.items()}
-    return edge.Point(id=from_id(point.id), vector=vectors, payload=point.payload or {})
+    return edge.Point(id=point.id, vector=vectors, payload=point.payload or {})
 
 
-def to_payload_change(
-    operation: qm.OverwritePayloadOperation | qm.SetPayloadOperation,
-) -> edge.UpdateOperation:
+def to_payload_change(operation: PayloadChange) -> edge.UpdateOperation:
     """Return the operation that replaces the payload of some points, or adds fields to it."""
     if isinstance(operation, qm.OverwritePayloadOperation):
         change, converted = operation.overwrite_payload, edge.UpdateOperation.overwrite_payload
@@ -138,7 +125,7 @@ def to_payload_change(
     else:
         raise unsupported(operation)
     allow_only(change, "payload", "points")
-    return converted([from_id(point) for point in change.points or ()], change.payload)
+    return converted([*(change.points or ())], change.payload)
 
 
 def to_selector(selector: Any) -> bool | list[str]:
@@ -163,11 +150,6 @@ def to_edge_filter(query_filter: qm.Filter) -> edge.Filter:
         must_not=_edge_conditions(query_filter.must_not),
         min_should=min_should,
     )
-
-
-def to_optional_filter(query_filter: qm.Filter | None) -> edge.Filter | None:
-    """Return a filter; None stays None."""
-    return None if query_filter is None else to_edge_filter(query_filter)
 
 
 def _edge_conditions(conditions: Any) -> list[Any] | None:
@@ -216,7 +198,7 @@ EDGE_RANGES: Mapping[type, Callable[[Any], Any]] = {
 EDGE_CONDITIONS: Mapping[type, Callable[[Any], Any]] = {
     qm.Filter: to_edge_filter,
     qm.FieldCondition: _field,
-    qm.HasIdCondition: lambda c: edge.HasIdCondition({from_id(i) for i in c.has_id}),
+    qm.HasIdCondition: lambda c: edge.HasIdCondition({*c.has_id}),
     qm.IsEmptyCondition: lambda c: edge.IsEmptyCondition(c.is_empty.key),
     qm.IsNullCondition: lambda c: edge.IsNullCondition(c.is_null.key),
     qm.HasVectorCondition: lambda c: edge.HasVectorCondition(c.has_vector),
@@ -226,44 +208,30 @@ EDGE_CONDITIONS: Mapping[type, Callable[[Any], Any]] = {
 }
 
 
-def to_request(request: qm.QueryRequest) -> edge.QueryRequest:
-    """Return one query with its prefetches."""
-    allow_only(
-        request,
-        *("prefetch", "query", "using", "filter", "params", "score_threshold"),
-        *("limit", "offset", "with_vector", "with_payload"),
-    )
+@overload
+def to_request(request: qm.QueryRequest) -> edge.QueryRequest: ...
+@overload
+def to_request(request: qm.Prefetch) -> edge.Prefetch: ...
+def to_request(request: qm.QueryRequest | qm.Prefetch) -> edge.QueryRequest | edge.Prefetch:
+    """Return one query, or one part of a query, with its prefetches."""
+    allow_only(request, *REQUEST_FIELDS)
+    legs = request.prefetch or []
+    fields: dict[str, Any] = {
+        "limit": DEFAULT_LIMIT if request.limit is None else request.limit,
+        "query": _query(request.query, request.using),
+        "prefetches": [to_request(leg) for leg in (legs if isinstance(legs, list) else [legs])],
+        "params": _params(request.params),
+        "filter": None if request.filter is None else to_edge_filter(request.filter),
+        "score_threshold": request.score_threshold,
+    }
+    if isinstance(request, qm.Prefetch):
+        return edge.Prefetch(**fields)
     return edge.QueryRequest(
-        limit=DEFAULT_LIMIT if request.limit is None else request.limit,
+        **fields,
         offset=request.offset,
-        query=_query(request.query, request.using),
-        prefetches=_prefetches(request.prefetch),
         with_vector=to_selector(request.with_vector),
         with_payload=to_selector(request.with_payload),
-        filter=to_optional_filter(request.filter),
-        score_threshold=request.score_threshold,
-        params=_params(request.params),
     )
-
-
-def _prefetches(prefetch: qm.Prefetch | list[qm.Prefetch] | None) -> list[edge.Prefetch]:
-    if prefetch is None:
-        return []
-    prefetches = prefetch if isinstance(prefetch, list) else [prefetch]
-    fields = ("prefetch", "query", "using", "filter", "params", "score_threshold", "limit")
-    for leg in prefetches:
-        allow_only(leg, *fields)
-    return [
-        edge.Prefetch(
-            limit=DEFAULT_LIMIT if leg.limit is None else leg.limit,
-            query=_query(leg.query, leg.using),
-            prefetches=_prefetches(leg.prefetch),
-            params=_params(leg.params),
-            filter=to_optional_filter(leg.filter),
-            score_threshold=leg.score_threshold,
-        )
-        for leg in prefetches
-    ]
 
 
 def _query(query: Any, using: str | None) -> Any:

@@ -2,10 +2,8 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import wraps
-from typing import Any, ParamSpec, TypeVar
 
 from qdrant_client.common.client_exceptions import QdrantException, ResourceExhaustedResponse
 from qdrant_client.http.exceptions import (
@@ -26,29 +24,10 @@ from two_tower.retriever.errors import (
 AGAIN = "run the same command again"
 LONGEST = 300
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-def translated(method: Callable[P, T]) -> Callable[P, T]:
-    """Make a method of an engine raise `EngineError`s that name its `where`."""
-
-    @wraps(method)
-    def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        engine: Any = args[0]
-        with engine_errors(engine.where):
-            return method(*args, **kwargs)
-
-    return call
-
 
 @contextmanager
 def engine_errors(where: str) -> Iterator[None]:
-    """Turn what a client raises into an `EngineError` that names the engine.
-
-    Args:
-        where: URL or folder, as the user may see it.
-    """
+    """Turn what a client raises into an `EngineError` that names the server by its URL."""
     try:
         yield
     except UnexpectedResponse as error:
@@ -58,13 +37,9 @@ def engine_errors(where: str) -> Iterator[None]:
     except json.JSONDecodeError:
         raise _unavailable(where, "the answer is not JSON") from None
     except ResourceExhaustedResponse as error:
-        raise _from_status(429, _one_line(error), where) from None
+        raise _from_status(429, one_line(error), where) from None
     except (ApiException, QdrantException) as error:
-        raise EngineError(f"{where}: {_one_line(error)}") from None
-    except Exception as error:
-        if type(error) is Exception:  # all that Edge's bindings ever raise
-            raise EngineError(f"{where}: {_one_line(error)}") from None
-        raise
+        raise EngineError(f"{where}: {one_line(error)}") from None
 
 
 def unknown_name(name: str, where: str, aliases: Mapping[str, str]) -> CollectionNotFound:
@@ -79,9 +54,15 @@ def unknown_name(name: str, where: str, aliases: Mapping[str, str]) -> Collectio
 def reason_of(error: UnexpectedResponse) -> str:
     """Return why the server refused a request, in one line."""
     try:
-        return _one_line(json.loads(error.content)["status"]["error"])
+        return one_line(json.loads(error.content)["status"]["error"])
     except (ValueError, KeyError, TypeError):
-        return _one_line(error.content.decode("utf-8", "replace"))
+        return one_line(error.content.decode("utf-8", "replace"))
+
+
+def one_line(reason: object) -> str:
+    """Return what went wrong, without line breaks and not too long."""
+    text = " ".join(str(reason).split()) or type(reason).__name__
+    return text if len(text) <= LONGEST else text[:LONGEST] + "…"
 
 
 def _unavailable(where: str, reason: str) -> EngineUnavailable:
@@ -92,7 +73,7 @@ def _unavailable(where: str, reason: str) -> EngineUnavailable:
 
 
 def _no_answer(cause: Exception, where: str) -> EngineUnavailable:
-    reason = _one_line(cause)
+    reason = one_line(cause)
     refusal = re.search(r"certificate verify failed: (.*?)(?: \(_ssl\.c.*)?$", reason)
     if not refusal:
         return _unavailable(where, reason)
@@ -119,8 +100,3 @@ def _from_status(status: int, reason: str, where: str) -> EngineError:
         return _unavailable(where, f"HTTP {status}")
     kind = EngineBusy if status in (429, 500) else EngineError
     return kind(f"{where} answered HTTP {status}: {reason}")
-
-
-def _one_line(reason: object) -> str:
-    text = " ".join(str(reason).split()) or type(reason).__name__
-    return text if len(text) <= LONGEST else text[:LONGEST] + "…"

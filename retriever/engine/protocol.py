@@ -1,5 +1,7 @@
 """What embedded engine and server have in common, and what is done with either alike."""
 
+# ruff: noqa: D102 (a method without a docstring is `QdrantClient`'s, and does what it does there)
+
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
@@ -8,12 +10,13 @@ from qdrant_client import models as qm
 from qdrant_client.http.models import QueryResponse
 
 from two_tower.retriever.engine.snapshots import SnapshotFile
-from two_tower.retriever.engine.wire import AnyPoint, Scored
+from two_tower.retriever.engine.wire import AnyPoint, PayloadChange, Scored
 from two_tower.retriever.errors import EngineError
 
 PayloadIndex = qm.PayloadSchemaType | qm.TextIndexParams
 Quantization = qm.ScalarQuantization | qm.BinaryQuantization
 AliasOperation = qm.CreateAliasOperation | qm.DeleteAliasOperation
+PointSelector = list[int | str] | qm.Filter
 
 RETRY_FOR_S = 120.0
 POINTS_PER_PAGE = 256
@@ -24,12 +27,16 @@ OPTIMIZE_ABOVE = 100_000  # points; smaller collections Edge scans quickly enoug
 class Engine(Protocol):
     """The part of `QdrantClient` that is used here, by name and meaning, and a little more.
 
-    Every method raises an `EngineError` in one line where the engine fails.
+    Safe to share between threads. Every method raises an `EngineError` in one line where the
+    engine fails.
+
+    Attributes:
+        where: URL without credentials, or folder.
+        is_embedded: whether this is Qdrant Edge in a folder, and not a server.
     """
 
-    @property
-    def is_embedded(self) -> bool:
-        """Whether this is Qdrant Edge in a folder, and not a server."""
+    where: str
+    is_embedded: bool
 
     def with_retry(self, seconds: float = RETRY_FOR_S) -> "Engine":
         """Return this engine with requests that are made again while a server is away.
@@ -38,8 +45,8 @@ class Engine(Protocol):
             seconds: how long one request waits in all before its failure is final.
         """
 
-    def info(self) -> qm.VersionInfo: ...  # noqa: D102
-    def close(self) -> None: ...  # noqa: D102
+    def info(self) -> qm.VersionInfo: ...
+    def close(self) -> None: ...
 
     def resolve(self, name: str) -> str:
         """Return the collection that alias `name` points to, or `name` if it is a collection.
@@ -51,8 +58,8 @@ class Engine(Protocol):
     def optimize(self, collection_name: str) -> bool:
         """Build the indexes that a server builds by itself; True where there was work to do."""
 
-    def collection_exists(self, collection_name: str) -> bool: ...  # noqa: D102
-    def create_collection(  # noqa: D102
+    def collection_exists(self, collection_name: str) -> bool: ...
+    def create_collection(
         self,
         collection_name: str,
         *,
@@ -61,12 +68,16 @@ class Engine(Protocol):
         metadata: dict[str, Any] | None = None,
         **options: Any,
     ) -> bool: ...
-    def get_collection(self, collection_name: str) -> qm.CollectionInfo: ...  # noqa: D102
-    def get_collections(self) -> qm.CollectionsResponse: ...  # noqa: D102
-    def delete_collection(self, collection_name: str) -> bool: ...  # noqa: D102
-    def update_collection(  # noqa: D102
+    def get_collection(self, collection_name: str) -> qm.CollectionInfo: ...
+    def get_collections(self) -> qm.CollectionsResponse: ...
+    def delete_collection(self, collection_name: str) -> bool:
+        """Delete a collection and its aliases; False where there is none of that name."""
+
+    def update_collection(
         self, collection_name: str, *, metadata: dict[str, Any] | None = None, **options: Any
-    ) -> bool: ...
+    ) -> bool:
+        """Change how a collection is stored; merge `metadata`, in which None takes its key out."""
+
     def take_snapshot(self, collection_name: str) -> AbstractContextManager[list[SnapshotFile]]:
         """Give the files of a snapshot; call nothing else of the engine before the block ends.
 
@@ -82,34 +93,24 @@ class Engine(Protocol):
             EngineError: the engine cannot use them; nothing is left of the attempt.
         """
 
-    def get_aliases(self) -> qm.CollectionsAliasesResponse: ...  # noqa: D102
-    def update_collection_aliases(  # noqa: D102
+    def get_aliases(self) -> qm.CollectionsAliasesResponse: ...
+    def update_collection_aliases(
         self, change_aliases_operations: Sequence[AliasOperation]
     ) -> bool: ...
-    def create_payload_index(  # noqa: D102
+    def create_payload_index(
         self, collection_name: str, field_name: str, field_schema: PayloadIndex
     ) -> qm.UpdateResult: ...
-    def delete_payload_index(  # noqa: D102
-        self, collection_name: str, field_name: str
-    ) -> qm.UpdateResult: ...
-    def upsert(  # noqa: D102
+    def delete_payload_index(self, collection_name: str, field_name: str) -> qm.UpdateResult: ...
+    def upsert(
         self, collection_name: str, points: Sequence[AnyPoint], *, wait: bool = True
     ) -> qm.UpdateResult: ...
-    def batch_update_points(  # noqa: D102
-        self,
-        collection_name: str,
-        update_operations: Sequence[qm.OverwritePayloadOperation | qm.SetPayloadOperation],
-        *,
-        wait: bool = True,
+    def batch_update_points(
+        self, collection_name: str, update_operations: Sequence[PayloadChange], *, wait: bool = True
     ) -> list[qm.UpdateResult]: ...
-    def delete(  # noqa: D102
-        self,
-        collection_name: str,
-        points_selector: list[int | str] | qm.Filter,
-        *,
-        wait: bool = True,
+    def delete(
+        self, collection_name: str, points_selector: PointSelector, *, wait: bool = True
     ) -> qm.UpdateResult: ...
-    def scroll(  # noqa: D102
+    def scroll(
         self,
         collection_name: str,
         *,
@@ -120,7 +121,7 @@ class Engine(Protocol):
         with_vectors: bool | list[str] = False,
         consistency: qm.ReadConsistencyType | None = None,
     ) -> tuple[list[qm.Record], int | str | None]: ...
-    def retrieve(  # noqa: D102
+    def retrieve(
         self,
         collection_name: str,
         ids: Sequence[int | str],
@@ -129,7 +130,7 @@ class Engine(Protocol):
         with_vectors: bool | list[str] = False,
         consistency: qm.ReadConsistencyType | None = None,
     ) -> list[qm.Record]: ...
-    def count(  # noqa: D102
+    def count(
         self, collection_name: str, *, count_filter: qm.Filter | None = None, exact: bool = True
     ) -> qm.CountResult: ...
     def query_points(

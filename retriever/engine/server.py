@@ -4,6 +4,8 @@ Points and scores bypass the client's models: it looks through every vector in c
 be embedded, which in a search takes as long as the search itself.
 """
 
+# ruff: noqa: D102 (`Engine` says what the methods do)
+
 import copy
 import logging
 import random
@@ -11,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
+from urllib.parse import quote
 
 from qdrant_client import QdrantClient
 from qdrant_client import models as qm
@@ -18,9 +21,15 @@ from qdrant_client.http.exceptions import ResponseHandlingException
 from qdrant_client.http.models import QueryResponse
 
 from two_tower.retriever.engine.failures import AGAIN, engine_errors, unknown_name
-from two_tower.retriever.engine.protocol import RETRY_FOR_S, AliasOperation, PayloadIndex
+from two_tower.retriever.engine.protocol import (
+    RETRY_FOR_S,
+    AliasOperation,
+    Engine,
+    PayloadIndex,
+    PointSelector,
+)
 from two_tower.retriever.engine.snapshots import SnapshotFile, restore_to_server, server_snapshot
-from two_tower.retriever.engine.wire import AnyPoint, Scored, to_json
+from two_tower.retriever.engine.wire import AnyPoint, PayloadChange, Scored, to_json
 from two_tower.retriever.errors import CertificateRefused, EngineBusy, EngineUnavailable, KeyRefused
 
 LONGEST_PAUSE_S = 5.0
@@ -32,12 +41,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class ServerEngine:
-    """The `Engine` that is a server; safe to share between threads.
-
-    Attributes:
-        where: its URL without credentials.
-    """
+class ServerEngine(Engine):
+    """The `Engine` that is a server or cluster."""
 
     is_embedded = False
 
@@ -82,14 +87,7 @@ class ServerEngine:
                 return answer
 
     def _request(
-        self,
-        method: str,
-        path: str,
-        collection_name: str,
-        *,
-        content: bytes | str,
-        params: dict[str, str] | None = None,
-        read: Callable[[Any], T],
+        self, method: str, path: str, *, content: bytes | str, read: Callable[[Any], T]
     ) -> T:
         """Send JSON with the client's own connection and key; read the result as plain JSON.
 
@@ -99,9 +97,7 @@ class ServerEngine:
         answer: Any = self._client.http.client.request(
             type_=Any,  # leaves the JSON as it was read
             method=method,
-            url="/collections/{collection_name}" + path,
-            path_params={"collection_name": collection_name},
-            params=params or {},
+            url=path,
             headers=JSON,
             content=content,
         )
@@ -111,15 +107,12 @@ class ServerEngine:
             raise ResponseHandlingException(error) from None
 
     def info(self) -> qm.VersionInfo:
-        """Return the server's version."""
         return self._call(self._client.info)
 
     def close(self) -> None:
-        """Close the connections."""
         self._client.close()
 
     def resolve(self, name: str) -> str:
-        """Return the collection that alias `name` points to, or `name` if it is a collection."""
         aliases = {a.alias_name: a.collection_name for a in self.get_aliases().aliases}
         if name in aliases:
             return aliases[name]
@@ -132,27 +125,21 @@ class ServerEngine:
         return False
 
     def collection_exists(self, collection_name: str) -> bool:
-        """Say whether there is a collection or an alias of that name."""
         return self._call(self._client.collection_exists, collection_name)
 
     def create_collection(self, collection_name: str, **options: Any) -> bool:
-        """Create an empty collection."""
         return self._call(self._client.create_collection, collection_name, **options)
 
     def get_collection(self, collection_name: str) -> qm.CollectionInfo:
-        """Return counts, configuration, payload indexes and metadata."""
         return self._call(self._client.get_collection, collection_name)
 
     def get_collections(self) -> qm.CollectionsResponse:
-        """Return the names of all collections."""
         return self._call(self._client.get_collections)
 
     def delete_collection(self, collection_name: str) -> bool:
-        """Delete a collection and its aliases; False where there is none of that name."""
         return self._call(self._client.delete_collection, collection_name)
 
     def update_collection(self, collection_name: str, **options: Any) -> bool:
-        """Change how a collection is stored; merge its metadata."""
         return self._call(self._client.update_collection, collection_name, **options)
 
     @contextmanager
@@ -162,68 +149,47 @@ class ServerEngine:
             yield files
 
     def restore_snapshot(self, collection_name: str, files: Iterable[SnapshotFile]) -> None:
-        """Make a collection of what `take_snapshot` gave."""
         with engine_errors(self.where):
             restore_to_server(self._client, collection_name, files)
 
     def get_aliases(self) -> qm.CollectionsAliasesResponse:
-        """Return all aliases."""
         return self._call(self._client.get_aliases)
 
     def update_collection_aliases(
         self, change_aliases_operations: Sequence[AliasOperation]
     ) -> bool:
-        """Create and delete aliases, all at once."""
         return self._call(self._client.update_collection_aliases, change_aliases_operations)
 
     def create_payload_index(
         self, collection_name: str, field_name: str, field_schema: PayloadIndex
     ) -> qm.UpdateResult:
-        """Index a payload field, so that filters on it are quick."""
         return self._call(
             self._client.create_payload_index, collection_name, field_name, field_schema
         )
 
     def delete_payload_index(self, collection_name: str, field_name: str) -> qm.UpdateResult:
-        """Drop the index of a payload field."""
         return self._call(self._client.delete_payload_index, collection_name, field_name)
 
     def upsert(
         self, collection_name: str, points: Sequence[AnyPoint], *, wait: bool = True
     ) -> qm.UpdateResult:
-        """Insert or replace points."""
-        return self._call(
-            self._request,
-            "PUT",
-            "/points",
-            collection_name,
-            content=to_json(points),
-            params={"wait": str(wait).lower()},
-            read=lambda result: qm.UpdateResult(
-                status=result["status"], operation_id=result.get("operation_id")
-            ),
-        )
+        def read(result: Any) -> qm.UpdateResult:
+            number = result.get("operation_id")
+            return qm.UpdateResult(status=result["status"], operation_id=number)
+
+        path = f"/collections/{quote(collection_name, safe='')}/points?wait={str(wait).lower()}"
+        return self._call(self._request, "PUT", path, content=to_json(points), read=read)
 
     def batch_update_points(
-        self,
-        collection_name: str,
-        update_operations: Sequence[qm.OverwritePayloadOperation | qm.SetPayloadOperation],
-        *,
-        wait: bool = True,
+        self, collection_name: str, update_operations: Sequence[PayloadChange], *, wait: bool = True
     ) -> list[qm.UpdateResult]:
-        """Replace payloads, or add to them."""
         return self._call(
             self._client.batch_update_points, collection_name, update_operations, wait=wait
         )
 
     def delete(
-        self,
-        collection_name: str,
-        points_selector: list[int | str] | qm.Filter,
-        *,
-        wait: bool = True,
+        self, collection_name: str, points_selector: PointSelector, *, wait: bool = True
     ) -> qm.UpdateResult:
-        """Delete points by id or by filter."""
         return self._call(
             self._client.delete,
             collection_name,
@@ -234,47 +200,34 @@ class ServerEngine:
     def scroll(
         self, collection_name: str, **options: Any
     ) -> tuple[list[qm.Record], int | str | None]:
-        """Return points in the order of their ids, and where to go on."""
         records, offset = self._call(self._client.scroll, collection_name, **options)
         return records, offset if offset is None or isinstance(offset, int) else str(offset)
 
     def retrieve(
         self, collection_name: str, ids: Sequence[int | str], **options: Any
     ) -> list[qm.Record]:
-        """Return the points of `ids` that exist."""
         return self._call(self._client.retrieve, collection_name, ids, **options)
 
     def count(self, collection_name: str, **options: Any) -> qm.CountResult:
-        """Return the number of points that pass a filter."""
         return self._call(self._client.count, collection_name, **options)
 
     def query_points(
         self, collection_name: str, query: Any = None, **options: Any
     ) -> QueryResponse:
-        """Answer one query."""
         return self._call(self._client.query_points, collection_name, query, **options)
 
     def query_scores(
         self, collection_name: str, requests: Sequence[qm.QueryRequest]
     ) -> list[Scored]:
-        """Answer many queries in one request, with ids and scores alone."""
-
         def read(result: Any) -> list[Scored]:
             if len(result) != len(requests):
                 raise ValueError(f"{len(result)} answers to {len(requests)} queries")
-            return [_scored(answer["points"]) for answer in result]
+            return [
+                Scored([str(hit["id"]) for hit in hits], [hit["score"] for hit in hits])
+                for hits in (answer["points"] for answer in result)
+            ]
 
         batch = qm.QueryRequestBatch(searches=list(requests))
         content = batch.model_dump_json(exclude_unset=True, exclude_none=True, by_alias=True)
-        return self._call(
-            self._request,
-            "POST",
-            "/points/query/batch",
-            collection_name,
-            content=content,
-            read=read,
-        )
-
-
-def _scored(points: list[dict[str, Any]]) -> Scored:
-    return Scored([str(point["id"]) for point in points], [point["score"] for point in points])
+        path = f"/collections/{quote(collection_name, safe='')}/points/query/batch"
+        return self._call(self._request, "POST", path, content=content, read=read)

@@ -11,7 +11,6 @@ import numpy as np
 import orjson
 import qdrant_edge as edge
 from qdrant_client import models as qm
-from qdrant_client.http.models import QueryResponse
 
 from two_tower.models.errors import DataError
 from two_tower.models.vectors import FloatArray
@@ -24,6 +23,7 @@ LARGEST_POINT_BYTES = 30 * 2**20  # a server refuses requests over 32 MB
 JSON_FLOAT_BYTES = 24  # one float in JSON, at most
 LARGEST_CHARACTER = 6  # bytes in JSON, where it must be escaped
 
+PayloadChange = qm.OverwritePayloadOperation | qm.SetPayloadOperation
 Vector = FloatArray | list[float] | qm.SparseVector | edge.SparseVector
 
 
@@ -133,9 +133,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return value.tolist()
     raise TypeError(f"{type(value).__name__} is not JSON")
-
-
-def scored(response: QueryResponse) -> Scored:
-    """Return an answer's ids and scores."""
-    points = response.points
-    return Scored([str(point.id) for point in points], [point.score for point in points])

@@ -10,7 +10,8 @@ or before it those of all that the cross-scorer reads. What a query asks the eng
 
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -189,7 +190,7 @@ class Pipeline:
             known = ranking.candidates
             bm25 = np.nan_to_num(known.scores[window, known.stages.index(BM25)])
             read = [payloads.get(known.point_ids[row], {}) for row in window]
-            with _one_torch_thread:
+            with _torch_threads.one():
                 logits = self._bundle.cross_scores(
                     query,
                     [Passage("", p.get("text", ""), p.get("title", "")).content for p in read],
@@ -286,37 +287,38 @@ def _hit(
     )
 
 
-class _OneTorchThread:
-    """Keeps torch from splitting one query among threads, which wait for each other at every step.
-
-    On idle cores that would save a few milliseconds; on busy ones it costs seconds. The number of
-    threads is each thread's own, and a new thread inherits the number set last. So only the
-    first of several readers saves it, and each of them restores that one.
-    """
+class _TorchThreads:
+    """The number of torch's threads, which several readers change and put back."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._readers = 0
-        self._threads = 1
+        self._count = 1
 
-    def __enter__(self) -> None:
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Keep torch from splitting one query among threads, which wait for each other all along.
+
+        On idle cores that would save a few milliseconds; on busy ones it costs seconds. The number
+        is each thread's own, and a new thread inherits what was set last. So only the first of
+        several readers saves it, and each of them restores that one.
+        """
         import torch
 
         with self._lock:
             if not self._readers:
-                self._threads = torch.get_num_threads()
+                self._count = torch.get_num_threads()
             self._readers += 1
             torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._readers -= 1
+                torch.set_num_threads(self._count)
 
-    def __exit__(self, *exc_info: object) -> None:
-        import torch
 
-        with self._lock:
-            self._readers -= 1
-            torch.set_num_threads(self._threads)
-
-
-_one_torch_thread = _OneTorchThread()
+_torch_threads = _TorchThreads()
 
 
 class Costs:

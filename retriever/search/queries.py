@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 MAX_QUERY_CHARS = 10_000
 
-REMEMBERED = 512
+REMEMBERED = 512  # queries
 
 Rewriter = Callable[[str], Sequence[str]]
 """query -> hypothetical passages that answer it."""
@@ -76,7 +76,8 @@ class QueryEncoder:
         self.bundle = bundle
         self._bm25 = bm25
         self.rewriter = rewriter
-        self._recent = RecentVectors(REMEMBERED)
+        self._recent: OrderedDict[Key, QueryVectors] = OrderedDict()  # used last comes last
+        self._lock = threading.Lock()
 
     def with_rewriter(self, rewriter: Rewriter | None) -> "QueryEncoder":
         """Return an encoder with another rewriter; it remembers no query yet."""
@@ -90,14 +91,20 @@ class QueryEncoder:
         """
         names = tuple(sorted(names))
         known = {}
-        for query in queries:
-            if (vectors := self._recent.get((query, names))) is not None:
-                known[query] = vectors
+        with self._lock:
+            for query in queries:
+                if (vectors := self._recent.get((query, names))) is not None:
+                    self._recent.move_to_end((query, names))
+                    known[query] = vectors
         missing = [query for query in dict.fromkeys(queries) if query not in known]
         if missing:
-            for query, vectors in zip(missing, self._encode(missing, names), strict=True):
-                self._recent.put((query, names), vectors)
-                known[query] = vectors
+            known |= dict(zip(missing, self._encode(missing, names), strict=True))
+            with self._lock:
+                for query in missing:
+                    self._recent[query, names] = known[query]
+                    self._recent.move_to_end((query, names))
+                while len(self._recent) > REMEMBERED:
+                    self._recent.popitem(last=False)
         return [known[query] for query in queries]
 
     def _encode(self, queries: list[str], names: Sequence[str]) -> list[QueryVectors]:
@@ -149,33 +156,6 @@ def average(query: FloatArray, passages: FloatArray) -> FloatArray:
         return query
     mean: FloatArray = (total / length).astype(np.float32)
     return mean
-
-
-class RecentVectors:
-    """The vectors of the latest queries, at most `capacity`; safe between threads."""
-
-    def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
-        self._vectors: OrderedDict[Key, QueryVectors] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def __len__(self) -> int:
-        return len(self._vectors)
-
-    def get(self, key: Key) -> QueryVectors | None:
-        """Return the vectors that are still there, and count them as the latest again."""
-        with self._lock:
-            if key in self._vectors:
-                self._vectors.move_to_end(key)
-            return self._vectors.get(key)
-
-    def put(self, key: Key, vectors: QueryVectors) -> None:
-        """Remember vectors, and forget those that were not used for the longest time."""
-        with self._lock:
-            self._vectors[key] = vectors
-            self._vectors.move_to_end(key)
-            if len(self._vectors) > self._capacity:
-                self._vectors.popitem(last=False)
 
 
 def searched_vectors(settings: SearchSettings) -> frozenset[str]:
@@ -234,7 +214,8 @@ def plan(
     if settings.rerank and (others := [leg for name, leg in legs.items() if name != DENSE]):
         limit = sum(leg.limit or 0 for leg in others)
         legs[RERANK] = _rescored(others, vectors.tower, limit=limit)
-    return {name: _request(leg) for name, leg in legs.items()}
+    # A part of a request becomes one of its own, for ids and scores alone; it has all its fields.
+    return {name: qm.QueryRequest(**dict(leg), with_payload=False) for name, leg in legs.items()}
 
 
 def search_params(ann: AnnSettings) -> qm.SearchParams:
@@ -259,17 +240,4 @@ def _rescored(legs: list[qm.Prefetch], tower: FloatArray, *, limit: int) -> qm.P
         using=DENSE,
         limit=limit,
         params=qm.SearchParams(quantization=qm.QuantizationSearchParams(ignore=True)),
-    )
-
-
-def _request(leg: qm.Prefetch) -> qm.QueryRequest:
-    """Return what could be a part of a request as one of its own, for ids and scores alone."""
-    return qm.QueryRequest(
-        prefetch=leg.prefetch,
-        query=leg.query,
-        using=leg.using,
-        filter=leg.filter,
-        params=leg.params,
-        limit=leg.limit,
-        with_payload=False,
     )

@@ -1,9 +1,10 @@
-"""Trace the trips of one query, one fresh load and one training run through the source.
+"""Trace the trips of queries, one fresh load and one training run through the source.
 
     python tests/bench/trips.py [--markdown]
 
 Everything runs on made-up data in a temporary folder, on the embedded engine, with a bundle that
-has a learnt fusion and a cross-scorer. A function counts once however often it runs, and its
+has a learnt fusion. One query takes the way that `models train` makes by default, another one goes
+through a cross-scorer too. A function counts once however often it runs, and its
 lambdas and comprehensions count as itself. A border is a call from a function in one folder of the
 project to a function in another; what a library calls back counts for the function of ours that
 called the library. With --markdown it prints the section that docs/architecture.md holds.
@@ -26,7 +27,7 @@ ROOT = Path(__file__).parent.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from conftest import make_passages, write_data  # noqa: E402
-from crossing import crossed  # noqa: E402
+from crossing import crossed, fused  # noqa: E402
 from topics import QUICK, train_bundle, write_topics  # noqa: E402
 
 from two_tower import Retriever, SearchSettings  # noqa: E402
@@ -107,7 +108,7 @@ def function_name(frame: FrameType) -> str | None:
 
 
 def take_trips(folder: Path) -> list[Trip]:
-    """Return the trips of one query, one fresh load and one training run.
+    """Return the trips of a query without and with a cross-scorer, of a load and of training.
 
     Each is taken once before it is traced, so that imports and what is made only once stay out.
     """
@@ -116,21 +117,26 @@ def take_trips(folder: Path) -> list[Trip]:
     with traced("One training run") as training:
         train(topics, folder / "second")
     data = write_data(folder / "DATA", make_passages(PASSAGES))
-    bundle = crossed(ModelBundle.load(folder / "second"))
+    bundle = ModelBundle.load(folder / "second")
     engine = connect(path=folder / "edge")
     loader.load(engine, data, bundle, name="first")
     with traced("One fresh load") as loading:
         report = loader.load(engine, data, bundle, name="second")
-    with Retriever(engine, report.collection, bundle, settings=SearchSettings()) as retriever:
-        return [trace_query(retriever), loading, training]
+    queries = [
+        trace_query(Retriever(engine, report.collection, each, settings=SearchSettings()))
+        for each in (fused(bundle), crossed(bundle))
+    ]
+    engine.close()
+    return [*queries, loading, training]
 
 
 def trace_query(retriever: Retriever) -> Trip:
-    """Return the trip of one query through every stage."""
+    """Return the trip of one query through every stage that the bundle brings."""
+    has_cross_scorer = retriever.bundle.has_cross_scorer
     retriever.search("a boat")
-    with traced("One query") as trip:
+    with traced("One query with a cross-scorer" if has_cross_scorer else "One query") as trip:
         (best, *_) = retriever.search(QUERY)
-    assert "cross" in best.stages
+    assert ("cross" in best.stages) == has_cross_scorer
     return trip
 
 
@@ -169,7 +175,7 @@ def counts(trip: Trip) -> str:
 
 
 def names(functions: Sequence[str], *, code: bool = False) -> str:
-    """Return the names of functions, those that are private without what stands before them."""
+    """Return the names of functions in a row."""
     return ", ".join(f"`{name}`" if code else name for name in functions)
 
 
@@ -179,8 +185,8 @@ def main() -> None:
     parser.add_argument("--markdown", action="store_true", help="as docs/architecture.md has them")
     show = to_markdown if parser.parse_args().markdown else to_text
     with tempfile.TemporaryDirectory() as folder, redirect_stderr(io.StringIO()):
-        found = take_trips(Path(folder))
-    print("\n".join(map(show, found)))
+        trips = take_trips(Path(folder))
+    print("\n".join(map(show, trips)))
 
 
 if __name__ == "__main__":
