@@ -14,8 +14,9 @@ import dataclasses
 import difflib
 import json
 import re
+import reprlib
 import types
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar, Union, dataclass_transform, get_args, get_origin, get_type_hints
@@ -23,6 +24,7 @@ from typing import Any, TypeVar, Union, dataclass_transform, get_args, get_origi
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
+from pydantic.fields import FieldInfo
 
 from two_tower.models.errors import ConfigError
 
@@ -49,7 +51,7 @@ def configuration(section: str = "") -> Callable[[type[C]], type[C]]:
                 validate(self, *args, **values)
             except ValidationError as error:
                 where = f"{section}." if section else ""
-                raise ConfigError(_refusal(error, model, where)) from None
+                raise ConfigError(refusal(error.errors()[0], model, where)) from None
 
         model.__init__ = init
         return model  # type: ignore[no-any-return]
@@ -72,7 +74,7 @@ def from_mapping(owner: type[C], mapping: Mapping[str, Any], *, where: str = "")
         # As JSON: only there do strict types take a list for a tuple and a mapping for a class.
         return TypeAdapter(owner).validate_json(json.dumps(mapping, default=str))
     except ValidationError as error:
-        raise ConfigError(_refusal(error, owner, where)) from None
+        raise ConfigError(refusal(error.errors()[0], owner, where)) from None
 
 
 class _Loader(yaml.SafeLoader):
@@ -130,17 +132,17 @@ def flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def key_advice(key: str, known: Collection[str], *, where: str) -> str:
-    """Return the key that an unknown one is nearest to, or all that are known."""
-    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"did you mean {where}{nearest[0]}?" if nearest else f"known: {', '.join(known)}"
-
-
 TYPES = {
     **{"int": "int", "float": "float", "bool": "bool", "string": "str"},
     **{"finite": "a finite number", "tuple": "a list of integers"},
 }
 """First word of pydantic's name of an error -> what was expected."""
+
+SHORT = reprlib.Repr()
+SHORT.maxstring = SHORT.maxother = 120  # a message is one line
+
+LIMITS = {"ge": "ge", "gt": "gt", "le": "le", "lt": "lt", "min_length": "ge", "max_length": "le"}
+"""A rule of pydantic -> the kind of its limit."""
 
 BOUNDS = {
     **{"ge": "{ge} or more", "gt": "above {gt}", "le": "at most {le}", "lt": "below {lt}"},
@@ -150,9 +152,8 @@ BOUNDS = {
 """A field's bounds as pydantic names them, sorted -> what was expected."""
 
 
-def _refusal(error: ValidationError, owner: Any, where: str) -> str:
-    """Return the first of pydantic's complaints as a sentence of ours."""
-    first = error.errors(include_url=False)[0]
+def refusal(first: Mapping[str, Any], owner: Any, where: str) -> str:
+    """Return one of pydantic's complaints about an `owner` as a sentence of ours."""
     path = [part for part in first["loc"] if isinstance(part, str)]
     if first["loc"] and isinstance(first["loc"][0], int):  # an argument without its name
         path = [dataclasses.fields(owner)[first["loc"][0]].name, *path]
@@ -163,23 +164,31 @@ def _refusal(error: ValidationError, owner: Any, where: str) -> str:
     name = f"{prefix}{key}".removesuffix(".")
     if first["type"] == "missing":
         return f"{name} is missing"
-    if first["type"] == "unexpected_keyword_argument":
-        known = [field.name for field in dataclasses.fields(owner)]
-        return f"unknown configuration key {name}; {key_advice(key, known, where=prefix)}"
-    field = getattr(owner, "__pydantic_fields__", {}).get(key)  # a plain mapping has none
-    return f"{name} is {first['input']!r}, expected {_expected(first, field)}"
+    fields = getattr(owner, "__pydantic_fields__", {})  # a plain mapping has none
+    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        nearest = difflib.get_close_matches(key, fields, n=1, cutoff=0.5)
+        advice = f"did you mean {prefix}{nearest[0]}?" if nearest else f"known: {', '.join(fields)}"
+        noun = "key" if first["type"] == "extra_forbidden" else "configuration key"
+        return f"unknown {noun} {name}; {advice}"
+    return f"{name} is {SHORT.repr(first['input'])}, expected {_expected(first, fields.get(key))}"
 
 
 def _expected(error: Any, field: Any) -> str:
     """Return what pydantic expects of a field, in our words."""
     kind, context = error["type"], error.get("ctx", {})
-    if kind.startswith(("greater_than", "less_than")):  # the context has only the bound passed
-        rules = field.metadata if field else ()
-        bounds = {name: getattr(r, name) for name in BOUNDS for r in rules if hasattr(r, name)}
-        bounds = context | bounds
-        return BOUNDS[" ".join(sorted(bounds))].format(**bounds)
-    if kind in ("string_pattern_mismatch", "string_too_long"):
+    optional = get_args(field.annotation) if field else ()  # of Annotated[int, Field(…)] | None
+    inner = [rule for hint in optional for rule in getattr(hint, "__metadata__", ())]
+    field = next((rule for rule in inner if isinstance(rule, FieldInfo)), field)
+    if kind in ("string_pattern_mismatch", "string_too_long") and field and field.description:
         return str(field.description)
+    is_length = kind.endswith(("_too_short", "too_long"))
+    if is_length or kind.startswith(("greater_than", "less_than")):
+        bounds = dict(context)  # has only the bound passed
+        for rule in field.metadata if field else ():
+            bounds |= {name: getattr(rule, name) for name in LIMITS if hasattr(rule, name)}
+        limits = {limit: bounds[name] for name, limit in LIMITS.items() if name in bounds}
+        unit = " characters" if kind.startswith("string") else " values"
+        return BOUNDS[" ".join(sorted(limits))].format(**limits) + unit * is_length
     if kind == "literal_error":
         return str(context["expected"]).replace(", ", " or ")
     return TYPES.get(kind.partition("_")[0], "keys and values")

@@ -111,7 +111,7 @@ def make(engine: Engine, data: Dataset, name: str, options: CollectionOptions) -
 
 
 def points_of(engine: Engine, collection: str, data: Dataset, count: int) -> list[Point]:
-    maker = PointMaker.for_collection(ENCODER, read_metadata(engine, collection))
+    maker = PointMaker(ENCODER, read_metadata(engine, collection))
     return list(maker.make(list(islice(data.passages(), count))))
 
 

@@ -80,7 +80,7 @@ def test_verify_sees_a_wrong_cluster(
     data = make_data(PASSAGES)
     collection = loader.load(edge_engine, data, encoder, name="x", options=OPTIONS).collection
     metadata = read_metadata(edge_engine, collection)
-    point = next(PointMaker.for_collection(encoder, metadata).make(PASSAGES[:1]))
+    point = next(PointMaker(encoder, metadata).make(PASSAGES[:1]))
     payload = {**point.payload, "cluster": -1}
     edge_engine.upsert(collection, [point._replace(payload=payload)])
     with pytest.raises(VerificationFailed, match=r"'p0'.*payload"):

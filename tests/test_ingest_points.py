@@ -8,15 +8,26 @@ from conftest import HashEncoder, make_passages, to_structs
 from two_tower.ingest.loading.points import PointMaker, chunks
 from two_tower.models.data import Passage
 from two_tower.models.errors import DataError
-from two_tower.models.text.bm25 import Bm25Config
-from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
+from two_tower.retriever.collection.schema import CollectionMetadata
 from two_tower.retriever.engine.wire import batches, most_bytes, to_json
 
 PASSAGES = make_passages(300)
 
 
+def maker_of(encoder: HashEncoder) -> PointMaker:
+    metadata = CollectionMetadata(
+        bundle_fingerprint=encoder.fingerprint,
+        dim=encoder.dim,
+        pca_dims=encoder.pca_dims,
+        data={},
+        bm25={"avg_len": 10.0},
+        created_at="2026-11-29T00:00:00+00:00",
+    )
+    return PointMaker(encoder, metadata)
+
+
 def test_batches_are_bounded_by_count_and_by_bytes(encoder: HashEncoder) -> None:
-    maker = PointMaker(encoder, Bm25Encoder(Bm25Config(avg_len=10.0)))
+    maker = maker_of(encoder)
     points = [point for chunk in chunks(PASSAGES, 64) for point in maker.make(chunk)]
     by_count = list(batches(points, max_points=7))
     assert [len(batch) for batch in by_count] == [7] * 42 + [6]
@@ -34,7 +45,7 @@ def test_batches_are_bounded_by_count_and_by_bytes(encoder: HashEncoder) -> None
 
 
 def test_the_size_of_a_point_is_never_underrated(encoder: HashEncoder) -> None:
-    maker = PointMaker(encoder, Bm25Encoder(Bm25Config(avg_len=10.0)))
+    maker = maker_of(encoder)
     odd = Passage("p", "\x01\x02 é 💡 " * 100, fields={"x": [1, 2, 3]})
     for point in maker.make([odd, *PASSAGES[:20]]):
         size = most_bytes(point)
@@ -45,12 +56,12 @@ def test_the_size_of_a_point_is_never_underrated(encoder: HashEncoder) -> None:
 
 
 def test_a_passage_too_large_for_a_request_is_named(encoder: HashEncoder) -> None:
-    maker = PointMaker(encoder, Bm25Encoder(Bm25Config(avg_len=10.0)))
+    maker = maker_of(encoder)
     with pytest.raises(DataError, match="'giant' takes 3"):
         list(batches(maker.make([Passage("giant", "x" * 31 * 2**20)])))
 
 
 def test_a_field_with_a_reserved_name_is_refused(encoder: HashEncoder) -> None:
-    maker = PointMaker(encoder, Bm25Encoder(Bm25Config(avg_len=10.0)))
+    maker = maker_of(encoder)
     with pytest.raises(DataError, match="field 'url'"):
         list(maker.make([Passage("p", "text", fields={"url": "x"})]))

@@ -10,6 +10,7 @@ from two_tower.ingest.loading import loader
 from two_tower.ingest.loading.loader import LoadSettings
 from two_tower.ingest.loading.selection import Selection, select
 from two_tower.ingest.loading.verify import verify, verify_counts
+from two_tower.models.config import from_mapping
 from two_tower.models.data import Dataset, Passage
 from two_tower.models.errors import ConfigError, DataError
 from two_tower.models.text.bm25 import average_length
@@ -36,7 +37,7 @@ def test_a_selection_is_loaded_verified_and_grows(
     whole = average_length((passage.content for passage in PASSAGES), EngineAnalyzer())
     assert read_metadata(engine, report.collection).bm25["avg_len"] == pytest.approx(whole)
     selection = read_metadata(engine, report.collection).data["selection"]
-    assert select(data, Selection.from_dict(selection)).passage_count == 12
+    assert select(data, from_mapping(Selection, selection)).passage_count == 12
     grown = loader.load(engine, data, encoder, name=name)
     assert (grown.added, grown.unchanged) == (288, 12)
     assert verify(engine, report.collection, data, encoder).points == 300

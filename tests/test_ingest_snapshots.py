@@ -225,8 +225,8 @@ def test_a_damaged_archive_is_refused(edge_engine: Engine, made: Path, tmp_path:
 
 
 def test_a_tampered_archive_is_refused(edge_engine: Engine, made: Path) -> None:
-    with open_archive(made) as archive:
-        metadata = archive.manifest.metadata
+    with open_archive(made) as (manifest, _):
+        metadata = manifest.metadata
     other = {**metadata, "bm25": {"avg_len": 1.0}}
     refused(edge_engine, changed(made, {}, metadata=other), "not that of its manifest")
     refused(edge_engine, changed(made, {}, points=7), "120 points, its manifest says 7")

@@ -11,8 +11,9 @@ from conftest import make_passages
 from services import NAME, Answer, Qdrant, Service, load, running_qdrant, running_service, until
 
 from two_tower.models.errors import ConfigError
+from two_tower.retriever.engine.address import read_key
 from two_tower.retriever.engine.connect import connect
-from two_tower.retriever.service.config import ServiceConfig, read_key
+from two_tower.retriever.service.config import KEY_VARIABLE, SHORTEST_KEY, ServiceConfig
 
 BODY = {"query": "storm on the river bank", "k": 3}
 
@@ -151,18 +152,21 @@ def test_without_the_extra_it_names_it(tiny_bundle: Path) -> None:
 def test_keys_come_from_a_file_or_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def key_of(file: Path | None = None) -> str | None:
+        return read_key(KEY_VARIABLE, file=file, shortest=SHORTEST_KEY)
+
     monkeypatch.delenv("TWO_TOWER_SERVICE_KEY", raising=False)
-    assert read_key(None) is None
+    assert key_of() is None
     monkeypatch.setenv("TWO_TOWER_SERVICE_KEY", "from-the-environment")
-    assert read_key(None) == "from-the-environment"
+    assert key_of() == "from-the-environment"
     (tmp_path / "key").write_text(" from-a-file\n")
-    assert read_key(tmp_path / "key") == "from-a-file"
+    assert key_of(tmp_path / "key") == "from-a-file"
     for bad in ("", "short", "with a space", "nön-ascii-key"):
         (tmp_path / "key").write_text(bad)
         with pytest.raises(ConfigError, match="expected at least 8 printable ASCII"):
-            read_key(tmp_path / "key")
+            key_of(tmp_path / "key")
     with pytest.raises(ConfigError, match="cannot be read"):
-        read_key(tmp_path)
+        key_of(tmp_path)
 
 
 @pytest.mark.parametrize("limit", ["threads", "timeout_s"])

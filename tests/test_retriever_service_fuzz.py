@@ -116,6 +116,7 @@ def check(service: Service, answer: Answer) -> None:
         assert set(shown) == {"error"}
         assert set(shown["error"]) == {"code", "message"}
         assert "\n" not in shown["error"]["message"]
+        assert "Input should" not in shown["error"]["message"]
     assert service.process.poll() is None
 
 

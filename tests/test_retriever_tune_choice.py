@@ -14,7 +14,6 @@ from two_tower.retriever.tuning.choice import (
     count_changes,
     front,
     recommend,
-    separate,
 )
 from two_tower.retriever.tuning.goals import OF_EXACT, RECALLS, parse_goal
 from two_tower.retriever.tuning.grid import (
@@ -57,8 +56,8 @@ def searching(measured: Row, **changes: Any) -> Row:
 
 def tuning(rows: list[Row], goal: str) -> Tuning:
     wanted = parse_goal(goal)
-    found = recommend(rows, wanted)
-    return Tuning("c", 1000, len(rows[0].values["recall@1"]), wanted, tuple(rows), found)
+    queries = len(rows[0].values["recall@1"])
+    return Tuning("c", 1000, queries, wanted, tuple(rows), *recommend(rows, wanted))
 
 
 def test_the_front_has_what_no_other_beats_in_both() -> None:
@@ -75,24 +74,21 @@ def test_the_front_has_what_no_other_beats_in_both() -> None:
 
 def test_the_number_of_queries_that_would_separate() -> None:
     good, next_best = [1.0, 1.0, 1.0, 0.0], [1.0, 0.0, 1.0, 0.0]
-    found = separate([row("b", next_best), row("a", good), row("same", good)])
-    assert found is not None
-    assert (found.best.setting.label, found.runner_up.setting.label) == ("a", "b")
+    rows = [row("b", next_best), row("a", good), row("same", good)]
+    (doubt,) = doubts(tuning(rows, "max recall@10"))
     # the differences are 0 1 0 0: mean 1/4, standard deviation 1/2, of four
     half = 1.96 * 0.5 / math.sqrt(4)
-    assert found.difference == pytest.approx(0.25)
-    assert found.half_width == pytest.approx(half)
-    assert found.needed == math.ceil(4 * (half / 0.25) ** 2)
-    assert not found.is_significant
-    assert (found.alike, found.among) == (2, 2)
+    assert f"of the best two (a, b) differs by 0.2500 ± {half:.4f}" in doubt
+    assert "2 of 2 others cannot be told from the best" in doubt
+    assert f"about {math.ceil(4 * (half / 0.25) ** 2)} queries would separate these two" in doubt
 
 
 def test_settings_that_chance_cannot_explain_are_settled() -> None:
-    found = separate([row("good", [1.0] * 99 + [0.0]), row("bad", [0.0] * 100)])
-    assert found is not None
-    assert found.is_significant
-    assert found.alike == 0
-    assert separate([row("a", [1.0, 0.0]), row("b", [1.0, 0.0])]) is None
+    rows = [row("good", [1.0] * 99 + [0.0]), row("bad", [0.0] * 100)]
+    assert doubts(tuning(rows, "max recall@10")) == []
+    alike = [row("a", [1.0, 0.0]), row("b", [1.0, 0.0])]
+    (doubt,) = doubts(tuning(alike, "max recall@10"))
+    assert "recall@10 of all 2 searches by both legs is 0.5000" in doubt
 
 
 def test_another_fusion_must_win_by_more_than_chance() -> None:
@@ -112,9 +108,9 @@ def test_a_search_without_bm25_is_never_recommended() -> None:
     alone = replace(alone, setting=replace(alone.setting, search=DENSE_ONLY))
     whole = [row("fast", [0.98], p95=3), row("good", [0.99], p95=5), row("best", [1.0], p95=9)]
     goal = parse_goal("recall@10>=0.99 of exact, min p95")
-    assert recommend([alone, *whole], goal).row.setting.label == "good"
+    assert recommend([alone, *whole], goal)[0].setting.label == "good"
     nearest = parse_goal("p95<=1, max recall@10")
-    assert recommend([alone, *whole], nearest).row.setting.label == "fast"
+    assert recommend([alone, *whole], nearest)[0].setting.label == "fast"
 
 
 @pytest.mark.parametrize(
@@ -132,16 +128,16 @@ def test_of_settings_that_noise_cannot_tell_apart_the_plainest_in_least_memory_i
         row("slow", [1.0] * 9, p95=11.5, noise=noise, memory=2.0),
     ]
     for order in (rows, rows[::-1]):
-        found = recommend(order, parse_goal("recall@10>=0.99 of exact, min p95"))
-        assert found.row.setting.label == kept
-        labels = {each.setting.label for each in found.tied}
+        best, others = recommend(order, parse_goal("recall@10>=0.99 of exact, min p95"))
+        assert best.setting.label == kept
+        labels = {each.setting.label for each in others}
         assert labels == ({"fastest", "large", "slow"} if tied is None else {*tied})
 
 
 def test_a_tie_stays_within_the_goal() -> None:
     rows = [row("good", [1.0] * 9, p95=10, memory=2.0), row("poor", [0.5] * 9, p95=10)]
-    found = recommend(rows, parse_goal("recall@10>=0.99 of exact, min p95"))
-    assert (found.row.setting.label, found.tied) == ("good", ())
+    best, others = recommend(rows, parse_goal("recall@10>=0.99 of exact, min p95"))
+    assert (best.setting.label, others) == ("good", ())
 
 
 def test_a_recall_that_is_higher_by_chance_does_not_win() -> None:
@@ -149,9 +145,9 @@ def test_a_recall_that_is_higher_by_chance_does_not_win() -> None:
     lucky = searching(row("lucky", [1.0] * 50 + [0.0] * 50), tower_weight=20.0)
     plain = row("plain", [1.0] * 49 + [0.0] * 51)
     poor = row("poor", [1.0] * 20 + [0.0] * 80)
-    found = recommend([lucky, plain, poor], parse_goal("max recall@10"))
-    assert found.row is plain
-    assert found.tied == (lucky,)
+    best, others = recommend([lucky, plain, poor], parse_goal("max recall@10"))
+    assert best is plain
+    assert others == (lucky,)
     said = ties(tuning([lucky, plain, poor], "max recall@10"))
     assert said is not None
     assert "Tied with it in recall@10" in said
@@ -161,8 +157,7 @@ def test_a_recall_that_is_higher_by_chance_does_not_win() -> None:
 
 def test_computed_memory_has_no_noise() -> None:
     small, smaller = row("small", [1.0], memory=1.01), row("smaller", [1.0], memory=1.0)
-    found = recommend([small, smaller], parse_goal("min memory"))
-    assert (found.row, found.tied) == (smaller, ())
+    assert recommend([small, smaller], parse_goal("min memory")) == (smaller, ())
 
 
 def test_what_too_few_queries_leave_open_is_said() -> None:

@@ -27,7 +27,7 @@ Where = Annotated[
     ),
 ]
 
-Limit = Annotated[
+PassageLimit = Annotated[
     int | None, typer.Option(min=1, help="Only the first so many of them, in DATA's order.")
 ]
 
@@ -60,7 +60,7 @@ def load(
     collection: Annotated[str, typer.Option(help="Name that searches will use.")],
     options: Options = None,
     where: Where = None,
-    limit: Limit = None,
+    limit: PassageLimit = None,
     prune: Prune = False,
     promote: Promote = True,
     dry_run: DryRun = False,

@@ -18,7 +18,7 @@ def _column(content: str) -> Any:
     return typer.Option(help=f"Column with the {content}.", show_default=False, metavar="NAME")
 
 
-Source = Annotated[
+SourceName = Annotated[
     str,
     typer.Argument(
         help="A BEIR folder, a JSONL, CSV, TSV or Parquet table (or a folder of them), "
@@ -58,7 +58,7 @@ Force = Annotated[bool, typer.Option("--force", help="Replace a DATA folder.")]
 
 
 def prepare(
-    source: Source = DEFAULT_SOURCE,
+    source: SourceName = DEFAULT_SOURCE,
     *,
     out: Out,
     config: Config = None,

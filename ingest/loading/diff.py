@@ -1,4 +1,4 @@
-"""What has to be written so that a collection holds what DATA says."""
+"""The difference between DATA and a collection: what a load has to write."""
 
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -20,7 +20,7 @@ from two_tower.retriever.engine.protocol import HASHES_PER_PAGE, Engine, agreeme
 
 
 class StoredHashes:
-    """Point id -> content hash, kept as bytes: as text a million points would take twice as much.
+    """Point id -> content hash, both as bytes: text takes twice the memory.
 
     Iterating gives the point ids.
     """
@@ -42,7 +42,7 @@ class StoredHashes:
         return None if stored is None else stored.hex()
 
     def pop(self, point_id: str) -> str | None:
-        """As `get`, and forget the point."""
+        """Return the content hash of a point and forget it, None where there is no such point."""
         stored = self._hashes.pop(_pack(point_id), None)
         return None if stored is None else stored.hex()
 
@@ -68,8 +68,8 @@ def stored_hashes(
 ) -> StoredHashes:
     """Return the content hash of every point in the collection.
 
-    A point that the replicas which are up differ in counts as missing. `engine` says which are up;
-    the points are read from `patient` where that is given.
+    A point counts as missing where the replicas that are up differ. `engine` tells which are up;
+    `patient`, where given, reads the points.
     """
     hashes = StoredHashes()
     for record in scroll_all(
@@ -84,12 +84,12 @@ def stored_hashes(
 
 
 class Changes(NamedTuple):
-    """Some passages that the collection does not have as they are.
+    """Differences of some passages.
 
     Attributes:
-        added: it has no point of theirs.
-        replaced: title or text is another, so that their vectors are.
-        payloads: only url or fields differ; replacing the payload is enough.
+        added: passages without a point.
+        replaced: passages with another title or text, and so with other vectors.
+        payloads: new payloads of passages whose url or fields alone differ.
     """
 
     added: list[Passage]
@@ -100,11 +100,8 @@ class Changes(NamedTuple):
 def find_changes(
     engine: Engine, collection: str, passages: Iterable[Passage], stored: StoredHashes
 ) -> Iterator[Changes]:
-    """Yield the changes in DATA's order.
-
-    `stored` loses every point that DATA has; those left after the last change DATA does not have.
-    """
-    for chunk in chunks(_not_as_stored(passages, stored)):
+    """Yield the changes in DATA's order; `stored` keeps only the points that DATA lacks."""
+    for chunk in chunks(_changed_passages(passages, stored)):
         changes = Changes([passage for passage, is_new in chunk if is_new], [], [])
         known = {point_id(passage.passage_id): passage for passage, is_new in chunk if not is_new}
         records = engine.retrieve(collection, [*known], with_payload=True) if known else []
@@ -112,7 +109,7 @@ def find_changes(
         for point, passage in known.items():
             old = payloads.get(point, {})
             if _has_content(old, passage):
-                # What a passage's vectors decide stays with them.
+                # Reserved keys, such as the cluster, belong to the vectors, which stay.
                 new = {name: old[name] for name in RESERVED if name in old} | to_payload(passage)
                 change = qm.SetPayload(payload=new, points=[point])
                 changes.payloads.append(qm.OverwritePayloadOperation(overwrite_payload=change))
@@ -121,10 +118,10 @@ def find_changes(
         yield changes
 
 
-def _not_as_stored(
+def _changed_passages(
     passages: Iterable[Passage], stored: StoredHashes
 ) -> Iterator[tuple[Passage, bool]]:
-    """Yield passages that are not stored as they are, and whether they are new."""
+    """Yield passages without a stored point of the same content, and whether they have none."""
     for passage in passages:
         old = stored.pop(point_id(passage.passage_id)) if stored else None
         if old is None or old != content_hash(passage):

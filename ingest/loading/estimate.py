@@ -1,4 +1,4 @@
-"""How large a collection will be, from a sample of DATA and what the engine was seen to take.
+"""How large a collection will be, from a sample of DATA and measurements of the engines.
 
 Measured on Qdrant 1.16.3 and Edge 0.9.0, two cores, 1,000 to 100,000 passages, made up and real
 (`tests/test_ingest_estimate.py` compares with the engines themselves). Memory is the resident set
@@ -10,9 +10,9 @@ of the process, as `ps` shows it. In it are
     each point                 ids, postings and values of indexes, vectors, graphs
     the allocator              after a load, about three quarters of the log again
 
-Vectors are in files of 32 MiB per segment and vector. A load touches what it fills of them; an
-engine that opens them reads them whole, and so does one that has just built a segment with graphs.
-So a small collection takes more after a restart than after its load.
+Vectors are in files of 32 MiB per segment and vector. A load touches the part of a file that it
+fills; an engine that opens a file, or has just built a segment with graphs, reads all of it. So a
+small collection takes more memory after a restart than after its load.
 """
 
 import json
@@ -33,14 +33,14 @@ MEASURED = 1000  # passages
 
 FLOAT_BYTES = 4
 LINK_BYTES = 3  # of a graph, per point, vector and m
-STORED_TERM_BYTES = 11.3  # of bm25, as it came
+STORED_TERM_BYTES = 11.3  # of bm25, the stored vector
 POSTING_BYTES = 7.4  # of bm25 in an index that is complete, in a segment with graphs
 GROWING_POSTING_BYTES = 16  # of the same in an index that still grows, and is in memory alone
 HEAP_BYTES = 260  # of a point in memory beside these
 GROWING_HEAP_BYTES = 600
 ID_BYTES = 30
 INDEX_BYTES = 45  # of a payload index, per point
-LOG_BYTES = 60e6  # of the log that a crash is recovered from; fewer where less was written
+LOG_BYTES = 60e6  # of the write-ahead log at most
 SLACK = 0.75  # of the log's bytes: what a load leaves with the allocator
 CHUNK_BYTES = 2**25  # a file of vectors
 FLAGS_BYTES = 2**20  # a file of flags
@@ -187,8 +187,8 @@ def _shard_size(
     each += 0 if options.on_disk.payload else point.payload
     held = flags + log + process.index_bytes * point.indexes + graphs + points * each
 
-    # Full vectors that are scanned are mapped a second time. A load touches what it fills of the
-    # files of vectors; who opens them reads them to the end. Edge makes them as long as needed.
+    # Full vectors that are scanned are mapped a second time. A load touches only the filled part of
+    # the vector files, opening reads all of them. Edge cuts the files of built segments to size.
     scanned = 0.0 if built else FLOAT_BYTES * points * widths[0]
     share = FLOAT_BYTES * points / segments / CHUNK_BYTES
     whole_files = CHUNK_BYTES * segments * sum(math.ceil(share * width) for width in widths)

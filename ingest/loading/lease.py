@@ -3,8 +3,8 @@
     lease   {"owner": …, "host": …, "pid": …, "until": <time in ISO 8601>}
 
 A server has no compare-and-set for metadata. So a loader writes its note, waits, and reads it
-again: of two that begin at once the one who wrote last goes on. It renews the note; where it
-finds another's name there after all, it stops. An embedded folder has a lock and needs no note.
+again: of two that begin at once the last writer goes on. It renews the note, and stops where the
+note names another loader. An embedded folder has a lock and needs no note.
 """
 
 import os
@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from two_tower.models.files import is_alive
-from two_tower.retriever.engine.protocol import Engine
+from two_tower.retriever.engine.protocol import Engine, stored_metadata
 from two_tower.retriever.errors import EngineError, EngineLocked
 
 LEASE = "lease"
@@ -32,7 +32,7 @@ class Lease:
     """The right to load one collection, renewed in a thread; a context manager."""
 
     def __init__(self, engine: Engine, collection: str, *, take_over: bool = False) -> None:
-        """Ask for nothing yet; `take_over` takes it from another loader, which will stop."""
+        """Touch nothing yet; `take_over` takes the lease from another loader, which will stop."""
         self._engine = engine
         self._collection = collection
         self._take_over = take_over
@@ -60,7 +60,7 @@ class Lease:
         return self
 
     def check(self, holder: dict[str, Any] | None = None) -> None:
-        """Make sure that this is still the one loader, by `holder` or what the last renewal read.
+        """Check that this loader still has the lease, by `holder` or the last renewal.
 
         Raises:
             EngineLocked: another one took it.
@@ -95,8 +95,7 @@ class Lease:
                 continue  # a server that is away is the sender's concern
 
     def _read(self) -> dict[str, Any]:
-        metadata = self._engine.get_collection(self._collection).config.metadata or {}
-        return metadata.get(LEASE) or {}
+        return stored_metadata(self._engine, self._collection).get(LEASE) or {}
 
     def _write(self) -> None:
         until = datetime.now(UTC) + timedelta(seconds=LEASE_S)
@@ -119,6 +118,6 @@ def _is_in_force(holder: dict[str, Any]) -> bool:
         return False
     if holder["host"] != platform.node():
         return True
-    if (pid := int(holder["pid"])) == os.getpid():  # in a restarted container that is another one
+    if (pid := int(holder["pid"])) == os.getpid():  # a restarted container gives pids out again
         return holder["owner"] in _owners_here
     return is_alive(pid)

@@ -3,9 +3,9 @@
     read -> what differs -> encode -> queue -> send         memory is bounded by the queue
 
 There is no checkpoint file. A load asks the engine which points it has, by the content hash in
-their payload, and sends the others; being stopped at any instant and run again ends in the same
-collection. A point depends on its passage, the bundle and what the collection's metadata says,
-never on the order or the number of attempts.
+their payload, and sends the others; a load that was stopped at any instant and runs again ends in
+the same collection. A point depends on its passage, the bundle and the collection's metadata, never
+on the order or the number of attempts.
 
 The first load of a collection goes through DATA twice, for every BM25 weight depends on the mean
 length of all passages; a third time where it has clusters, whose centres must be known too. Later
@@ -46,11 +46,11 @@ class LoadReport:
     Attributes:
         collection: versioned name.
         added: passages that were not there.
-        replaced: passages whose title or text is another; encoded again.
-        payload_only: passages of which only url or fields differ; not encoded.
-        unchanged: passages that were there already.
+        replaced: passages with another title or text; encoded again.
+        payload_only: passages with another url or other fields alone; not encoded.
+        unchanged: passages that the collection had already.
         pruned: points deleted because DATA does not have them.
-        kept: points that DATA does not have and that were left in.
+        kept: points that DATA does not have and that stay.
         seconds: wall time.
     """
 
@@ -70,7 +70,7 @@ class LoadReport:
 
     @property
     def points(self) -> int:
-        """How many the collection holds in the end."""
+        """How many the collection holds after the load."""
         return self.sent + self.payload_only + self.unchanged + self.kept
 
     @property
@@ -86,7 +86,7 @@ class LoadReport:
         return f"{self.collection}: {self.outcomes}; {self.seconds:.1f} s, {rate:,.0f} passages/s"
 
     def plus(self, changes: Changes) -> "LoadReport":
-        """Return the report with some more changes in it."""
+        """Return the report with the counts of some more changes."""
         return replace(
             self,
             added=self.added + len(changes.added),
@@ -95,7 +95,7 @@ class LoadReport:
         )
 
     def ended(self, passages: int, *, beside: int, prune: bool) -> "LoadReport":
-        """Return the report of a walk through all `passages` that met `beside` other points."""
+        """Return the report of all `passages` of DATA, with `beside` points that DATA lacks."""
         return replace(
             self,
             unchanged=passages - self.sent - self.payload_only,
@@ -113,7 +113,7 @@ class LoadSettings:
             collection's metadata says how many there are.
         rate_limit: passages per second, at most; None for no limit.
         retry_for_s: how long to wait for a server that does not answer.
-        take_over: load although another loader seems to be at it; that one will stop.
+        take_over: take the lease from another loader, which will stop.
     """
 
     prune: bool = False
@@ -123,7 +123,7 @@ class LoadSettings:
 
     @property
     def batch_points(self) -> int:
-        """Points per request; fewer where a rate limit would make the requests seldom."""
+        """Points per request; fewer under a low rate limit, so that requests stay frequent."""
         if self.rate_limit is None:
             return BATCH_POINTS
         return min(BATCH_POINTS, math.ceil(self.rate_limit / 4))
@@ -139,15 +139,10 @@ def load(
     options: CollectionOptions | None = None,
     settings: LoadSettings | None = None,
 ) -> LoadReport:
-    """Bring the collection that `name` has for this encoder to what DATA says.
+    """Make the collection of `name` and this encoder equal to DATA.
 
-    Args:
-        engine: where to.
-        dataset: the passages, or a selection of them.
-        encoder: makes the vectors; another fingerprint means another collection.
-        name: the alias that will stand for the collection; it is not touched here.
-        options: how to store it; None for the default, or what the collection has already.
-        settings: how to load; None for the default.
+    `name` is the alias that the collection is for; it does not move here. Another fingerprint of
+    `encoder` means another collection. Without `options` an existing collection keeps its own.
 
     Raises:
         DataError: there is no passage, or one is too large for a request.
@@ -167,7 +162,7 @@ def load(
         stored = stored_hashes(engine, collection, patient=patient)
         report = LoadReport(collection)
         with Sender(rate_limit=settings.rate_limit) as sender:
-            maker = PointMaker.for_collection(encoder, metadata)
+            maker = PointMaker(encoder, metadata)
             for changes in _changes(patient, collection, dataset, stored):
                 lease.check()
                 report = report.plus(changes)

@@ -53,18 +53,10 @@ class PassageEncoder(Protocol):
 class PointMaker:
     """Makes the points of one collection; the same passage always gives the same point."""
 
-    def __init__(
-        self, encoder: PassageEncoder, bm25: Bm25Encoder, *, centroids: Centroids | None = None
-    ) -> None:
+    def __init__(self, encoder: PassageEncoder, metadata: CollectionMetadata) -> None:
         self._encoder = encoder
-        self._bm25 = bm25
-        self._centroids = centroids
-
-    @classmethod
-    def for_collection(cls, encoder: PassageEncoder, metadata: CollectionMetadata) -> "PointMaker":
-        """Return the maker of the points of one collection."""
-        bm25 = Bm25Encoder(Bm25Config(**metadata.bm25))
-        return cls(encoder, bm25, centroids=Centroids.from_metadata(metadata))
+        self._bm25 = Bm25Encoder(Bm25Config(**metadata.bm25))
+        self._centroids = Centroids.from_metadata(metadata)
 
     def make(self, passages: Sequence[Passage]) -> Iterator[Point]:
         """Yield the point of each passage.

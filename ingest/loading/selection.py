@@ -1,7 +1,7 @@
-"""DATA as a load reads it: a part of it (`--where`, `--limit`), and from disk once if it is small.
+"""The passages that a load reads: all of DATA or a part, from disk once where they are few.
 
-A selection is DATA with fewer passages: what reads DATA reads it the same way. Its form in the
-collection's metadata is enough to make it again.
+A selection is DATA with fewer passages, read in the same way. The collection's metadata holds what
+is needed to make it again.
 """
 
 import operator
@@ -35,8 +35,8 @@ class Selection:
     """Which passages.
 
     Attributes:
-        where: words such as `kind=note`, `year>=2010` or `title~river`, which must all hold; the
-            same field=… twice: either.
+        where: conditions such as `kind=note`, `year>=2010` or `title~river`; all must hold, but of
+            two field=… with the same field one is enough.
         limit: the first so many of them, in DATA's order.
     """
 
@@ -63,12 +63,6 @@ class Selection:
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready mapping."""
         return {"where": list(self.where), "limit": self.limit}
-
-    @classmethod
-    def from_dict(cls, stored: Mapping[str, Any] | None) -> "Selection":
-        """Return what `to_dict` gave; everything for None."""
-        stored = stored or {}
-        return cls(tuple(stored.get("where", ())), stored.get("limit"))
 
 
 class CachedData(Dataset):

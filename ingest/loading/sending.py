@@ -6,7 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -34,12 +34,11 @@ def one_blas_thread() -> Iterator[None]:
 
     The engine can use that time. It also makes vectors that do not depend on the number of cores.
     """
-    with _outermost(_BLAS) as is_outermost:
-        if is_outermost:
-            with threadpool_limits(1, user_api="blas"):
-                yield
-        else:
-            yield
+    with (
+        _outermost(_BLAS) as is_outermost,
+        threadpool_limits(1, user_api="blas") if is_outermost else nullcontext(),
+    ):
+        yield
 
 
 @contextmanager

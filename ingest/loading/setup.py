@@ -1,4 +1,4 @@
-"""The collection that a load goes into: made where it is missing, checked where it is there."""
+"""The collection of a load: made where it is missing, checked where it exists."""
 
 import logging
 from dataclasses import asdict, replace
@@ -28,7 +28,7 @@ from two_tower.retriever.collection.schema import (
     collection_name,
     read_metadata,
 )
-from two_tower.retriever.engine.protocol import Engine, PayloadIndex
+from two_tower.retriever.engine.protocol import Engine, PayloadIndex, collection_names
 from two_tower.retriever.errors import CollectionMismatch, EngineError
 from two_tower.retriever.search.filters import field_types
 
@@ -43,7 +43,7 @@ def open_collection(
     name: str,
     options: CollectionOptions | None = None,
 ) -> CollectionMetadata:
-    """Make the collection, or check that the one that is there is right, indexes included.
+    """Make the collection, or check the existing one; then bring its indexes up to date.
 
     Returns:
         Its metadata; the BM25 parameters and centroids in it are those of the first load.
@@ -54,8 +54,8 @@ def open_collection(
         ConfigError: the options do not fit DATA.
     """
     collection = collection_name(name, encoder.fingerprint)
-    _fields(dataset, options or CollectionOptions())  # what is wrong with it must not come late
-    existing = {described.name for described in engine.get_collections().collections}
+    _fields(dataset, options or CollectionOptions())  # wrong options are refused first
+    existing = collection_names(engine)
     if name in existing:
         raise CollectionMismatch(
             f"{name!r} is a collection itself and cannot be the alias of one; load into another "
@@ -66,7 +66,7 @@ def open_collection(
         try:
             engine.create_collection(collection, **fresh.schema.creation, metadata=fresh.to_dict())
         except EngineError:
-            if not engine.collection_exists(collection):  # it may have been made by another load
+            if not engine.collection_exists(collection):  # another load may have made it
                 raise
     metadata = read_metadata(engine, collection)
     if metadata.bundle_fingerprint != encoder.fingerprint:
@@ -85,9 +85,9 @@ def open_collection(
 def _new_metadata(
     dataset: Dataset, encoder: PassageEncoder, options: CollectionOptions
 ) -> CollectionMetadata:
-    """Return all that decides the points, before there is one: no later load decides otherwise.
+    """Return what decides the points of this load and of every later one.
 
-    So BM25's mean length is that of all of DATA, also where a part is loaded first.
+    BM25's mean length is that of all of DATA, even where a part is loaded first.
     """
     all_data = dataset.all_data if isinstance(dataset, SelectedData) else dataset
     passages = progress(all_data.passages(), label="Measuring", total=all_data.passage_count)
@@ -105,7 +105,7 @@ def _new_metadata(
 
 
 def fit_centroids(dataset: Dataset, encoder: PassageEncoder, *, clusters: int) -> str:
-    """Return the packed centroids of passages that lie evenly apart; nothing for no clusters.
+    """Return the packed centroids of evenly spaced passages; empty for no clusters.
 
     Raises:
         ConfigError: DATA has fewer passages than there are to be clusters.
@@ -129,7 +129,11 @@ def fit_centroids(dataset: Dataset, encoder: PassageEncoder, *, clusters: int) -
 def _change(
     engine: Engine, collection: str, metadata: CollectionMetadata, options: CollectionOptions
 ) -> CollectionMetadata:
-    """Let the engine store it otherwise, and say so; what it cannot change in place is refused."""
+    """Change the options in place, and log the changes.
+
+    Raises:
+        CollectionMismatch: an option cannot change in place.
+    """
     changes = option_changes(collection, metadata.options, options)
     changed = replace(metadata, options=options)
     engine.update_collection(
@@ -171,7 +175,7 @@ def _as_yaml(value: object) -> str:
 
 
 def _index(engine: Engine, collection: str, dataset: Dataset, metadata: CollectionMetadata) -> None:
-    """Bring the payload indexes to what DATA and the options say; others are left alone."""
+    """Make the payload indexes that DATA and the options ask for; leave all others alone."""
     declared = metadata.options.indexes
     schema = replace(metadata.schema, fields=_fields(dataset, metadata.options))
     indexed = field_types(engine.get_collection(collection))

@@ -1,6 +1,6 @@
-"""Is a collection what DATA says? Count, every content hash, and a sample encoded anew.
+"""Checks a collection against DATA: count, every content hash, and a sample encoded anew.
 
-In a cluster it is what all replicas agree on that counts. `repair` compares every passage in full
+In a cluster a point counts where all replicas agree. `repair` compares every passage in full
 and sends again what is missing, different, or not the same on every replica.
 """
 
@@ -15,6 +15,7 @@ from qdrant_client import models as qm
 from two_tower.ingest.loading.diff import stored_hashes
 from two_tower.ingest.loading.points import PassageEncoder, PointMaker, chunks
 from two_tower.ingest.loading.selection import Selection, select
+from two_tower.models.config import from_mapping
 from two_tower.models.console import progress
 from two_tower.models.data import Dataset, Passage
 from two_tower.retriever.collection.schema import (
@@ -35,14 +36,14 @@ MEND = "run ingest load again, or ingest verify with --repair"
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What was found to be right.
+    """The result of a verification that passed.
 
     Attributes:
         collection: versioned name.
         points: how many it holds.
-        kept: those of them that DATA does not have.
-        compared: passages whose vectors and payload were made anew and found equal.
-        replicas_down: some replica gave no answer, so that only the others were compared.
+        kept: points that DATA does not have.
+        compared: passages whose new vectors and payload equal the stored ones.
+        replicas_down: whether some replica gave no answer; then only the others were compared.
     """
 
     collection: str
@@ -66,8 +67,8 @@ class RepairReport:
 
     Attributes:
         collection: versioned name.
-        compared: passages that were made anew and compared in full.
-        sent: those of them that were not right and were sent again.
+        compared: passages that were encoded anew and compared in full.
+        sent: wrong points that were sent again.
     """
 
     collection: str
@@ -121,7 +122,7 @@ def verify(
             f"another version of them, {wrong[0]!r} for one: {MEND}"
         )
     consistency = agreement(engine, collection)
-    points = PointMaker.for_collection(encoder, metadata).make(sample)
+    points = PointMaker(encoder, metadata).make(sample)
     for point, reason in _wrong_points(engine, collection, points, consistency):
         raise VerificationFailed(
             f"collection {collection!r}, passage {point.payload['passage_id']!r}: {reason}; "
@@ -133,9 +134,9 @@ def verify(
 def repair(
     engine: Engine, collection: str, dataset: Dataset, encoder: PassageEncoder
 ) -> RepairReport:
-    """Compare every passage in full and send again those that are not right on every replica.
+    """Compare every passage in full and send again those that are wrong on any replica.
 
-    It takes as long as a load, and a while for reading what is there.
+    It takes longer than a load, for it also reads every point.
 
     Raises:
         CollectionNotFound: there is none.
@@ -144,7 +145,7 @@ def repair(
         EngineError: the engine fails; run the same command again to go on.
     """
     metadata, dataset = _require_origin(engine, collection, dataset, encoder)
-    maker, patient = PointMaker.for_collection(encoder, metadata), engine.with_retry()
+    maker, patient = PointMaker(encoder, metadata), engine.with_retry()
     sent = 0
     passages = progress(dataset.passages(), label="Repairing", total=dataset.passage_count)
     for chunk in chunks(passages):
@@ -187,7 +188,7 @@ def _require_origin(
             f"collection {collection!r} was loaded from DATA {metadata.data['content_hash'][:12]}, "
             f"{dataset.path} is {dataset.content_hash[:12]}; run ingest load with this DATA"
         )
-    return metadata, select(dataset, Selection.from_dict(metadata.data.get("selection")))
+    return metadata, select(dataset, from_mapping(Selection, metadata.data.get("selection") or {}))
 
 
 def _wrong_points(
@@ -196,7 +197,7 @@ def _wrong_points(
     expected: Iterable[Point],
     consistency: qm.ReadConsistencyType | None,
 ) -> Iterator[tuple[Point, str]]:
-    """Yield points that are not stored like this on every replica, and in what they differ."""
+    """Yield the points that differ from the stored ones on any replica, and why."""
     for part in chunks(expected, POINTS_PER_PAGE):
         records = engine.retrieve(
             collection,
@@ -212,7 +213,7 @@ def _wrong_points(
 
 
 def difference(record: qm.Record | None, point: AnyPoint) -> str:
-    """Say in what a stored point differs from the right one; nothing where they are equal."""
+    """Return how a stored point differs from the right one; empty where they are equal."""
     if record is None:
         return "it is missing, or replicas differ in it"
     if not _same_json(record.payload, point.payload):

@@ -21,7 +21,7 @@ from two_tower.models.data import Dataset, Passage, Qrel
 from two_tower.models.errors import ConfigError
 from two_tower.models.text.bm25 import Analyzer
 
-_WORD = re.compile(r"\S+")
+_NON_SPACE = re.compile(r"\S+")
 
 _SENTENCE_END = re.compile(r"[.!?…][\"'”)\]]*$")
 
@@ -104,7 +104,7 @@ def split_passage(document: Passage, config: SplitConfig) -> list[Passage]:
 
 def split_text(text: str, config: SplitConfig) -> list[str]:
     """Cut a text into pieces of at most `config.words` words, as it stands otherwise."""
-    words = [match.span() for match in _WORD.finditer(text)]
+    words = [match.span() for match in _NON_SPACE.finditer(text)]
     pieces, start = [], 0
     while (left := len(words) - start) > config.words:
         count = ceil((left - config.overlap) / (config.words - config.overlap))

@@ -1,4 +1,4 @@
-"""A collection from one engine to another: embedded to server, server to cluster, and back."""
+"""Copies of a collection from one engine to another: embedded, server or cluster."""
 
 import math
 from collections.abc import Iterator
@@ -23,12 +23,13 @@ from two_tower.retriever.engine.protocol import (
     POINTS_PER_PAGE,
     Engine,
     scroll_all,
+    stored_metadata,
 )
 from two_tower.retriever.engine.wire import batches
 from two_tower.retriever.errors import CollectionMismatch, VerificationFailed
 from two_tower.retriever.search.filters import field_types
 
-NOT_COPIED = (PREVIOUS, LEASE, "options")  # in the metadata: of one place alone, never copied
+NOT_COPIED = (PREVIOUS, LEASE, "options")  # keys of the metadata that belong to one engine
 ORIGIN = ("bundle_fingerprint", "dim", "pca_dims", "bm25", "centroids")
 
 
@@ -38,9 +39,9 @@ class CopyReport:
 
     Attributes:
         collection: versioned name, the same in both places.
-        sent: points that the target lacked or had otherwise.
-        unchanged: points that it had already.
-        compared: points whose vectors and payload were read back from both and found equal.
+        sent: points that the target lacked or held in another form.
+        unchanged: points that the target had already.
+        compared: points whose vectors and payload are equal in both engines.
     """
 
     collection: str
@@ -59,16 +60,13 @@ class CopyReport:
 def copy(
     source: Engine, target: Engine, name: str, *, options: CollectionOptions | None = None
 ) -> CopyReport:
-    """Bring a collection to another engine: ids, vectors, payload, indexes and metadata.
+    """Copy a collection to another engine: ids, vectors, payload, indexes and metadata.
 
-    It keeps its versioned name. A copy that was stopped goes on where it was; no alias is
-    changed. The collection in `source` must not be written to meanwhile.
+    It keeps its versioned name, and no alias changes. A copy that was stopped goes on when it runs
+    again. Nothing may write to the collection in `source` meanwhile.
 
-    Args:
-        source: where it is.
-        target: where it is to be.
-        name: its alias or versioned name in `source`.
-        options: how to store it in `target`; as in `source` by default.
+    `name` is its alias or versioned name in `source`; `options` say how to store it in `target`, by
+    default as in `source`.
 
     Raises:
         CollectionNotFound: `source` has no such collection.
@@ -92,14 +90,14 @@ def copy(
 
 
 def _metadata(engine: Engine, collection: str) -> dict[str, Any]:
-    stored = engine.get_collection(collection).config.metadata or {}
+    stored = stored_metadata(engine, collection)
     return {key: value for key, value in stored.items() if key not in NOT_COPIED}
 
 
 def _open(
     source: Engine, target: Engine, collection: str, options: CollectionOptions | None
 ) -> None:
-    """Make the collection in `target`, or check that the one that is there is the same."""
+    """Make the collection in `target`, or check that the existing one is the same; index it."""
     metadata = read_metadata(source, collection)
     if target.collection_exists(collection):
         existing = read_metadata(target, collection)
@@ -124,7 +122,7 @@ def _open(
     }
     for field, kind in (indexes | dict(stored_as.indexes)).items():
         if kind != "none" and field not in indexed:
-            index = DECLARED.get(kind) or qm.PayloadSchemaType(kind)  # made by hand
+            index = DECLARED.get(kind) or qm.PayloadSchemaType(kind)  # ours, or made by hand
             target.create_payload_index(collection, field, index)
 
 
@@ -134,7 +132,7 @@ def _require_same(
     collection: str,
     options: CollectionOptions | None,
 ) -> None:
-    """Refuse to mix points that were made in different ways."""
+    """Refuse to mix points of different bundles or parameters."""
     for name in ORIGIN:
         if getattr(metadata, name) != getattr(existing, name):
             raise CollectionMismatch(
@@ -149,7 +147,7 @@ def _require_same(
 
 
 def _missing(source: Engine, target: Engine, collection: str, total: int) -> Iterator[qm.Record]:
-    """Yield the points of `source` that `target` does not have like this."""
+    """Yield the points of `source` that `target` lacks or has with another content hash."""
     is_fresh = target.count(collection).count == 0
     records = scroll_all(source, collection, with_payload=True, with_vectors=True)
     for page in chunks(progress(records, label="Copying", total=total), POINTS_PER_PAGE):
@@ -157,7 +155,7 @@ def _missing(source: Engine, target: Engine, collection: str, total: int) -> Ite
 
 
 def _differing(records: list[qm.Record], target: Engine, collection: str) -> list[qm.Record]:
-    """Return those that `target` lacks or has with another content hash."""
+    """Return the records that `target` lacks or has with another content hash."""
     ids = [str(record.id) for record in records]
     stored = target.retrieve(collection, ids, with_payload=[CONTENT_HASH])
     hashes = {str(record.id): _hash(record) for record in stored}
@@ -169,7 +167,7 @@ def _hash(record: qm.Record) -> str:
 
 
 def _verify(source: Engine, target: Engine, collection: str, total: int) -> int:
-    """Compare all content hashes and a sample of whole points; return how many that was."""
+    """Compare all content hashes and a sample of whole points; return the size of the sample."""
     wrong = seen = 0
     sample: list[int | str] = []
     step = max(1, math.ceil(total / COMPARED))

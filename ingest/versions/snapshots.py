@@ -1,4 +1,4 @@
-"""Snapshots of collections: one file, made by one command and taken back by another."""
+"""Snapshots: a collection in one archive, and its way back into an engine."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from two_tower.ingest.loading.lease import LEASE
 from two_tower.ingest.loading.verify import verify_counts
@@ -22,7 +22,7 @@ from two_tower.models.console import progress
 from two_tower.models.errors import ConfigError, DataError
 from two_tower.models.files import new_file
 from two_tower.retriever.collection.schema import CollectionMetadata, base_name, collection_name
-from two_tower.retriever.engine.protocol import Engine
+from two_tower.retriever.engine.protocol import Engine, stored_metadata
 from two_tower.retriever.engine.snapshots import CHUNK, SnapshotFile
 from two_tower.retriever.errors import CollectionMismatch, EngineError, VerificationFailed
 
@@ -31,18 +31,12 @@ ARCHIVE_MANIFEST = "manifest.json"
 LARGEST_MANIFEST = 64 * 2**20
 PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,254}")
 DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)  # what zipfile raises
-QUICK = 1  # deflate takes the zeros out; what is left hardly gets smaller
+QUICK = 1  # zeros shrink at the lowest level of deflate, and the rest at none
 
 
 @dataclass(frozen=True)
 class SnapshotReport:
-    """What was saved or restored.
-
-    Attributes:
-        collection: versioned name.
-        points: how many it holds.
-        file: the archive.
-    """
+    """The collection, by its versioned name, that was saved to or restored from an archive."""
 
     collection: str
     points: int
@@ -84,10 +78,9 @@ class Manifest:
 def snapshot(engine: Engine, name: str, out: Path) -> SnapshotReport:
     """Save a collection to a file in the folder `out`.
 
-    The embedded engine's is exactly what is in it, for nothing else can write meanwhile. A
-    server's is of one instant; a load that runs beside it may be in it in part.
-
-    The file is named after the collection and the time.
+    A snapshot of the embedded engine is exact, for nothing else writes meanwhile. One of a server
+    shows one instant, and may hold part of a load that runs at the same time. The file is named
+    after the collection and the time.
 
     Raises:
         CollectionNotFound: there is none.
@@ -97,7 +90,7 @@ def snapshot(engine: Engine, name: str, out: Path) -> SnapshotReport:
         DataError: the file cannot be written.
     """
     try:
-        out.mkdir(parents=True, exist_ok=True)  # what is wrong with it must not come late
+        out.mkdir(parents=True, exist_ok=True)  # a wrong folder is refused before the work
     except OSError as error:
         raise DataError(
             f"cannot make the folder {out} ({error.strerror or error}); give another --out"
@@ -111,26 +104,25 @@ def snapshot(engine: Engine, name: str, out: Path) -> SnapshotReport:
         embedded=engine.is_embedded,
         engine_version=engine.info().version,
         created_at=now.isoformat(timespec="seconds"),
-        metadata=engine.get_collection(collection).config.metadata or {},
+        metadata=stored_metadata(engine, collection),
     )
     target = out / f"{collection}.{now:%Y%m%dT%H%M%SZ}.zip"
     with engine.take_snapshot(collection) as files:
-        write_archive(target, manifest, files)
+        _write_archive(target, manifest, files)
     return SnapshotReport(collection, points, target)
 
 
 def restore(engine: Engine, file: Path, *, name: str | None = None) -> SnapshotReport:
-    """Make a collection of a file that `snapshot` wrote; no alias is changed.
+    """Make a collection from a file that `snapshot` wrote, for its old alias or for `name`.
 
-    It is made for the alias that it had, or for `name`.
+    No alias changes.
 
     Raises:
         DataError: the file is incomplete, altered, or of the other kind of engine.
         EngineError: there is such a collection already, or the engine cannot use the file.
         VerificationFailed: what came out is not what went in; it was removed again.
     """
-    with open_archive(file) as archive:
-        manifest = archive.manifest
+    with open_archive(file) as (manifest, files):
         if engine.is_embedded != manifest.embedded:
             kinds = {True: "the embedded engine (--path)", False: "a server (--url)"}
             raise DataError(
@@ -138,7 +130,7 @@ def restore(engine: Engine, file: Path, *, name: str | None = None) -> SnapshotR
                 f"{kinds[engine.is_embedded]}; restore it to its own kind, then run: ingest copy"
             )
         collection = _free_name(engine, manifest, file, name)
-        engine.restore_snapshot(collection, archive.files)
+        engine.restore_snapshot(collection, files)
         try:
             _check(engine, collection, manifest)
         except BaseException:
@@ -164,8 +156,7 @@ def _free_name(engine: Engine, manifest: Manifest, file: Path, name: str | None)
 
 
 def _check(engine: Engine, collection: str, manifest: Manifest) -> None:
-    stored: Any = engine.get_collection(collection).config.metadata or {}
-    if stored != manifest.metadata:
+    if stored_metadata(engine, collection) != manifest.metadata:
         raise CollectionMismatch(
             f"the metadata in the snapshot is not that of its manifest ({manifest.collection}); "
             "it was put together from two; take another copy of the file"
@@ -178,20 +169,8 @@ def _check(engine: Engine, collection: str, manifest: Manifest) -> None:
         )
 
 
-class Archive(NamedTuple):
-    """An archive that is open, and whose files have all been checked.
-
-    Attributes:
-        manifest: what it is of.
-        files: each a stream.
-    """
-
-    manifest: Manifest
-    files: Iterator[SnapshotFile]
-
-
-def write_archive(target: Path, manifest: Manifest, files: Iterable[SnapshotFile]) -> None:
-    """Write an archive; `target` appears when it is complete, the manifest with its files in it.
+def _write_archive(target: Path, manifest: Manifest, files: Iterable[SnapshotFile]) -> None:
+    """Write an archive, the manifest last; `target` appears when it is complete.
 
     Raises:
         DataError: the file cannot be written.
@@ -213,7 +192,7 @@ def write_archive(target: Path, manifest: Manifest, files: Iterable[SnapshotFile
 
 
 def _store(archive: zipfile.ZipFile, file: SnapshotFile) -> StoredFile:
-    """Write one file; a server's, which is the one whose checksum is known, as it is."""
+    """Write one file; a server's, the only kind with a known checksum, is not compressed."""
     name = _checked_name(file.name)
     digest, size = hashlib.sha256(), 0
     with archive.open(zipfile.ZipInfo(name) if file.sha256 else name, "w", force_zip64=True) as to:
@@ -225,8 +204,8 @@ def _store(archive: zipfile.ZipFile, file: SnapshotFile) -> StoredFile:
 
 
 @contextmanager
-def open_archive(path: Path) -> Iterator[Archive]:
-    """Open an archive and check all of it.
+def open_archive(path: Path) -> Iterator[tuple[Manifest, Iterator[SnapshotFile]]]:
+    """Open an archive and check all of it; give its manifest and its files as streams.
 
     Raises:
         DataError: it is missing, incomplete, altered or not one of ours.
@@ -249,7 +228,7 @@ def open_archive(path: Path) -> Iterator[Archive]:
             SnapshotFile(file.name, file.size, file.sha256, _content(source, file.name))
             for file in manifest.files
         )
-        yield Archive(manifest, contents)
+        yield manifest, contents
 
 
 class _UnusableError(Exception):

@@ -1,7 +1,7 @@
-"""Versions of a collection: which there are, which one the alias points to; promote and drop.
+"""Versions of a collection, and the alias that points to one of them: promote, roll back, drop.
 
-A switch is two writes: the version that is to come records the one that it replaces, then the
-alias moves, in one operation. Being stopped in between leaves the alias where it was.
+A switch is two writes: the new version records the one that it replaces, then the alias moves in
+one operation. A stop between the two leaves the alias where it was.
 """
 
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ from qdrant_client import models as qm
 
 from two_tower.ingest.loading.verify import verify_counts
 from two_tower.retriever.collection.schema import CollectionMetadata, base_name, check_name
-from two_tower.retriever.engine.protocol import Engine
+from two_tower.retriever.engine.protocol import Engine, collection_names, stored_metadata
 from two_tower.retriever.errors import CollectionMismatch, CollectionNotFound, EngineError
 
 PREVIOUS = "previous"  # in a collection's metadata: what its alias pointed to before
@@ -20,12 +20,12 @@ class Version(NamedTuple):
     """One collection that `ingest load` made.
 
     Attributes:
-        name: what an alias of it is called.
+        name: of the alias that it was loaded for.
         collection: its versioned name.
         points: how many it holds.
         aliases: the aliases that point to it.
-        metadata: what it says about itself.
-        previous: the version that its name stood for before it; `rollback` returns there.
+        metadata: of the collection.
+        previous: the version that the alias pointed to before; `rollback` returns there.
     """
 
     name: str
@@ -37,12 +37,12 @@ class Version(NamedTuple):
 
     @property
     def complete(self) -> bool:
-        """Whether it holds as many points as its last load meant it to."""
+        """Whether it holds as many points as its last load expected."""
         return self.points == self.metadata.expected_points
 
     @property
     def in_use(self) -> bool:
-        """Whether its name stands for it."""
+        """Whether the alias points to it."""
         return self.name in self.aliases
 
     def to_dict(self) -> dict[str, Any]:
@@ -61,13 +61,13 @@ class Version(NamedTuple):
 
 
 def versions(engine: Engine, name: str | None = None) -> list[Version]:
-    """Return our collections, by name and then newest first; those of others are left out."""
+    """Return the collections that `ingest load` made, by name and then newest first."""
     aliases = _aliases(engine)
     ours = []
-    for collection in sorted(_collections(engine)):
+    for collection in sorted(collection_names(engine)):
         if name not in (None, base_name(collection)):
             continue
-        stored = engine.get_collection(collection).config.metadata or {}
+        stored = stored_metadata(engine, collection)
         try:
             metadata = CollectionMetadata.from_dict(stored)
         except ValueError:
@@ -114,14 +114,14 @@ def promote(engine: Engine, name: str, collection: str | None = None) -> str:
         )
     if current != target:
         engine.update_collection(target, metadata={PREVIOUS: current})
-        # One operation, so that not even a crash of the engine leaves the name without a target.
+        # One operation: a crash of the engine cannot leave the alias without a target.
         create = qm.CreateAlias(collection_name=target, alias_name=name)
         engine.update_collection_aliases([qm.CreateAliasOperation(create_alias=create)])
     return target
 
 
 def rollback(engine: Engine, name: str) -> str:
-    """Point the alias `name` back to what it pointed to before; twice is where it began.
+    """Point the alias `name` back to its previous version; a second call returns to the first.
 
     Returns:
         The collection it points to now.
@@ -153,14 +153,14 @@ def rollback(engine: Engine, name: str) -> str:
 def drop(engine: Engine, name: str, *, yes: bool = False) -> list[str]:
     """Delete one of our versions that no alias points to; return what was deleted.
 
-    With `yes` the name may be any collection, also in use or made by something else, or an alias,
-    which goes with all its versions.
+    With `yes`, `name` may be any collection, even one in use or made by something else, or an
+    alias, which is deleted with all its versions.
 
     Raises:
         CollectionNotFound: there is nothing of that name.
         EngineError: it is in use and `yes` is off.
     """
-    collections = _collections(engine)
+    collections = collection_names(engine)
     aliases = _aliases(engine)
     ours = {version.collection for version in versions(engine, base_name(name))}
     aliased = {aliases[name]} if name in aliases else set()
@@ -176,10 +176,6 @@ def drop(engine: Engine, name: str, *, yes: bool = False) -> list[str]:
     for collection in doomed:
         engine.delete_collection(collection)
     return doomed
-
-
-def _collections(engine: Engine) -> set[str]:
-    return {described.name for described in engine.get_collections().collections}
 
 
 def _aliases(engine: Engine) -> dict[str, str]:

@@ -58,8 +58,9 @@ def serve(
     ] = 10.0,
 ) -> None:
     """Serve a collection over HTTP, with a search page at /."""
+    from two_tower.retriever.engine.address import read_key
     from two_tower.retriever.search.settings import SearchSettings, read_settings
-    from two_tower.retriever.service.config import ServiceConfig, read_key
+    from two_tower.retriever.service.config import KEY_VARIABLE, SHORTEST_KEY, ServiceConfig
 
     config = ServiceConfig(
         name=name,
@@ -69,7 +70,7 @@ def serve(
         threads=threads,
         waiting=waiting,
         timeout_s=timeout,
-        key=read_key(key_file),
+        key=read_key(KEY_VARIABLE, file=key_file, shortest=SHORTEST_KEY),
         origins=tuple(cors_origin or ()),
         examples=tuple(example or ()),
         dashboard=dashboard,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Out = Annotated[Path, typer.Option(help="Folder for tune.html, tune.csv, settings.yaml, plots.")]
 
-Goal = Annotated[
+GoalText = Annotated[
     str,
     typer.Option(
         "--goal",
@@ -32,7 +32,7 @@ Goal = Annotated[
     ),
 ]
 
-Queries = Annotated[int, typer.Option(help="How many judged queries to ask.", min=2)]
+QueryCount = Annotated[int, typer.Option(help="How many judged queries to ask.", min=2)]
 
 Sweeps = Annotated[
     str | None,
@@ -58,8 +58,8 @@ def tune(
     bundle: Bundle,
     out: Out,
     split: Split = "dev",
-    goal: Goal = DEFAULT_GOAL,
-    queries: Queries = 400,
+    goal: GoalText = DEFAULT_GOAL,
+    queries: QueryCount = 400,
     sweeps: Sweeps = None,
     passages: Passages = None,
     url: Url = None,
@@ -68,7 +68,7 @@ def tune(
     """Measure what settings cost and lose, in the real engine; recommend one for a goal.
 
     Nothing is encoded but the queries, and the collection is left alone: other ways to store it
-    are tried in one scratch copy, NAME--tune-…, which is dropped in the end. Exit code 1 where no
+    are tried in one temporary copy, NAME--tune-…, which is dropped at the end. Exit code 1 where no
     setting meets the goal; the report is written all the same.
     """
     from two_tower.models.bundle.bundle import ModelBundle

@@ -177,6 +177,17 @@ def scroll_all(
             return
 
 
+def collection_names(engine: Engine) -> set[str]:
+    """Return the names of all collections, those of others among them."""
+    return {described.name for described in engine.get_collections().collections}
+
+
+def stored_metadata(engine: Engine, collection: str) -> dict[str, Any]:
+    """Return the metadata of a collection as it is stored, empty where it has none."""
+    metadata: dict[str, Any] | None = engine.get_collection(collection).config.metadata
+    return metadata or {}
+
+
 def agreement(engine: Engine, collection: str) -> qm.ReadConsistencyType | None:
     """Return how to read what every replica has; a point that they differ in is then left out.
 

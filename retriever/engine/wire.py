@@ -69,18 +69,18 @@ class Scored(NamedTuple):
     scores: list[float]
 
 
-P = TypeVar("P", bound=AnyPoint)
+PointT = TypeVar("PointT", bound=AnyPoint)
 
 
 def batches(
-    points: Iterable[P], *, max_points: int = BATCH_POINTS, max_bytes: int = BATCH_BYTES
-) -> Iterator[list[P]]:
+    points: Iterable[PointT], *, max_points: int = BATCH_POINTS, max_bytes: int = BATCH_BYTES
+) -> Iterator[list[PointT]]:
     """Yield points in order, in batches as large as both limits allow and never empty.
 
     Raises:
         DataError: a point is too large for one request.
     """
-    batch: list[P] = []
+    batch: list[PointT] = []
     batch_bytes = 0
     for point in points:
         size = most_bytes(point)

@@ -20,9 +20,9 @@ class RankedPassage(NamedTuple):
     """A passage in a column of a contrast.
 
     Attributes:
-        passage: with its text; empty where the collection does not hold it.
-        rank: in that system's ranking, from 1; None where it is not among the best 100.
-        grade: as judged; None where nobody judged it.
+        passage: with its text; without one where the collection does not hold it.
+        rank: in the ranking of the system, from 1; None below the best 100.
+        grade: of the judgement; None without one.
     """
 
     passage: Passage
@@ -31,7 +31,7 @@ class RankedPassage(NamedTuple):
 
 
 class Column(NamedTuple):
-    """What one system made of a query: its value, its best passages, the answers it ranks lower."""
+    """One system on one query: its value, its best passages, the answers that it ranks lower."""
 
     system: str
     value: float
@@ -57,10 +57,6 @@ def find_contrasts(evaluation: Evaluation, passages: Iterable[Passage]) -> Contr
     """Return where the last system beats the baseline most and loses to it most, by nDCG@10.
 
     Without a baseline: the queries that the last system answers best and worst.
-
-    Args:
-        evaluation: of at least one system.
-        passages: of the collection.
 
     Raises:
         ConfigError: no system is measured.

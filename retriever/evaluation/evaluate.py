@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from two_tower.models.console import progress
 from two_tower.models.data import Dataset, Qrel, Query
@@ -29,7 +30,9 @@ TIMED_QUERIES = 200
 
 TIMED_K = 10
 
-WARM_UP, FEW = 20, 5
+WARM_UP = 20  # queries after the timed ones
+
+REPEATED_WARM_UP = 5  # of the timed ones, where there are no others
 
 BATCH = 64
 
@@ -40,14 +43,14 @@ class SystemResult:
 
     Attributes:
         system: its name.
-        queries: how many were judged.
+        queries: number of judged queries.
         metrics: measure -> mean over queries, in [0, 1].
         intervals: measure -> [low, high], the 95% bootstrap interval of that mean.
-        p50_ms: median time of one query at k=10, one at a time; None where a file was read.
+        p50_ms: median time of one query at k=10, one at a time; None for rankings from a file.
         p95_ms: 95th percentile of the same.
-        index_mb: what its vectors take; None where that is not known.
-        source: where it comes from, where the name does not say.
-        comparisons: measure -> how it stands to the baseline.
+        index_mb: size of its vectors; None where that is not known.
+        source: file or collection; empty for a system of this collection.
+        comparisons: measure -> its comparison with the baseline.
     """
 
     system: str
@@ -87,21 +90,17 @@ class Report:
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> "Report":
-        """Return what `to_dict` gave, of this version or an earlier one."""
-        rows = []
-        for row in stored["systems"]:
-            compared = {m: Comparison(**c) for m, c in row.get("comparisons", {}).items()}
-            rows.append(SystemResult(**row | {"comparisons": compared}))
-        return cls(**dict(stored) | {"systems": tuple(rows)})
+        """Return the report that `to_dict` gave, in this version or an earlier one."""
+        return TypeAdapter(cls).validate_python(stored)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A report and what it is made of.
+    """A report, with the values and rankings behind its means.
 
     Attributes:
         report: the means.
-        queries: those that were judged.
+        queries: the judged ones.
         qrels: their judgements, in the same order.
         rankings: system -> query_id -> passage ids, best first.
         values: system -> measure -> one value per query.
@@ -125,14 +124,9 @@ def measure_all(
 ) -> Evaluation:
     """Run every judged query through each system.
 
-    Args:
-        retriever: opened on the collection.
-        dataset: queries and judgements.
-        systems: what to measure.
-        split: which judgements.
-        baseline: what the others are compared with; bm25 where it is measured, else nothing.
-        relevant_from: the grade from which a passage is relevant to recall, MRR and MAP; nDCG
-            takes every grade above 0. TREC Deep Learning asks for 2.
+    The others are compared with `baseline`: by default bm25 where it is measured, else none. From
+    the grade `relevant_from` a passage is relevant to recall, MRR and MAP; nDCG takes every grade
+    above 0. TREC Deep Learning asks for 2.
 
     Raises:
         ConfigError: two systems of one name, or a baseline that is not among them.
@@ -142,8 +136,8 @@ def measure_all(
     baseline = _baseline([system.name for system in systems], baseline)
     queries, qrels = judged_queries(dataset, split, relevant_from=relevant_from)
     answers = {qrel.passage_id for qrel in qrels if qrel.relevance >= relevant_from}
-    held = retriever.count(answers)
-    if not held:
+    present = retriever.count(answers)
+    if not present:
         raise DataError(
             f"{retriever.collection} holds none of the {len(answers):,} relevant passages of "
             f"{dataset.path}, split {split!r}; expected a collection loaded from that DATA "
@@ -170,7 +164,7 @@ def measure_all(
         relevant_from=relevant_from,
         highest_grade=max(qrel.relevance for qrel in qrels),
         answers=len(answers),
-        missing_answers=len(answers) - held,
+        missing_answers=len(answers) - present,
     )
     return Evaluation(report, tuple(queries), tuple(qrels), rankings, values)
 
@@ -185,7 +179,7 @@ def _measure(
 ) -> tuple[SystemResult, Rankings, Values]:
     """Time some of the queries one by one, then rank the corpus of `size` for every query.
 
-    In this order, for the engine remembers what it encoded.
+    Times come first, for the engine caches the encoded queries.
     """
     ranker = system.start()
     p50_ms, p95_ms = _percentiles(ranker, queries, k=min(TIMED_K, size))
@@ -213,10 +207,10 @@ def _measure(
 def _percentiles(
     ranker: Ranker, queries: Sequence[Query], *, k: int
 ) -> tuple[float | None, float | None]:
-    """Return p50 and p95 in ms of queries asked one at a time; nothing where a file was read."""
+    """Return p50 and p95 in ms of one query at a time; None for rankings from a file."""
     if not ranker.is_timed:
         return None, None
-    for query in queries[TIMED_QUERIES:][:WARM_UP] or queries[-FEW:]:
+    for query in queries[TIMED_QUERIES:][:WARM_UP] or queries[-REPEATED_WARM_UP:]:
         ranker.rank([query], k)
     times_ms = []
     for query in queries[:TIMED_QUERIES]:

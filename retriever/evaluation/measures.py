@@ -47,11 +47,7 @@ def judged_queries(
 ) -> tuple[list[Query], list[Qrel]]:
     """Return the answerable queries of a split and their qrels, in the same order of queries.
 
-    Args:
-        dataset: holds them.
-        split: which judgements.
-        relevant_from: the grade from which a passage is relevant.
-        count: take so many at random, the same ones each time.
+    `count` of them are drawn at random, the same ones each time; None takes all.
 
     Raises:
         DataError: there is none.

@@ -1,4 +1,4 @@
-"""REPORT of `retriever evaluate`: its files, the page among them, which needs nothing else.
+"""REPORT of `retriever evaluate`: a folder of files, and a page that stands alone.
 
 report.html    tables, plots, queries side by side; no script, no request; light and dark
 report.md      the tables
@@ -46,8 +46,8 @@ def write_report(evaluation: Evaluation, contrasts: Contrasts, folder: Path) -> 
         file = _run_file(folder, system)
         write_run(file, rankings, tag=file.stem)
     texts = {
-        "per_query.tsv": to_tsv(evaluation),
-        "report.html": to_html(report, contrasts),
+        "per_query.tsv": _to_tsv(evaluation),
+        "report.html": _to_html(report, contrasts),
         "report.md": words.to_markdown(report) + "\n",
         "report.json": json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n",
     }
@@ -56,10 +56,10 @@ def write_report(evaluation: Evaluation, contrasts: Contrasts, folder: Path) -> 
 
 
 def _remove_rankings(folder: Path) -> None:
-    """Remove the rankings of an earlier report, but no run file that was given to it."""
+    """Remove the rankings that an earlier report wrote; the run files that it read stay."""
     try:
         stored = Report.from_dict(json.loads((folder / "report.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError):
         return
     for row in stored.systems:
         if not row.source.startswith(FROM_RUN):
@@ -71,7 +71,7 @@ def _run_file(folder: Path, system: str) -> Path:
     return folder / "runs" / f"{name}.trec"
 
 
-def to_tsv(evaluation: Evaluation) -> str:
+def _to_tsv(evaluation: Evaluation) -> str:
     """Return one line per query and system with every measure, tab-separated."""
     measures = list(evaluation.report.systems[0].metrics)
     lines = ["\t".join(["query_id", "system", *measures])]
@@ -82,7 +82,7 @@ def to_tsv(evaluation: Evaluation) -> str:
     return "\n".join([*lines, ""])
 
 
-def to_html(report: Report, contrasts: Contrasts) -> str:
+def _to_html(report: Report, contrasts: Contrasts) -> str:
     """Return the whole page."""
     return render(
         "evaluation/page.html.jinja",

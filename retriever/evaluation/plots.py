@@ -131,11 +131,11 @@ def point_chart(
 def to_svg(figure: "Figure") -> Markup:
     """Return a figure as a part of a page, named by its axes for who cannot see it."""
     text = io.StringIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    figure.savefig(text, format="svg", transparent=True, metadata=nothing)
+    no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(text, format="svg", transparent=True, metadata=no_metadata)
     _, _, svg = text.getvalue().partition("<svg ")
     svg = re.sub(f'<g id="{TITLE}([0-9a-f]*)">', _title, svg)
-    svg = re.sub(r'<g id="[^"]*"(/?)>', r"<g\1>", svg)  # a page has more figures with the same ids
+    svg = re.sub(r'<g id="[^"]*"(/?)>', r"<g\1>", svg)  # ids must not repeat within a page
     for colour, variable in VARIABLES.items():
         svg = svg.replace(f": {colour}", f": var(--{variable})")
     (axes,) = figure.axes

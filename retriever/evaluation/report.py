@@ -27,7 +27,7 @@ def blocks(report: Report) -> list[str | list[list[str]]]:
 
 
 def caption(report: Report) -> str:
-    """Return what was measured, over what, and how it was judged."""
+    """Return the data, the collection and the meaning of the numbers, as a paragraph."""
     queries = report.systems[0].queries if report.systems else 0
     text = (
         f"{report.data} {report.split}: {queries:,} queries over {report.passages:,} passages "
@@ -48,7 +48,7 @@ def notes(report: Report) -> list[str]:
 
 
 def legend(report: Report) -> str:
-    """Return what the marks behind numbers mean."""
+    """Return the meaning of the marks behind numbers."""
     others = len(report.systems) - 1
     return (
         f"{BETTER} better, {WORSE} worse than {report.baseline}: paired randomisation test over "

@@ -1,4 +1,4 @@
-"""What chance alone could do: bootstrap intervals, paired tests, correction for many tests."""
+"""The part of chance: bootstrap intervals, paired tests, correction for many tests."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

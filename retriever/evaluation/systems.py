@@ -36,7 +36,7 @@ SIZE_NOTE = (
 )
 
 FROM_RUN = "run "
-"""What the source of a system begins with that is read from a file."""
+"""Beginning of the source of a system whose rankings come from a file."""
 
 
 class Ranker(NamedTuple):
@@ -44,8 +44,8 @@ class Ranker(NamedTuple):
 
     Attributes:
         rank: (queries, k) -> for each the ids of its `k` best passages, best first.
-        index_mb: what its vectors or terms take; None where that is not known.
-        is_timed: whether `rank` does the work, and so can be timed.
+        index_mb: size of its vectors or terms; None where that is not known.
+        is_timed: whether a time of `rank` means anything; not where a file has the rankings.
     """
 
     rank: Callable[[Sequence[Query], int], list[list[str]]]
@@ -58,8 +58,8 @@ class System(NamedTuple):
 
     Attributes:
         name: in tables and file names.
-        source: where it comes from, where the name does not say.
-        start: makes it ready.
+        source: file or collection; empty for a system of the retriever's collection.
+        start: returns its ranker.
     """
 
     name: str
@@ -70,9 +70,9 @@ class System(NamedTuple):
 def system_names(retriever: Retriever) -> list[str]:
     """Return the names of all systems in the order of the table; the default engine comes last.
 
-    `hybrid` and `rerank` fuse by what the bundle learnt; where it did, `weighted` is `rerank` with
-    the fixed weight. `cross` is there where the bundle has a cross-scorer, `settings` where the
-    retriever was opened with settings of its own.
+    `hybrid` and `rerank` fuse with the weights that the bundle learnt; where it has any, `weighted`
+    is `rerank` with the fixed weight. `cross` needs a bundle with a cross-scorer, `settings` a
+    retriever that was opened with settings of its own.
     """
     reduced = [f"pca_{dim}" for dim in retriever.metadata.pca_dims]
     names = ["tfidf", "rank_bm25", "bm25", "dense", *reduced, "rrf"]
@@ -90,12 +90,12 @@ def default_systems(retriever: Retriever) -> list[str]:
 def choose_systems(
     retriever: Retriever, words: Sequence[str] | None, *, others: Mapping[str, Retriever]
 ) -> list[System]:
-    """Return the systems of a report: those from outside first, then our own in order.
+    """Return the systems of a report: those of others first, then the retriever's in table order.
 
     Args:
-        retriever: whose stages are measured.
+        retriever: opened on the collection of the report.
         words: `bm25`, `OTHER/bm25` for a system of another collection, or `name=FILE` for a
-            settings file; all our own by default.
+            settings file; None for `default_systems`.
         others: name -> another collection; its default engine where `words` name none of its
             systems.
 
@@ -128,15 +128,15 @@ def _stage_system(name: str, stage: str, retriever: Retriever) -> System:
 
 def _settings_system(name: str, file: Path, retriever: Retriever) -> System:
     settings = read_settings(file)
-    retriever.with_settings(settings)  # refuses an unknown leg now, not after an hour
+    retriever.with_settings(settings)  # an unknown leg is refused before the first system runs
     return System(name, f"settings {file}", lambda: _start_engine(retriever, settings))
 
 
 def run_system(path: Path) -> System:
-    """Return what a TREC run file ranks, under the file's name without its ending.
+    """Return the system of a TREC run file, named after the file.
 
     Raises:
-        DataError: it is no such file.
+        DataError: the file is not a TREC run.
     """
     rankings = read_run(path)
 
@@ -152,14 +152,12 @@ def start(system: str, retriever: Retriever) -> Ranker:
         return _start_engine(retriever, _system_settings(system, retriever.settings))
     passages = list(retriever.passages())
     if system == "tfidf":
-        tfidf = TfidfIndex(passages)
-        return Ranker(lambda queries, k: [tfidf.rank(q.text, k=k) for q in queries], tfidf.size_mb)
-    bm25 = RankBm25Index(passages, Bm25Config(**retriever.metadata.bm25))
-    return Ranker(lambda queries, k: [bm25.rank(q.text, k=k) for q in queries], None)
+        return tfidf_ranker(passages)
+    return rank_bm25_ranker(passages, Bm25Config(**retriever.metadata.bm25))
 
 
 def _start_engine(retriever: Retriever, settings: SearchSettings) -> Ranker:
-    """Return the engine with other settings; it remembers no query of another system."""
+    """Return the engine with other settings, and with an empty cache of queries."""
     variant = retriever.with_rewriter(None).with_settings(settings)
 
     def rank(queries: Sequence[Query], k: int) -> list[list[str]]:
@@ -223,52 +221,47 @@ def bytes_per_dimension(options: CollectionOptions) -> float:
     return (0 if options.on_disk.vectors else FLOAT_BYTES) + copies[kind]
 
 
-class TfidfIndex:
-    """TF-IDF over passages in memory: scikit-learn, sublinear tf, English stop words, cosine.
+def tfidf_ranker(passages: Sequence[Passage]) -> Ranker:
+    """Return TF-IDF in memory: scikit-learn, sublinear tf, English stop words, cosine."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
 
-    Attributes:
-        size_mb: of its sparse matrix.
-    """
+    vectorizer = TfidfVectorizer(sublinear_tf=True, stop_words="english")
+    contents = [passage.content for passage in passages]
+    matrix = vectorizer.fit_transform(contents).T.tocsr()  # (terms, passages)
 
-    def __init__(self, passages: Sequence[Passage]) -> None:
-        from sklearn.feature_extraction.text import TfidfVectorizer
+    def score(query: str) -> Float64Array:
+        scores: Float64Array = (vectorizer.transform([query]) @ matrix).toarray()[0]
+        return scores
 
-        self._ids = [passage.passage_id for passage in passages]
-        self._vectorizer = TfidfVectorizer(sublinear_tf=True, stop_words="english")
-        contents = [passage.content for passage in passages]
-        self._matrix = self._vectorizer.fit_transform(contents).T.tocsr()  # (terms, passages)
-        parts = (self._matrix.data, self._matrix.indices, self._matrix.indptr)
-        self.size_mb: float = sum(part.nbytes for part in parts) / 1e6
-
-    def rank(self, query: str, *, k: int) -> list[str]:
-        """Return the ids of the `k` best passages that share a term with the query."""
-        scores = (self._vectorizer.transform([query]) @ self._matrix).toarray()[0]
-        return _best(self._ids, scores, k)
+    size = sum(part.nbytes for part in (matrix.data, matrix.indices, matrix.indptr))
+    return _scoring_ranker(passages, score, index_mb=size / 1e6)
 
 
-class RankBm25Index:
-    """BM25 by the rank-bm25 package (Okapi), over the same analyzed terms as the engine's leg.
+def rank_bm25_ranker(passages: Sequence[Passage], config: Bm25Config) -> Ranker:
+    """Return Okapi BM25 by the rank-bm25 package, over the analyzed terms of the engine's leg.
 
     Exact and independent of the engine; it scores every passage in Python, so it is slow.
     """
+    from rank_bm25 import BM25Okapi
 
-    def __init__(self, passages: Sequence[Passage], config: Bm25Config) -> None:
-        from rank_bm25 import BM25Okapi
+    analyzer = EngineAnalyzer(config.language)
 
-        self._ids = [passage.passage_id for passage in passages]
-        self._analyzer = EngineAnalyzer(config.language)
-        corpus = [self._terms(passage.content) for passage in passages]
-        self._index = BM25Okapi(corpus, k1=config.k, b=config.b)
-
-    def rank(self, query: str, *, k: int) -> list[str]:
-        """Return the ids of the `k` best passages that share a term with the query."""
-        return _best(self._ids, self._index.get_scores(self._terms(query)), k)
-
-    def _terms(self, text: str) -> list[int]:
-        counts = self._analyzer.term_counts(text)
+    def terms(text: str) -> list[int]:
+        counts = analyzer.term_counts(text)
         return [term for term, count in counts.items() for _ in range(count)]
 
+    index = BM25Okapi([terms(p.content) for p in passages], k1=config.k, b=config.b)
+    return _scoring_ranker(passages, lambda query: index.get_scores(terms(query)), index_mb=None)
 
-def _best(ids: Sequence[str], scores: Float64Array, k: int) -> list[str]:
-    order = np.argsort(-scores, kind="stable")[:k]
-    return [ids[row] for row in order if scores[row] > 0]
+
+def _scoring_ranker(
+    passages: Sequence[Passage], score: Callable[[str], Float64Array], *, index_mb: float | None
+) -> Ranker:
+    """Return a ranker of the passages that score above 0, which share a term with the query."""
+    ids = [passage.passage_id for passage in passages]
+
+    def best(query: str, k: int) -> list[str]:
+        scores = score(query)  # (passages,)
+        return [ids[row] for row in np.argsort(-scores, kind="stable")[:k] if scores[row] > 0]
+
+    return Ranker(lambda queries, k: [best(query.text, k) for query in queries], index_mb)

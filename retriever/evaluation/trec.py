@@ -1,14 +1,12 @@
 """TREC run files: `query_id Q0 passage_id rank score tag`, which other tools read as well.
 
-Written with tabs, so that an id may hold a space; read with tabs or spaces. The score of a written
-line counts down from the length of the list: it says the order, in which the stages of a search may
-disagree with any one score.
+Written with tabs, so that an id may hold a space; read with tabs or spaces. The written scores
+count down from the length of the list: no score of one stage gives the order of a whole search.
 """
 
 import math
 from collections import defaultdict
 from pathlib import Path
-from typing import NamedTuple
 
 from two_tower.models.errors import DataError
 from two_tower.retriever.evaluation.measures import Rankings
@@ -16,13 +14,6 @@ from two_tower.retriever.evaluation.measures import Rankings
 COLUMNS = "query_id Q0 passage_id rank score tag"
 
 BREAKS = ("\t", "\n", "\r")
-
-
-class _Line(NamedTuple):
-    query_id: str
-    passage_id: str
-    rank: int
-    score: float
 
 
 def write_run(path: Path, rankings: Rankings, *, tag: str) -> None:
@@ -54,17 +45,17 @@ def read_run(path: Path) -> dict[str, list[str]]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as a TREC run ({error})") from None
-    lines: dict[str, list[_Line]] = defaultdict(list)
+    lines: dict[str, list[tuple[float, int, str]]] = defaultdict(list)
     for number, content in enumerate(text.split("\n"), 1):
         if content.strip():
-            line = _parse(content.rstrip("\r"), where=f"{path}:{number}")
-            lines[line.query_id].append(line)
+            query_id, passage_id, rank, score = _parse(content, where=f"{path}:{number}")
+            lines[query_id].append((-score, rank, passage_id))
     if not lines:
         raise DataError(f"{path} holds no line; expected: {COLUMNS}")
     rankings = {}
     for query_id, unordered in lines.items():
-        ordered = sorted(unordered, key=lambda line: (-line.score, line.rank))
-        rankings[query_id] = ids = [line.passage_id for line in ordered]
+        ordered = sorted(unordered, key=lambda line: line[:2])
+        rankings[query_id] = ids = [passage_id for _, _, passage_id in ordered]
         if len(set(ids)) < len(ids):
             repeated = next(name for name in ids if ids.count(name) > 1)
             raise DataError(
@@ -74,13 +65,15 @@ def read_run(path: Path) -> dict[str, list[str]]:
     return rankings
 
 
-def _parse(content: str, *, where: str) -> _Line:
+def _parse(content: str, *, where: str) -> tuple[str, str, int, float]:
+    """Return query id, passage id, rank and score of a line."""
+    content = content.rstrip("\r")
     words = content.split("\t") if "\t" in content else content.split()
     try:
         query_id, _, passage_id, rank, score, _ = words
-        line = _Line(query_id, passage_id, int(rank), float(score))
+        line = query_id, passage_id, int(rank), float(score)
     except ValueError:
         raise DataError(f"{where} holds {content[:80]!r}; expected: {COLUMNS}") from None
-    if not math.isfinite(line.score):
+    if not math.isfinite(line[-1]):
         raise DataError(f"{where} has the score {score}; expected a number")
     return line

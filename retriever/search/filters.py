@@ -249,7 +249,7 @@ def _require_answer(condition: qm.FieldCondition, kind: Kind, *, path: str) -> N
         )
 
 
-WORD = re.compile(r"(?P<field>[^=<>~]+)(?P<sign>>=|<=|=|>|<|~)(?P<value>.*)", re.DOTALL)
+FILTER_WORD = re.compile(r"(?P<field>[^=<>~]+)(?P<sign>>=|<=|=|>|<|~)(?P<value>.*)", re.DOTALL)
 
 SIGNS = {">=": "gte", ">": "gt", "<=": "lte", "<": "lt"}
 
@@ -268,7 +268,7 @@ def parse_filters(words: Sequence[str], fields: Fields) -> dict[str, Any]:
     """
     filter: dict[str, Any] = {}
     for word in words:
-        match = WORD.fullmatch(word)
+        match = FILTER_WORD.fullmatch(word)
         if not match:
             raise QueryError(
                 f"filter {word!r} is not understood; expected field=value, field>=value or "

@@ -10,7 +10,6 @@ GET  /            the page; GET /openapi.json describes the rest
 """
 
 import json
-import re
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -27,7 +26,7 @@ from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
-from two_tower.models.config import key_advice
+from two_tower.models.config import refusal
 from two_tower.models.errors import TwoTowerError
 from two_tower.retriever.records import SearchResult
 from two_tower.retriever.search.filters import FilterLike, parse_filters
@@ -65,8 +64,6 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     }.items()
 }
 
-HitCount = Annotated[int, Query(ge=1, description="Number of hits.")]
-
 Word = Annotated[str, StringConstraints(max_length=1000)]
 
 Words = Annotated[
@@ -99,7 +96,7 @@ def create_app(backend: Backend) -> ASGIApp:
 
 
 def _guard(app: ASGIApp, backend: Backend, metrics: Metrics) -> ASGIApp:
-    """Put what every request has to pass around the application, the innermost first."""
+    """Wrap the application in its middleware, the innermost first."""
     config = backend.config
     app = BodyLimit(app, most_bytes=MOST_BODY_BYTES, timeout_s=config.timeout_s)
     if config.key is not None:
@@ -150,10 +147,10 @@ def _add_search(router: APIRouter, backend: Backend, metrics: Metrics) -> None:
 
     @router.get("/search", response_model=bodies.SearchAnswer)
     async def search_by_query(
-        q: bodies.Query,
-        k: HitCount = 10,
+        q: bodies.QueryText,
+        k: bodies.HitCount = 10,
         filter: Words = None,
-        budget_ms: bodies.Budget | None = None,
+        budget_ms: bodies.BudgetMs | None = None,
     ) -> Response:
         """Search with the default settings."""
         return await search(bodies.SearchBody(query=q, k=k, budget_ms=budget_ms), filter)
@@ -178,7 +175,7 @@ def _add_similar(router: APIRouter, backend: Backend) -> None:
 
     @router.get("/similar", response_model=bodies.SimilarAnswer)
     async def similar_by_query(
-        passage_id: bodies.Query, k: HitCount = 10, filter: Words = None
+        passage_id: bodies.QueryText, k: bodies.HitCount = 10, filter: Words = None
     ) -> Response:
         """Return the passages nearest to one, without itself."""
         return await similar(bodies.SimilarBody(passage_id=passage_id, k=k), filter)
@@ -202,7 +199,7 @@ def _add_state(app: FastAPI, guarded: APIRouter, backend: Backend, metrics: Metr
 
     @guarded.get("/collection", response_model=bodies.CollectionAnswer)
     async def collection() -> Response:
-        """Say what there is to search, filter by and switch."""
+        """Describe the collection: fields to filter by, modes, example queries."""
         return _json(await backend.search(lambda _: backend.describe()))
 
     @guarded.get("/metrics", response_class=Response)
@@ -252,15 +249,12 @@ def _add_failures(app: FastAPI, *, collection: str) -> None:
 
 
 def _refusal(error: RequestValidationError, body: type[bodies.Body]) -> str:
-    """Return where and what was expected, without the value: it may be long, or not even text."""
+    """Return in our words what is wrong with a request whose body should be a `body`."""
     first = error.errors()[0]
-    *outer, key = (str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        known = bodies.SettingsBody if "settings" in outer else body
-        advice = key_advice(key, known.model_fields, where=".".join([*outer, ""]))
-        reason = f"unknown key; {advice}"
-    elif first["type"] == "missing":
-        reason = "expected a value"
-    else:  # "Input should be …", "String should have …"
-        reason = re.sub(r"^\w+ should (be|have|match) ", "expected ", first["msg"])
-    return f"{'.'.join([*outer, key])}: {reason}".encode("utf-8", "backslashreplace").decode()
+    place, *path = first["loc"]
+    if first["type"] == "json_invalid":
+        return f"the body is not JSON ({first['ctx']['error']} at character {path[0]})"
+    owner = body if place == "body" else object
+    sentence = refusal({**first, "loc": path}, owner, f"{place}.")
+    # A client's own words may hold what is no text.
+    return sentence.encode("utf-8", "backslashreplace").decode()

@@ -51,12 +51,12 @@ class Question(Generic[T]):
 
     Attributes:
         query: what to look for.
-        key: everything else that was asked for, as text; only equal ones are answered together.
-        ask: answers several queries with this key.
+        key: all other arguments, as text; only searches with equal keys share a batch.
+        ask: searches for several queries with this key.
         show: makes the answer of one result.
-        most_together: how many such are answered together at most; 1 where that saves nothing,
-            for all of a batch wait until its last is done.
-        answer: to come.
+        most_together: the largest batch; 1 where a batch saves no time, for every search of a batch
+            waits for the last.
+        answer: the answer to come.
     """
 
     query: str
@@ -93,7 +93,7 @@ class Batches(Generic[T]):
     def _run(self) -> None:
         batch = [one for one in self._take() if one.answer.set_running_or_notify_cancel()]
         if batch:
-            _answer(batch)
+            _answer_batch(batch)
 
     def _take(self) -> list[Question[T]]:
         """Return the search that waits longest, and the next ones with the same key."""
@@ -112,7 +112,7 @@ class Batches(Generic[T]):
         return batch
 
 
-def _answer(batch: list[Question[T]]) -> None:
+def _answer_batch(batch: list[Question[T]]) -> None:
     """Give every search of a batch its answer or its own failure."""
     try:
         results = batch[0].ask([question.query for question in batch])
@@ -120,9 +120,9 @@ def _answer(batch: list[Question[T]]) -> None:
         if len(batch) == 1 or isinstance(error, EngineError):
             for question in batch:
                 question.answer.set_exception(error)
-        else:  # one query may be at fault: each on its own, then
+        else:  # one query may be at fault, so each is asked alone
             for question in batch:
-                _answer([question])
+                _answer_batch([question])
         return
     for question, result in zip(batch, results, strict=True):
         try:
@@ -134,8 +134,8 @@ def _answer(batch: list[Question[T]]) -> None:
 class Backend:
     """Answers jobs with the retriever, in threads, within the limits.
 
-    The engine need not be there when the service starts, nor stay: every job opens the retriever
-    if that has not worked yet, and the client's connections come back by themselves.
+    The service may start before the engine and outlives its restarts: every job opens the retriever
+    where none is open yet, and the client reconnects by itself.
     """
 
     def __init__(self, config: ServiceConfig) -> None:
@@ -193,14 +193,9 @@ class Backend:
         ask: Callable[[Retriever, Sequence[str]], list[SearchResult]],
         show: Callable[[SearchResult], T],
     ) -> T:
-        """Answer a query, with others that wait at the same time and have an equal key.
+        """Answer a query, in one batch with waiting searches of the same key.
 
-        Args:
-            query: what to look for.
-            key: everything else that was asked for, as text.
-            settings: how to search; None for the service's own.
-            ask: answers several queries with this key.
-            show: makes the answer of one result.
+        The arguments are those of `Question`; `settings` are None for the service's own.
 
         Raises:
             ServiceFailure: as `search`.

@@ -1,4 +1,4 @@
-"""What goes over the wire: the bodies of requests and answers, as OpenAPI shows them."""
+"""The bodies of requests and answers, as OpenAPI shows them."""
 
 from dataclasses import replace
 from typing import Annotated, Any, Literal, get_type_hints
@@ -26,9 +26,9 @@ Filter = Annotated[
     ),
 ]
 
-Query = Annotated[str, Field(min_length=1, max_length=MAX_QUERY_CHARS)]
+QueryText = Annotated[str, Field(min_length=1, max_length=MAX_QUERY_CHARS)]
 
-Budget = Annotated[
+BudgetMs = Annotated[
     float,
     Field(gt=0, allow_inf_nan=False, description="Optional stages that cost more are skipped."),
 ]
@@ -41,13 +41,13 @@ class Body(BaseModel):
 
 
 class PartialSettings(Body):
-    """What the settings of a request do; `SettingsBody` adds their fields."""
+    """The settings of a request; `SettingsBody` adds the fields."""
 
     def settings(self, default: SearchSettings) -> SearchSettings:
-        """Return them as the retriever takes them, over the service's `default`.
+        """Return the service's `default` with the changes of this request.
 
         Raises:
-            ConfigError: they make no sense.
+            ConfigError: they do not fit together.
             ServiceFailure: a leg asks for more candidates than the service allows.
         """
         changes = self.model_dump(exclude_none=True)
@@ -74,30 +74,30 @@ SettingsBody = create_model(
 class SearchBody(Body):
     """One search; the fields are the arguments of `Retriever.explain`."""
 
-    query: Query
+    query: QueryText
     k: HitCount = 10
     filter: Filter | None = None
     settings: SettingsBody | None = None  # type: ignore[valid-type]  # made from SearchSettings
-    budget_ms: Budget | None = None
+    budget_ms: BudgetMs | None = None
 
 
 class SimilarBody(Body):
     """Passages like one that is in the collection."""
 
-    passage_id: Query
+    passage_id: QueryText
     k: HitCount = 10
     filter: Filter | None = None
 
 
 class SegmentAnswer(BaseModel):
-    """A piece of text that matches the query, or does not."""
+    """A piece of a text, and whether it matches the query."""
 
     text: str
     is_match: bool
 
 
 class StageAnswer(BaseModel):
-    """What one stage thought of a hit."""
+    """Score and rank of a hit in one stage."""
 
     score: float
     rank: int
@@ -137,10 +137,10 @@ class SimilarAnswer(BaseModel):
 
 
 class HealthAnswer(BaseModel):
-    """The service can search: the collection that it searches, and the bundle of both.
+    """The service can search: its collection, and the bundle of both.
 
-    `is_current` is false once the alias has moved to another collection; restart the service with
-    that one's bundle.
+    `is_current` is false once the alias points to another collection; restart the service with the
+    bundle of that one.
     """
 
     status: Literal["ready"]
@@ -151,7 +151,7 @@ class HealthAnswer(BaseModel):
 
 
 class CollectionAnswer(BaseModel):
-    """What there is to search, filter by and switch."""
+    """The collection: fields to filter by, modes, example queries."""
 
     name: str
     collection: str

@@ -1,4 +1,4 @@
-"""What an operator decides about the service."""
+"""The configuration of the service."""
 
 import os
 from dataclasses import field
@@ -7,12 +7,9 @@ from pathlib import Path
 from pydantic import Field
 
 from two_tower.models.config import configuration
-from two_tower.retriever.engine import address
 from two_tower.retriever.search.settings import SearchSettings
 
-KEY_VARIABLE = "TWO_TOWER_SERVICE_KEY"
-
-SHORTEST_KEY = 8
+KEY_VARIABLE, SHORTEST_KEY = "TWO_TOWER_SERVICE_KEY", 8
 
 MOST_HITS = 100
 
@@ -53,12 +50,3 @@ class ServiceConfig:
     examples: tuple[str, ...] = ()
     dashboard: str | None = None
     settings: SearchSettings = field(default_factory=SearchSettings)
-
-
-def read_key(file: Path | None) -> str | None:
-    """Return the key of the service: from `file`, else from `TWO_TOWER_SERVICE_KEY`, else None.
-
-    Raises:
-        ConfigError: the file cannot be read, or the key is too short to be one.
-    """
-    return address.read_key(KEY_VARIABLE, file=file, shortest=SHORTEST_KEY)

@@ -1,6 +1,6 @@
 """Failures as HTTP answers: always `{"error": {"code", "message"}}`, never a traceback.
 
-What the engine says about itself (addresses, other collections) stays in the log.
+What an engine's error tells about addresses and other collections stays in the log.
 """
 
 import logging
@@ -29,7 +29,7 @@ class Failure(NamedTuple):
         status: HTTP status.
         code: stable name for programs.
         message: one sentence for people.
-        retry_after_s: when it is worth to try again; None where it is not.
+        retry_after_s: when another try makes sense; None where it is not.
     """
 
     status: int

@@ -1,7 +1,6 @@
-"""What stands in front of the service: headers for browsers, the key, the size of bodies.
+"""Middleware: headers for browsers, the key, the size of bodies, metrics.
 
-Plain ASGI, one class per concern; `app.create_app` puts them around the application. Metrics
-are counted here, too.
+Plain ASGI, one class per concern; `app.create_app` puts them around the application.
 """
 
 import asyncio
@@ -41,7 +40,7 @@ SECURITY_HEADERS = {
 
 
 class SecurityHeaders:
-    """Middleware: forbids browsers what no page of this service needs."""
+    """Middleware: headers that forbid browsers whatever the page does not need."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -65,10 +64,7 @@ BEARER = HTTPBearer(auto_error=False, description="The key that the operator giv
 class BearerKey:
     """Middleware: answers 401 to a request without the key, before its body is read.
 
-    Args:
-        app: answers the others.
-        key: the secret.
-        open_paths: need no key; a path that ends in / stands for all below it.
+    `open_paths` need no key; a path that ends in / stands for all below it.
     """
 
     def __init__(self, app: ASGIApp, *, key: str, open_paths: Collection[str]) -> None:
@@ -98,12 +94,9 @@ def _digest(key: str) -> bytes:
 
 
 class BodyLimit:
-    """Middleware: reads the body before the application, up to a size and for a time.
+    """Middleware: reads the body before the application does.
 
-    Args:
-        app: answers when the body is fine.
-        most_bytes: a longer one is answered 413.
-        timeout_s: one that takes longer to arrive is answered 408.
+    A longer body than `most_bytes` is answered 413, one that arrives after `timeout_s` 408.
     """
 
     def __init__(self, app: ASGIApp, *, most_bytes: int, timeout_s: float) -> None:
@@ -203,11 +196,7 @@ class Metrics:
 class Measured:
     """Middleware: counts and times every request.
 
-    Args:
-        app: answers.
-        metrics: where to count.
-        paths: those that get a label of their own; all others share one, since anybody can
-            invent paths.
+    Only `paths` get a label of their own, for anybody can invent others.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, *, paths: Collection[str]) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -20,45 +20,6 @@ COST = "p95"
 Z95 = 1.96
 
 LEAST_TIME_NOISE = 0.05
-
-
-class Choice(NamedTuple):
-    """Which setting to keep.
-
-    Attributes:
-        row: the recommended one.
-        tied: others that meet the goal as well, as far as these measurements can tell.
-    """
-
-    row: Row
-    tied: tuple[Row, ...]
-
-
-class Separation(NamedTuple):
-    """Whether the queries tell the best settings apart.
-
-    Attributes:
-        best: the row with the highest mean.
-        runner_up: the next whose mean differs.
-        difference: of the means, best minus runner-up.
-        half_width: of the 95% interval of that difference, query by query.
-        needed: about how many queries would make the interval smaller than the difference.
-        alike: how many settings cannot be told from the best.
-        among: of how many.
-    """
-
-    best: Row
-    runner_up: Row
-    difference: float
-    half_width: float
-    needed: int
-    alike: int
-    among: int
-
-    @property
-    def is_significant(self) -> bool:
-        """Whether the best is better than by chance."""
-        return self.difference > self.half_width
 
 
 def front(rows: Sequence[Row], quality: str, cost: str = COST) -> list[Row]:
@@ -84,13 +45,13 @@ def choose_fusion(rows: Sequence[Row]) -> SearchSettings:
     return best.setting.search if gap > half_width else HYBRID
 
 
-def recommend(rows: Sequence[Row], goal: Goal) -> Choice:
-    """Return the row that meets the goal best, or misses it least.
+def recommend(rows: Sequence[Row], goal: Goal) -> tuple[Row, tuple[Row, ...]]:
+    """Return the row that meets the goal best or misses it least, and the rows tied with it.
 
-    Where noise may have put it before others, those are tied with it, and the one that takes the
-    least memory is kept, then the one with the fewest changes from the defaults, then the first.
-    Only searches by both legs with the chosen fusion are asked: a goal of time and of exactness
-    alone would else always leave a leg out, or take the weights that chance favours.
+    Rows are tied where noise can explain their order. Of those the one that takes the least memory
+    is recommended, then the one with the fewest changes from the defaults, then the first. Only
+    searches by both legs with the chosen fusion are candidates: by time and exactness alone a
+    search by one leg would always win, and by recall the weights that chance favours.
     """
     pool = [row for row in rows if row.setting.is_hybrid and row.setting.sweep != "fusion"]
     best = min(pool, key=lambda row: goal.order(row.mean))
@@ -101,7 +62,7 @@ def recommend(rows: Sequence[Row], goal: Goal) -> Choice:
         if goal.shortfall(row.mean) == missed and is_tied(row, best, measure=goal.aim)
     ]
     plainest = min(tied, key=_memory_and_changes)
-    return Choice(plainest, tuple(row for row in tied if row is not plainest))
+    return plainest, tuple(row for row in tied if row is not plainest)
 
 
 def is_tied(row: Row, best: Row, *, measure: str) -> bool:
@@ -139,29 +100,6 @@ def count_changes(value: Any, default: Any) -> int:
         return int(value != default)
     names = (field.name for field in fields(value))
     return sum(count_changes(getattr(value, name), getattr(default, name)) for name in names)
-
-
-def separate(rows: Sequence[Row]) -> Separation | None:
-    """Return how well the queries tell the best search by both legs from the others, by qrels.
-
-    None where all answer alike.
-    """
-    hybrid = [row for row in rows if row.setting.is_hybrid]
-    best, *others = sorted(hybrid, key=lambda row: -row.mean(QUALITY))
-    gaps = [difference(best, row) for row in others]
-    place = next((place for place, (gap, _) in enumerate(gaps) if gap > 0), None)
-    if place is None:
-        return None
-    gap, half_width = gaps[place]
-    return Separation(
-        best=best,
-        runner_up=others[place],
-        difference=gap,
-        half_width=half_width,
-        needed=int(np.ceil(len(best.values[QUALITY]) * (half_width / gap) ** 2)),
-        alike=sum(each <= half for each, half in gaps),
-        among=len(others),
-    )
 
 
 def difference(better: Row, other: Row, measure: str = QUALITY) -> tuple[float, float]:

@@ -22,7 +22,13 @@ from two_tower.models.files import is_alive
 from two_tower.retriever.collection.clusters import Centroids, sample_size
 from two_tower.retriever.collection.options import CollectionOptions
 from two_tower.retriever.collection.schema import BM25, CLUSTER, DENSE, base_name
-from two_tower.retriever.engine.protocol import POINTS_PER_PAGE, Engine, scroll_all
+from two_tower.retriever.engine.protocol import (
+    POINTS_PER_PAGE,
+    Engine,
+    collection_names,
+    scroll_all,
+    stored_metadata,
+)
 from two_tower.retriever.engine.wire import batches
 from two_tower.retriever.errors import EngineError, EngineLocked
 from two_tower.retriever.search.retriever import Retriever
@@ -30,7 +36,7 @@ from two_tower.retriever.search.settings import SearchSettings
 
 MARK = "--tune-"
 
-OWNER = "tune"  # in the metadata: who made the copy, and when it was last heard of
+OWNER = "tune"  # key in the metadata: the process that made the copy, and its last sign of life
 
 SILENT_S = 3600.0
 
@@ -42,8 +48,8 @@ POLL_S, STEADY_POLLS = 0.2, 5
 class TemporaryCopy:
     """A copy, made when it is first needed and dropped when its block ends.
 
-    A part of the collection has all its vectors, for it is measured in their place; a whole copy
-    has no PCA vectors.
+    A copy of a part has all vectors, for it replaces the collection in every measurement; a copy of
+    the whole has no PCA vectors.
     """
 
     def __init__(
@@ -58,13 +64,8 @@ class TemporaryCopy:
     ) -> None:
         """Copy nothing yet.
 
-        Args:
-            engine: that holds both.
-            source: opened on the collection.
-            points: how many to copy.
-            answers: ids of the points that a part has before any other.
-            clusters: numbers of clusters that will be asked for.
-            say: told in a line each what takes long.
+        The copy has `points` points, those of `answers` first. `clusters` are the numbers of
+        clusters that `store` may ask for. `say` receives one line for each long step.
         """
         self._engine, self._source, self._say = engine, source, say
         self._points, self._answers, self._clusters = points, answers, clusters
@@ -86,8 +87,8 @@ class TemporaryCopy:
         if self._name is not None:
             self._engine.delete_collection(self._name)
 
-    def stored(self, options: CollectionOptions) -> Retriever:
-        """Have the engine store the points like this, and return a retriever when it has."""
+    def store(self, options: CollectionOptions) -> Retriever:
+        """Store the points of the copy with other options and return a retriever over it."""
         name = self._name or self._make()
         copies, clusters = options.quantization, options.clusters
         bits = f" {copies.bits:g} bits" if copies.kind == "binary" else ""
@@ -117,7 +118,7 @@ class TemporaryCopy:
         if self._clusters:
             records = scroll_all(engine, source, with_payload=False, with_vectors=[DENSE])
             size = sample_size(max(self._clusters))  # ids, and so their order, are random
-            sample = np.array([_vectors(r)[DENSE] for r in islice(records, size)], np.float32)
+            sample = np.array([_named_vectors(r)[DENSE] for r in islice(records, size)], np.float32)
             self._centroids = {count: Centroids.fit(sample, count) for count in self._clusters}
         self._name = name = f"{base_name(source)}{MARK}{secrets.token_hex(4)}"
         metadata = self._metadata.to_dict() | {OWNER: _owner()}
@@ -152,14 +153,14 @@ class TemporaryCopy:
     def _assign(self, batch: Sequence[qm.Record]) -> None:
         if not self._centroids:
             return
-        vectors = np.array([_vectors(point)[DENSE] for point in batch], dtype=np.float32)
+        vectors = np.array([_named_vectors(point)[DENSE] for point in batch], dtype=np.float32)
         for count, centroids in self._centroids.items():
             members = self._members.setdefault(count, defaultdict(list))
             for point, cluster in zip(batch, centroids.assign(vectors), strict=True):
                 members[cluster].append(point.id)
 
 
-def _vectors(point: qm.Record) -> dict[str, Any]:
+def _named_vectors(point: qm.Record) -> dict[str, Any]:
     """Return the vectors of a point by name."""
     assert isinstance(point.vector, dict)  # all of ours have names
     return point.vector
@@ -172,9 +173,8 @@ def clear_leftovers(engine: Engine, source: str) -> None:
         EngineLocked: one is in use.
     """
     mark = base_name(source) + MARK
-    names = [collection.name for collection in engine.get_collections().collections]
-    for name in (name for name in names if name.startswith(mark)):
-        owner = (engine.get_collection(name).config.metadata or {}).get(OWNER, {})
+    for name in sorted(name for name in collection_names(engine) if name.startswith(mark)):
+        owner = stored_metadata(engine, name).get(OWNER, {})
         if _is_in_use(owner):
             raise EngineLocked(
                 f"process {owner['pid']} on {owner['host']} tunes {base_name(source)!r} and has "
@@ -208,7 +208,7 @@ def _owner() -> dict[str, Any]:
 
 
 def _is_in_use(owner: Mapping[str, Any]) -> bool:
-    """A process elsewhere counts as gone when it was not heard of for an hour."""
+    """Say whether the process lives; one on another host counts as gone after an hour's silence."""
     if not owner or (owner["host"], owner["pid"]) == (socket.gethostname(), os.getpid()):
         return False
     if owner["host"] != socket.gethostname():

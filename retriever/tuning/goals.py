@@ -1,4 +1,4 @@
-"""What a setting is wanted for: `recall@10>=0.99 of exact, min p95`."""
+"""The goal of a tuning: `recall@10>=0.99 of exact, min p95`."""
 
 import re
 from collections.abc import Callable
@@ -27,16 +27,16 @@ CONDITION = re.compile(
 AIM = re.compile(r"(?P<which>min|max)\s+" + MEASURE_NAME + r"(?P<exact>\s+of\s+exact)?")
 
 Means = Callable[[str], float]
-"""Name of a measure -> what a setting has of it."""
+"""Name of a measure -> its value for one setting."""
 
 
 class Condition(NamedTuple):
-    """One thing that must hold.
+    """One bound on a measure.
 
     Attributes:
         measure: `recall@10`, `recall@10 of exact`, `p95` in ms, `memory` in MB …
-        is_least: whether `bound` is the least allowed, or the most.
-        bound: allowed itself.
+        is_least: whether `bound` is a least value; a most otherwise.
+        bound: the least or most that is allowed.
     """
 
     measure: str

@@ -1,7 +1,7 @@
-"""What `retriever tune` tries: settings, sweep by sweep.
+"""The settings that `retriever tune` measures, sweep by sweep.
 
 Sweeps of the tower's leg alone show what approximation costs; the others search by both legs, as
-an app does. Only `quantization` and `clusters` need the points stored otherwise.
+an app does. Only `quantization` and `clusters` need a copy that is stored in another way.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,7 +40,7 @@ CLUSTERS = (16, 64, 256)
 
 PROBES = (1, 2, 4, 8, 16)
 
-SEGMENTS = 16  # more than an engine makes of a collection that it leaves in peace
+SEGMENTS = 16  # more than an engine makes of a collection at rest
 
 BITS = {"none": 32.0, "scalar": 8.0}
 
@@ -54,7 +54,7 @@ class Setting:
     """One way to store and search.
 
     Attributes:
-        sweep: that it belongs to.
+        sweep: one of `SWEEPS`.
         label: in tables and plots; no two settings share one.
         options: how the points are stored.
         search: how they are searched.
@@ -94,14 +94,14 @@ def parse_sweeps(words: str | None) -> tuple[str, ...]:
 
 
 def ef_settings(options: CollectionOptions) -> list[Setting]:
-    """Every vector compared, then graph searches that keep more and more; for 10 hits."""
+    """Return exact search, then graph searches with a larger and larger ef, for 10 hits."""
     few = replace(DENSE_ONLY, legs={DENSE: 10})
     anns = {"exact": AnnSettings(exact=True)} | {f"ef {ef}": AnnSettings(ef=ef) for ef in EFS}
     return [Setting("ef", name, options, replace(few, ann=ann)) for name, ann in anns.items()]
 
 
 def pca_settings(options: CollectionOptions, pca_dims: Sequence[int]) -> list[Setting]:
-    """Each reduced vector alone, and as the first stage of the full one."""
+    """Return each reduced vector alone, and as the first stage of the full one."""
     settings = []
     for name in map(pca_name, pca_dims):
         alone = replace(DENSE_ONLY, legs={name: 100})
@@ -114,7 +114,7 @@ def pca_settings(options: CollectionOptions, pca_dims: Sequence[int]) -> list[Se
 
 
 def fusion_settings(options: CollectionOptions, *, has_learnt: bool) -> list[Setting]:
-    """The weights that the bundle brings, if any, fixed ones, and reciprocal ranks."""
+    """Return the weights that the bundle learnt, if any, fixed ones, and reciprocal ranks."""
     searches = {LEARNT: HYBRID} if has_learnt else {}
     searches |= {f"tower weight {w:g}": replace(HYBRID, tower_weight=w) for w in TOWER_WEIGHTS}
     searches["rrf"] = replace(HYBRID, fusion="rrf")
@@ -124,7 +124,7 @@ def fusion_settings(options: CollectionOptions, *, has_learnt: bool) -> list[Set
 def candidate_settings(
     options: CollectionOptions, hybrid: SearchSettings, counts: Sequence[int]
 ) -> list[Setting]:
-    """More and more candidates of both legs, with the fusion of `hybrid`."""
+    """Return more and more candidates of both legs, with the fusion of `hybrid`."""
     legs = {f"both legs {count}": {DENSE: count, BM25: count} for count in counts}
     return [
         Setting("candidates", label, options, replace(hybrid, legs=each))
@@ -135,7 +135,7 @@ def candidate_settings(
 def quantization_options(
     options: CollectionOptions, *, points: int, dim: int
 ) -> dict[str, CollectionOptions]:
-    """Return name -> options with such copies, made from few enough kB on that there are some."""
+    """Return name -> options with quantized copies, and a limit that builds them for `points`."""
     share_kb = points * dim * 4 // 1000 // SEGMENTS
     hnsw = replace(options.hnsw, above_kb=max(10, min(options.hnsw.above_kb, share_kb)))
     return {
@@ -145,7 +145,7 @@ def quantization_options(
 
 
 def quantization_settings(name: str, options: CollectionOptions) -> list[Setting]:
-    """Scores of the copies themselves, then more and more of their candidates rescored."""
+    """Return scores of the copies alone, then more and more of their candidates rescored."""
     anns = {"scores of the copies": AnnSettings(rescore=False)}
     anns |= {f"x{x or 1:g} rescored": AnnSettings(oversampling=x) for x in OVERSAMPLING}
     return [
@@ -160,7 +160,7 @@ def cluster_counts(points: int) -> list[int]:
 
 
 def cluster_settings(options: CollectionOptions) -> list[Setting]:
-    """Look into more and more of the clusters."""
+    """Return searches in more and more of the clusters."""
     clusters = options.clusters
     anns = {
         f"{probes} of {clusters} clusters": AnnSettings(n_probe=probes)

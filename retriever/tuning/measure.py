@@ -1,8 +1,8 @@
 """Measures one setting: quality by the qrels and by exact search, time, memory.
 
-The engine is asked once what exact search finds, with every vector compared. A setting of the
-tower's leg alone is held against the nearest full vectors, one that searches by both legs against
-the same fusion of `DEEP` exact candidates of each leg.
+Exact search, which compares every vector, runs once. A setting of the tower's leg alone is compared
+with the nearest full vectors, a search by both legs with the same fusion of `DEEP` exact candidates
+of each leg.
 """
 
 import time
@@ -86,10 +86,10 @@ class Latency(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """A setting and what was measured of it.
+    """A setting and its measurements.
 
     Attributes:
-        setting: that was measured.
+        setting: the measured one.
         values: measure -> one value per query; `recall@10` by the qrels, `recall@10 of exact`.
         latency: of one query for 10 hits, payloads included.
         memory_mb: of the vectors that are read, computed from the options.
@@ -116,10 +116,8 @@ def time_rounds(
 ) -> Float64Array:
     """Return the milliseconds (searches, rounds, queries) under a progress bar.
 
-    Args:
-        makers: each makes a search that remembers no query; the default search comes first.
-        queries: the last ones are asked before, to warm up.
-        label: of the progress bar.
+    Each maker returns a search with an empty cache, the first one the default search. The last
+    queries warm a search up.
     """
     timed = queries[:TIMED_PER_ROUND]
     times_ms = np.zeros((len(makers), ROUNDS, len(timed)))
@@ -138,8 +136,7 @@ def time_rounds(
 def summarise(times_ms: Float64Array) -> list[Latency]:
     """Return the latency of each search.
 
-    Args:
-        times_ms: (searches, rounds, queries), the default search first.
+    `times_ms` are (searches, rounds, queries), the default search first.
     """
     speeds = np.median(times_ms[0], axis=1)  # (rounds,)
     level_ms = float(np.median(speeds))
@@ -189,11 +186,11 @@ class Benchmark:
         """
         k = min(TIMED_K, retriever.size)
 
-        def fresh(retriever: Retriever, search: SearchSettings) -> Search:
+        def make_search(retriever: Retriever, search: SearchSettings) -> Search:
             return partial(retriever.with_rewriter(None).with_settings(search).search, k=k)
 
-        makers = [partial(fresh, self._default, HYBRID)]
-        makers += [partial(fresh, retriever, setting.search) for setting in settings]
+        makers = [partial(make_search, self._default, HYBRID)]
+        makers += [partial(make_search, retriever, setting.search) for setting in settings]
         times_ms = time_rounds(makers, self._texts, label=f"Timing {label}")
         default, *latencies = summarise(times_ms)
         pairs = [*zip(settings, latencies, strict=True)]
@@ -201,7 +198,7 @@ class Benchmark:
         self._groups.append((rows, default.p50.ms))
         return rows
 
-    def levelled(self) -> list[Row]:
+    def levelled_rows(self) -> list[Row]:
         """Return all rows so far with times as if the default search had always taken the same."""
         level_ms = float(np.median([default_ms for _, default_ms in self._groups]))
         return [

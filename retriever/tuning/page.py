@@ -1,4 +1,4 @@
-"""REPORT of `retriever tune`: its files, the page among them, which needs nothing else.
+"""REPORT of `retriever tune`: a folder of files, and a page that stands alone.
 
 tune.csv       every setting: what decides it, what was measured
 tune.html      plots and tables; no script, no request; light and dark
@@ -122,17 +122,18 @@ def _save_png(chart: Chart, path: Path) -> None:
 
 def _charts(tuning: Tuning) -> list[Chart]:
     """Return the plots that there are measurements for."""
-    alone = [row for row in tuning.rows if not row.setting.is_hybrid]
-    hybrid = [row for row in tuning.rows if row.setting.is_hybrid]
-    ef, pca, quantized, clustered = (
-        [row for row in alone if row.setting.sweep == sweep]
-        for sweep in ("ef", "pca", "quantization", "clusters")
+
+    def in_sweep(sweep: str, rows: Sequence[Row]) -> list[Row]:
+        return [row for row in rows if row.setting.sweep == sweep]
+
+    alone, hybrid = tuning.alone, tuning.hybrid
+    ef, clustered = in_sweep("ef", alone), in_sweep("clusters", alone)
+    candidates, fusion = in_sweep("candidates", hybrid), in_sweep("fusion", hybrid)
+    by_bits = sorted(
+        in_sweep("pca", alone) + in_sweep("quantization", alone), key=lambda row: row.bits
     )
-    counted = [row for row in hybrid if row.setting.sweep == "candidates"]
-    fused = [row for row in hybrid if row.setting.sweep == "fusion"]
-    by_bits = sorted([*pca, *quantized], key=lambda row: row.bits)
     exact = [name + OF_EXACT for name in RECALLS]
-    both = [name + suffix for name in RECALLS for suffix in ("", OF_EXACT)]
+    every = [name + suffix for name in RECALLS for suffix in ("", OF_EXACT)]
     recall = QUALITY + OF_EXACT
     bits = ((_rescoring(row.setting), row, row.bits, recall) for row in by_bits)
     clusters = (
@@ -140,9 +141,11 @@ def _charts(tuning: Tuning) -> list[Chart]:
         for row in clustered
     )
     efs = ((name, row, row.setting.search.ann.ef, name) for name in exact for row in ef)
-    counts = ((name, row, row.setting.search.legs[DENSE], name) for name in both for row in counted)
+    counts = (
+        (name, row, row.setting.search.legs[DENSE], name) for name in every for row in candidates
+    )
     weights = (
-        (name, row, row.setting.search.tower_weight, name) for name in RECALLS for row in fused
+        (name, row, row.setting.search.tower_weight, name) for name in RECALLS for row in fusion
     )
     charts = [
         _front_chart(tuning, alone, "exactness", quality=recall, cost=COST),

@@ -10,7 +10,13 @@ import yaml
 
 from two_tower.retriever.collection.options import CollectionOptions
 from two_tower.retriever.search.settings import SearchSettings
-from two_tower.retriever.tuning.choice import QUALITY, changes, front, half_interval, separate
+from two_tower.retriever.tuning.choice import (
+    QUALITY,
+    changes,
+    difference,
+    front,
+    half_interval,
+)
 from two_tower.retriever.tuning.goals import COSTS, OF_EXACT, RECALLS
 from two_tower.retriever.tuning.measure import Row
 from two_tower.retriever.tuning.tune import Tuning
@@ -80,7 +86,7 @@ def _record(row: Row, tuning: Tuning, *, is_on_front: bool) -> dict[str, Any]:
         "bits_per_passage_searched": f"{row.bits:g}",
         "on_front": is_on_front,
         "recommended": row is tuning.recommended,
-        "tied_with_recommended": row in tuning.choice.tied,
+        "tied_with_recommended": row in tuning.tied,
     }
 
 
@@ -92,7 +98,7 @@ def table_rows(tuning: Tuning, sweep: str | None = None) -> list[list[str]]:
     for row in tuning.rows:
         if sweep not in (None, row.setting.sweep):
             continue
-        mark = TIED if row in tuning.choice.tied else ""
+        mark = TIED if row in tuning.tied else ""
         mark = RECOMMENDED if row is tuning.recommended else mark
         numbers = [f"{row.mean(name):.3f}" for name in recalls]
         numbers += [f"{each.ms:.1f}" for each in row.latency] + [f"{row.memory_mb:,.1f}"]
@@ -103,9 +109,7 @@ def table_rows(tuning: Tuning, sweep: str | None = None) -> list[list[str]]:
 
 def fronts(tuning: Tuning) -> list[Row]:
     """Return what is on a front: of the tower's leg by exactness, of both legs by the qrels."""
-    alone = [row for row in tuning.rows if not row.setting.is_hybrid]
-    hybrid = [row for row in tuning.rows if row.setting.is_hybrid]
-    return [*front(alone, QUALITY + OF_EXACT), *front(hybrid, QUALITY)]
+    return [*front(tuning.alone, QUALITY + OF_EXACT), *front(tuning.hybrid, QUALITY)]
 
 
 def verdict(tuning: Tuning) -> str:
@@ -121,7 +125,7 @@ def verdict(tuning: Tuning) -> str:
 
 def ties(tuning: Tuning) -> str | None:
     """Return what noise cannot tell from the recommended setting, and why that one is kept."""
-    tied, aim = tuning.choice.tied, tuning.goal.aim
+    tied, aim = tuning.tied, tuning.goal.aim
     if not tied:
         return None
     names = [f"{row.setting.label} ({_value(row, aim)})" for row in tied[:MOST_SHOWN]]
@@ -139,26 +143,32 @@ def doubts(tuning: Tuning) -> list[str]:
 
 
 def _doubt_of_best(tuning: Tuning) -> Iterator[str]:
-    hybrid = [row for row in tuning.rows if row.setting.is_hybrid]
-    separation = separate(hybrid)
-    if separation is None and len(hybrid) > 1:
-        yield (
-            f"too few queries to separate the settings: {QUALITY} of all {len(hybrid)} searches by "
-            f"both legs is {hybrid[0].mean(QUALITY):.4f} on these {tuning.queries:,}"
-        )
-    if separation is None or separation.is_significant:
+    """Whether the queries tell the best search by both legs from the next one that differs."""
+    best, *others = sorted(tuning.hybrid, key=lambda row: -row.mean(QUALITY))
+    gaps = [difference(best, row) for row in others]
+    place = next((place for place, (gap, _) in enumerate(gaps) if gap > 0), None)
+    if place is None:
+        if others:
+            yield (
+                f"too few queries to separate the settings: {QUALITY} of all {len(others) + 1} "
+                f"searches by both legs is {best.mean(QUALITY):.4f} on these {tuning.queries:,}"
+            )
         return
-    best, runner_up = separation.best.setting.label, separation.runner_up.setting.label
+    gap, half_width = gaps[place]
+    if gap > half_width:
+        return
+    alike = sum(each <= half for each, half in gaps)
+    needed = int(np.ceil(tuning.queries * (half_width / gap) ** 2))
     yield (
-        f"too few queries to separate the settings: {QUALITY} of the best two ({best}, "
-        f"{runner_up}) differs by {separation.difference:.4f} ± {separation.half_width:.4f}, and "
-        f"{separation.alike} of {separation.among} others cannot be told from the best; about "
-        f"{separation.needed:,} queries would separate these two"
+        f"too few queries to separate the settings: {QUALITY} of the best two "
+        f"({best.setting.label}, {others[place].setting.label}) differs by {gap:.4f} ± "
+        f"{half_width:.4f}, and {alike} of {len(others)} others cannot be told from the best; "
+        f"about {needed:,} queries would separate these two"
     )
 
 
 def _doubts_of_goal(tuning: Tuning) -> Iterator[str]:
-    """Conditions on a recall that is nearer to its bound than its interval is wide."""
+    """Which conditions on a recall lie within its interval."""
     row = tuning.recommended
     for measure, _, bound in tuning.goal.conditions:
         if measure in COSTS:
@@ -194,7 +204,7 @@ def _value(row: Row, measure: str) -> str:
 
 def remark(tuning: Tuning) -> str | None:
     """Return why the graph's ef makes no difference, where it makes none."""
-    graph = [row for row in tuning.rows if row.setting.search.ann.ef and not row.setting.is_hybrid]
+    graph = [row for row in tuning.alone if row.setting.search.ann.ef]
     if not graph or any(row.mean(RECALLS[-1] + OF_EXACT) < 1.0 for row in graph):
         return None
     above_kb = graph[0].setting.options.hnsw.above_kb
@@ -207,9 +217,7 @@ def remark(tuning: Tuning) -> str | None:
 def to_yaml(tuning: Tuning, *, source: str) -> str:
     """Return the recommended setting for `ingest load --options` and `--settings`.
 
-    Args:
-        tuning: what was measured.
-        source: data, split and commit that it was measured with.
+    `source` names the data, the split and the commit of the measurement.
     """
     row = tuning.recommended
     search = row.setting.search

@@ -2,7 +2,7 @@
 
 in place   ef and PCA of the tower's leg; fusion, then candidates, of both legs
 in a copy  clusters and quantization of the tower's leg
-in both    the best of each as a search by both legs, for that is what is recommended
+in both    the best of each sweep again, by both legs: only such searches are recommended
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +14,7 @@ from two_tower.retriever.collection.schema import DENSE, point_id
 from two_tower.retriever.engine.protocol import Engine
 from two_tower.retriever.search.retriever import Retriever
 from two_tower.retriever.search.settings import SearchSettings
-from two_tower.retriever.tuning.choice import QUALITY, Choice, choose_fusion, front, recommend
+from two_tower.retriever.tuning.choice import QUALITY, choose_fusion, front, recommend
 from two_tower.retriever.tuning.copies import TemporaryCopy, clear_leftovers, wait_until_green
 from two_tower.retriever.tuning.goals import OF_EXACT, Goal
 from two_tower.retriever.tuning.grid import (
@@ -39,15 +39,16 @@ HYBRIDS_PER_GROUP = 2
 
 @dataclass(frozen=True)
 class Tuning:
-    """What was measured.
+    """All that `retriever tune` measured.
 
     Attributes:
-        collection: that was tuned.
-        passages: how many were searched.
-        queries: how many were asked.
-        goal: what the recommended setting is wanted for.
-        rows: every setting, in the order in which it was measured.
-        choice: the one that meets the goal best, or misses it least, and what is tied with it.
+        collection: its versioned name.
+        passages: number of passages that were searched.
+        queries: number of queries that were asked.
+        goal: what the recommended setting should meet.
+        rows: every setting, in the order of measurement.
+        recommended: the row that meets the goal best, or misses it least.
+        tied: rows that meet it as well, as far as these measurements can tell.
     """
 
     collection: str
@@ -55,12 +56,18 @@ class Tuning:
     queries: int
     goal: Goal
     rows: tuple[Row, ...]
-    choice: Choice
+    recommended: Row
+    tied: tuple[Row, ...]
 
     @property
-    def recommended(self) -> Row:
-        """The setting to keep."""
-        return self.choice.row
+    def alone(self) -> list[Row]:
+        """Searches by the tower's leg alone."""
+        return [row for row in self.rows if not row.setting.is_hybrid]
+
+    @property
+    def hybrid(self) -> list[Row]:
+        """Searches by both legs."""
+        return [row for row in self.rows if row.setting.is_hybrid]
 
     @property
     def is_met(self) -> bool:
@@ -79,17 +86,10 @@ def tune(
     passages: int | None = None,
     say: Callable[[str], None],
 ) -> Tuning:
-    """Measure every setting of the sweeps.
+    """Measure every setting of the sweeps, some of `SWEEPS`, and recommend one for the goal.
 
-    Args:
-        engine: that holds the collection.
-        retriever: opened on it.
-        queries: to ask.
-        qrels: what answers them, in the same order of queries.
-        goal: what is wanted.
-        sweeps: some of `SWEEPS`.
-        passages: measure on a copy of so many, all answers among them; None for all.
-        say: told in a line each what takes long.
+    `qrels` are in the order of `queries`. `passages` measures on a copy of so many, all answers
+    among them. `say` receives one line for each long step.
 
     Raises:
         EngineLocked: another run has a copy of the collection.
@@ -108,29 +108,31 @@ def tune(
     ) as copy:
         source = retriever
         if points < retriever.size:
-            source = copy.stored(replace(retriever.metadata.options, clusters=0))
+            source = copy.store(replace(retriever.metadata.options, clusters=0))
         elif not engine.is_embedded:
             wait_until_green(engine, retriever.collection)
         say(f"Measuring on {len(queries):,} queries over {source.size:,} passages")
         benchmark = Benchmark(engine, source, queries, qrels)
         hybrid = _measure_in_place(benchmark, source, goal, sweeps)
-        for options, settings in _stored_otherwise(source, sweeps):
-            _measure_dense(benchmark, copy.stored(options), settings, hybrid=hybrid)
-        rows = benchmark.levelled()
+        for options, settings in _storage_settings(source, sweeps):
+            _measure_dense(benchmark, copy.store(options), settings, hybrid=hybrid)
+        rows = benchmark.levelled_rows()
+        recommended, tied = recommend(rows, goal)
         return Tuning(
             collection=retriever.collection,
             passages=source.size,
             queries=len(queries),
             goal=goal,
             rows=tuple(rows),
-            choice=recommend(rows, goal),
+            recommended=recommended,
+            tied=tied,
         )
 
 
 def _measure_in_place(
     benchmark: Benchmark, source: Retriever, goal: Goal, sweeps: Sequence[str]
 ) -> SearchSettings:
-    """Measure what needs no other storage.
+    """Measure the settings that search the points as they are stored.
 
     Returns:
         The search by both legs whose fusion and number of candidates meet the goal.
@@ -143,7 +145,7 @@ def _measure_in_place(
     counts = CANDIDATES if "candidates" in sweeps else (DEFAULT_CANDIDATES,)
     settings = candidate_settings(options, choose_fusion(rows), counts)
     rows = benchmark.measure(source, settings, label="candidates")
-    hybrid = recommend(rows, goal).row.setting.search
+    hybrid = recommend(rows, goal)[0].setting.search
     settings = ef_settings(options) if "ef" in sweeps else []
     if "pca" in sweeps:
         settings += pca_settings(options, source.metadata.pca_dims)
@@ -170,10 +172,10 @@ def _measure_dense(
     benchmark.measure(retriever, hybrids, label=f"{sweep}, both legs")
 
 
-def _stored_otherwise(
+def _storage_settings(
     source: Retriever, sweeps: Sequence[str]
 ) -> Iterator[tuple[CollectionOptions, list[Setting]]]:
-    """Yield options and the settings to measure with them; what needs no new graph comes first."""
+    """Yield options and the settings to measure with them; those without a new graph come first."""
     options = source.metadata.options
     if "clusters" in sweeps:
         for count in cluster_counts(source.size):

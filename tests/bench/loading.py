@@ -47,7 +47,7 @@ NAME = "loading"
 
 def prepared(engine: Engine, dataset: Dataset, bundle: ModelBundle) -> Batches:
     """Return the points of DATA in batches as `loader.load` sends them, as the client's models."""
-    maker = PointMaker.for_collection(bundle, open_collection(engine, dataset, bundle, name=NAME))
+    maker = PointMaker(bundle, open_collection(engine, dataset, bundle, name=NAME))
     points = (point for chunk in chunks(dataset.passages()) for point in maker.make(chunk))
     return [to_structs(batch) for batch in batches(points)]
 

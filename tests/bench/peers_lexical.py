@@ -10,11 +10,11 @@ import numpy as np
 from peers_corpus import Corpus, Row, System, ask_in_turns, compare
 from peers_engines import Engines, at_most, loaded
 
-from two_tower.models.data import Passage
+from two_tower.models.data import Passage, Query
 from two_tower.models.text.bm25 import Bm25Config, average_length
 from two_tower.models.vectors import FloatArray
 from two_tower.retriever.collection.bm25_vectors import EngineAnalyzer
-from two_tower.retriever.evaluation.systems import RankBm25Index
+from two_tower.retriever.evaluation.systems import rank_bm25_ranker
 from two_tower.retriever.search.settings import SearchSettings
 
 DEPTH = 100
@@ -81,11 +81,12 @@ class RankBm25:
 
     def __init__(self, passages: Sequence[Passage]) -> None:
         length = average_length((passage.content for passage in passages), EngineAnalyzer())
-        self._index = RankBm25Index(passages, Bm25Config(avg_len=length))
+        self._ranker = rank_bm25_ranker(passages, Bm25Config(avg_len=length))
 
     def ask(self, text: str) -> list[str]:
         """Return the ids of the best passages that share a term with the query."""
-        return self._index.rank(text, k=DEPTH)
+        (passage_ids,) = self._ranker.rank([Query("", text)], DEPTH)
+        return passage_ids
 
 
 def lexical_rows(engines: Engines, corpus: Corpus, *, judge_all: bool) -> list[Row]:
