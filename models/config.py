@@ -175,7 +175,8 @@ def refusal(first: Mapping[str, Any], owner: Any, where: str) -> str:
 
 def _expected(error: Any, field: Any) -> str:
     """Return what pydantic expects of a field, in our words."""
-    kind, context = error["type"], error.get("ctx", {})
+    kind: str = error["type"]
+    context = error.get("ctx", {})
     optional = get_args(field.annotation) if field else ()  # of Annotated[int, Field(…)] | None
     inner = [rule for hint in optional for rule in getattr(hint, "__metadata__", ())]
     field = next((rule for rule in inner if isinstance(rule, FieldInfo)), field)
@@ -188,7 +189,7 @@ def _expected(error: Any, field: Any) -> str:
             bounds |= {name: getattr(rule, name) for name in LIMITS if hasattr(rule, name)}
         limits = {limit: bounds[name] for name, limit in LIMITS.items() if name in bounds}
         unit = " characters" if kind.startswith("string") else " values"
-        return BOUNDS[" ".join(sorted(limits))].format(**limits) + unit * is_length
+        return BOUNDS[" ".join(sorted(limits))].format(**limits) + (unit if is_length else "")
     if kind == "literal_error":
         return str(context["expected"]).replace(", ", " or ")
     return TYPES.get(kind.partition("_")[0], "keys and values")

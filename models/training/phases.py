@@ -14,7 +14,7 @@ from two_tower.models.examples.pairs import (
     PassageSampler,
     Sampler,
 )
-from two_tower.models.objectives.denoising import DenoisingConfig, denoising_loss
+from two_tower.models.objectives.denoising import DenoisingConfig, delete_tokens, denoising_loss
 from two_tower.models.objectives.distillation import TeacherConfig, similarity_loss
 from two_tower.models.objectives.inverse_cloze import PretrainConfig, cut_spans
 from two_tower.models.objectives.labelled import LabelledConfig, labelled_loss
