@@ -1,3 +1,4 @@
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -58,6 +59,10 @@ def test_a_query_takes_the_short_way(
     assert len(trip.borders) <= borders
     assert len(trip.functions) <= files, list(trip.functions)
     assert sum(map(len, trip.functions.values())) <= functions, trip.functions
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    section = page.split(f"### {name}\n")[1].split("###")[0]
+    assert f"{functions} functions in {files} files, {borders} borders between folders" in section
+    assert re.findall(r"^\|\s*\d+ \| `(\S+)`", section, flags=re.MULTILINE) == list(trip.functions)
     own = {file: names for file, names in trip.functions.items() if "/search/" in file}
     assert len(own) <= 4, list(own)
     assert sum(map(len, own.values())) <= 26, own
