@@ -104,19 +104,11 @@ def loaded(
 
 
 def wait_until_indexed(engine: Engine, collection: str) -> None:
-    """Return when the server has been at rest for a while.
-
-    A search in the moment in which the server swaps a segment for its indexed copy can miss
-    points, and the status is green by then.
-    """
     deadline = time.monotonic() + 60
-    rested = 0
     while time.monotonic() < deadline:
         info = engine.get_collection(collection)
         indexed = info.indexed_vectors_count or 0
-        at_rest = info.status == qm.CollectionStatus.GREEN and indexed >= 2 * 0.9 * POINTS
-        rested = rested + 1 if at_rest else 0
-        if rested == 10:
+        if info.status == qm.CollectionStatus.GREEN and indexed >= 2 * 0.9 * POINTS:
             return
         time.sleep(0.05)
     pytest.fail(f"{collection} was not indexed within 60 s: {indexed} vectors")
