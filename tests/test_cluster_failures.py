@@ -207,8 +207,9 @@ def test_writes_need_their_replicas_and_searches_need_one(
         assert 0 < repair(engine, strict, data, ENCODER).sent < len(PASSAGES)
         assert not verify(engine, strict, data, ENCODER).replicas_down
         assert repair(engine, strict, data, ENCODER).sent == 0
+        patient = engine.with_retry(60)  # nodes that have just come back agree slowly
         for collection in (strict, thrice):
-            engine.delete_collection(collection)
+            patient.delete_collection(collection)
 
 
 def test_a_node_that_is_lost_for_good_is_replaced(
