@@ -2,7 +2,7 @@
 
     python tests/bench/screenshots.py DATA BUNDLE
 
-DATA and BUNDLE are what `make demo` leaves in runs/demo. Writes docs/img/*.png.
+DATA and BUNDLE are what `make demo` leaves in demo/. Writes docs/img/*.png.
 """
 
 import sys
