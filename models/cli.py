@@ -119,9 +119,11 @@ def train(
         inputs=Inputs(negatives, ModelBundle.load(start) if start else None),
         notify=say,
     )
-    dev = bundle.card["dev"]["dense"]
     typer.echo(f"{out} {bundle.fingerprint}")
-    typer.echo(" ".join(f"{name}={value:.4f}" for name, value in dev.items()))
+    if dev := bundle.card["dev"].get("dense"):
+        typer.echo(" ".join(f"{name}={value:.4f}" for name, value in dev.items()))
+    else:
+        say("nothing was measured: DATA has no labelled query")
 
 
 MinedOut = Annotated[Path, typer.Option(help="Parquet file to write.")]

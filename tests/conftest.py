@@ -56,6 +56,14 @@ def _no_engine_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(variable, raising=False)
 
 
+@pytest.fixture(autouse=True)
+def _vectors_are_kept_for_one_test(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "TWO_TOWER_CACHE" not in os.environ:
+        monkeypatch.setenv("TWO_TOWER_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
 class Server(NamedTuple):
     """A running Qdrant server."""
 

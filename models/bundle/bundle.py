@@ -13,19 +13,21 @@ that decide a vector: all but the card and the extras.
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors.numpy import save as save_arrays
 
+from two_tower.models.bundle.documents import Documents, graph_fingerprint, passages_of
 from two_tower.models.bundle.encoders import open_encoder
 from two_tower.models.bundle.files import (
     BUNDLE_FORMAT,
     CARD,
     CONFIG,
     CROSS_SCORER,
+    DOCUMENTS,
     FUSION,
     PCA,
     TOKENIZER,
@@ -42,10 +44,12 @@ from two_tower.models.bundle.files import (
 )
 from two_tower.models.bundle.fusion import Fusion
 from two_tower.models.bundle.reduction import Reduction
+from two_tower.models.bundle.vector_cache import cached_vectors
 from two_tower.models.config import from_mapping
 from two_tower.models.errors import BundleError, ConfigError
 from two_tower.models.files import new_folder, write_bytes, write_json
 from two_tower.models.text.tokenizer import Tokenizer
+from two_tower.models.text.transformer_tokenizer import GRAPH
 from two_tower.models.vectors import FloatArray
 
 if TYPE_CHECKING:
@@ -95,6 +99,7 @@ class ModelBundle:
             self.card["extras"] = digests(self.extras)
         self.fusion = Fusion.of_bytes(self.extras[FUSION]) if FUSION in self.extras else None
         self._encoder = open_encoder(self.config, self._files)
+        self._documents = self._open_documents()
         self._prefixes = {"query": "", "passage": "", **self.config.get("prefixes", {})}
         self._reduction = Reduction.of_arrays(
             parse_arrays(PCA, files[PCA]), self.config["pca_dims"]
@@ -104,6 +109,19 @@ class ModelBundle:
                 f"{PCA} is for {len(self._reduction.mean)} dims, the towers have {self.dim}; "
                 "train the bundle again"
             )
+
+    def _open_documents(self) -> Documents | None:
+        """Return the encoder that reads the documents where the bundle has none of its own."""
+        if DOCUMENTS not in self._files:
+            return None
+        arrays = parse_arrays(DOCUMENTS, self._files[DOCUMENTS])
+        documents = Documents.of_parts(self.config["documents"], arrays)
+        if documents.dim != self.dim:
+            raise BundleError(
+                f"{DOCUMENTS} is for {documents.dim} dims, the query tower has {self.dim}; "
+                "train the bundle again"
+            )
+        return documents
 
     @classmethod
     def of_files(
@@ -212,12 +230,24 @@ class ModelBundle:
         )
 
     def encode_passages(self, texts: Sequence[str]) -> FloatArray:
-        """Return (n, dim) float32, L2-normalised, for `Passage.content` of n passages."""
+        """Return (n, dim) float32, L2-normalised, for `Passage.content` of n passages.
+
+        What a transformer read once comes from the cache, see `vector_cache`.
+
+        Raises:
+            BundleError: the encoder of the documents is another one than in training, or unknown.
+            ConfigError: it is not installed.
+        """
         if not texts:
             return np.zeros((0, self.dim), dtype=np.float32)
-        return self._encoder.encode_passages(
-            self._prefixed("passage", texts), threads=self._threads
-        )
+        texts = self._prefixed("passage", texts)
+        if self._documents is not None:
+            return self._documents.encode(texts)
+        if GRAPH in self._files:
+            encode = partial(self._encoder.encode_passages, threads=self._threads)
+            name = passages_of(graph_fingerprint(self._files))
+            return cached_vectors(encode, texts, encoder=name, label="encoding passages")
+        return self._encoder.encode_passages(texts, threads=self._threads)
 
     def encode_queries(self, texts: Sequence[str]) -> FloatArray:
         """Return (n, dim) float32, L2-normalised, for n queries."""

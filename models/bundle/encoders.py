@@ -1,4 +1,4 @@
-"""What encodes once training is over: a tokenizer and a tower for each side.
+"""What encodes once training is over: a tokenizer, and a tower for each side.
 
 The mean tower needs numpy alone and the transformer ONNX Runtime; recurrent towers load torch.
 """
@@ -7,13 +7,13 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 from scipy import sparse
 
-from two_tower.models.bundle.files import CONFIG, TOKENIZER, TOWERS, parse_arrays
+from two_tower.models.bundle.files import CONFIG, DOCUMENTS, TOKENIZER, TOWERS, parse_arrays
 from two_tower.models.config import from_mapping
 from two_tower.models.errors import BundleError, ConfigError
 from two_tower.models.text.tokenizer import RowTokenizer, Tokenizer, TokenizerConfig, TokenRows
@@ -47,7 +47,7 @@ class Encoder:
 
     tokenizer: RowTokenizer
     query: RowEncoder
-    passage: RowEncoder
+    passage: RowEncoder | None  # None where another encoder reads the documents
 
     @property
     def dim(self) -> int:
@@ -55,7 +55,13 @@ class Encoder:
         return self.query.dim
 
     def encode_passages(self, texts: Sequence[str], *, threads: int = 0) -> FloatArray:
-        """Return (n, dim) float32, L2-normalised, on at most `threads` cores (0: all)."""
+        """Return (n, dim) float32, L2-normalised, on at most `threads` cores (0: all).
+
+        Raises:
+            ValueError: another encoder reads the documents.
+        """
+        if self.passage is None:
+            raise ValueError("there is no passage tower; see bundle.documents")
         rows = self.tokenizer.encode_passages(texts, threads=threads)
         return self.passage.encode(rows, threads=threads)
 
@@ -76,17 +82,23 @@ def open_encoder(config: Mapping[str, Any], files: Mapping[str, bytes]) -> Encod
         BundleError: a file is broken, or they do not fit each other.
         ConfigError: a package that a transformer needs is not installed.
     """
+    own_documents = DOCUMENTS not in files
     if config["tower"]["kind"] == "transformer":
-        return open_transformer_encoder(files)
+        encoder = open_transformer_encoder(files)
+        return encoder if own_documents else replace(encoder, passage=None)
     arrays = parse_arrays(TOWERS, files[TOWERS])
     try:
         limits = from_mapping(TokenizerConfig, config["tokenizer"], where="tokenizer.")
     except (ConfigError, KeyError) as error:
         raise BundleError(f"{CONFIG} is broken ({error}); train the bundle again") from None
-    tokenizer = Tokenizer(files[TOKENIZER], limits)
+    tokenizer: RowTokenizer
+    if TEXT in files:
+        tokenizer = TransformerTokenizer(files[TEXT], limits, special_tokens=False)
+    else:
+        tokenizer = Tokenizer(files[TOKENIZER], limits)
     query = _tower(config, arrays, side="query")
     sides = {"query": query}
-    if not config["tower"]["shared"]:
+    if own_documents and not config["tower"]["shared"]:
         sides["passage"] = _tower(config, arrays, side="passage")
     expected = (tokenizer.vocab_size, query.dim)
     for side in sides:
@@ -94,7 +106,7 @@ def open_encoder(config: Mapping[str, Any], files: Mapping[str, bytes]) -> Encod
             raise BundleError(
                 f"{TOWERS} has vectors of {shape}, expected {expected}; train the bundle again"
             )
-    return Encoder(tokenizer, query, sides.get("passage", query))
+    return Encoder(tokenizer, query, sides.get("passage", query) if own_documents else None)
 
 
 def open_transformer_encoder(files: Mapping[str, bytes]) -> Encoder:

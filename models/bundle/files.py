@@ -34,6 +34,9 @@ DECIDING_BY_KIND: Mapping[str, tuple[str, ...]] = {
     "transformer": (CONFIG, PCA, TEXT, SETTINGS, GRAPH),
 }
 
+DOCUMENTS = "documents.safetensors"
+"""Vectors of `probes.PROBES` by the encoder of the documents, where the bundle has none itself."""
+
 CROSS_SCORER, FUSION = "cross_scorer.safetensors", "fusion.json"
 
 EXTRA_FILES = (CROSS_SCORER, FUSION)
@@ -135,7 +138,12 @@ def deciding_files(config: Mapping[str, Any]) -> tuple[str, ...]:
     if kind not in DECIDING_BY_KIND:
         known = ", ".join(DECIDING_BY_KIND)
         raise BundleError(f"{CONFIG} names tower {kind!r}, expected {known}; update this package")
-    return DECIDING_BY_KIND[kind]
+    names = DECIDING_BY_KIND[kind]
+    if config.get("documents") is None:
+        return names
+    if config.get("tokenizer", {}).get("vocabulary") == "documents":
+        names = tuple(TEXT if name == TOKENIZER else name for name in names)
+    return (*names, DOCUMENTS)
 
 
 def check_target(path: Path, *, force: bool) -> None:
@@ -149,7 +157,7 @@ def check_target(path: Path, *, force: bool) -> None:
     if not path.is_dir():
         raise BundleError(f"{path} is a file, expected a folder or a new name")
     names = {entry.name for entry in path.iterdir()}
-    if strangers := names.difference({CARD, *EXTRA_FILES}, *DECIDING_BY_KIND.values()):
+    if strangers := names.difference({CARD, DOCUMENTS, *EXTRA_FILES}, *DECIDING_BY_KIND.values()):
         found = min(strangers)
         raise BundleError(f"{path} is not a bundle alone (found {found}); choose another --out")
     if names and not force:

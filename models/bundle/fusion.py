@@ -33,6 +33,8 @@ TOWER_WEIGHT = 15.0
 FEWEST_QUERIES = 30
 """Fewer labelled queries than this say nothing about weights."""
 
+SMALLEST_SPREAD = 1e-6
+
 TOWER_GRID = np.geomspace(1.0, 1000.0, 61)
 
 CROSS_GRID = np.geomspace(0.1, 30.0, 41)
@@ -58,14 +60,38 @@ class FusionConfig:
 
 @configuration()
 class HybridWeights:
-    """hybrid = BM25 + `tower` * cosine."""
+    """hybrid = BM25 + `tower` * cosine; `normalised` divides both by their spread first.
+
+    The spread is the standard deviation over the candidates of a query. A weight learnt on labels
+    needs none, and one that was never learnt has to hold for any corpus: how many points of BM25 a
+    cosine is worth differs tenfold between corpora, but not after that.
+    """
 
     tower: Finite
+    normalised: bool = False
 
     def scores(self, bm25: AnyFloatArray, cosine: AnyFloatArray) -> AnyFloatArray:
-        """Return the hybrid scores, of the same shape; BM25 is 0 where no term matches."""
+        """Return the hybrid scores (..., n), each row the candidates of one query.
+
+        BM25 is 0 where no term matches.
+        """
+        if self.normalised:
+            bm25, cosine = unit_spread(bm25), unit_spread(cosine)
         result: AnyFloatArray = bm25 + self.tower * cosine
         return result
+
+
+def unit_spread(scores: AnyFloatArray) -> AnyFloatArray:
+    """Return scores (..., n) over the standard deviation of their row; equal ones become 0."""
+    spread = scores.std(axis=-1, keepdims=True)
+    result: AnyFloatArray = (scores - scores.mean(axis=-1, keepdims=True)) / np.where(
+        spread > SMALLEST_SPREAD, spread, np.inf
+    )
+    return result
+
+
+WITHOUT_LABELS = HybridWeights(tower=1.0, normalised=True)
+"""What a bundle brings that no labelled query taught what a cosine is worth."""
 
 
 @configuration()

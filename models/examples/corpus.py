@@ -9,7 +9,7 @@ import numpy as np
 from two_tower.models.config import configuration
 from two_tower.models.console import progress
 from two_tower.models.data import Dataset
-from two_tower.models.examples.pairs import Labelled, Split, hold_out, read_labelled
+from two_tower.models.examples.pairs import Labelled, Split, hold_out, no_queries, read_labelled
 from two_tower.models.text.tokenizer import RowTokenizer, TokenRows, concat_rows
 
 READ_BATCH = 8192
@@ -32,10 +32,12 @@ NO_PREFIXES = PrefixConfig()
 class Corpus(NamedTuple):
     """A DATA folder in tokens: passages in stored order, queries as in `train` and `dev`.
 
-    `train` is what a model learns from; `dev` says when to stop.
+    `train` is what a model learns from; `dev` says when to stop. `passages` is what the passage
+    tower reads: the tokens, or each passage's place in a table of frozen vectors.
     """
 
     passages: TokenRows
+    passage_tokens: TokenRows
     train: Labelled
     dev: Labelled
     train_queries: TokenRows
@@ -46,14 +48,20 @@ def read_split(data: Dataset, *, dev_share: float, seed: int, notify: Notify) ->
     """Read the labelled queries; without a dev split, hold out a seeded share of train.
 
     Raises:
-        DataError: there is no train split.
         TrainingError: no judgement is positive, or one names an unknown passage.
     """
-    data.qrels("train")  # fail before the corpus is read
     row_of = {passage.passage_id: row for row, passage in enumerate(data.passages())}
-    train = read_labelled(data, "train", row_of=row_of)
-    if "dev" in data.splits:
-        return Split(train, read_labelled(data, "dev", row_of=row_of))
+    if "train" not in data.splits:
+        notify(
+            f"{data.path} has no labelled query in split train: what is learnt comes from the "
+            "passages alone"
+        )
+    train, dev = (
+        read_labelled(data, name, row_of=row_of) if name in data.splits else no_queries(len(row_of))
+        for name in ("train", "dev")
+    )
+    if "dev" in data.splits or not train.texts:
+        return Split(train, dev)
     split = hold_out(train, share=dev_share, seed=seed)
     notify(
         f"{data.path} has no dev split: {len(split.dev.texts)} of {len(train.texts)} "
@@ -63,9 +71,17 @@ def read_split(data: Dataset, *, dev_share: float, seed: int, notify: Notify) ->
 
 
 def tokenise(
-    data: Dataset, tokenizer: RowTokenizer, *, split: Split, prefixes: PrefixConfig = NO_PREFIXES
+    data: Dataset,
+    tokenizer: RowTokenizer,
+    *,
+    split: Split,
+    prefixes: PrefixConfig = NO_PREFIXES,
+    frozen: bool = False,
 ) -> Corpus:
-    """Turn the passages (streamed) and the queries of both parts into tokens."""
+    """Turn the passages (streamed) and the queries of both parts into tokens.
+
+    With `frozen`, the passage tower is a table, and what it reads is each passage's place.
+    """
     contents = (prefixes.passage + passage.content for passage in data.passages())
     bar = progress(contents, label="tokenising", total=data.passage_count)
     rows = []
@@ -74,7 +90,10 @@ def tokenise(
     train, dev = (
         tokenizer.encode_queries([prefixes.query + text for text in part.texts]) for part in split
     )
-    return Corpus(concat_rows(rows), split.train, split.dev, train, dev)
+    tokens = concat_rows(rows)
+    places = np.arange(len(tokens.lengths) + 1)
+    passages = TokenRows(places[:-1], places) if frozen else tokens
+    return Corpus(passages, tokens, split.train, split.dev, train, dev)
 
 
 def dev_corpus(corpus: Corpus, *, size: int, seed: int) -> Corpus:
@@ -92,6 +111,7 @@ def dev_corpus(corpus: Corpus, *, size: int, seed: int) -> Corpus:
     rows = np.sort(np.concatenate([answers, drawn])).astype(np.int64)
     return corpus._replace(
         passages=corpus.passages.take(rows),
+        passage_tokens=corpus.passage_tokens.take(rows),
         train=corpus.train._replace(relevant=corpus.train.relevant[:, rows]),
         dev=corpus.dev._replace(relevant=corpus.dev.relevant[:, rows]),
     )

@@ -76,6 +76,11 @@ def read_labelled(data: Dataset, split: str, *, row_of: Mapping[str, int]) -> La
     return Labelled([q.text for q in queries], relevant, [q.query_id for q in queries])
 
 
+def no_queries(passages: int) -> Labelled:
+    """Return the queries of a split that is not there, for a corpus of so many passages."""
+    return Labelled([], sparse.csr_matrix((0, passages), dtype=bool), [])
+
+
 def hold_out(labelled: Labelled, *, share: float, seed: int) -> Split:
     """Set a seeded share of the queries aside; a single query serves as both parts."""
     count = len(labelled.texts)
@@ -123,6 +128,7 @@ class Batch(NamedTuple):
         margins: (n, m) float32, a teacher's score of the positive minus that of hard negative j,
             NaN where unknown; None where there is no teacher.
         similarities: (n, n * (1 + m)) float32, a teacher's cosine of each query and passage.
+        targets: (n, dim) float32, the vectors that the queries are to have.
     """
 
     queries: TokenRows
@@ -130,6 +136,7 @@ class Batch(NamedTuple):
     masked: IntArray
     margins: FloatArray | None = None
     similarities: FloatArray | None = None
+    targets: FloatArray | None = None
 
 
 class Sampler(Protocol):

@@ -6,6 +6,7 @@ A tower reads ragged rows (no padding), so padding cannot change a vector.
 from collections.abc import Mapping
 from dataclasses import asdict, field
 from functools import partial
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
@@ -32,7 +33,8 @@ class TowerConfig:
     """What the towers are.
 
     Attributes:
-        kind: how tokens become one vector.
+        kind: how tokens become one vector; where `documents.model` reads the passages, this is the
+            query tower's.
         dim: width of that vector.
         shared: whether queries and passages are read by the same tower.
         rnn: the network of kind `gru` or `lstm`.
@@ -82,6 +84,23 @@ class MeanTower(nn.Module):
         """Return (n, dim) float32, L2-normalised, one per row of `tokens`."""
         # Normalising makes sum and mean the same.
         return functional.normalize(tokens.weighted_sums(self.vectors, self.weights), dim=1)
+
+
+class FrozenVectors(nn.Module):
+    """A passage tower that is a table: the vectors of documents that another encoder read.
+
+    A document is a row of one token, its place in the table; nothing is learnt.
+    """
+
+    def __init__(self, vectors: FloatArray) -> None:
+        """Take (n, dim) float32, L2-normalised."""
+        super().__init__()
+        self.vectors: Tensor
+        self.register_buffer("vectors", torch.from_numpy(vectors))
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """Return (n, dim) float32, L2-normalised, one per row of `tokens`."""
+        return self.vectors[tokens.ids]
 
 
 def make_tower(
@@ -164,7 +183,9 @@ class TwoTower(nn.Module):
 
 def encode_rows(tower: nn.Module, rows: TokenRows) -> Tensor:
     """Return (n, dim) float32, L2-normalised, on the tower's device, without gradients."""
-    device = next(tower.parameters()).device
+    device = device_of(tower)
+    if not len(rows.lengths):
+        return torch.zeros(0, 0, device=device)
     order = np.argsort(rows.lengths, kind="stable")
     with torch.no_grad():
         encoded = [
@@ -172,6 +193,11 @@ def encode_rows(tower: nn.Module, rows: TokenRows) -> Tensor:
             for i in range(0, len(order), ENCODE_BATCH)
         ]
         return torch.cat(encoded)[torch.from_numpy(np.argsort(order)).to(device)]
+
+
+def device_of(tower: nn.Module) -> torch.device:
+    """Return where a tower is, whether its arrays are learnt or not."""
+    return next(chain(tower.parameters(), tower.buffers())).device
 
 
 def choose_device(name: str) -> torch.device:

@@ -1,10 +1,8 @@
 """Distillation: the cheap towers learn to find near what their teacher finds near."""
 
-import hashlib
-import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -14,25 +12,24 @@ from torch import Tensor
 from torch.nn import functional
 
 from two_tower.models.bundle.bundle import ModelBundle
-from two_tower.models.bundle.encoders import open_transformer_encoder
+from two_tower.models.bundle.documents import TransformerReader, passages_of, queries_of
 from two_tower.models.bundle.files import CARD
+from two_tower.models.bundle.vector_cache import cache_folder, cached_vectors
 from two_tower.models.config import configuration
 from two_tower.models.console import progress
 from two_tower.models.data import Dataset
 from two_tower.models.errors import TrainingError
 from two_tower.models.examples.corpus import Corpus, Notify
 from two_tower.models.examples.pairs import Batch
-from two_tower.models.files import write_bytes
-from two_tower.models.networks.transformer import open_transformer, transformer_files
 from two_tower.models.networks.word2vec import random_vectors
 from two_tower.models.objectives.inverse_cloze import NOTHING_MASKED
 from two_tower.models.objectives.losses import Encoded
-from two_tower.models.text.tokenizer import RowTokenizer, TokenizerConfig, TokenRows
-from two_tower.models.text.transformer_tokenizer import GRAPH, TEXT
+from two_tower.models.text.tokenizer import RowTokenizer, TokenRows
+from two_tower.models.text.transformer_tokenizer import TransformerTokenizer
 from two_tower.models.vectors import FloatArray, IntArray, Vectors, normalized
 
 SHARD = 4096
-WORD_START = "▁"
+WORD_START, WORD_PART = "▁", "##"
 
 SHORTEST_SPAN, LONGEST_SPAN = 4, 12  # words of a passage that play a query
 
@@ -61,18 +58,6 @@ class TeacherConfig:
     temperature: float = Field(default=0.05, gt=0)
 
 
-class TransformerReader:
-    """A sentence-transformers model that reads texts as the transformer tower would."""
-
-    def __init__(self, name: str) -> None:
-        tower, tokenizer = open_transformer(name, TokenizerConfig())
-        files = transformer_files(tower, tokenizer, int8=True)
-        encoder = open_transformer_encoder(files)
-        self.fingerprint = hashlib.sha256(files[GRAPH] + files[TEXT]).hexdigest()
-        self.encode_passages = partial(encoder.encode_passages, threads=0)
-        self.encode_queries = partial(encoder.encode_queries, threads=0)
-
-
 Reader = ModelBundle | TransformerReader
 """Gives each text a vector; equal fingerprints mean equal vectors."""
 
@@ -85,20 +70,19 @@ def open_reader(name: str) -> Reader:
         ConfigError: there is no such model, or the extra is not installed.
     """
     is_bundle = (Path(name) / CARD).is_file()
-    return ModelBundle.load(name) if is_bundle else TransformerReader(name)
+    return ModelBundle.load(name) if is_bundle else TransformerReader.open(name)
 
 
 @dataclass
 class Teacher:
     """The teacher of a training run; its model is opened when it is first needed.
 
-    `seed` is that of spans and random directions; `folder` caches the teacher's vectors.
+    `seed` is that of spans and random directions.
     """
 
     data: Dataset
     config: TeacherConfig
     seed: int
-    folder: Path
     notify: Notify
 
     @cached_property
@@ -115,10 +99,10 @@ class Teacher:
 
         It reads no labelled query: towers that know them look better to the fusion than they are.
         """
-        self.notify(f"{self.config.model} reads the corpus; its vectors are kept in {self.folder}")
+        self.notify(f"{self.config.model} reads the corpus; its vectors are kept: {cache_folder()}")
         texts = [passage.content for passage in self.data.passages()]
         spans = random_spans(texts, seed=self.seed)
-        vectors = cached_vectors(self._reader, spans, texts, folder=self.folder)
+        vectors = read_both(self._reader, spans, texts)
         return TaughtSampler(tokenizer.encode_queries(spans), corpus.passages, vectors)
 
     def candidate_scores(
@@ -128,7 +112,7 @@ class Teacher:
 
         `rows` (n, k) are the candidates' rows among all passages.
         """
-        vectors = cached_vectors(self._reader, queries, passages, folder=self.folder)
+        vectors = read_both(self._reader, queries, passages)
         pairs = zip(rows, vectors.queries, strict=True)
         return np.stack([vectors.passages[candidates] @ query for candidates, query in pairs])
 
@@ -212,10 +196,17 @@ def piece_vectors(reader: Reader, tokenizer: RowTokenizer, *, dim: int, seed: in
     in `word2vec.learn_vectors`. After Tulkens and van Dongen, "Model2Vec", 2024,
     https://github.com/MinishLab/model2vec.
     """
-    pieces = tokenizer.pieces(range(tokenizer.vocab_size))
-    texts = [piece.replace(WORD_START, " ").strip() or piece for piece in pieces]
+    texts = token_texts(tokenizer)
     learnt = reduced(_encode_shards(reader.encode_queries, texts, label="tokens"), dim)
-    return normalized(random_vectors(len(pieces), dim, seed=seed) + normalized(learnt))
+    return normalized(random_vectors(len(texts), dim, seed=seed) + normalized(learnt))
+
+
+def token_texts(tokenizer: RowTokenizer) -> list[str]:
+    """Return each token as a text of its own, without the marks of where words begin."""
+    pieces = tokenizer.pieces(range(tokenizer.vocab_size))
+    if isinstance(tokenizer, TransformerTokenizer):
+        return [piece.removeprefix(WORD_PART) or piece for piece in pieces]
+    return [piece.replace(WORD_START, " ").strip() or piece for piece in pieces]
 
 
 def reduced(vectors: FloatArray, dim: int) -> FloatArray:
@@ -227,52 +218,34 @@ def reduced(vectors: FloatArray, dim: int) -> FloatArray:
     return result
 
 
-def random_spans(texts: Sequence[str], *, seed: int) -> list[str]:
-    """Return a run of 4 to 12 words of each text, all of a shorter one: it plays a query."""
+def random_spans(
+    texts: Sequence[str],
+    *,
+    seed: int | list[int],
+    lengths: tuple[int, int] = (SHORTEST_SPAN, LONGEST_SPAN),
+) -> list[str]:
+    """Return a run of words of each text, all of a shorter one: it plays a query."""
     rng = np.random.default_rng(seed)
     spans = []
     for text in texts:
         words = text.split()
-        size = min(int(rng.integers(SHORTEST_SPAN, LONGEST_SPAN + 1)), len(words))
+        size = min(int(rng.integers(lengths[0], lengths[1] + 1)), len(words))
         start = int(rng.integers(0, len(words) - size + 1))
         spans.append(" ".join(words[start : start + size]))
     return spans
 
 
-def cached_vectors(
-    reader: Reader, queries: list[str], passages: list[str], *, folder: Path
-) -> Vectors:
-    """Return the vectors of n queries and m passages by a slow reader, stored for later runs.
-
-    Each side has a folder inside `folder`, whose name says which reader and texts it is for.
-    """
-
-    def side(name: str, texts: list[str], encode: Encode) -> FloatArray:
-        content = hashlib.sha256("\0".join(texts).encode(errors="replace")).hexdigest()
-        name = f"{reader.fingerprint[:16]}-{name}-{content[:16]}"
-        return cached_encode(encode, texts, folder=folder / name)
-
+def read_both(reader: Reader, queries: list[str], passages: list[str]) -> Vectors:
+    """Return the vectors of n queries and m passages by a slow reader, kept for later runs."""
+    name = reader.fingerprint
     return Vectors(
-        side("queries", queries, reader.encode_queries),
-        side("passages", passages, reader.encode_passages),
+        cached_vectors(
+            reader.encode_queries, queries, encoder=queries_of(name), label="teacher: queries"
+        ),
+        cached_vectors(
+            reader.encode_passages, passages, encoder=passages_of(name), label="teacher: passages"
+        ),
     )
-
-
-def cached_encode(encode: Encode, texts: Sequence[str], *, folder: Path) -> FloatArray:
-    """Return (n, dim) float32 of n texts, stored in `folder` shard by shard.
-
-    A run that was killed pays for the rest only, and a run with other settings for nothing.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    vectors = []
-    for number, shard in enumerate(_shards(texts, label=folder.name)):
-        path = folder / f"{number * SHARD:09d}.npy"
-        if not path.exists():
-            content = io.BytesIO()
-            np.save(content, encode(shard), allow_pickle=False)
-            write_bytes(path, content.getvalue())
-        vectors.append(np.load(path, allow_pickle=False))
-    return np.concatenate(vectors)
 
 
 def _encode_once(encode: Encode, texts: Sequence[str], *, label: str) -> FloatArray:

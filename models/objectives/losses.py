@@ -24,6 +24,7 @@ class Encoded(NamedTuple):
             passage answers the query as well: they are left out, not punished.
         margins: (n, m) float32, as in `Batch`.
         similarities: (n, n * (1 + m)) float32, as in `Batch`.
+        targets: (n, dim) float32, as in `Batch`.
     """
 
     queries: Tensor
@@ -31,6 +32,7 @@ class Encoded(NamedTuple):
     masked: Tensor
     margins: Tensor | None = None
     similarities: Tensor | None = None
+    targets: Tensor | None = None
 
 
 Loss = Callable[[Encoded], Tensor]

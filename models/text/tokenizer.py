@@ -9,7 +9,7 @@ import io
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import sentencepiece as spm
@@ -36,11 +36,14 @@ class TokenizerConfig:
 
     Attributes:
         vocab_size: upper bound; a small corpus gets a smaller vocabulary by itself.
+        vocabulary: `own` is learnt from the corpus; `documents` is that of the transformer that
+            reads the documents, whose name is `documents.model`.
         max_passage_tokens: a passage keeps its first so many tokens.
         max_query_tokens: a query keeps its first so many tokens.
     """
 
     vocab_size: int = Field(default=32_000, ge=SMALLEST_VOCABULARY)
+    vocabulary: Literal["own", "documents"] = "own"
     max_passage_tokens: int = Field(default=256, ge=1)
     max_query_tokens: int = Field(default=64, ge=1)
 

@@ -16,11 +16,15 @@ MISSING = "the transformer tower needs {name}; pip install 'two-tower-search[tra
 class TransformerTokenizer(RowTokenizer):
     """A tokenizer of the Hugging Face kind, which chooses its threads by itself.
 
-    Its model is the content of a tokenizer.json. The tokens that begin and end a text count too.
+    Its model is the content of a tokenizer.json. With `special_tokens`, those that begin and end a
+    text are there and count too.
     """
 
-    def __init__(self, model: bytes, config: TokenizerConfig) -> None:
+    def __init__(
+        self, model: bytes, config: TokenizerConfig, *, special_tokens: bool = True
+    ) -> None:
         super().__init__(model, config)
+        self._special_tokens = special_tokens
         limits = {config.max_passage_tokens, config.max_query_tokens}
         self._by_limit = {limit: _rust_tokenizer(model, limit=limit) for limit in limits}
 
@@ -34,7 +38,8 @@ class TransformerTokenizer(RowTokenizer):
         return [str(self._any.id_to_token(int(i))) for i in ids]
 
     def _token_ids(self, texts: Sequence[str], *, limit: int, threads: int) -> list[list[int]]:
-        return [encoding.ids for encoding in self._by_limit[limit].encode_batch(texts)]
+        encode = self._by_limit[limit].encode_batch
+        return [e.ids for e in encode(texts, add_special_tokens=self._special_tokens)]
 
     @property
     def _any(self) -> Any:

@@ -6,7 +6,6 @@ RUN/tokenizer.model            once the vocabulary is learnt
 RUN/checkpoint.safetensors     towers, best towers, optimizer and progress, after each epoch
 RUN/before_labels.safetensors  towers at the beginning of the labelled phase
 RUN/negatives.safetensors      what the towers mined at the beginning of the hard phase
-RUN/teacher/                   vectors of the texts by a slow reader, kept for other settings
 RUN/metrics.jsonl              one record per epoch
 """
 
@@ -85,7 +84,6 @@ class RunFolder:
         self.tokenizer = path / "tokenizer.model"
         self.before_labels = path / "before_labels.safetensors"
         self.negatives = path / "negatives.safetensors"
-        self.teacher = path / "teacher"
         self._checkpoint = path / CHECKPOINT
         self._identity = path / "run.json"
 
@@ -136,10 +134,10 @@ class RunFolder:
                 "repeat its values to go on, or start over with --force"
             )
         for entry in self.path.iterdir():
-            if not entry.is_dir():
-                entry.unlink()
-            elif entry != self.teacher:
+            if entry.is_dir():
                 shutil.rmtree(entry)
+            else:
+                entry.unlink()
         write_json(self._identity, new)
         return False
 

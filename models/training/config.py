@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import Field
 
+from two_tower.models.bundle.documents import DocumentsConfig
 from two_tower.models.bundle.fusion import FusionConfig
 from two_tower.models.config import configuration
 from two_tower.models.errors import ConfigError
@@ -13,6 +14,7 @@ from two_tower.models.networks.cross_scorer import CrossConfig
 from two_tower.models.networks.towers import TowerConfig
 from two_tower.models.networks.transformer import TransformerConfig
 from two_tower.models.networks.word2vec import Word2VecConfig
+from two_tower.models.objectives.alignment import AlignConfig
 from two_tower.models.objectives.denoising import DenoisingConfig
 from two_tower.models.objectives.distillation import TeacherConfig
 from two_tower.models.objectives.inverse_cloze import PretrainConfig
@@ -37,6 +39,8 @@ class TrainConfig:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     word2vec: Word2VecConfig = field(default_factory=Word2VecConfig)
     tower: TowerConfig = field(default_factory=TowerConfig)
+    documents: DocumentsConfig = field(default_factory=DocumentsConfig)
+    align: AlignConfig = field(default_factory=AlignConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     denoising: DenoisingConfig = field(default_factory=DenoisingConfig)
     labelled: LabelledConfig = field(default_factory=LabelledConfig)
@@ -52,8 +56,9 @@ class TrainConfig:
     matryoshka_dims: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        restores = self.pretrain.method != "inverse_cloze" and self.denoising.epochs > 0
-        if self.tower.kind == "transformer" and (self.pretrain.epochs or restores):
+        if self.documents.model is not None:
+            self.check_frozen()
+        elif self.tower.kind == "transformer" and self._reads_corpus:
             raise ConfigError(
                 f"pretrain.epochs is {self.pretrain.epochs} by {self.pretrain.method}, expected 0 "
                 "by inverse_cloze: a transformer's tokens cannot be cut; use --config transformer"
@@ -66,6 +71,24 @@ class TrainConfig:
                 f"matryoshka_dims are {list(self.matryoshka_dims)}, expected at most tower.dim "
                 f"({self.tower.dim})"
             )
+
+    def check_frozen(self) -> None:
+        """Refuse phases that would have to change the documents' vectors.
+
+        Raises:
+            ConfigError: there is one.
+        """
+        if self._reads_corpus or (self.teacher.model and self.teacher.epochs):
+            raise ConfigError(
+                "pretrain.epochs or teacher.epochs is above 0, but the documents' vectors are "
+                "those of another encoder and stay as they are; use --config light"
+            )
+
+    @property
+    def _reads_corpus(self) -> bool:
+        """Whether a phase learns from the passages' tokens."""
+        restores = self.pretrain.method != "inverse_cloze" and self.denoising.epochs > 0
+        return bool(self.pretrain.epochs or restores)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain nested values."""

@@ -27,6 +27,8 @@ def reduced_metrics(
     vectors: Vectors, reduction: Reduction, *, relevant: sparse.csr_matrix
 ) -> dict[str, dict[str, float]]:
     """Return `ranking_metrics` of the full and of each reduced vector, by its name."""
+    if not len(vectors.queries):
+        return {}
     queries, passages = reduction.apply(vectors.queries), reduction.apply(vectors.passages)
     pairs = {"dense": vectors} | {
         f"pca_{dim}": Vectors(queries[dim], passages[dim]) for dim in reduction.dims
@@ -43,8 +45,11 @@ def ranking_metrics(
     """Return recall@1, @3, @10, @100 and mrr@10, means over queries (n, dim).
 
     recall@k: share of a query's answers among its first k; mrr@10: 1 / rank of the first answer,
-    0 beyond rank 10. Passages are (m, dim), the whole corpus; `relevant` is (n, m).
+    0 beyond rank 10. Passages are (m, dim), the whole corpus; `relevant` is (n, m). Without a
+    query there is no metric.
     """
+    if not len(queries):
+        return {}
     deepest = min(max(CUTOFFS), len(passages))
     blocks = [
         (queries[start : start + RANKED_AT_ONCE] @ passages.T).topk(deepest).indices.cpu()

@@ -15,7 +15,7 @@ from two_tower.models.errors import TrainingError
 from two_tower.models.examples.corpus import Notify
 from two_tower.models.examples.pairs import Batch, Sampler, batches_per_epoch, epoch_batches
 from two_tower.models.networks.tokens import Tokens
-from two_tower.models.networks.towers import TwoTower
+from two_tower.models.networks.towers import TwoTower, device_of
 from two_tower.models.objectives.losses import Encoded, Loss
 from two_tower.models.text.tokenizer import TokenRows
 from two_tower.models.training.checkpoint import Arrays, Checkpoint, Progress, RunFolder, parts
@@ -97,11 +97,9 @@ class Trainer:
             record = {"phase": phase.name, "epoch": state.epoch + 1, "loss": round(loss, 6)}
             self.tracker.log({**record, **metrics, "seconds": seconds})
             state = state._replace(epoch=state.epoch + 1, records=self.tracker.count)
-            recall = metrics["recall@10"]
-            self.notify(
-                f"{phase.name} {state.epoch}/{phase.epochs}: loss {loss:.3f}, "
-                f"dev recall@10 {recall:.3f}"
-            )
+            recall = metrics.get("recall@10", np.nan)  # without a dev query there is none
+            shown = "" if np.isnan(recall) else f", dev recall@10 {recall:.3f}"
+            self.notify(f"{phase.name} {state.epoch}/{phase.epochs}: loss {loss:.3f}{shown}")
             if not stops_early or recall > state.best:
                 state = state._replace(best=recall, best_epoch=state.epoch)
                 best = self.towers.arrays()
@@ -204,7 +202,7 @@ def batch_loss(towers: TwoTower, batch: Batch, *, loss: Loss, chunk_size: int = 
 
 def _encode(tower: nn.Module, rows: TokenRows, *, chunk_size: int) -> Tensor:
     """Return (n, dim) float32 with gradients; on CUDA the tower itself computes in bfloat16."""
-    device, count = next(tower.parameters()).device, len(rows.offsets) - 1
+    device, count = device_of(tower), len(rows.offsets) - 1
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
         if not chunk_size:
             vectors: Tensor = tower(Tokens.of(rows, device))
@@ -218,17 +216,17 @@ def _encode(tower: nn.Module, rows: TokenRows, *, chunk_size: int) -> Tensor:
 
 
 def _encoded_batch(batch: Batch, queries: Tensor, passages: Tensor) -> Encoded:
-    """Put a batch's masked cells, margins and similarities beside its vectors."""
+    """Put what a batch brings beside its vectors."""
     device = queries.device
     masked = torch.zeros(len(queries), len(passages), dtype=torch.bool, device=device)
     if len(batch.masked):
         rows, columns = torch.from_numpy(batch.masked.T).to(device)
         masked[rows, columns] = True
-    margins, similarities = (
+    margins, similarities, targets = (
         None if array is None else torch.from_numpy(array).to(device)
-        for array in (batch.margins, batch.similarities)
+        for array in (batch.margins, batch.similarities, batch.targets)
     )
-    return Encoded(queries, passages, masked, margins, similarities)
+    return Encoded(queries, passages, masked, margins, similarities, targets)
 
 
 def _is_stale(state: Progress, phase: Phase) -> bool:

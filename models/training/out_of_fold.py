@@ -16,7 +16,13 @@ from safetensors.numpy import save as save_arrays
 
 from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.bundle.files import CROSS_SCORER, FUSION
-from two_tower.models.bundle.fusion import Fusion, HybridWeights, fit_final, fit_hybrid
+from two_tower.models.bundle.fusion import (
+    WITHOUT_LABELS,
+    Fusion,
+    HybridWeights,
+    fit_final,
+    fit_hybrid,
+)
 from two_tower.models.data import Dataset
 from two_tower.models.errors import BundleError
 from two_tower.models.examples.candidates import CandidateLists, candidate_lists, joined
@@ -24,14 +30,14 @@ from two_tower.models.examples.corpus import Corpus, Notify
 from two_tower.models.examples.pairs import HardNegatives
 from two_tower.models.networks.cross_scorer import CrossConfig, CrossScorer, scorer_arrays
 from two_tower.models.networks.towers import TwoTower, token_idf
-from two_tower.models.objectives.distillation import Teacher, cached_vectors
+from two_tower.models.objectives.distillation import Teacher
 from two_tower.models.text.bm25 import Analyzer, Bm25Index
 from two_tower.models.training.checkpoint import Arrays, Checkpoint, RunFolder
 from two_tower.models.training.config import TrainConfig
 from two_tower.models.training.cross_training import CrossTrainer, RankingExamples, score_lists
 from two_tower.models.training.dev_metrics import tower_vectors
 from two_tower.models.training.loop import train_quietly
-from two_tower.models.training.phases import labelled_phase
+from two_tower.models.training.phases import Align, query_phases
 from two_tower.models.training.tracking import Tracker
 from two_tower.models.vectors import FloatArray, IntArray, Vectors, normalized
 
@@ -53,6 +59,7 @@ class RankingTrainer:
     corpus: Corpus
     analyzer: Analyzer
     negatives: HardNegatives | None
+    align: Align | None
     teacher: Teacher | None
     folder: RunFolder
     tracker: Tracker
@@ -77,6 +84,8 @@ class RankingTrainer:
             resumed: the checkpoint that this process began with.
         """
         finished, cross = towers.arrays(), self.config.cross
+        if not self.corpus.train.texts:
+            return {FUSION: Fusion(WITHOUT_LABELS).to_bytes()}
         if self.config.tower.kind == "transformer":
             # Too slow to train again for every fold, and a few labels hardly change it.
             lists = self._lists(partial(self._bundle_vectors, bundle), folds=1)
@@ -97,7 +106,7 @@ class RankingTrainer:
         if self.teacher is not None and cross.teacher_weight:
             queries = corpus.train.texts
             scores = self.teacher.candidate_scores(queries, self._texts, rows=lists.rows)
-        examples = RankingExamples(corpus.train_queries, corpus.passages, lists, scores)
+        examples = RankingExamples(corpus.train_queries, corpus.passage_tokens, lists, scores)
         order = np.random.default_rng([seed, 2]).permutation(len(lists.rows))
         held_out, learning = np.split(order, [round(HELD_OUT * len(order))])
         learning_examples = examples.take(np.sort(learning))
@@ -124,22 +133,23 @@ class RankingTrainer:
         return [passage.content for passage in self.data.passages()]
 
     def _fold_vectors(self, towers: TwoTower, before_labels: Arrays, left_out: IntArray) -> Vectors:
-        """Train without a fold, from before the labelled phase, through all of its epochs.
+        """Train without a fold, from before any train query, through all epochs of its phases.
 
         What the fold leaves is too little to stop early by.
         """
         corpus, config = self.corpus, self.config
         towers.load_arrays(before_labels)
         rest = np.setdiff1d(np.arange(len(corpus.train.texts)), left_out)
-        if config.labelled.epochs and len(rest):
+        fold = corpus._replace(
+            train=corpus.train.take(rest), train_queries=corpus.train_queries.take(rest)
+        )
+        negatives = self.negatives
+        if negatives is not None:
+            negatives = negatives.take(rest, labelled=corpus.train)
+        phases = query_phases(config, fold, negatives=negatives, align=self.align)
+        if any(phase.epochs for phase in phases):
             self.notify(f"training towers without {len(left_out)} of the labelled queries")
-            fold = corpus._replace(
-                train=corpus.train.take(rest), train_queries=corpus.train_queries.take(rest)
-            )
-            negatives = self.negatives
-            if negatives is not None:
-                negatives = negatives.take(rest, labelled=corpus.train)
-            phase = labelled_phase(config, fold, negatives=negatives)
+        for phase in phases:
             train_quietly(towers, phase, seed=config.seed)
         queries = corpus.train_queries.take(left_out)
         return tower_vectors(towers, queries=queries, passages=corpus.passages)
@@ -147,7 +157,7 @@ class RankingTrainer:
     def _bundle_vectors(self, bundle: ModelBundle, left_out: IntArray) -> Vectors:
         self.notify(f"encoding {len(self._texts)} passages")
         queries = [self.corpus.train.texts[i] for i in left_out]
-        return cached_vectors(bundle, queries, self._texts, folder=self.folder.teacher)
+        return Vectors(bundle.encode_queries(queries), bundle.encode_passages(self._texts))
 
     def _new_scorer(
         self, before_labels: Arrays, config: CrossConfig, *, vocab_size: int
@@ -159,7 +169,7 @@ class RankingTrainer:
                 f"the towers have no vectors of {vocab_size} tokens for a cross-scorer"
             )
         vectors = torch.from_numpy(narrowed(tables[0], config.dim))
-        idf = torch.from_numpy(token_idf(self.corpus.passages, vocab_size=vocab_size))
+        idf = torch.from_numpy(token_idf(self.corpus.passage_tokens, vocab_size=vocab_size))
         with torch.random.fork_rng():
             torch.manual_seed(self.config.seed)
             return CrossScorer(vectors, idf, config=config)

