@@ -1,5 +1,6 @@
 """`models export`: a bundle's towers for sentence-transformers or ONNX Runtime."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -72,22 +73,24 @@ def _write_onnx(bundle: ModelBundle, folder: Path, name: str) -> str:
         "import numpy as np",
         "from onnxruntime import InferenceSession",
         "from tokenizers import Tokenizer",
+        "",
+        "def encode(folder, text, limit):",
+        f'    tokenizer = Tokenizer.from_file(f"{{folder}}/{TEXT}")',
+        "    tokenizer.enable_truncation(limit)",
+        "    ids = tokenizer.encode(text).ids or [0]  # [0] for a blank text",
+        f'    session = InferenceSession(f"{{folder}}/{MODEL}")',
+        '    return session.run(None, {"input_ids": np.array([ids])})[0][0]',
+        "",
     ]
     is_shared = bundle.config["tower"]["shared"]
     for side in (query_side(bundle), passage_side(bundle)):
-        place = "" if is_shared else f"{side.name}/"
-        (folder / place).mkdir(exist_ok=True)
-        write_bytes(folder / place / MODEL, _graph(bundle, side))
-        write_bytes(folder / place / TEXT, _tokenizer(bundle, side))
-        text = side.prefix + EXAMPLES[side.name]
-        lines += [
-            "",
-            f'tokenizer = Tokenizer.from_file("{name}/{place}{TEXT}")',
-            f"tokenizer.enable_truncation({side.limit})",
-            f'session = InferenceSession("{name}/{place}{MODEL}")',
-            f"ids = tokenizer.encode({text!r}).ids or [0]  # [0] for a blank text",
-            f'({side.name},) = session.run(None, {{"input_ids": np.array([ids])}})[0]',
-        ]
+        place = "" if is_shared else f"/{side.name}"
+        target = folder / place.removeprefix("/")
+        target.mkdir(exist_ok=True)
+        write_bytes(target / MODEL, _graph(bundle, side))
+        write_bytes(target / TEXT, _tokenizer(bundle, side))
+        text = json.dumps(side.prefix + EXAMPLES[side.name], ensure_ascii=False)
+        lines.append(f'{side.name} = encode("{name}{place}", {text}, {side.limit})')
     return _usage(lines, [])
 
 

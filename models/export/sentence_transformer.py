@@ -51,7 +51,7 @@ def write_sentence_transformer(bundle: ModelBundle, folder: Path) -> list[str]:
     else:
         # Two routes where the towers are shared too: each side has its own limit of tokens.
         tables = ([_table(library, bundle, side)] for side in (query, passage))
-        modules = [library.Router.for_query_document(*tables)]
+        modules = [library.Router.for_query_document(*tables, default_route="document")]
     if type(modules[-1]).__name__ != "Normalize":
         modules.append(library.Normalize())
     from sentence_transformers import SentenceTransformer
