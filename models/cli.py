@@ -280,6 +280,24 @@ def show(
         say(f"curves of the run: {curves}")
 
 
+@app.command()
+def export(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    *,
+    form: Annotated[str, typer.Option("--as", help="sentence-transformers or onnx.")],
+    out: Annotated[Path, typer.Option(help="Folder to make.")],
+) -> None:
+    """Write a bundle's towers for another library; README.md in the folder says how to load them.
+
+    It needs the extra: pip install 'two-tower-search[transformer]'.
+    """
+    from two_tower.models.bundle.bundle import ModelBundle
+    from two_tower.models.export.export import export_bundle
+
+    export_bundle(ModelBundle.load(bundle), out, form=form)
+    typer.echo(str(out))
+
+
 def _parse_ranks(ranks: str | None) -> tuple[int | None, int | None]:
     if ranks is None:
         return None, None

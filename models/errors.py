@@ -20,5 +20,9 @@ class BundleError(TwoTowerError):
     """A model bundle is missing, incomplete or broken."""
 
 
+class EndpointError(TwoTowerError):
+    """A service that reads texts for us does not answer, or not as expected."""
+
+
 class TrainingError(TwoTowerError):
     """Training cannot start or go on (no labelled queries, collapse, other checkpoint)."""

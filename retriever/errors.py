@@ -1,12 +1,13 @@
 """The exception tree.
 
 Every error that a user can act on derives from `TwoTowerError`; a command ends it in one line
-and exit code 1. A caller's bug is a plain `ValueError`. The first five stand in `models.errors`.
+and exit code 1. A caller's bug is a plain `ValueError`. The first six stand in `models.errors`.
 
     TwoTowerError
       ConfigError            unknown key or impossible value in a configuration
       DataError              DATA folder, source file or row missing or broken
       BundleError            model bundle missing, incomplete or broken
+      EndpointError          a service that reads texts does not answer, or not as expected
       TrainingError          training cannot start or go on
       QueryError             a query or its parameters cannot be searched
       EngineError            anything about the vector engine

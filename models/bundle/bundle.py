@@ -188,6 +188,11 @@ class ModelBundle:
             raise BundleError(f"{path} cannot be written ({error.strerror})") from None
 
     @property
+    def files(self) -> Mapping[str, bytes]:
+        """Name -> content of the files that decide a vector."""
+        return self._files
+
+    @property
     def dim(self) -> int:
         """Width of the full vectors."""
         return self._encoder.dim

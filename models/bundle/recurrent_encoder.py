@@ -18,13 +18,13 @@ class RecurrentEncoder:
     """A recurrent tower that only encodes, rows of like length side by side."""
 
     def __init__(self, tower: RnnTower) -> None:
-        self._tower = tower.eval().requires_grad_(False)
+        self.tower = tower.eval().requires_grad_(False)
         self.dim = int(tower.vectors.shape[1])
 
     def encode(self, rows: TokenRows, *, threads: int = 0) -> FloatArray:
         """Return (n, dim) float32, L2-normalised, on as many cores as torch takes."""
         with torch.inference_mode():
-            return normalized(encode_rows(self._tower, rows).numpy())
+            return normalized(encode_rows(self.tower, rows).numpy())
 
 
 def open_recurrent_encoder(

@@ -1,0 +1,1 @@
+"""A bundle as other libraries read it."""
