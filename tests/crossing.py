@@ -10,7 +10,8 @@ from safetensors.numpy import save
 from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.bundle.files import CROSS_SCORER, FUSION
 from two_tower.models.bundle.fusion import FinalWeights, Fusion, HybridWeights
-from two_tower.models.networks.cross_scorer import CrossConfig, CrossScorer, scorer_arrays
+from two_tower.models.networks.cross_config import CrossConfig
+from two_tower.models.networks.cross_scorer import CrossScorer, scorer_arrays
 
 HYBRID = HybridWeights(tower=6.0)
 FINAL = FinalWeights(hybrid=0.8, cross=1.5, nothing=4.0, offset=-0.5)
