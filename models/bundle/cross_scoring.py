@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from two_tower.models.bundle.files import check_shapes
 from two_tower.models.bundle.recurrence import (
     PARAMETERS,
     Recurrence,
@@ -14,7 +15,6 @@ from two_tower.models.bundle.recurrence import (
     read_order,
     recurrence_shapes,
 )
-from two_tower.models.errors import BundleError
 from two_tower.models.networks.cross_config import (
     ATTENTION_SHARPNESS,
     EXACT_WIDTH,
@@ -49,7 +49,11 @@ class CrossReader:
         Raises:
             BundleError: an array is missing, too many or of another shape.
         """
-        check_shapes(arrays, config, vocab_size=vocab_size)
+        vectors = arrays.get("vectors")
+        # Narrower than the configuration says where the towers were.
+        dim = vectors.shape[1] if vectors is not None and vectors.ndim == 2 else config.dim
+        shapes = expected_shapes(config, vocab_size=vocab_size, dim=dim)
+        check_shapes(arrays, shapes, problem="the cross-scorer does not fit its configuration")
         self.config = config
         self._arrays = arrays
         corrections = np.clip(arrays["corrections"], -LARGEST_CORRECTION, LARGEST_CORRECTION)
@@ -206,26 +210,6 @@ def match_columns(
         covered = np.tensordot(weights, best, axes=1)  # (windows, n)
         columns += [covered.max(axis=0), covered[0]]
     return columns
-
-
-def check_shapes(arrays: Mapping[str, FloatArray], config: CrossConfig, *, vocab_size: int) -> None:
-    """Refuse what is not the scorer of a configuration and of a tokenizer.
-
-    Raises:
-        BundleError: an array is missing, too many or of another shape.
-    """
-    vectors = arrays.get("vectors")
-    # Narrower than the configuration says where the towers were.
-    dim = vectors.shape[1] if vectors is not None and vectors.ndim == 2 else config.dim
-    shapes = expected_shapes(config, vocab_size=vocab_size, dim=dim)
-    for name in (*shapes, *sorted(arrays.keys() - shapes.keys())):
-        expected = shapes.get(name, "nothing")
-        found = arrays[name].shape if name in arrays else "nothing"
-        if found != expected:
-            raise BundleError(
-                f"the cross-scorer does not fit its configuration at {name} "
-                f"(found {found}, expected {expected}); train again"
-            )
 
 
 def expected_shapes(

@@ -10,7 +10,7 @@ from two_tower.models.config import configuration
 from two_tower.models.errors import ConfigError
 from two_tower.models.examples.corpus import PrefixConfig
 from two_tower.models.networks.cross_config import CrossConfig
-from two_tower.models.networks.towers import TowerConfig
+from two_tower.models.networks.tower_config import TowerConfig
 from two_tower.models.networks.transformer import TransformerConfig
 from two_tower.models.networks.word2vec import Word2VecConfig
 from two_tower.models.objectives.denoising import DenoisingConfig
