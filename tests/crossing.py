@@ -1,4 +1,4 @@
-"""A bundle with a learnt fusion and a cross-scorer, made by hand: its numbers mean nothing."""
+"""Bundles with a learnt fusion, a cross-scorer, recurrent towers: their numbers mean nothing."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -8,9 +8,14 @@ import torch
 from safetensors.numpy import save
 
 from two_tower.models.bundle.bundle import ModelBundle
-from two_tower.models.bundle.files import CROSS_SCORER, FUSION
+from two_tower.models.bundle.files import CROSS_SCORER, FUSION, TOKENIZER, TOWERS
 from two_tower.models.bundle.fusion import FinalWeights, Fusion, HybridWeights
-from two_tower.models.networks.cross_scorer import CrossConfig, CrossScorer, scorer_arrays
+from two_tower.models.bundle.recurrence import Cell
+from two_tower.models.bundle.reduction import fit_reduction
+from two_tower.models.networks.cross_config import CrossConfig
+from two_tower.models.networks.cross_scorer import CrossScorer, scorer_arrays
+from two_tower.models.networks.tower_config import RnnConfig, TowerConfig
+from two_tower.models.networks.towers import TwoTower
 
 HYBRID = HybridWeights(tower=6.0)
 FINAL = FinalWeights(hybrid=0.8, cross=1.5, nothing=4.0, offset=-0.5)
@@ -25,6 +30,18 @@ def crossed(bundle: ModelBundle) -> ModelBundle:
     arrays = scorer_arrays(scorer.eval())
     fusion = Fusion(HYBRID, FINAL, asdict(CONFIG))
     return bundle.with_extras({FUSION: fusion.to_bytes(), CROSS_SCORER: save(arrays)})
+
+
+def recurrent(bundle: ModelBundle, cell: Cell) -> ModelBundle:
+    """The bundle with recurrent towers of random weights."""
+    arrays = {name.removeprefix("query."): array for name, array in bundle.towers().items()}
+    config = TowerConfig(cell, dim=bundle.dim, rnn=RnnConfig(hidden=6, bidirectional=True))
+    towers = TwoTower.start(config, **arrays, seed=1)
+    torch.nn.init.normal_(towers.query.projection.weight)  # type: ignore[union-attr, arg-type]
+    settings = {**bundle.config, "tower": config.deciding()}
+    files = {TOKENIZER: bundle.tokenizer.model, TOWERS: save(towers.arrays())}
+    reduction = fit_reduction(arrays["vectors"], bundle.pca_dims)
+    return ModelBundle.of_files(settings, files, reduction=reduction, card={})
 
 
 def fused(bundle: ModelBundle) -> ModelBundle:

@@ -13,12 +13,12 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from two_tower.ingest.loading import loader, selection
 from two_tower.ingest.loading import setup as opening
 from two_tower.ingest.loading.loader import LoadSettings
-from two_tower.ingest.loading.sending import one_blas_thread
 from two_tower.ingest.loading.verify import verify, verify_counts
 from two_tower.ingest.versions.versions import drop, promote, versions
 from two_tower.models.data import Dataset, Passage
 from two_tower.models.errors import BundleError, ConfigError, DataError
 from two_tower.models.text.bm25 import Bm25Config, average_length
+from two_tower.models.threads import one_blas_thread
 from two_tower.retriever.collection.bm25_vectors import Bm25Encoder, EngineAnalyzer
 from two_tower.retriever.collection.options import CollectionOptions
 from two_tower.retriever.collection.schema import collection_name, point_id, read_metadata

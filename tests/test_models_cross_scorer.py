@@ -4,14 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from two_tower.models.bundle.cross_scoring import CrossReader
 from two_tower.models.errors import BundleError, ConfigError
+from two_tower.models.networks.cross_config import KERNEL_CENTRES, WINDOWS, CrossConfig
 from two_tower.models.networks.cross_scorer import (
-    KERNEL_CENTRES,
-    WINDOWS,
-    CrossConfig,
     CrossScorer,
     Padded,
-    load_scorer,
     scorer_arrays,
     stage_features,
 )
@@ -28,6 +26,11 @@ def made_scorer(config: CrossConfig, *, seed: int = 0) -> CrossScorer:
     scorer = CrossScorer(vectors, torch.rand(VOCABULARY) + 0.5, config=config)
     torch.nn.init.normal_(scorer.curved[2].weight)
     torch.nn.init.normal_(scorer.corrections)
+    for values, start in ((scorer.scale.running_mean, 0.0), (scorer.scale.running_var, 0.5)):
+        assert values is not None
+        torch.nn.init.uniform_(values, start, start + 1)
+    torch.nn.init.normal_(scorer.scale.weight)
+    torch.nn.init.normal_(scorer.scale.bias)
     return scorer.eval()
 
 
@@ -74,22 +77,57 @@ def test_what_is_read_without_padding_is_what_training_reads() -> None:
     assert torch.allclose(quick[passages.inside], slow[passages.inside], atol=1e-6)
 
 
+def reader(scorer: CrossScorer, config: CrossConfig) -> CrossReader:
+    return CrossReader(scorer_arrays(scorer), config, vocab_size=VOCABULARY)
+
+
+TEXTS = {
+    "many": (made_rows(1, longest=9, seed=1), made_rows(60, longest=40, seed=2)),
+    "one candidate": (made_rows(1, longest=9, seed=3), made_rows(1, longest=40, seed=4)),
+    "single tokens": (token_rows([[7]]), token_rows([[7], [8], [7, 7], [8, 7, 8]])),
+    "empty texts": (token_rows([[]]), token_rows([[], [3], []])),
+    "a repeating query": (token_rows([[5, 5, 6, 5]]), token_rows([[5, 5, 6, 5], [6, 5, 5]])),
+    "longer than the limits": (made_rows(1, longest=90, seed=5), made_rows(9, longest=300, seed=6)),
+    "more than are read at once": (
+        made_rows(1, longest=4, seed=7),
+        made_rows(200, longest=30, seed=8),
+    ),
+}
+
+
+@pytest.mark.parametrize("texts", TEXTS)
 @pytest.mark.parametrize("config", [CONFIG, PLAIN])
-def test_a_scorer_survives_its_arrays(config: CrossConfig) -> None:
-    scorer = made_scorer(config)
-    again = load_scorer(scorer_arrays(scorer), config)
-    rows = made_rows(2, longest=5, seed=3), made_rows(6, longest=20, seed=4)
-    assert torch.equal(score(scorer, *rows), score(again, *rows))
+def test_without_torch_a_scorer_gives_the_same_logits(config: CrossConfig, texts: str) -> None:
+    config = replace(config, query_tokens=8, passage_tokens=60)
+    query, passages = TEXTS[texts]
+    count = len(passages.lengths)
+    bm25, cosine = np.random.default_rng(9).random((2, count)).astype(np.float32)
+    for seed in range(3):
+        scorer = made_scorer(config, seed=seed)
+        read = Padded.of(query, limit=8), Padded.of(passages, limit=60)
+        with torch.inference_mode():
+            expected = scorer(*read, stage_features(bm25 * 20, cosine))[0].numpy()
+        found = reader(scorer, config).score(query, passages, bm25=bm25 * 20, cosine=cosine)
+        assert found.dtype == np.float32
+        assert found == pytest.approx(expected, abs=1e-5)
+        assert np.ptp(expected) > 0.01 or count == 1
 
 
 def test_arrays_that_do_not_fit_are_refused_in_one_line() -> None:
-    arrays = scorer_arrays(made_scorer(PLAIN))
-    with pytest.raises(BundleError, match="cross-scorer"):
-        load_scorer(arrays, CONFIG)
-    with pytest.raises(BundleError, match="cross-scorer"):
-        load_scorer({name: a for name, a in arrays.items() if name != "idf"}, PLAIN)
-    with pytest.raises(BundleError, match="cross-scorer"):
-        load_scorer({**arrays, "odd": np.zeros(1, np.float32)}, PLAIN)
+    arrays = scorer_arrays(made_scorer(CONFIG))
+    for config, changed, message in (
+        (PLAIN, arrays, r"scale\.weight \(found \(42,\), expected \(22,\)\)"),
+        (replace(CONFIG, hidden=7), arrays, r"forwards\.weight_ih_l0 \(found \(18, 12\)"),
+        (CONFIG, {**arrays, "odd": np.zeros(1, np.float32)}, r"odd \(.*expected nothing"),
+        (CONFIG, {**arrays, "vectors": arrays["idf"]}, r"vectors \(found \(50,\)"),
+        (CONFIG, {name: a for name, a in arrays.items() if name != "idf"}, r"idf \(found nothing"),
+        (CONFIG, {}, r"vectors \(found nothing, expected \(50, 12\)\)"),
+    ):
+        with pytest.raises(BundleError, match=message) as caught:
+            CrossReader(changed, config, vocab_size=VOCABULARY)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(BundleError, match=r"vectors .* expected \(49, 12\)"):
+        CrossReader(arrays, CONFIG, vocab_size=VOCABULARY - 1)
 
 
 def test_features_are_what_a_loop_over_the_tokens_counts() -> None:

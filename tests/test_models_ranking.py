@@ -9,7 +9,8 @@ from scipy import sparse
 from two_tower.models.bundle.fusion import TOWER_WEIGHT
 from two_tower.models.examples.candidates import CandidateLists, candidate_lists
 from two_tower.models.examples.pairs import Labelled
-from two_tower.models.networks.cross_scorer import CrossConfig, CrossScorer, scorer_arrays
+from two_tower.models.networks.cross_config import CrossConfig
+from two_tower.models.networks.cross_scorer import CrossScorer, scorer_arrays
 from two_tower.models.text.bm25 import Bm25Index
 from two_tower.models.text.tokenizer import token_rows
 from two_tower.models.training.checkpoint import Checkpoint, RunFolder

@@ -11,13 +11,16 @@ from typer.testing import CliRunner
 
 from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.bundle.files import CONFIG, DECIDING_FILES
+from two_tower.models.bundle.recurrence import Cell
+from two_tower.models.bundle.recurrent_encoder import READ_AT_ONCE, RecurrentEncoder
 from two_tower.models.cli import app
 from two_tower.models.config import from_mapping, with_values
 from two_tower.models.data import Dataset
 from two_tower.models.errors import BundleError, ConfigError, TrainingError
-from two_tower.models.networks.recurrent import BUCKET, RnnConfig, RnnTower
+from two_tower.models.networks.recurrent import BUCKET, RnnTower
 from two_tower.models.networks.tokens import Tokens
-from two_tower.models.networks.towers import MeanTower, TowerConfig, TwoTower, encode_rows
+from two_tower.models.networks.tower_config import RnnConfig, TowerConfig
+from two_tower.models.networks.towers import MeanTower, TwoTower, encode_rows
 from two_tower.models.objectives.losses import Encoded, in_batch_softmax
 from two_tower.models.text.tokenizer import TokenRows, token_rows
 from two_tower.models.training.config import TrainConfig
@@ -71,6 +74,12 @@ def lstm_states(network: nn.LSTM, inputs: np.ndarray) -> np.ndarray:
     return np.stack(states)
 
 
+def encoder(tower: RnnTower) -> RecurrentEncoder:
+    arrays = {name: array.detach().numpy() for name, array in tower.named_parameters()}
+    cell: Cell = "gru" if isinstance(tower.onward, nn.GRU) else "lstm"
+    return RecurrentEncoder(cell, tower.config, arrays)
+
+
 def naive_vector(tower: RnnTower, ids: list[int]) -> np.ndarray:
     read = gru_states if isinstance(tower.onward, nn.GRU) else lstm_states
     inputs = VECTORS[ids].astype(float) * WEIGHTS[ids][:, None]
@@ -99,10 +108,29 @@ def test_a_batch_agrees_with_reading_row_by_row(cell: str, both: bool, pooling: 
             assert alone[0] == pytest.approx(found[row], abs=1e-6)
 
 
+@pytest.mark.parametrize(("cell", "both", "pooling"), VARIANTS)
+def test_without_torch_a_tower_encodes_the_same(cell: str, both: bool, pooling: str) -> None:
+    random = np.random.default_rng(1)
+    many = [random.integers(0, 50, n).tolist() for n in random.integers(1, 25, 2 * READ_AT_ONCE)]
+    for skip in (False, True):
+        tower = make(cell, bidirectional=both, pooling=pooling, skip=skip)
+        reader = encoder(tower)
+        expected = np.stack([naive_vector(tower, ids) for ids in LISTS])
+        found = reader.encode(ROWS)
+        assert found.dtype == np.float32
+        assert found == pytest.approx(expected, abs=2e-6)
+        for ids, vector in ((LISTS[7], expected[7]), ([3], naive_vector(tower, [3]))):
+            assert reader.encode(token_rows([ids]))[0] == pytest.approx(vector, abs=2e-6)
+        rows = token_rows([*many, []])
+        assert reader.encode(rows) == pytest.approx(encode_rows(tower, rows).numpy(), abs=1e-5)
+
+
 def test_without_projection_the_states_are_the_vector() -> None:
     tower = make("gru", hidden=4, bidirectional=True, projection=False)
     expected = np.stack([naive_vector(tower, ids) for ids in LISTS[:5]])
-    assert encode_rows(tower, token_rows(LISTS[:5])).numpy() == pytest.approx(expected, abs=2e-6)
+    rows = token_rows(LISTS[:5])
+    assert encode_rows(tower, rows).numpy() == pytest.approx(expected, abs=2e-6)
+    assert encoder(tower).encode(rows) == pytest.approx(expected, abs=2e-6)
 
 
 def test_order_matters_to_a_network_and_not_to_the_mean_tower() -> None:
@@ -174,6 +202,8 @@ def test_a_row_without_tokens_is_a_callers_bug() -> None:
     empty = TokenRows(np.array([1, 2]), np.array([0, 2, 2]))
     with pytest.raises(ValueError, match="a row has no token"):
         encode_rows(make("gru"), empty)
+    with pytest.raises(ValueError, match="a row has no token"):
+        encoder(make("gru")).encode(empty)
 
 
 @pytest.mark.parametrize(

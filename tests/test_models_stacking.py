@@ -2,13 +2,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from topics import QUICK, train_bundle, write_topics
 
 from two_tower.models.bundle.bundle import ModelBundle
-from two_tower.models.bundle.files import CROSS_SCORER, FUSION
+from two_tower.models.bundle.files import CROSS_SCORER, FUSION, parse_arrays
 from two_tower.models.config import from_mapping, with_values
 from two_tower.models.data import Dataset
 from two_tower.models.errors import ConfigError
+from two_tower.models.networks.cross_config import CrossConfig
+from two_tower.models.networks.cross_scorer import CrossScorer, Padded, stage_features
 from two_tower.models.training.checkpoint import run_path
 from two_tower.models.training.config import TrainConfig
 from two_tower.models.training.run import Inputs
@@ -66,6 +69,25 @@ def test_the_bundles_cross_scores_put_the_answer_first(data: Dataset, trained: P
         assert scores.shape == (10,)
         first.append(scores.argmax() == 0)
     assert np.mean(first) > 0.6  # by chance .1
+
+
+def test_the_bundle_scores_as_the_trained_network_does(data: Dataset, trained: Path) -> None:
+    bundle = ModelBundle.load(trained)
+    arrays = parse_arrays(CROSS_SCORER, bundle.extras[CROSS_SCORER])
+    assert bundle.fusion is not None
+    config = from_mapping(CrossConfig, bundle.fusion.cross or {})
+    network = CrossScorer(*(torch.from_numpy(arrays[n]) for n in ("vectors", "idf")), config=config)
+    state = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    assert not network.load_state_dict(state, strict=False).unexpected_keys
+    texts = ["", "\x00", *(passage.content for passage in data.passages())][:60]
+    bm25, cosine = np.random.default_rng(1).random((2, len(texts))).astype(np.float32)
+    for query in ["", *(query.text for query in data.queries("dev"))][:20]:
+        rows = bundle.tokenizer.encode_queries([query]), bundle.tokenizer.encode_passages(texts)
+        read = (Padded.of(part, limit=128) for part in rows)
+        with torch.inference_mode():
+            expected = network.eval()(*read, stage_features(bm25, cosine))[0].numpy()
+        found = bundle.cross_scores(query, texts, bm25=bm25, cosine=cosine)
+        assert found == pytest.approx(expected, abs=1e-5, rel=1e-5)  # logits of up to 14
 
 
 def test_without_epochs_the_fusion_alone_is_learnt(data: Dataset, tmp_path: Path) -> None:

@@ -5,13 +5,13 @@ import pytest
 import torch
 from torch import nn
 
-from two_tower.models.bundle.encoders import MeanEncoder
+from two_tower.models.bundle.mean_encoder import MeanEncoder
 from two_tower.models.config import from_mapping
 from two_tower.models.errors import ConfigError
 from two_tower.models.networks.tokens import Tokens
+from two_tower.models.networks.tower_config import TowerConfig
 from two_tower.models.networks.towers import (
     MeanTower,
-    TowerConfig,
     TwoTower,
     choose_device,
     encode_rows,

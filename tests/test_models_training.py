@@ -12,7 +12,8 @@ from two_tower.models.config import from_mapping, with_values
 from two_tower.models.errors import ConfigError, TrainingError
 from two_tower.models.examples.pairs import PairSampler
 from two_tower.models.networks.tokens import Tokens
-from two_tower.models.networks.towers import TowerConfig, TwoTower
+from two_tower.models.networks.tower_config import TowerConfig
+from two_tower.models.networks.towers import TwoTower
 from two_tower.models.networks.word2vec import random_vectors
 from two_tower.models.objectives.labelled import HardConfig, LabelledConfig, labelled_loss
 from two_tower.models.objectives.losses import Encoded, in_batch_softmax, matryoshka_loss

@@ -7,17 +7,18 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pytest
 from conftest import make_passages
-from crossing import cross_bundle, crossed, fused
+from crossing import cross_bundle, crossed, fused, recurrent
 
 from two_tower.ingest.loading import loader
 from two_tower.ingest.versions import versions as collections
 from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.bundle.fusion import FinalWeights
+from two_tower.models.bundle.recurrence import Cell
 from two_tower.models.data import Dataset, Query
 from two_tower.models.text.bm25 import Bm25Config, Bm25Index
 from two_tower.retriever import Hit, Retriever, SearchSettings
@@ -258,22 +259,37 @@ def test_the_table_has_a_row_for_what_is_learnt(
     assert rankings["weighted"] == ids(fixed.search(QUERY, k=30))
 
 
-def test_only_a_cross_scorer_loads_torch_and_when_opening(
-    tmp_path: Path, tiny_bundle: Path, cross_bundle: Path, make_data: Callable[..., Dataset]
+HEAVY = {
+    *("torch", "onnxruntime", "transformers", "sentence_transformers", "tokenizers", "gensim"),
+    *("datasets", "sklearn", "scipy", "wandb", "matplotlib"),
+}
+
+
+@pytest.mark.parametrize("kind", ["mean", "gru", "lstm"])
+def test_a_search_loads_nothing_heavy(
+    tmp_path: Path,
+    tiny_bundle: Path,
+    make_data: Callable[..., Dataset],
+    kind: Cell | Literal["mean"],
 ) -> None:
-    engine = connect(path=tmp_path / "edge")
     bundle = ModelBundle.load(tiny_bundle)
-    report = loader.load(engine, make_data(PASSAGES[:20]), bundle, name="things")
-    collections.promote(engine, "things", report.collection)
+    if kind != "mean":
+        bundle = recurrent(bundle, kind)
+    bundle.save(tmp_path / "plain")
+    crossed(bundle).save(tmp_path / "crossed")
+    engine = connect(path=tmp_path / "edge")
+    load(engine, "things", bundle, make_data(PASSAGES[:20]))
     engine.close()
     program = f"""
 import sys
 from two_tower.retriever import Retriever
-for bundle in {str(tiny_bundle)!r}, {str(cross_bundle)!r}:
-    with Retriever.open("things", bundle=bundle, path={str(tmp_path / "edge")!r}) as opened:
-        print("torch" in sys.modules)
-        opened.search("storm")
-        print("torch" in sys.modules)
+for name in "plain", "crossed":
+    with Retriever.open(
+        "things", bundle={str(tmp_path)!r} + "/" + name, path={str(tmp_path / "edge")!r}
+    ) as opened:
+        print(*opened.explain("storm").stages_run)
+        print({HEAVY!r} & sys.modules.keys())
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.stdout.split() == ["False", "False", "True", "True"], done.stderr
+    stages = "dense bm25 rerank"
+    assert done.stdout == f"{stages}\nset()\n{stages} cross\nset()\n", done.stderr

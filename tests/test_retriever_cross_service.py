@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from browser import running_browser
 from conftest import Server, make_passages
 from crossing import cross_bundle
 from services import NAME, Service, load, running_service
+from threadpoolctl import threadpool_info, threadpool_limits
 from typer.testing import CliRunner
 
 from two_tower.models.bundle.bundle import ModelBundle
+from two_tower.models.bundle.cross_scoring import CrossReader
 from two_tower.retriever import Retriever, SearchSettings
 from two_tower.retriever.cli import app
 from two_tower.retriever.commands.terminal import result_bar, shown_score
@@ -48,44 +49,46 @@ def service(folder: Path, cross_bundle: Path, where: dict[str, str]) -> Iterator
         yield running
 
 
-def test_a_search_reads_with_one_torch_thread_and_gives_the_others_back(
+def blas_threads() -> set[int]:
+    return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+
+def test_a_search_reads_with_one_blas_thread_and_gives_the_others_back(
     cross_bundle: Path, server: Server, where: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    read = ModelBundle.cross_scores
+    read = CrossReader.score
 
-    def watched(bundle: ModelBundle, *given: Any, **scores: Any) -> Any:
-        seen.append(torch.get_num_threads())
-        return read(bundle, *given, **scores)
+    def watched(reader: CrossReader, *given: Any, **scores: Any) -> Any:
+        seen.append(blas_threads())
+        return read(reader, *given, **scores)
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        with Retriever.open(
+    with (
+        threadpool_limits(3, user_api="blas"),
+        Retriever.open(
             NAME, bundle=cross_bundle, url=server.url, api_key=server.api_key
-        ) as retriever:
-            monkeypatch.setattr(ModelBundle, "cross_scores", watched)
-            retriever.search(QUERY)
-        assert seen == [1]
-        assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(before)
+        ) as retriever,
+    ):
+        before = blas_threads()
+        monkeypatch.setattr(CrossReader, "score", watched)
+        retriever.search(QUERY)
+        assert seen == [{1}]
+        assert blas_threads() == before != {1}
 
 
-def test_the_service_gives_each_search_one_torch_thread(
+def test_the_service_gives_each_search_one_blas_thread(
     cross_bundle: Path, where: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in where.items():
         monkeypatch.setenv(name, value)
-    before = torch.get_num_threads()
     backend = Backend(ServiceConfig(name=NAME, bundle=cross_bundle))
-    torch.set_num_threads(2)
-    try:
-        backend.open()
-        assert torch.get_num_threads() == 1
-    finally:
-        backend.close()
-        torch.set_num_threads(before)
+    with threadpool_limits(2, user_api="blas"):
+        try:
+            assert blas_threads() != {1}
+            backend.open()
+            assert blas_threads() == {1}
+        finally:
+            backend.close()
 
 
 def test_the_service_has_a_mode_for_it_and_it_is_the_default(

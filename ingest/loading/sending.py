@@ -6,11 +6,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Protocol, Self
-
-from threadpoolctl import threadpool_limits
 
 from two_tower.models.errors import TwoTowerError
 from two_tower.retriever.engine.failures import AGAIN
@@ -25,45 +23,22 @@ WAIT_EVERY = 16
 # A full batch reaches every shard, the last one may be a single point.
 WAITED_AT_THE_END = 2
 
-_BLAS, _TURNS = threading.Lock(), threading.Lock()
-
-
-@contextmanager
-def one_blas_thread() -> Iterator[None]:
-    """Keep BLAS to one thread: after a small product its others spin for ten times as long.
-
-    The engine can use that time. It also makes vectors that do not depend on the number of cores.
-    """
-    with (
-        _outermost(_BLAS) as is_outermost,
-        threadpool_limits(1, user_api="blas") if is_outermost else nullcontext(),
-    ):
-        yield
+_TURNS = threading.Lock()
 
 
 @contextmanager
 def frequent_turns() -> Iterator[None]:
-    """Let threads take turns every half millisecond."""
-    with _outermost(_TURNS) as is_outermost:
-        before = sys.getswitchinterval()
-        if is_outermost:
-            sys.setswitchinterval(min(SWITCH_S, before))
-        try:
-            yield
-        finally:
-            if is_outermost:
-                sys.setswitchinterval(before)
-
-
-@contextmanager
-def _outermost(lock: threading.Lock) -> Iterator[bool]:
-    """Say whether this block is the outermost of its kind, which alone changes the setting."""
-    is_outermost = lock.acquire(blocking=False)
+    """Let threads take turns every half millisecond; the outermost block alone changes that."""
+    is_outermost = _TURNS.acquire(blocking=False)
+    before = sys.getswitchinterval()
+    if is_outermost:
+        sys.setswitchinterval(min(SWITCH_S, before))
     try:
-        yield is_outermost
+        yield
     finally:
         if is_outermost:
-            lock.release()
+            sys.setswitchinterval(before)
+            _TURNS.release()
 
 
 class Write(Protocol):

@@ -1,4 +1,4 @@
-"""A trained model on disk: text in, vectors out; no pickle, and torch for recurrent towers alone.
+"""A trained model on disk: text in, vectors out; no pickle and no torch.
 
     BUNDLE/config.json          what else decides a vector: tower kind, dims, truncation, prefixes
     BUNDLE/tokenizer.model      SentencePiece
@@ -15,11 +15,12 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save as save_arrays
 
+from two_tower.models.bundle.cross_scoring import CrossReader
 from two_tower.models.bundle.documents import Documents, graph_fingerprint, passages_of
 from two_tower.models.bundle.encoders import open_encoder
 from two_tower.models.bundle.files import (
@@ -48,12 +49,11 @@ from two_tower.models.bundle.vector_cache import cached_vectors
 from two_tower.models.config import from_mapping
 from two_tower.models.errors import BundleError, ConfigError
 from two_tower.models.files import new_folder, write_bytes, write_json
+from two_tower.models.networks.cross_config import CrossConfig
 from two_tower.models.text.tokenizer import Tokenizer
 from two_tower.models.text.transformer_tokenizer import GRAPH
+from two_tower.models.threads import one_blas_thread
 from two_tower.models.vectors import FloatArray
-
-if TYPE_CHECKING:
-    from two_tower.models.networks.cross_scorer import CrossScorer
 
 
 class ModelBundle:
@@ -267,9 +267,7 @@ class ModelBundle:
         return CROSS_SCORER in self.extras and self.fusion is not None
 
     @cached_property
-    def _cross_scorer(self) -> "CrossScorer":
-        from two_tower.models.networks.cross_scorer import CrossConfig, load_scorer
-
+    def _cross_scorer(self) -> CrossReader:
         if self.fusion is None or CROSS_SCORER not in self.extras:
             raise BundleError(
                 f"this bundle has no {CROSS_SCORER}; train one with cross.epochs above 0"
@@ -280,14 +278,15 @@ class ModelBundle:
             config = from_mapping(CrossConfig, self.fusion.cross, where="cross.")
         except ConfigError as error:
             raise BundleError(f"{FUSION} is broken ({error}); train again") from None
-        return load_scorer(parse_arrays(CROSS_SCORER, self.extras[CROSS_SCORER]), config)
+        arrays = parse_arrays(CROSS_SCORER, self.extras[CROSS_SCORER])
+        return CrossReader(arrays, config, vocab_size=self.vocab_size)
 
     def cross_scores(
         self, query: str, passages: Sequence[str], *, bm25: FloatArray, cosine: FloatArray
     ) -> FloatArray:
         """Return (n,) float32: the cross-scorer's logits, comparable within one query.
 
-        The first call loads torch.
+        The first call opens the scorer. Whatever kind it is, this is the only way to it.
 
         Args:
             query: what was asked.
@@ -301,12 +300,13 @@ class ModelBundle:
         if not passages:
             return np.zeros(0, dtype=np.float32)
         tokenizer, threads = self._encoder.tokenizer, self._threads
-        return self._cross_scorer.score(
-            tokenizer.encode_queries(self._prefixed("query", [query]), threads=threads),
-            tokenizer.encode_passages(self._prefixed("passage", passages), threads=threads),
-            bm25=bm25,
-            cosine=cosine,
-        )
+        with one_blas_thread():
+            return self._cross_scorer.score(
+                tokenizer.encode_queries(self._prefixed("query", [query]), threads=threads),
+                tokenizer.encode_passages(self._prefixed("passage", passages), threads=threads),
+                bm25=bm25,
+                cosine=cosine,
+            )
 
     def reduce(self, vectors: FloatArray) -> dict[int, FloatArray]:
         """Project (n, dim) vectors to {d: (n, d) float32, L2-normalised} for d in `pca_dims`.

@@ -1,6 +1,6 @@
 """What encodes once training is over: a tokenizer, and a tower for each side.
 
-The mean tower needs numpy alone and the transformer ONNX Runtime; recurrent towers load torch.
+A transformer needs ONNX Runtime, all other towers numpy alone.
 """
 
 import json
@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
-from scipy import sparse
 
 from two_tower.models.bundle.files import CONFIG, DOCUMENTS, TOKENIZER, TOWERS, parse_arrays
+from two_tower.models.bundle.mean_encoder import MeanEncoder
+from two_tower.models.bundle.recurrent_encoder import open_recurrent_encoder
 from two_tower.models.config import from_mapping
 from two_tower.models.errors import BundleError, ConfigError
 from two_tower.models.text.tokenizer import RowTokenizer, Tokenizer, TokenizerConfig, TokenRows
@@ -130,8 +131,6 @@ def open_transformer_encoder(files: Mapping[str, bytes]) -> Encoder:
 
 def _tower(config: Mapping[str, Any], arrays: Mapping[str, FloatArray], *, side: str) -> RowEncoder:
     if config["tower"]["kind"] != "mean":
-        from two_tower.models.bundle.recurrent_encoder import open_recurrent_encoder
-
         return open_recurrent_encoder(config, arrays, side=side)
     try:
         vectors, weights = arrays[f"{side}.vectors"], arrays[f"{side}.weights"]
@@ -140,25 +139,6 @@ def _tower(config: Mapping[str, Any], arrays: Mapping[str, FloatArray], *, side:
     if vectors.ndim != 2 or weights.shape != vectors.shape[:1]:
         raise BundleError(f"{TOWERS} has {vectors.shape} vectors for {weights.shape} weights")
     return MeanEncoder(vectors, weights)
-
-
-class MeanEncoder:
-    """Weighted mean of token vectors, L2-normalised, as `networks.towers.MeanTower` computes it."""
-
-    def __init__(self, vectors: FloatArray, weights: FloatArray) -> None:
-        """Keep the weighted token vectors; (vocab, dim) vectors, (vocab,) weights."""
-        self._weighted = vectors * weights[:, None]
-        self.dim = int(vectors.shape[1])
-
-    def encode(self, rows: TokenRows, *, threads: int = 0) -> FloatArray:
-        """Return (n, dim) float32, L2-normalised, on one core."""
-        if len(rows.offsets) == 2:
-            summed = self._weighted[rows.ids].sum(axis=0, keepdims=True)
-        else:
-            ones = np.ones(len(rows.ids), dtype=np.float32)
-            shape = (len(rows.offsets) - 1, len(self._weighted))
-            summed = sparse.csr_matrix((ones, rows.ids, rows.offsets), shape=shape) @ self._weighted
-        return normalized(summed)
 
 
 class OnnxEncoder:

@@ -195,3 +195,25 @@ def parse_arrays(name: str, content: bytes) -> dict[str, FloatArray]:
     if any(a.dtype != np.float32 or not np.isfinite(a).all() for a in arrays.values()):
         raise BundleError(f"{name} holds numbers that are not finite float32; train again")
     return arrays
+
+
+def check_shapes(
+    arrays: Mapping[str, FloatArray], shapes: Mapping[str, tuple[int, ...]], *, problem: str
+) -> None:
+    """Refuse arrays of other names or shapes than expected.
+
+    Args:
+        arrays: by name.
+        shapes: the expected ones.
+        problem: how the message begins.
+
+    Raises:
+        BundleError: an array is missing, too many or of another shape.
+    """
+    for name in (*shapes, *sorted(arrays.keys() - shapes.keys())):
+        expected = shapes.get(name, "nothing")
+        found = arrays[name].shape if name in arrays else "nothing"
+        if found != expected:
+            raise BundleError(
+                f"{problem} at {name} (found {found}, expected {expected}); train again"
+            )

@@ -127,7 +127,7 @@ class Fusion:
     Attributes:
         hybrid: puts BM25 and cosine together.
         final: adds the cross-scorer.
-        cross: the configuration of the cross-scorer (`networks.cross_scorer.CrossConfig`).
+        cross: the configuration of the cross-scorer (`networks.cross_config.CrossConfig`).
     """
 
     hybrid: HybridWeights

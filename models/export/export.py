@@ -4,14 +4,18 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from two_tower.models.bundle.bundle import ModelBundle
-from two_tower.models.bundle.recurrent_encoder import open_recurrent_encoder
+from two_tower.models.config import from_mapping
 from two_tower.models.errors import BundleError, ConfigError
 from two_tower.models.export.graphs import mean_graph, recurrent_graph
 from two_tower.models.export.sentence_transformer import write_sentence_transformer
 from two_tower.models.export.sides import Side, passage_side, query_side, weighted_vectors
 from two_tower.models.export.tokenizer import fast_tokenizer
 from two_tower.models.files import new_folder, write_bytes
+from two_tower.models.networks.tower_config import TowerConfig
+from two_tower.models.networks.towers import make_tower
 from two_tower.models.text.transformer_tokenizer import GRAPH, TEXT
 
 SENTENCE_TRANSFORMERS, ONNX = FORMS = ("sentence-transformers", "onnx")
@@ -100,7 +104,19 @@ def _graph(bundle: ModelBundle, side: Side) -> bytes:
     if side.kind == "mean":
         return mean_graph(weighted_vectors(bundle, side))
     owner = "query" if bundle.config["tower"]["shared"] else side.name
-    return recurrent_graph(open_recurrent_encoder(bundle.config, bundle.towers(), side=owner).tower)
+    arrays, prefix = bundle.towers(), f"{owner}."
+    tower = make_tower(
+        from_mapping(TowerConfig, bundle.config["tower"], where="tower."),
+        vectors=arrays[f"{prefix}vectors"],
+        weights=arrays[f"{prefix}weights"],
+    )
+    parameters = {
+        name.removeprefix(prefix): torch.from_numpy(array)
+        for name, array in arrays.items()
+        if name.startswith(prefix)
+    }
+    tower.load_state_dict(parameters)
+    return recurrent_graph(tower)
 
 
 def _tokenizer(bundle: ModelBundle, side: Side) -> bytes:

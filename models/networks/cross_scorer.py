@@ -12,75 +12,29 @@ every query token weighed by its IDF times a learnt factor. Exact matches of tok
 their place, the lengths and the scores of the earlier stages go in beside them.
 """
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from two_tower.models.config import configuration
-from two_tower.models.errors import BundleError, ConfigError
+from two_tower.models.networks.cross_config import (
+    ABSENT,
+    ATTENTION_SHARPNESS,
+    EXACT_WIDTH,
+    KERNEL_CENTRES,
+    KERNEL_WIDTH,
+    LARGEST_CORRECTION,
+    MEETING,
+    STAGE_FEATURES,
+    VERDICTS,
+    WINDOWS,
+    CrossConfig,
+)
 from two_tower.models.text.tokenizer import TokenRows
 from two_tower.models.vectors import FloatArray
-
-KERNEL_CENTRES = (1.0, 0.9, 0.7, 0.5, 0.3, 0.1, -0.1, -0.3)
-
-EXACT_WIDTH, KERNEL_WIDTH = 0.001, 0.1
-
-WINDOWS = (8, 24)
-
-STAGE_FEATURES = 4
-
-MEETING, VERDICTS = 32, 8
-
-ABSENT = -2.0  # below every cosine: padding matches nothing
-
-LARGEST_CORRECTION = 2.0
-
-ATTENTION_SHARPNESS = 8.0
-
-
-@configuration("cross")
-class CrossConfig:
-    """The cross-scorer and how it learns; `epochs` 0 leaves it out.
-
-    Attributes:
-        epochs: passes over the labelled queries.
-        negatives: candidates beside the answer, per query and step.
-        pool: they are drawn from so many best candidates.
-        batch_size: queries per step.
-        learning_rate: Adam's peak rate.
-        recurrent: whether a GRU reads the tokens in context.
-        dim: width of its token vectors, which are the towers' before any label, reduced.
-        hidden: width of the GRU's state in each direction.
-        dropout: share of the features that a training step does not see.
-        passage_tokens: a passage keeps its first so many tokens.
-        query_tokens: a query keeps its first so many tokens.
-        teacher_weight: share of a teacher's opinion in the loss, where there is a teacher.
-        teacher_temperature: of the softmax over the teacher's scores.
-    """
-
-    epochs: int = Field(default=0, ge=0)
-    negatives: int = Field(default=7, ge=1)
-    pool: int = 30
-    batch_size: int = Field(default=32, ge=1)
-    learning_rate: float = Field(default=3e-3, gt=0)
-    recurrent: bool = True
-    dim: int = Field(default=128, ge=1)
-    hidden: int = Field(default=32, ge=1)
-    dropout: float = Field(default=0.1, ge=0, lt=1)
-    passage_tokens: int = Field(default=128, ge=1)
-    query_tokens: int = Field(default=32, ge=1)
-    teacher_weight: float = Field(default=0.5, ge=0, le=1)
-    teacher_temperature: float = Field(default=0.05, gt=0)
-
-    def __post_init__(self) -> None:
-        if self.pool < self.negatives:
-            raise ConfigError(f"cross.pool is {self.pool}, expected {self.negatives} or more")
 
 
 class Padded(NamedTuple):
@@ -187,23 +141,6 @@ class CrossScorer(nn.Module):
         logits: Tensor = self.linear(scaled) + self.curved(scaled)
         return logits.view(n, m)
 
-    def score(
-        self, query: TokenRows, passages: TokenRows, *, bm25: FloatArray, cosine: FloatArray
-    ) -> FloatArray:
-        """Return (n,) float32 logits of one query's candidates, without gradients.
-
-        Args:
-            query: one row.
-            passages: n rows.
-            bm25: (n,) what BM25 gave them, 0 where no term matches.
-            cosine: (n,) what the towers gave them.
-        """
-        asked = Padded.of(query, limit=self.config.query_tokens)
-        candidates = Padded.of(passages, limit=self.config.passage_tokens)
-        with torch.inference_mode():
-            logits: FloatArray = self(asked, candidates, stage_features(bm25, cosine))[0].numpy()
-        return logits
-
     def _exact(
         self, queries: Padded, passages: Padded, *, padding: Tensor, weights: Tensor
     ) -> list[Tensor]:
@@ -299,25 +236,3 @@ def scorer_arrays(scorer: CrossScorer) -> dict[str, FloatArray]:
         for name, value in scorer.state_dict().items()
         if not name.endswith("num_batches_tracked")
     }
-
-
-def load_scorer(arrays: Mapping[str, FloatArray], config: CrossConfig) -> CrossScorer:
-    """Return the scorer that `scorer_arrays` took apart.
-
-    Raises:
-        BundleError: an array is missing or of another shape.
-    """
-    try:
-        vectors, idf = (torch.from_numpy(arrays[name].copy()) for name in ("vectors", "idf"))
-        scorer = CrossScorer(vectors, idf, config=config)
-        state = {name: torch.from_numpy(np.array(value)) for name, value in arrays.items()}
-        difference = scorer.load_state_dict(state, strict=False)
-    except (KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise BundleError(f"the cross-scorer is broken ({reason}); train again") from None
-    missing = [key for key in difference.missing_keys if not key.endswith("num_batches_tracked")]
-    if names := missing or difference.unexpected_keys:
-        raise BundleError(
-            f"the cross-scorer does not fit its configuration at {names[0]}; train again"
-        )
-    return scorer.eval()

@@ -8,58 +8,15 @@ reads each row reversed, so padding never changes a vector.
 from typing import Literal, NamedTuple
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from two_tower.models.config import configuration
-from two_tower.models.errors import ConfigError
 from two_tower.models.networks.tokens import Tokens
+from two_tower.models.networks.tower_config import Pooling, RnnConfig
 from two_tower.models.vectors import FloatArray
 
 BUCKET = 64
 """Rows that are read side by side; on a CPU 64 trains faster than 256 and wastes less padding."""
-
-Pooling = Literal["last", "mean", "max"]
-
-
-@configuration("tower.rnn")
-class RnnConfig:
-    """The network of a recurrent tower.
-
-    Attributes:
-        hidden: width of one direction's state.
-        bidirectional: also read each row from its end, with a network of its own.
-        pooling: what becomes of a row's states: the `last` one, their `mean` or `max`.
-        projection: learn a linear map from states to vectors; without it their widths must agree.
-        skip: add the states to the mean tower's vector, from a projection that starts at zero: an
-            untrained network then does no harm.
-        pretrain: let the network learn in the pretrain phase too, not only its skip path.
-    """
-
-    hidden: int = Field(default=128, ge=1)
-    bidirectional: bool = False
-    pooling: Pooling = "mean"
-    projection: bool = True
-    skip: bool = True
-    pretrain: bool = False
-
-    def __post_init__(self) -> None:
-        if self.skip and not self.projection:
-            raise ConfigError(
-                "tower.rnn.projection is false, expected true with tower.rnn.skip: "
-                "the states are added through a projection that starts at zero"
-            )
-        if not self.skip and not self.pretrain:
-            raise ConfigError(
-                "tower.rnn.pretrain is false, expected true without tower.rnn.skip: "
-                "there is nothing else to pretrain"
-            )
-
-    @property
-    def width(self) -> int:
-        """Width of the pooled states."""
-        return self.hidden * (2 if self.bidirectional else 1)
 
 
 class RnnTower(nn.Module):

@@ -4,21 +4,18 @@ A tower reads ragged rows (no padding), so padding cannot change a vector.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, field
 from functools import partial
 from itertools import chain
-from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from two_tower.models.config import configuration
 from two_tower.models.errors import ConfigError, TrainingError
-from two_tower.models.networks.recurrent import RnnConfig, RnnTower
+from two_tower.models.networks.recurrent import RnnTower
 from two_tower.models.networks.tokens import Tokens
+from two_tower.models.networks.tower_config import TowerConfig
 from two_tower.models.text.bm25 import inverse_frequency
 from two_tower.models.text.tokenizer import TokenRows
 from two_tower.models.vectors import FloatArray
@@ -26,45 +23,6 @@ from two_tower.models.vectors import FloatArray
 ENCODE_BATCH = 1024
 
 TOKEN_PARAMETERS = ("vectors", "weights")
-
-
-@configuration("tower")
-class TowerConfig:
-    """What the towers are.
-
-    Attributes:
-        kind: how tokens become one vector; where `documents.model` reads the passages, this is the
-            query tower's.
-        dim: width of that vector.
-        shared: whether queries and passages are read by the same tower.
-        rnn: the network of kind `gru` or `lstm`.
-        idf: whether token weights start as their IDF, or all as 1.
-    """
-
-    kind: Literal["mean", "gru", "lstm", "transformer"] = "mean"
-    dim: int = Field(default=256, ge=1)
-    shared: bool = True
-    rnn: RnnConfig = field(default_factory=RnnConfig)
-    idf: bool = True
-
-    def __post_init__(self) -> None:
-        if self.kind == "transformer" and not self.shared:
-            raise ConfigError("tower.shared is off, but a transformer reads both sides")
-        if self.is_rnn and not self.rnn.projection and self.rnn.width != self.dim:
-            raise ConfigError(
-                f"tower.dim is {self.dim}, expected {self.rnn.width} (the width of the states) "
-                "without tower.rnn.projection"
-            )
-
-    @property
-    def is_rnn(self) -> bool:
-        """Whether the towers are recurrent."""
-        return self.kind in ("gru", "lstm")
-
-    def deciding(self) -> dict[str, Any]:
-        """Return plain values of what matters for this kind."""
-        left_out = {"idf"} if self.is_rnn else {"idf", "rnn"}
-        return {key: value for key, value in asdict(self).items() if key not in left_out}
 
 
 class MeanTower(nn.Module):

@@ -6,14 +6,16 @@ score = sum over query terms of idf(t) * weight(t, d). The engine scores its `bm
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 from pydantic import Field
-from scipy import sparse
 
 from two_tower.models.config import configuration
 from two_tower.models.vectors import Float64Array, FloatArray, IntArray
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
 
 SEARCH_BLOCK = 256
 
@@ -91,6 +93,8 @@ class Bm25Index:
             analyzer: gives their terms, and those of queries.
             config: the parameters; by default the usual ones and the texts' own mean length.
         """
+        from scipy.sparse import csr_matrix  # takes long, and no search needs it
+
         self._analyzer = analyzer
         counts = [analyzer.term_counts(text) for text in texts]
         lengths = np.array([sum(terms.values()) for terms in counts], np.float64)
@@ -104,7 +108,7 @@ class Bm25Index:
         norms = np.repeat(k * (1 - b + b * lengths / avg_len), np.diff(offsets))
         weights = (tf * (k + 1) / (tf + norms)).astype(np.float32)  # as the engine stores them
         shape = (len(texts), len(self._terms))
-        matrix = sparse.csr_matrix((weights.astype(np.float64), columns, offsets), shape=shape)
+        matrix = csr_matrix((weights.astype(np.float64), columns, offsets), shape=shape)
         passages_with_term = np.bincount(columns, minlength=len(self._terms))
         idf = inverse_frequency(len(texts), passages_with_term)
         self._passages = matrix.multiply(idf[None, :]).tocsr()
@@ -138,8 +142,10 @@ class Bm25Index:
         flat = np.asarray(left.multiply(right).sum(axis=1)).reshape(rows.shape)
         return np.where(rows >= 0, flat, 0.0).astype(np.float32)
 
-    def _query_matrix(self, queries: Sequence[str]) -> sparse.csr_matrix:
+    def _query_matrix(self, queries: Sequence[str]) -> "csr_matrix":
         """Return (n, terms) sparse, 1 for each query term that some passage has."""
+        from scipy.sparse import csr_matrix
+
         terms, offsets = _end_to_end([self._analyzer.term_counts(text) for text in queries])
         columns = np.searchsorted(self._terms, terms)
         known = columns < len(self._terms)
@@ -147,7 +153,7 @@ class Bm25Index:
         offsets = np.concatenate([[0], np.cumsum(known)])[offsets]
         columns = columns[known]
         shape = (len(queries), len(self._terms))
-        return sparse.csr_matrix((np.ones(len(columns)), columns, offsets), shape=shape)
+        return csr_matrix((np.ones(len(columns)), columns, offsets), shape=shape)
 
 
 def _end_to_end(counts: Sequence[Mapping[int, int]]) -> tuple[IntArray, IntArray]:

@@ -10,8 +10,8 @@ from two_tower.models.bundle.fusion import FusionConfig
 from two_tower.models.config import configuration
 from two_tower.models.errors import ConfigError
 from two_tower.models.examples.corpus import PrefixConfig
-from two_tower.models.networks.cross_scorer import CrossConfig
-from two_tower.models.networks.towers import TowerConfig
+from two_tower.models.networks.cross_config import CrossConfig
+from two_tower.models.networks.tower_config import TowerConfig
 from two_tower.models.networks.transformer import TransformerConfig
 from two_tower.models.networks.word2vec import Word2VecConfig
 from two_tower.models.objectives.alignment import AlignConfig

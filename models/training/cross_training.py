@@ -17,8 +17,8 @@ from torch.nn import functional
 from two_tower.models.console import progress as progress_bar
 from two_tower.models.examples.candidates import CandidateLists
 from two_tower.models.examples.corpus import Notify
+from two_tower.models.networks.cross_config import CrossConfig
 from two_tower.models.networks.cross_scorer import (
-    CrossConfig,
     CrossScorer,
     Padded,
     scorer_arrays,

@@ -28,7 +28,8 @@ from two_tower.models.errors import BundleError
 from two_tower.models.examples.candidates import CandidateLists, candidate_lists, joined
 from two_tower.models.examples.corpus import Corpus, Notify
 from two_tower.models.examples.pairs import HardNegatives
-from two_tower.models.networks.cross_scorer import CrossConfig, CrossScorer, scorer_arrays
+from two_tower.models.networks.cross_config import CrossConfig
+from two_tower.models.networks.cross_scorer import CrossScorer, scorer_arrays
 from two_tower.models.networks.towers import TwoTower, token_idf
 from two_tower.models.objectives.distillation import Teacher
 from two_tower.models.text.bm25 import Analyzer, Bm25Index

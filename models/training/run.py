@@ -25,9 +25,9 @@ from two_tower.models.examples.mining import cached_negatives, find_negatives, r
 from two_tower.models.examples.negatives import Mined
 from two_tower.models.examples.pairs import HardNegatives, Labelled, Split
 from two_tower.models.files import write_bytes, write_json
+from two_tower.models.networks.tower_config import TowerConfig
 from two_tower.models.networks.towers import (
     FrozenVectors,
-    TowerConfig,
     TwoTower,
     choose_device,
     encode_rows,

@@ -10,8 +10,7 @@ or before it those of all that the cross-scorer reads. What a query asks the eng
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -190,13 +189,12 @@ class Pipeline:
             known = ranking.candidates
             bm25 = np.nan_to_num(known.scores[window, known.stages.index(BM25)])
             read = [payloads.get(known.point_ids[row], {}) for row in window]
-            with _torch_threads.one():
-                logits = self._bundle.cross_scores(
-                    query,
-                    [Passage("", p.get("text", ""), p.get("title", "")).content for p in read],
-                    bm25=bm25.astype(np.float32),
-                    cosine=ranking.cosines[window].astype(np.float32),
-                )
+            logits = self._bundle.cross_scores(
+                query,
+                [Passage("", p.get("text", ""), p.get("title", "")).content for p in read],
+                bm25=bm25.astype(np.float32),
+                cosine=ranking.cosines[window].astype(np.float32),
+            )
             crossed.append(reorder(ranking, logits, self._final))
         watch.lap(CROSS)
         return crossed
@@ -285,40 +283,6 @@ def _hit(
         stages=stages,
         payload=payload,
     )
-
-
-class _TorchThreads:
-    """The number of torch's threads, which several readers change and put back."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._readers = 0
-        self._count = 1
-
-    @contextmanager
-    def one(self) -> Iterator[None]:
-        """Keep torch from splitting one query among threads, which wait for each other all along.
-
-        On idle cores that would save a few milliseconds; on busy ones it costs seconds. The number
-        is each thread's own, and a new thread inherits what was set last. So only the first of
-        several readers saves it, and each of them restores that one.
-        """
-        import torch
-
-        with self._lock:
-            if not self._readers:
-                self._count = torch.get_num_threads()
-            self._readers += 1
-            torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._readers -= 1
-                torch.set_num_threads(self._count)
-
-
-_torch_threads = _TorchThreads()
 
 
 class Costs:

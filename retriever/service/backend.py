@@ -10,6 +10,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from threadpoolctl import threadpool_limits
+
 from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.retriever.collection.schema import read_metadata
 from two_tower.retriever.engine.address import EngineAddress
@@ -166,10 +168,7 @@ class Backend:
         try:
             settings = self.config.settings
             retriever = Retriever(engine, self.config.name, self._bundle, settings=settings)
-            if self._bundle.has_cross_scorer or self._bundle.config["tower"]["kind"] != "mean":
-                import torch
-
-                torch.set_num_threads(1)  # one search split among threads slows down all others
+            threadpool_limits(1, user_api="blas")  # one search on many threads slows down others
         except BaseException:
             engine.close()
             raise
