@@ -19,6 +19,7 @@ from two_tower.ingest.adoption.payloads import leaves
 from two_tower.ingest.dataset.fields import FieldCensus
 from two_tower.ingest.dataset.writer import DatasetWriter
 from two_tower.ingest.loading.loader import LoadReport, LoadSettings, load
+from two_tower.ingest.sources.tables import write_judgements
 from two_tower.models.data import Dataset, Passage
 from two_tower.models.errors import BundleError
 from two_tower.models.vectors import FloatArray
@@ -31,6 +32,7 @@ from two_tower.retriever.search.filters import field_types
 if TYPE_CHECKING:
     from two_tower.models.bundle.bundle import ModelBundle
 
+DEV_FRACTION = 0.1
 ASKED = 256  # passages that are looked for by their own first words
 FEWEST_ASKED = 50  # fewer say nothing
 ASKED_WORDS = 16
@@ -73,23 +75,35 @@ class AdoptedEncoder:
         return self._bundle.reduce(vectors)
 
 
-def write_data(foreign: ForeignCollection, out: Path, *, overwrite: bool = False) -> Dataset:
+def write_data(
+    foreign: ForeignCollection, out: Path, *, queries: Path | None = None, overwrite: bool = False
+) -> Dataset:
     """Make DATA of a collection's passages; points without text are set aside in rejected.jsonl.
 
     Points with equal texts stay apart: they may belong to different users of the collection.
 
+    Args:
+        foreign: the collection.
+        out: the folder to make.
+        queries: table of judged queries that go in as well; without splits of its own a tenth of
+            them becomes dev.
+        overwrite: replace a DATA folder.
+
     Raises:
-        DataError: `out` must not be written, or no point has a text.
+        DataError: `out` must not be written, no point has a text, or the table cannot be used.
     """
     with DatasetWriter(
         out,
         source=foreign.collection,
         details=foreign.about,
+        dev_fraction=DEV_FRACTION if queries else 0.0,
         overwrite=overwrite,
         merge=False,
     ) as writer:
         for passage in foreign.passages():
             writer.add_passage(passage, where=f"point {passage.passage_id}")
+        if queries:
+            write_judgements(queries, writer)
     return Dataset.open(out)
 
 
@@ -190,15 +204,16 @@ def adopt(
 def _indexes(foreign: ForeignCollection, data: Dataset) -> Mapping[str, PayloadIndex]:
     """Return indexes on fields within mappings, and on what the original has indexes on."""
     census = FieldCensus()
+    ours = {path: part for part, path in foreign.fields._asdict().items() if path}
     for passage in data.passages():
-        census.add({path: value for path, value in leaves(passage.fields) if "." in path})
+        inner = {path: value for path, value in leaves(passage.fields) if "." in path}
+        census.add({path: value for path, value in inner.items() if path not in ours})
     indexes: dict[str, PayloadIndex] = {
         path: INDEX_TYPES[values["type"]]
         for path, values in census.report().items()
         if values["type"] in INDEX_TYPES
         and not (values["type"] == "keyword" and values.get("more"))
     }
-    ours = {path: part for part, path in foreign.fields._asdict().items() if path}
     theirs = field_types(foreign.engine.get_collection(foreign.collection))
     for path, kind in theirs.items():
         index = DECLARED.get(kind.value) or qm.PayloadSchemaType(kind.value)

@@ -283,9 +283,9 @@ def _choose(vectors: Sequence[DenseVector], collection: str, name: str) -> Dense
         raise CollectionMismatch(
             f"collection {collection!r} has no dense vector; expected one to search by"
         )
+    first = f"{collection}:{vectors[0].name}" if vectors[0].name else collection
     raise CollectionMismatch(
-        f"collection {collection!r} has the dense vectors {listed}; expected "
-        f"{'one of them' if name else 'the name of one'}, as in {collection}:{vectors[0].name}"
+        f"collection {collection!r} has the dense vectors {listed}; say which, as in {first}"
     )
 
 

@@ -34,9 +34,19 @@ Bundle = Annotated[
 ]
 
 
+Queries = Annotated[
+    Path | None,
+    typer.Option(
+        help="Table of judged queries that go into DATA: columns query and passage_id, perhaps "
+        "relevance and split."
+    ),
+]
+
+
 def adopt(
     collection: Collection,
     out: Out = None,
+    queries: Queries = None,
     bundle: Bundle = None,
     name: Annotated[
         str | None,
@@ -70,6 +80,8 @@ def adopt(
     from two_tower.ingest.versions.versions import promote
     from two_tower.models.bundle.bundle import ModelBundle
 
+    if queries and not out:
+        raise typer.BadParameter("--queries needs --out")
     with ExitStack() as until_done:
         engine = until_done.enter_context(opened_engine(url, path))
         foreign = ForeignCollection.open(
@@ -85,7 +97,7 @@ def adopt(
             return
         started = time.monotonic()
         folder = out or Path(until_done.enter_context(TemporaryDirectory()), "DATA")
-        data = adoption.write_data(foreign, folder, overwrite=force)
+        data = adoption.write_data(foreign, folder, queries=queries, overwrite=force)
         if out:
             pairs = summary(data.manifest["counts"])
             pairs.append(("DATA", f"{out} in {time.monotonic() - started:.1f} s"))
