@@ -24,7 +24,12 @@ from two_tower.models.data import Dataset, Passage
 from two_tower.models.errors import BundleError
 from two_tower.models.vectors import FloatArray
 from two_tower.retriever.collection.options import DECLARED, INDEX_TYPES
-from two_tower.retriever.collection.schema import base_name, check_name, collection_name
+from two_tower.retriever.collection.schema import (
+    CollectionMetadata,
+    base_name,
+    check_name,
+    collection_name,
+)
 from two_tower.retriever.engine.protocol import Engine, PayloadIndex, collection_names
 from two_tower.retriever.errors import CollectionMismatch
 from two_tower.retriever.search.filters import field_types
@@ -32,6 +37,7 @@ from two_tower.retriever.search.filters import field_types
 if TYPE_CHECKING:
     from two_tower.models.bundle.bundle import ModelBundle
 
+ADOPTED = "adopted"  # in the source of a collection whose dense vectors were copied
 DEV_FRACTION = 0.1
 ASKED = 256  # passages that are looked for by their own first words
 FEWEST_ASKED = 50  # fewer say nothing
@@ -73,6 +79,20 @@ class AdoptedEncoder:
     def reduce(self, vectors: FloatArray) -> dict[int, FloatArray]:
         """Return what the bundle's PCA makes of them."""
         return self._bundle.reduce(vectors)
+
+
+def encoder_for(
+    engine: Engine, metadata: CollectionMetadata, bundle: "ModelBundle"
+) -> "ModelBundle | AdoptedEncoder":
+    """Return what made the dense vectors of a collection of ours: its bundle, or an adoption.
+
+    Raises:
+        EngineError: what was adopted is not there any more, or cannot be read.
+    """
+    source = metadata.data["source"]
+    if not source.get(ADOPTED):
+        return bundle
+    return AdoptedEncoder(bundle, ForeignCollection.reopen(engine, source))
 
 
 def write_data(
@@ -185,6 +205,9 @@ def adopt(
     """
     require_possible(engine, foreign, name=name, dim=bundle.dim)
     require_meeting(foreign, data, bundle)
+    # What later tells that vectors are read, and where: see `encoder_for`.
+    source = {**data.manifest["source"], ADOPTED: True}
+    data = Dataset(data.path, {**data.manifest, "source": source})
     is_new = not engine.collection_exists(collection_name(name, bundle.fingerprint))
     report = load(
         engine,

@@ -1,7 +1,7 @@
 """A collection that somebody else filled, opened for reading; nothing in it is ever changed."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -83,8 +83,8 @@ class ForeignCollection:
             address: name or alias, with `:VECTOR` behind it where there are several.
             text: path of the text in a payload; a usual name otherwise.
             title: path of the title, likewise.
-            passage_id: path of the passage id; otherwise the first of the usual names under which
-                every point has another, or the point's own id.
+            passage_id: path of the passage id; empty for the point's own id; otherwise the first
+                of the usual names under which every point has another id, else the point's own.
 
         Raises:
             CollectionNotFound: there is none.
@@ -108,15 +108,36 @@ class ForeignCollection:
         sample = [record.payload or {} for record in records]
         fields = find_fields(sample, where=f"collection {name!r}", text=text, title=title)
         opened = cls(engine, collection, vector, fields, points)
-        if passage_id:
-            found = opened._with_ids([passage_id])
-            if found.fields.passage_id is None:
-                raise DataError(
-                    f"collection {name!r} has points without an own id at {passage_id!r}; name "
-                    "another field with --id, or leave it out"
-                )
-            return found
-        return opened._with_ids(id_paths(sample))
+        if passage_id is None:
+            return opened._with_ids(id_paths(sample))
+        found = opened._with_ids([passage_id] if passage_id else [])
+        if passage_id and found.fields.passage_id is None:
+            raise DataError(
+                f"collection {name!r} has points without an id of their own at {passage_id!r}; "
+                "name another field with --id, or leave it out"
+            )
+        return found
+
+    @classmethod
+    def reopen(
+        cls, engine: Engine, source: Mapping[str, Any], address: str = ""
+    ) -> "ForeignCollection":
+        """Open a collection again and read it as DATA's manifest says that it was read.
+
+        Args:
+            engine: that holds it.
+            source: of a manifest; one of another kind says nothing.
+            address: as `open` takes it; what the manifest says otherwise.
+
+        Raises:
+            TwoTowerError: as `open`.
+        """
+        if source.get("kind") != KIND:
+            return cls.open(engine, address)
+        told = source["fields"]
+        address = address or source["name"] + (f":{source['vector']}" if source["vector"] else "")
+        ids = told["passage_id"] or ""
+        return cls.open(engine, address, text=told["text"], title=told["title"], passage_id=ids)
 
     @property
     def address(self) -> str:
@@ -234,14 +255,9 @@ def document_vectors(
         CollectionMismatch: it is one of ours, or has none or several dense vectors.
         DataError: it is empty, or lacks a passage of DATA.
     """
-    source = dataset.manifest.get("source", {})
     engine = connect(url=url, path=path, create=False)
     try:
-        told = source.get("fields", {}) if source.get("kind") == KIND else {}
-        text, title, passage_id = (told.get(part) for part in ("text", "title", "passage_id"))
-        foreign = ForeignCollection.open(
-            engine, address, text=text, title=title, passage_id=passage_id
-        )
+        foreign = ForeignCollection.reopen(engine, dataset.manifest.get("source", {}), address)
         passages = progress(dataset.passages(), label="Vectors", total=dataset.passage_count)
         vectors = np.concatenate(
             [foreign.vectors([p.passage_id for p in chunk]) for chunk in chunks(passages)]

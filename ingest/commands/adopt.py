@@ -60,7 +60,7 @@ def adopt(
         str | None,
         typer.Option(
             "--id",
-            help="Field of the passage id.",
+            help="Field of the passage id; '' for the point's id.",
             show_default="passage_id, _id, doc_id or id where all differ, else the point's id",
         ),
     ] = None,

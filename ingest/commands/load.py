@@ -170,10 +170,12 @@ def verify(
         if data is None or bundle is None:
             typer.echo(verifier.verify_counts(engine, collection))
             return
+        from two_tower.ingest.adoption.adopt import encoder_for
         from two_tower.models.bundle.bundle import ModelBundle
         from two_tower.models.data import Dataset
+        from two_tower.retriever.collection.schema import read_metadata
 
-        encoder = ModelBundle.load(bundle)
+        encoder = encoder_for(engine, read_metadata(engine, collection), ModelBundle.load(bundle))
         dataset = Dataset.open(data)
         if repair:
             typer.echo(verifier.repair(engine, collection, dataset, encoder))
