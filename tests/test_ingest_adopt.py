@@ -14,6 +14,7 @@ from conftest import Server, make_bundle, make_passages, write_data
 from langchain_core.documents import Document
 from qdrant_client import QdrantClient
 from qdrant_client import models as qm
+from qdrant_client.http.exceptions import UnexpectedResponse
 from services import running_service
 from typer.testing import CliRunner, Result
 
@@ -128,6 +129,14 @@ def fill(
         ],
     )
     return ids
+
+
+def fill_unnamed(client: QdrantClient, name: str, vectors: np.ndarray) -> None:
+    points = [
+        qm.PointStruct(id=number, vector=row, payload=plain(passage))
+        for number, (row, passage) in enumerate(zip(vectors.tolist(), PASSAGES, strict=False))
+    ]
+    client.upsert(name, points, wait=True)
 
 
 def everything(engine: Engine, name: str) -> str:
@@ -373,19 +382,14 @@ def test_training_reads_the_vectors_of_data_of_the_users_own(
     client.create_collection(
         name, vectors_config=qm.VectorParams(size=24, distance=qm.Distance.DOT)
     )
-    rows = vectors.tolist()
-    client.upsert(
-        name,
-        [qm.PointStruct(id=n, vector=rows[n], payload=plain(PASSAGES[n])) for n in range(20)],
-        wait=True,
-    )
-    documents = document_vectors(own, name, url=server.url)
-    np.testing.assert_allclose(documents.vectors, unit(vectors)[[5, 2, 9]], atol=1e-6)
-    assert documents.vectors.dtype == np.float32
-    assert documents.source == name
-    assert documents.fingerprint == document_vectors(own, name, url=server.url).fingerprint
+    fill_unnamed(client, name, vectors[:20])
+    rows, source, digest = document_vectors(own, name, url=server.url)
+    np.testing.assert_allclose(rows, unit(vectors)[[5, 2, 9]], atol=1e-6)
+    assert rows.dtype == np.float32
+    assert source == name
+    assert digest == document_vectors(own, name, url=server.url)[2]
     other = write_data(tmp_path / "other", [PASSAGES[n] for n in (2, 5, 9)])
-    assert documents.fingerprint != document_vectors(other, name, url=server.url).fingerprint
+    assert digest != document_vectors(other, name, url=server.url)[2]
     with pytest.raises(DataError, match=f"ingest adopt {name} --out DATA"):
         document_vectors(write_data(tmp_path / "more", PASSAGES[:25]), name, url=server.url)
 
@@ -397,17 +401,12 @@ def test_ids_as_data_was_made_with_them_are_kept(
     client.create_collection(
         name, vectors_config=qm.VectorParams(size=24, distance=qm.Distance.COSINE)
     )
-    rows = vectors.tolist()
-    client.upsert(
-        name,
-        [qm.PointStruct(id=n, vector=rows[n], payload=plain(PASSAGES[n])) for n in range(20)],
-        wait=True,
-    )
+    fill_unnamed(client, name, vectors[:20])
     good("adopt", name, "--url", server.url, "--id", "", "--out", tmp_path / "DATA")
     data = Dataset.open(tmp_path / "DATA")
     assert [passage.passage_id for passage in data.passages()] == [*map(str, range(20))]
-    documents = document_vectors(data, name, url=server.url)
-    np.testing.assert_allclose(documents.vectors, unit(vectors)[:20], atol=1e-6)
+    rows, _, _ = document_vectors(data, name, url=server.url)
+    np.testing.assert_allclose(rows, unit(vectors)[:20], atol=1e-6)
 
 
 def test_a_bundle_that_does_not_meet_the_vectors_is_refused(
@@ -523,3 +522,30 @@ def test_everything_works_on_an_adopted_collection(
     ) as service:
         answer = service.post("/search", {"query": "number9", "k": 1})
         assert answer.json["hits"][0]["passage_id"] == ids[9]
+
+
+def test_why_it_is_a_copy(client: QdrantClient, rest_engine: Engine, name: str) -> None:
+    """Metadata and payload indexes can be added to a collection; vectors and its name cannot.
+
+    Where a newer server fails this, adoption could work in place.
+    """
+    params = qm.VectorParams(size=2, distance=qm.Distance.COSINE)
+    client.create_collection(name, vectors_config={"emb": params})
+    idf = qm.SparseVectorParams(modifier=qm.Modifier.IDF)
+    attempts: list[Callable[[], Any]] = [
+        lambda: client.update_collection(name, sparse_vectors_config={"bm25": idf}),
+        lambda: client.update_collection(
+            name, vectors_config={"dense": qm.VectorParamsDiff(on_disk=False)}
+        ),
+    ]
+    for attempt in attempts:
+        with pytest.raises(UnexpectedResponse, match="Not existing vector name"):
+            attempt()
+    take_over = qm.CreateAlias(collection_name=name, alias_name=name)
+    with pytest.raises(UnexpectedResponse, match="already exists"):
+        client.update_collection_aliases([qm.CreateAliasOperation(create_alias=take_over)])
+    assert client.update_collection(name, metadata={"format": "anything"})
+    client.create_payload_index(name, "title", qm.PayloadSchemaType.KEYWORD, wait=True)
+    info = rest_engine.get_collection(name)
+    assert info.config.metadata == {"format": "anything"}
+    assert "title" in info.payload_schema

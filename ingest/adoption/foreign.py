@@ -237,18 +237,14 @@ class ForeignCollection:
         return scroll_all(self.engine, self.collection, page=HASHES_PER_PAGE, with_payload=heads)
 
 
-class DocumentVectors(NamedTuple):
-    """Vectors of DATA's passages that a collection holds; stand-in until training has its own."""
-
-    vectors: FloatArray
-    source: str
-    fingerprint: str
-
-
 def document_vectors(
     dataset: Dataset, address: str, *, url: str | None = None, path: Any = None
-) -> DocumentVectors:
-    """Return the vectors that a collection has for DATA's passages, in DATA's order.
+) -> tuple[FloatArray, str, str]:
+    """Return the vectors that a collection has for DATA's passages, and what to call them.
+
+    Returns:
+        (n, dim) float32, L2-normalised, in DATA's order; the collection, with its vector's name;
+        a hash of the vectors.
 
     Raises:
         EngineError: no engine, or no such collection.
@@ -263,7 +259,7 @@ def document_vectors(
             [foreign.vectors([p.passage_id for p in chunk]) for chunk in chunks(passages)]
         )
         digest = hashlib.sha256(vectors.tobytes()).hexdigest()
-        return DocumentVectors(vectors, foreign.address, digest)
+        return vectors, foreign.address, digest
     finally:
         engine.close()
 
