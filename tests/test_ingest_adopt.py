@@ -26,6 +26,7 @@ from two_tower.ingest.cli import app
 from two_tower.ingest.loading.verify import verify
 from two_tower.ingest.versions.versions import promote
 from two_tower.models.bundle.bundle import ModelBundle
+from two_tower.models.cli import app as models
 from two_tower.models.data import Dataset, Passage
 from two_tower.models.errors import BundleError, DataError
 from two_tower.retriever.cli import app as retriever
@@ -549,3 +550,58 @@ def test_why_it_is_a_copy(client: QdrantClient, rest_engine: Engine, name: str) 
     info = rest_engine.get_collection(name)
     assert info.config.metadata == {"format": "anything"}
     assert "title" in info.payload_schema
+
+
+QUICK = """
+tokenizer: {vocab_size: 1000}
+align: {spans: 2000, epochs: 4, query_epochs: 1, batch_size: 64, learning_rate: 0.02}
+pretrain: {epochs: 0}
+labelled: {epochs: 0}
+fusion: {folds: 2}
+cross: {epochs: 0}
+pca_dims: [8]
+"""
+
+
+@pytest.mark.parametrize("labels", [True, False], ids=["labels", "none"])
+def test_the_three_steps(
+    client: QdrantClient,
+    server: Server,
+    name: str,
+    vectors: np.ndarray,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    labels: bool,
+) -> None:
+    monkeypatch.setenv("QDRANT_URL", server.url)
+    client.create_collection(
+        name, vectors_config=qm.VectorParams(size=24, distance=qm.Distance.COSINE)
+    )
+    fill_unnamed(client, name, vectors)
+    data, trained, config = tmp_path / "DATA", tmp_path / "bundle", tmp_path / "quick.yaml"
+    config.write_text(QUICK)
+    queries = tmp_path / "queries.csv"
+    rows = [f"{' '.join(p.text.split()[2:7])},{p.passage_id}" for p in PASSAGES]
+    queries.write_text("\n".join(["query,passage_id", *rows]))
+    out = good("adopt", name, "--out", data, *(("--queries", queries) if labels else ()))
+    assert "passage id    doc_id" in out or "passage id\tdoc_id" in out
+    train = ("train", data, "--documents", name, "--config", config, "--out", trained)
+    good(*train, program=models)
+    bundle = ModelBundle.load(trained)
+    assert bundle.config["documents"]["model"] is None
+    assert bundle.config["documents"]["source"] == name
+    assert bundle.fusion is not None
+    assert f"ingest adopt {name} --bundle" in refused(
+        "load", data, "--bundle", trained, "--collection", f"{name}-loaded"
+    )
+    assert not client.collection_exists(f"{name}-loaded--{bundle.fingerprint[:8]}")
+
+    good("adopt", name, "--bundle", trained)
+    good("verify", f"{name}-adopted", "--data", data, "--bundle", trained)
+    with Retriever.open(
+        f"{name}-adopted", bundle=trained, settings=SearchSettings(legs={"dense": 100})
+    ) as search:
+        asked = [" ".join(p.text.split()[1:9]) for p in PASSAGES]
+        firsts = [hits[0].passage_id for hits in search.search_many(asked, k=1)]
+    right = sum(first == p.passage_id for first, p in zip(firsts, PASSAGES, strict=True))
+    assert right > 40  # of 120; a query tower of the same tokens at random finds one

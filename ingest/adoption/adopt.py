@@ -95,6 +95,20 @@ def encoder_for(
     return AdoptedEncoder(bundle, ForeignCollection.reopen(engine, source))
 
 
+def require_documents_model(bundle: "ModelBundle", folder: Path) -> None:
+    """Refuse a bundle that cannot encode passages, before anything is made for them.
+
+    Raises:
+        BundleError: it was learnt on the vectors of a collection.
+    """
+    documents = bundle.config.get("documents")
+    if documents and not documents["model"]:
+        raise BundleError(
+            f"{folder} was learnt on the vectors of {documents['source']} and encodes no passages; "
+            f"run: ingest adopt {documents['source']} --bundle {folder}"
+        )
+
+
 def write_data(
     foreign: ForeignCollection, out: Path, *, queries: Path | None = None, overwrite: bool = False
 ) -> Dataset:
