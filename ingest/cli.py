@@ -1,5 +1,6 @@
 """The `ingest` command: sources to DATA, DATA to a collection."""
 
+from two_tower.ingest.commands.adopt import adopt
 from two_tower.ingest.commands.load import load, verify
 from two_tower.ingest.commands.prepare import prepare
 from two_tower.ingest.commands.versions import (
@@ -24,6 +25,7 @@ app.command()(drop)
 app.command()(snapshot)
 app.command()(restore)
 app.command()(copy)
+app.command()(adopt)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from two_tower.models.errors import ConfigError
 from two_tower.models.training.recipe import recipe_names
 
 if TYPE_CHECKING:
+    from two_tower.models.data import Dataset
+    from two_tower.models.objectives.alignment import DocumentVectors
     from two_tower.models.text.bm25 import Analyzer
 
 app = application("Train two-tower models and look at what was trained.")
@@ -64,6 +66,24 @@ Start = Annotated[
     Path | None,
     typer.Option(help="Bundle to begin from: its tokenizer, and its towers as far as they fit."),
 ]
+Documents = Annotated[
+    str | None,
+    typer.Option(
+        help="Learn a query tower for the vectors that a Qdrant collection has of DATA's passages; "
+        "NAME:VECTOR where it has several. Without --config: light, by the vectors alone.",
+        metavar="COLLECTION[:VECTOR]",
+    ),
+]
+Url = Annotated[
+    str | None,
+    typer.Option(help="Qdrant server with --documents; QDRANT_URL otherwise.", show_default=False),
+]
+EnginePath = Annotated[
+    Path | None,
+    typer.Option(
+        "--path", help="Folder of the embedded engine with --documents.", show_default=".qdrant"
+    ),
+]
 Seed = Annotated[int | None, typer.Option(help="Seed of every random choice.", show_default=RECIPE)]
 Wandb = Annotated[str, typer.Option(help="disabled, offline or online.")]
 Force = Annotated[
@@ -85,10 +105,13 @@ def train(
     pretrain_epochs: PretrainEpochs = None,
     negatives: Negatives = None,
     start: Start = None,
+    documents: Documents = None,
     seed: Seed = None,
     device: Device = "auto",
     wandb: Wandb = "disabled",
     force: Force = False,
+    url: Url = None,
+    path: EnginePath = None,
 ) -> None:
     """Train a bundle from DATA. Run the same command again after a kill, and it goes on.
 
@@ -110,13 +133,20 @@ def train(
     from two_tower.models.training.run import Inputs, RunOptions, train_bundle
     from two_tower.models.training.tracking import wandb_options
 
+    dataset, settings = Dataset.open(data), read_config(config, flags)
+    if documents and config is None:
+        settings = read_config("light", flags).without_model()
     bundle = train_bundle(
-        Dataset.open(data),
+        dataset,
         out,
-        config=read_config(config, flags),
+        config=settings,
         analyzer=_engine_analyzer(),
         options=RunOptions(device, wandb_options(wandb), force),
-        inputs=Inputs(negatives, ModelBundle.load(start) if start else None),
+        inputs=Inputs(
+            negatives,
+            ModelBundle.load(start) if start else None,
+            _stored_vectors(dataset, documents, url, path) if documents else None,
+        ),
         notify=say,
     )
     typer.echo(f"{out} {bundle.fingerprint}")
@@ -307,9 +337,20 @@ def _parse_ranks(ranks: str | None) -> tuple[int | None, int | None]:
     return int(first), int(last)
 
 
+# The library takes an analyzer and vectors, and knows no engine; the command names the engine's. It
+# does so by name, as nothing below models/ imports from retriever/ or ingest/.
+
+
+def _stored_vectors(
+    data: "Dataset", collection: str, url: str | None, path: Path | None
+) -> "DocumentVectors":
+    from two_tower.models.objectives.alignment import DocumentVectors
+
+    module = import_module("two_tower.ingest.adoption.foreign")
+    return DocumentVectors(*module.document_vectors(data, collection, url=url, path=path))
+
+
 def _engine_analyzer() -> "Analyzer":
-    # The library takes an analyzer and knows no engine; the command names the engine's. It does so
-    # by name, as nothing below models/ imports from retriever/.
     module = import_module("two_tower.retriever.collection.bm25_vectors")
     analyzer: Analyzer = module.EngineAnalyzer()
     return analyzer

@@ -31,9 +31,13 @@ BEFORE: dict[str, set[str]] = {
     "ingest/dataset": set(),
     "ingest/sources": {"ingest/dataset"},
     "ingest/loading": {f"retriever/{name}" for name in SEARCHING},
+    "ingest/adoption": {
+        *(f"ingest/{name}" for name in ("dataset", "sources", "loading")),
+        *(f"retriever/{name}" for name in SEARCHING),
+    },
     "ingest/versions": {"ingest/loading", *(f"retriever/{name}" for name in SEARCHING)},
     "ingest/commands": {
-        *(f"ingest/{name}" for name in ("dataset", "sources", "loading", "versions")),
+        *(f"ingest/{name}" for name in ("dataset", "sources", "loading", "adoption", "versions")),
         *(f"retriever/{name}" for name in (*SEARCHING, "commands")),
     },
 }

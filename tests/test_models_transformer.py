@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import unavailable
+from conftest import WORDS, unavailable
 from topics import train_bundle, write_topics
 
 from two_tower.models.bundle.bundle import ModelBundle
+from two_tower.models.bundle.documents import TransformerReader
 from two_tower.models.bundle.encoders import OnnxEncoder, open_transformer_encoder
 from two_tower.models.config import from_mapping
 from two_tower.models.data import Dataset
@@ -24,6 +25,7 @@ from two_tower.models.networks.transformer import (
     open_transformer,
     transformer_files,
 )
+from two_tower.models.objectives.alignment import DocumentVectors, check_origin
 from two_tower.models.text.tokenizer import Tokenizer, TokenizerConfig
 from two_tower.models.text.transformer_tokenizer import TransformerTokenizer
 from two_tower.models.training.checkpoint import Checkpoint, RunFolder
@@ -244,3 +246,17 @@ def test_dev_is_ranked_against_its_answers_and_a_sample(trained: Path) -> None:
         )
         np.testing.assert_array_equal(one.ids, other.ids)
     assert dev_corpus(corpus, size=0, seed=0) is corpus
+
+
+def test_stored_vectors_must_be_of_the_model_that_is_named(files: dict[str, bytes]) -> None:
+    reader = TransformerReader(files)
+    texts = [f"Title {n}\n{word} is what this passage is about" for n, word in enumerate(WORDS)]
+    bodies = [text.partition("\n")[2] for text in texts]
+    stored = DocumentVectors(reader.encode_passages(bodies), "docs:emb", "0" * 64)
+    check_origin(MODEL, reader, stored, texts)
+    others = np.random.default_rng(0).standard_normal(stored.vectors.shape)
+    others /= np.linalg.norm(others, axis=1, keepdims=True)
+    with pytest.raises(ConfigError, match=f"{MODEL} did not make the vectors of docs:emb: 16"):
+        check_origin(MODEL, reader, stored._replace(vectors=others.astype(np.float32)), texts)
+    with pytest.raises(ConfigError, match="of 384 dims, docs:emb holds 12; name the model"):
+        check_origin(MODEL, reader, stored._replace(vectors=stored.vectors[:, :12]), texts)

@@ -78,6 +78,7 @@ def load(
     is complete when it holds that selection; the next load may select more, or everything.
     What --options changes of a collection that is there changes in place, and is said, or refused.
     """
+    from two_tower.ingest.adoption.adopt import require_documents_model
     from two_tower.ingest.loading import loader
     from two_tower.ingest.loading import verify as verifier
     from two_tower.ingest.loading.selection import Selection, cache, select
@@ -92,6 +93,7 @@ def load(
     settings = loader.LoadSettings(prune, rate_limit, retry_for, take_over)
     storage = read_file(options).collection if options else None
     dataset, encoder = select(cache(Dataset.open(data)), selection), ModelBundle.load(bundle)
+    require_documents_model(encoder, bundle)
     if dry_run:
         _plan(dataset, encoder, collection, storage, url=url, path=path, prune=prune)
         return
@@ -170,10 +172,12 @@ def verify(
         if data is None or bundle is None:
             typer.echo(verifier.verify_counts(engine, collection))
             return
+        from two_tower.ingest.adoption.adopt import encoder_for
         from two_tower.models.bundle.bundle import ModelBundle
         from two_tower.models.data import Dataset
+        from two_tower.retriever.collection.schema import read_metadata
 
-        encoder = ModelBundle.load(bundle)
+        encoder = encoder_for(engine, read_metadata(engine, collection), ModelBundle.load(bundle))
         dataset = Dataset.open(data)
         if repair:
             typer.echo(verifier.repair(engine, collection, dataset, encoder))

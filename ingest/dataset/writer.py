@@ -97,6 +97,7 @@ class DatasetWriter:
         details: Mapping[str, Any] | None = None,
         dev_fraction: float = 0.0,
         overwrite: bool = False,
+        merge: bool = True,
     ) -> None:
         """Refuse a path that must not be written; nothing is created yet.
 
@@ -107,6 +108,7 @@ class DatasetWriter:
             dev_fraction: the share of the queries that becomes split `dev` (chosen by a hash of
                 the query id) where `train` is the only split of the source; 0 leaves them.
             overwrite: replace a complete DATA folder.
+            merge: whether passages with the title and text of an earlier one are merged with it.
 
         Raises:
             DataError: the path holds DATA and `overwrite` is off, or something that is not DATA.
@@ -117,6 +119,7 @@ class DatasetWriter:
         require_free(self._path, overwrite=overwrite)
         self._source = {"name": source, **(details or {})}
         self._dev_fraction = dev_fraction
+        self._merge = merge
         self.counts: dict[str, Any] = {}
         self._rejected: Counter[str] = Counter()
         self._first_rejected: dict[str, str] = {}
@@ -165,7 +168,8 @@ class DatasetWriter:
         text, title, url = clean(passage.text), clean(passage.title), clean(passage.url)
         passage_id = clean(passage.passage_id) or content_id("p", title, text)
         fields = clean_fields(passage.fields)
-        stored_id, is_new = self._ledger.claim_passage(passage_id, fingerprint(title, text))
+        content = (title, text) if self._merge else (passage_id,)
+        stored_id, is_new = self._ledger.claim_passage(passage_id, fingerprint(*content))
         if is_new:
             self._census.add(fields)
             dumped = json.dumps(fields, ensure_ascii=False, sort_keys=True) if fields else ""

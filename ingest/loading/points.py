@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -50,6 +50,21 @@ class PassageEncoder(Protocol):
         """Return `(n, d) float32, L2-normalised` for each d of `pca_dims`."""
 
 
+@runtime_checkable
+class StoredVectors(Protocol):
+    """An encoder that knows the vectors of passages already."""
+
+    def passage_vectors(self, passages: Sequence[Passage]) -> FloatArray:
+        """Return `(n, dim) float32, L2-normalised`."""
+
+
+def dense_vectors(encoder: PassageEncoder, passages: Sequence[Passage]) -> FloatArray:
+    """Return the vectors of passages: those that are stored somewhere, or made of their texts."""
+    if isinstance(encoder, StoredVectors):
+        return encoder.passage_vectors(passages)
+    return encoder.encode_passages([passage.content for passage in passages])
+
+
 class PointMaker:
     """Makes the points of one collection; the same passage always gives the same point."""
 
@@ -66,9 +81,8 @@ class PointMaker:
         """
         if not passages:
             return
-        texts = [passage.content for passage in passages]
-        dense = self._encode(texts)
-        sparse = self._bm25.encode_passages(texts)
+        dense = self._encode(passages)
+        sparse = self._bm25.encode_passages([passage.content for passage in passages])
         clusters = self._centroids.assign(dense[DENSE]) if self._centroids else None
         for row, passage in enumerate(passages):
             vector: dict[str, Vector] = {name: part[row] for name, part in dense.items()}
@@ -78,15 +92,15 @@ class PointMaker:
                 payload[CLUSTER] = clusters[row]
             yield Point(point_id(passage.passage_id), vector, payload)
 
-    def _encode(self, texts: Sequence[str]) -> dict[str, FloatArray]:
-        full = self._encoder.encode_passages(texts)
+    def _encode(self, passages: Sequence[Passage]) -> dict[str, FloatArray]:
+        full = dense_vectors(self._encoder, passages)
         vectors = {DENSE: full}
         vectors |= {pca_name(dim): part for dim, part in self._encoder.reduce(full).items()}
         expected = {DENSE: self._encoder.dim} | {pca_name(d): d for d in self._encoder.pca_dims}
         shapes = {name: part.shape for name, part in vectors.items()}
-        if shapes != {name: (len(texts), dim) for name, dim in expected.items()}:
+        if shapes != {name: (len(passages), dim) for name, dim in expected.items()}:
             raise BundleError(
-                f"the bundle gives vectors of shapes {shapes} for {len(texts)} passages, "
+                f"the bundle gives vectors of shapes {shapes} for {len(passages)} passages, "
                 f"expected widths {expected}; train it again with: models train"
             )
         if not all(np.isfinite(part).all() for part in vectors.values()):

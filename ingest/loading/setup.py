@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from two_tower.ingest.loading.points import PassageEncoder, chunks
+from two_tower.ingest.loading.points import PassageEncoder, chunks, dense_vectors
 from two_tower.ingest.loading.selection import SelectedData
 from two_tower.models.config import flatten
 from two_tower.models.console import progress
@@ -120,9 +120,7 @@ def fit_centroids(dataset: Dataset, encoder: PassageEncoder, *, clusters: int) -
     step = max(1, dataset.passage_count // sample_size(clusters))
     sample = islice(dataset.passages(), 0, None, step)
     shown = progress(sample, label="Clustering", total=-(-dataset.passage_count // step))
-    vectors = np.concatenate(
-        [encoder.encode_passages([p.content for p in chunk]) for chunk in chunks(shown)]
-    )
+    vectors = np.concatenate([dense_vectors(encoder, chunk) for chunk in chunks(shown)])
     return Centroids.fit(vectors, clusters).pack()
 
 

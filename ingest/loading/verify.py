@@ -13,7 +13,7 @@ import numpy as np
 from qdrant_client import models as qm
 
 from two_tower.ingest.loading.diff import stored_hashes
-from two_tower.ingest.loading.points import PassageEncoder, PointMaker, chunks
+from two_tower.ingest.loading.points import PassageEncoder, PointMaker, StoredVectors, chunks
 from two_tower.ingest.loading.selection import Selection, select
 from two_tower.models.config import from_mapping
 from two_tower.models.console import progress
@@ -183,7 +183,8 @@ def _require_origin(
             f"collection {collection!r} was loaded with bundle {metadata.bundle_fingerprint}, "
             f"this is bundle {encoder.fingerprint}"
         )
-    if metadata.data["content_hash"] != dataset.content_hash:
+    has_other_queries = isinstance(encoder, StoredVectors)  # DATA of a load that was an adoption
+    if metadata.data["content_hash"] != dataset.content_hash and not has_other_queries:
         raise VerificationFailed(
             f"collection {collection!r} was loaded from DATA {metadata.data['content_hash'][:12]}, "
             f"{dataset.path} is {dataset.content_hash[:12]}; run ingest load with this DATA"

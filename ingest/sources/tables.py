@@ -3,7 +3,7 @@
 A row holds a passage and, unless the table is a bare corpus, a query that it answers.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -86,11 +86,27 @@ class Tables:
                 _write_row(row, columns, split, writer)
 
 
-def resolve_columns(asked: Mapping[str, str], file: Path) -> dict[str, str]:
+def write_judgements(file: Path, writer: DatasetWriter) -> None:
+    """Write the judged queries of a table, one row for each query and a passage's id.
+
+    Raises:
+        DataError: the file cannot be read, or has no column for query and passage id.
+    """
+    if not file.name.endswith(SUFFIXES):
+        raise DataError(f"{file} is no table; expected one of {', '.join(SUFFIXES)}")
+    columns = resolve_columns({}, file, needed=("query", "passage_id"))
+    for row in progress(_read_rows(file, writer), label=file.name):
+        passage_id = as_id(row.values.get(columns["passage_id"]))
+        _write_judgement(row, columns, passage_id, "train", writer)
+
+
+def resolve_columns(
+    asked: Mapping[str, str], file: Path, *, needed: Sequence[str] = ("passage",)
+) -> dict[str, str]:
     """Return role -> column for the columns that a table has.
 
     Raises:
-        DataError: the table has no column that was asked for, or none for the passage.
+        DataError: the table has no column that was asked for, or none for a role that is needed.
     """
     names = column_names(file)
     listed = ", ".join(names[:20]) + (", …" if len(names) > 20 else "") or "none"
@@ -103,11 +119,13 @@ def resolve_columns(asked: Mapping[str, str], file: Path) -> dict[str, str]:
         free = (name for name in usual if name in names and name not in columns.values())
         if role not in columns and (guess := next(free, None)):
             columns[role] = guess
-    if "passage" not in columns:
-        raise DataError(
-            f"{file} has no column named {' or '.join(_USUAL_NAMES['passage'])}; "
-            f"found: {listed}; name one with --passage-column"
-        )
+    for role in needed:
+        if role not in columns:
+            advice = "; name one with --passage-column" if role == "passage" else ""
+            raise DataError(
+                f"{file} has no column named {' or '.join(_USUAL_NAMES[role])}; "
+                f"found: {listed}{advice}"
+            )
     if "query" not in columns:
         columns = {r: c for r, c in columns.items() if r not in _QUERY_ROLES or r in asked}
     return columns
@@ -171,8 +189,15 @@ def _write_row(row: Row, columns: dict[str, str], split: str, writer: DatasetWri
         {name: value for name, value in values.items() if name not in used},
     )
     passage_id = writer.add_passage(passage, where=where)
-    if "query" not in cells:
-        return
+    if "query" in columns:
+        _write_judgement(row, columns, passage_id, split, writer)
+
+
+def _write_judgement(
+    row: Row, columns: dict[str, str], passage_id: str | None, split: str, writer: DatasetWriter
+) -> None:
+    where, values = row
+    cells: dict[str, Any] = {role: values.get(column) for role, column in columns.items()}
     query_id = writer.add_query(Query(as_id(cells.get("query_id")), cells["query"]), where=where)
     if passage_id and query_id:
         relevance = as_integer(cells["relevance"]) if "relevance" in cells else 1

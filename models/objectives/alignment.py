@@ -45,6 +45,10 @@ MOST_SPANS = 12  # of a passage
 
 LIKENESS = 2.0  # weight of the cosine beside the divergence
 
+ORIGIN_TEXTS = 16  # of which an encoder must make about the vectors that are stored
+
+ORIGIN_COSINE = 0.5
+
 RANDOM_LENGTH = 0.1  # of where a token starts that no span holds and no encoder can read
 
 
@@ -139,12 +143,12 @@ def open_documents(
 
     Raises:
         BundleError: a file of the encoder is broken.
-        ConfigError: there is no such encoder, or it makes vectors of another width than `stored`.
+        ConfigError: there is no such encoder, or it did not make `stored`.
     """
     reader = None if config.model is None else open_reader(config.model, config.url)
     if stored is not None:
         if reader is not None:
-            check_width(config.model, reader, stored)
+            check_origin(config.model, reader, stored, texts)
         about = {"model": None, "url": None, "fingerprint": stored.fingerprint}
         return FrozenDocuments(
             stored.vectors, {**about, "source": stored.source}, reader, prefixes.query
@@ -161,17 +165,29 @@ def open_documents(
     return FrozenDocuments(vectors, {**about, "source": config.model}, reader, prefixes.query)
 
 
-def check_width(model: str | None, reader: DocumentReader, stored: DocumentVectors) -> None:
-    """Refuse an encoder whose vectors cannot stand beside the stored ones.
+def check_origin(
+    model: str | None, reader: DocumentReader, stored: DocumentVectors, texts: Sequence[str]
+) -> None:
+    """Refuse an encoder that did not make the stored vectors: its queries would not meet them.
+
+    What was encoded may have been a text without its title; that changes a cosine by little.
 
     Raises:
-        ConfigError: they have another width.
+        ConfigError: they have another width, or other directions.
     """
-    made, width = reader.encode_passages(PROBES[:1]).shape[1], stored.vectors.shape[1]
-    if made != width:
+    rows = np.unique(np.linspace(0, len(texts) - 1, ORIGIN_TEXTS).astype(int))
+    made, vectors = reader.encode_passages([texts[row] for row in rows]), stored.vectors[rows]
+    advice = "name the model that encoded the collection, or none"
+    if made.shape != vectors.shape:
         raise ConfigError(
-            f"{model} makes vectors of {made} dims, {stored.source} holds {width}; name the model "
-            "that encoded the collection, or none"
+            f"{model} makes vectors of {made.shape[1]} dims, {stored.source} holds "
+            f"{vectors.shape[1]}; {advice}"
+        )
+    cosine = float((made * vectors).sum(axis=1).mean())
+    if cosine < ORIGIN_COSINE:
+        raise ConfigError(
+            f"{model} did not make the vectors of {stored.source}: {len(rows)} passages have a "
+            f"mean cosine of {cosine:.2f} with what it makes of them; {advice}"
         )
 
 

@@ -1,6 +1,6 @@
 """The configuration of a training run."""
 
-from dataclasses import asdict, field
+from dataclasses import asdict, field, replace
 from typing import Any
 
 from pydantic import Field
@@ -83,6 +83,11 @@ class TrainConfig:
                 "pretrain.epochs or teacher.epochs is above 0, but the documents' vectors are "
                 "those of another encoder and stay as they are; use --config light"
             )
+
+    def without_model(self) -> "TrainConfig":
+        """Return the same for documents whose vectors are there, by a model that is not."""
+        tokenizer = replace(self.tokenizer, vocabulary="own")
+        return replace(self, documents=DocumentsConfig(), tokenizer=tokenizer)
 
     @property
     def _reads_corpus(self) -> bool:

@@ -1,0 +1,1 @@
+"""Collections that somebody else filled: read as they are, copied into ones that we search."""
