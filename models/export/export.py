@@ -14,8 +14,8 @@ from two_tower.models.export.sentence_transformer import write_sentence_transfor
 from two_tower.models.export.sides import Side, passage_side, query_side, weighted_vectors
 from two_tower.models.export.tokenizer import fast_tokenizer
 from two_tower.models.files import new_folder, write_bytes
+from two_tower.models.networks.recurrent import RnnTower
 from two_tower.models.networks.tower_config import TowerConfig
-from two_tower.models.networks.towers import make_tower
 from two_tower.models.text.transformer_tokenizer import GRAPH, TEXT
 
 SENTENCE_TRANSFORMERS, ONNX = FORMS = ("sentence-transformers", "onnx")
@@ -105,8 +105,10 @@ def _graph(bundle: ModelBundle, side: Side) -> bytes:
         return mean_graph(weighted_vectors(bundle, side))
     owner = "query" if bundle.config["tower"]["shared"] else side.name
     arrays, prefix = bundle.towers(), f"{owner}."
-    tower = make_tower(
-        from_mapping(TowerConfig, bundle.config["tower"], where="tower."),
+    config = from_mapping(TowerConfig, bundle.config["tower"], where="tower.")
+    tower = RnnTower(
+        "gru" if config.kind == "gru" else "lstm",
+        config.rnn,
         vectors=arrays[f"{prefix}vectors"],
         weights=arrays[f"{prefix}weights"],
     )
