@@ -136,8 +136,8 @@ def train(folder: Path, config: CrossConfig, *, resumed: Checkpoint | None = Non
 def test_training_learns_what_only_reading_together_shows(tmp_path: Path, recurrent: bool) -> None:
     config = replace(CONFIG, recurrent=recurrent, epochs=8)
     reading = first_word_task()
-    before = score_lists(made_scorer(config), config, reading)
-    after = score_lists(train(tmp_path / "run", config), config, reading)
+    before = score_lists(made_scorer(config), reading)
+    after = score_lists(train(tmp_path / "run", config), reading)
     assert (before.argmax(axis=1) == 0).mean() < 0.7
     assert (after.argmax(axis=1) == 0).mean() > 0.95
 
@@ -180,5 +180,5 @@ def test_a_teacher_is_listened_to(tmp_path: Path) -> None:
         trainer = CrossTrainer(scorer, config, RunFolder(folder), tracker, 0, lambda line: None)
         taught = reading._replace(teacher=wanted)
         trainer.run(taught, 2, towers={}, resumed=None)
-    found = score_lists(scorer, config, reading)
+    found = score_lists(scorer, reading)
     assert (found.argmin(axis=1) == 0).mean() > 0.95

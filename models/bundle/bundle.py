@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save as save_arrays
 
+from two_tower.models.bundle.cross_encoder import CrossEncoderScorer
 from two_tower.models.bundle.cross_scoring import CrossReader
 from two_tower.models.bundle.documents import Documents, graph_fingerprint, passages_of
 from two_tower.models.bundle.encoders import open_encoder
@@ -51,7 +52,7 @@ from two_tower.models.errors import BundleError, ConfigError
 from two_tower.models.files import new_folder, write_bytes, write_json
 from two_tower.models.networks.cross_config import CrossConfig
 from two_tower.models.text.tokenizer import Tokenizer
-from two_tower.models.text.transformer_tokenizer import GRAPH
+from two_tower.models.text.transformer_tokenizer import CROSS_GRAPH, CROSS_TEXT, GRAPH
 from two_tower.models.threads import one_blas_thread
 from two_tower.models.vectors import FloatArray
 
@@ -264,22 +265,46 @@ class ModelBundle:
     @property
     def has_cross_scorer(self) -> bool:
         """Whether candidates can be read together with their query."""
-        return CROSS_SCORER in self.extras and self.fusion is not None
+        return self.fusion is not None and bool({CROSS_SCORER, CROSS_GRAPH} & self.extras.keys())
+
+    @property
+    def cross_candidates(self) -> int:
+        """How many candidates the cross-scorer reads unless a search says otherwise."""
+        return self._cross_config.reads
 
     @cached_property
-    def _cross_scorer(self) -> CrossReader:
-        if self.fusion is None or CROSS_SCORER not in self.extras:
+    def _cross_config(self) -> CrossConfig:
+        if self.fusion is None or not self.has_cross_scorer:
             raise BundleError(
                 f"this bundle has no {CROSS_SCORER}; train one with cross.epochs above 0"
             )
         if self.fusion.cross is None:
             raise BundleError(f"{FUSION} does not say how to read {CROSS_SCORER}; train again")
         try:
-            config = from_mapping(CrossConfig, self.fusion.cross, where="cross.")
+            return from_mapping(CrossConfig, self.fusion.cross, where="cross.")
         except ConfigError as error:
             raise BundleError(f"{FUSION} is broken ({error}); train again") from None
-        arrays = parse_arrays(CROSS_SCORER, self.extras[CROSS_SCORER])
+
+    @cached_property
+    def _cross_scorer(self) -> CrossReader:
+        config = self._cross_config
+        arrays = parse_arrays(CROSS_SCORER, self._extra(CROSS_SCORER))
         return CrossReader(arrays, config, vocab_size=self.vocab_size)
+
+    @cached_property
+    def cross_encoder(self) -> CrossEncoderScorer:
+        """The cross-encoder of a bundle that has one.
+
+        Raises:
+            BundleError: it has none, or a broken one.
+        """
+        limits = self._cross_config.limits
+        return CrossEncoderScorer(self._extra(CROSS_GRAPH), self._extra(CROSS_TEXT), limits)
+
+    def _extra(self, name: str) -> bytes:
+        if name not in self.extras:
+            raise BundleError(f"this bundle has no {name}, which its {FUSION} names; train again")
+        return self.extras[name]
 
     def cross_scores(
         self, query: str, passages: Sequence[str], *, bm25: FloatArray, cosine: FloatArray
@@ -299,6 +324,9 @@ class ModelBundle:
         """
         if not passages:
             return np.zeros(0, dtype=np.float32)
+        if self._cross_config.model is not None:
+            queries = [query] * len(passages)
+            return self.cross_encoder.score(queries, passages, threads=self._threads)
         tokenizer, threads = self._encoder.tokenizer, self._threads
         with one_blas_thread():
             return self._cross_scorer.score(

@@ -156,14 +156,8 @@ class OnnxEncoder:
             BundleError: it is no such graph.
             ConfigError: ONNX Runtime is not installed.
         """
-        self._session = _session(graph)
-        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        if [i.name for i in inputs] != [INPUT] or len(outputs) != 1:
-            raise BundleError(
-                f"the transformer's graph reads {[i.name for i in inputs]}, expected "
-                f"[{INPUT!r}]; train the bundle again"
-            )
-        self.dim = int(outputs[0].shape[1])
+        self._session = open_session(graph, inputs=(INPUT,))
+        self.dim = int(self._session.get_outputs()[0].shape[1])
 
     def encode(self, rows: TokenRows, *, threads: int = 0) -> FloatArray:
         """Return (n, dim) float32, L2-normalised, on at most `threads` cores (0: all)."""
@@ -184,7 +178,13 @@ class OnnxEncoder:
         return vector
 
 
-def _session(graph: bytes) -> Any:
+def open_session(graph: bytes, *, inputs: Sequence[str]) -> Any:
+    """Open a graph that reads `inputs`, or the first of them, and has one output.
+
+    Raises:
+        BundleError: it is no such graph.
+        ConfigError: ONNX Runtime is not installed.
+    """
     try:
         import onnxruntime
     except ImportError:
@@ -193,9 +193,16 @@ def _session(graph: bytes) -> Any:
     options.intra_op_num_threads = 1  # the threads are spent on texts
     options.log_severity_level = 3
     try:
-        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the package's errors have no common class
         reason = " ".join(str(error).split())
         raise BundleError(
             f"the transformer's graph cannot be opened ({reason}); train the bundle again"
         ) from None
+    names = [node.name for node in session.get_inputs()]
+    if not names or names != list(inputs[: len(names)]) or len(session.get_outputs()) != 1:
+        raise BundleError(
+            f"the transformer's graph reads {names}, expected {list(inputs)}; train the bundle "
+            "again"
+        )
+    return session

@@ -16,7 +16,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 
 from two_tower.models.errors import BundleError
-from two_tower.models.text.transformer_tokenizer import GRAPH, SETTINGS, TEXT
+from two_tower.models.text.transformer_tokenizer import (
+    CROSS_GRAPH,
+    CROSS_TEXT,
+    GRAPH,
+    SETTINGS,
+    TEXT,
+)
 from two_tower.models.vectors import FloatArray
 
 BUNDLE_FORMAT = 1
@@ -39,7 +45,7 @@ DOCUMENTS = "documents.safetensors"
 
 CROSS_SCORER, FUSION = "cross_scorer.safetensors", "fusion.json"
 
-EXTRA_FILES = (CROSS_SCORER, FUSION)
+EXTRA_FILES = (CROSS_SCORER, CROSS_GRAPH, CROSS_TEXT, FUSION)
 
 
 def read_card(path: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Candidate lists of labelled queries, with both scores, as the engine hands them to rerankers."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,6 +32,18 @@ class CandidateLists(NamedTuple):
 
     def take(self, index: IntArray) -> "CandidateLists":
         """Return the lists of the queries at `index`."""
+        return self._at(index)
+
+    def first(self, count: int) -> "CandidateLists":
+        """Return the beginning of each list, `count` candidates or all."""
+        return self._at((slice(None), slice(count)))
+
+    def ordered(self, scores: FloatArray) -> "CandidateLists":
+        """Return each list in the order of its scores (n, k), the highest first."""
+        order = np.argsort(-scores, axis=1, kind="stable")
+        return self._at((np.arange(len(order))[:, None], order))
+
+    def _at(self, index: Any) -> "CandidateLists":
         return CandidateLists(
             self.rows[index], self.bm25[index], self.cosine[index], self.relevant[index]
         )

@@ -141,6 +141,15 @@ class CrossScorer(nn.Module):
         logits: Tensor = self.linear(scaled) + self.curved(scaled)
         return logits.view(n, m)
 
+    def logits(
+        self, queries: TokenRows, passages: TokenRows, *, bm25: FloatArray, cosine: FloatArray
+    ) -> Tensor:
+        """Return (n, m) of n queries and n * m passages, with the stages' scores (n * m,)."""
+        asked = Padded.of(queries, limit=self.config.query_tokens)
+        candidates = Padded.of(passages, limit=self.config.passage_tokens)
+        logits: Tensor = self(asked, candidates, stage_features(bm25, cosine))
+        return logits
+
     def _exact(
         self, queries: Padded, passages: Padded, *, padding: Tensor, weights: Tensor
     ) -> list[Tensor]:
@@ -229,7 +238,7 @@ def stage_features(bm25: FloatArray, cosine: FloatArray) -> Tensor:
     return torch.stack(columns, dim=-1)
 
 
-def scorer_arrays(scorer: CrossScorer) -> dict[str, FloatArray]:
+def scorer_arrays(scorer: nn.Module) -> dict[str, FloatArray]:
     """Return copies of all parameters and buffers that decide a score, by name."""
     return {
         name: value.detach().cpu().numpy().astype(np.float32)

@@ -8,7 +8,9 @@ from two_tower.models.text.tokenizer import RowTokenizer, TokenizerConfig
 
 TEXT, SETTINGS, GRAPH = "tokenizer.json", "transformer.json", "transformer.onnx"
 
-INPUT = "input_ids"
+CROSS_TEXT, CROSS_GRAPH = "cross_encoder.json", "cross_encoder.onnx"
+
+INPUT, TYPES = "input_ids", "token_type_ids"
 
 MISSING = "the transformer tower needs {name}; pip install 'two-tower-search[transformer]'"
 
@@ -26,7 +28,7 @@ class TransformerTokenizer(RowTokenizer):
         super().__init__(model, config)
         self._special_tokens = special_tokens
         limits = {config.max_passage_tokens, config.max_query_tokens}
-        self._by_limit = {limit: _rust_tokenizer(model, limit=limit) for limit in limits}
+        self._by_limit = {limit: rust_tokenizer(model, limit=limit) for limit in limits}
 
     @property
     def vocab_size(self) -> int:
@@ -46,7 +48,13 @@ class TransformerTokenizer(RowTokenizer):
         return self._by_limit[self.config.max_passage_tokens]
 
 
-def _rust_tokenizer(model: bytes, *, limit: int) -> Any:
+def rust_tokenizer(model: bytes, *, limit: int) -> Any:
+    """Return the tokenizer of the package `tokenizers`, which cuts texts at `limit` tokens.
+
+    Raises:
+        BundleError: `model` is no tokenizer.json.
+        ConfigError: the package is not installed.
+    """
     try:
         from tokenizers import Tokenizer
     except ImportError:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn import functional
 
@@ -18,12 +19,8 @@ from two_tower.models.console import progress as progress_bar
 from two_tower.models.examples.candidates import CandidateLists
 from two_tower.models.examples.corpus import Notify
 from two_tower.models.networks.cross_config import CrossConfig
-from two_tower.models.networks.cross_scorer import (
-    CrossScorer,
-    Padded,
-    scorer_arrays,
-    stage_features,
-)
+from two_tower.models.networks.cross_encoder import CrossEncoder
+from two_tower.models.networks.cross_scorer import CrossScorer, scorer_arrays
 from two_tower.models.text.tokenizer import TokenRows
 from two_tower.models.training.checkpoint import Arrays, Checkpoint, Progress, RunFolder, parts
 from two_tower.models.training.loop import (
@@ -48,12 +45,15 @@ class RankingExamples(NamedTuple):
         passages: the whole corpus.
         lists: the candidates of the n queries.
         teacher: (n, k) float32 scores of every candidate by a teacher, or None.
+        known: (n, k) float32, what is added to the logits in the loss, or None: a scorer that does
+            not read the earlier stages' scores then learns what these lack.
     """
 
     queries: TokenRows
     passages: TokenRows
     lists: CandidateLists
     teacher: FloatArray | None = None
+    known: FloatArray | None = None
 
     def take(self, index: IntArray) -> "RankingExamples":
         """Return the queries at `index` with their lists."""
@@ -61,14 +61,19 @@ class RankingExamples(NamedTuple):
             queries=self.queries.take(index),
             lists=self.lists.take(index),
             teacher=None if self.teacher is None else self.teacher[index],
+            known=None if self.known is None else self.known[index],
         )
+
+
+Scorer = CrossScorer | CrossEncoder
+"""What is trained; its `logits` say how well passages fit their query."""
 
 
 @dataclass
 class CrossTrainer:
     """Trains a cross-scorer, in place, with a checkpoint after every epoch."""
 
-    scorer: CrossScorer
+    scorer: Scorer
     config: CrossConfig
     folder: RunFolder
     tracker: Tracker
@@ -93,7 +98,7 @@ class CrossTrainer:
         """
         config, start = self.config, 0
         optimizer = torch.optim.AdamW(
-            self.scorer.parameters(), lr=config.learning_rate, weight_decay=WEIGHT_DECAY
+            self.scorer.parameters(), lr=config.rate, weight_decay=WEIGHT_DECAY
         )
         if resumed is not None and (arrays := resumed.part("cross")):
             state = {name: torch.from_numpy(array) for name, array in arrays.items()}
@@ -124,7 +129,7 @@ class CrossTrainer:
             bar = progress_bar(batches, label=f"cross {epoch + 1}/{self.config.epochs}")
             for i, index in enumerate(bar):
                 share = rate_factor(epoch * count + i, count * self.config.epochs)
-                prepare_step(optimizer, rate=share * self.config.learning_rate)
+                prepare_step(optimizer, rate=share * self.config.rate)
                 loss = self._loss(examples, index, rng=rng)
                 loss.backward()  # type: ignore[no-untyped-call]
                 finish_step(optimizer, self.scorer)
@@ -135,16 +140,32 @@ class CrossTrainer:
         self, examples: RankingExamples, index: IntArray, *, rng: np.random.Generator
     ) -> Tensor:
         places = draw_lists(examples.lists.relevant[index], self.config, rng)
-        logits = score_places(self.scorer, self.config, examples, index=index, places=places)
+        logits = score_places(self.scorer, examples, index=index, places=places)
+        if examples.known is not None:
+            known = np.take_along_axis(examples.known[index], places, axis=1)
+            logits = logits + torch.from_numpy(known)
         loss = functional.cross_entropy(logits, torch.zeros(len(index), dtype=torch.long))
         share = self.config.teacher_weight
         if examples.teacher is None or not share:
             return loss
         scores = np.take_along_axis(examples.teacher[index], places, axis=1)  # (n, 1 + negatives)
-        target = torch.softmax(torch.from_numpy(scores) / self.config.teacher_temperature, dim=1)
+        target = torch.softmax(torch.from_numpy(scores) / self.config.temperature, dim=1)
         ours = functional.log_softmax(logits, dim=1)
         divergence = functional.kl_div(ours, target, reduction="batchmean")
         return (1 - share) * loss + share * divergence
+
+
+def likeliest_scale(scores: FloatArray, relevant: BoolArray) -> float:
+    """Return the factor of `scores` (n, k) whose softmax over each list fits the answers best."""
+    useful = relevant.any(axis=1)
+    scores, relevant = scores[useful].astype(np.float64), relevant[useful]
+    scores = scores - scores.max(axis=1, keepdims=True)
+
+    def loss(log_scale: float) -> float:
+        shares = np.exp(np.exp(log_scale) * scores)
+        return float(np.log(shares.sum(axis=1) / (shares * relevant).sum(axis=1)).mean())
+
+    return float(np.exp(minimize_scalar(loss, bounds=(-8.0, 4.0), method="bounded").x))
 
 
 def draw_lists(relevant: BoolArray, config: CrossConfig, rng: np.random.Generator) -> IntArray:
@@ -161,24 +182,19 @@ def draw_lists(relevant: BoolArray, config: CrossConfig, rng: np.random.Generato
 
 
 def score_places(
-    scorer: CrossScorer,
-    config: CrossConfig,
-    examples: RankingExamples,
-    *,
-    index: IntArray,
-    places: IntArray,
+    scorer: Scorer, examples: RankingExamples, *, index: IntArray, places: IntArray
 ) -> Tensor:
     """Return (n, m) logits of the candidates at `places` (n, m) of the queries at `index` (n,)."""
     lists, at = examples.lists, index[:, None]
-    rows = lists.rows[at, places].ravel()  # (n * m,)
-    stages = stage_features(lists.bm25[at, places].ravel(), lists.cosine[at, places].ravel())
-    queries = Padded.of(examples.queries.take(index), limit=config.query_tokens)
-    passages = Padded.of(examples.passages.take(rows), limit=config.passage_tokens)
-    logits: Tensor = scorer(queries, passages, stages)
-    return logits
+    return scorer.logits(
+        examples.queries.take(index),
+        examples.passages.take(lists.rows[at, places].ravel()),
+        bm25=lists.bm25[at, places].ravel(),
+        cosine=lists.cosine[at, places].ravel(),
+    )
 
 
-def score_lists(scorer: CrossScorer, config: CrossConfig, examples: RankingExamples) -> FloatArray:
+def score_lists(scorer: CrossScorer, examples: RankingExamples) -> FloatArray:
     """Return (n, k) logits of all candidates of all queries, without gradients."""
     scorer.eval()
     count, k = examples.lists.rows.shape
@@ -187,6 +203,5 @@ def score_lists(scorer: CrossScorer, config: CrossConfig, examples: RankingExamp
         for start in range(0, count, SCORED_AT_ONCE):
             index = np.arange(start, min(start + SCORED_AT_ONCE, count))
             places = np.broadcast_to(np.arange(k), (len(index), k))
-            scores = score_places(scorer, config, examples, index=index, places=places)
-            logits.append(scores.numpy())
+            logits.append(score_places(scorer, examples, index=index, places=places).numpy())
     return np.concatenate(logits)

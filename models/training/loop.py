@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from two_tower.models.examples.corpus import Notify
 from two_tower.models.examples.pairs import Batch, Sampler, batches_per_epoch, epoch_batches
 from two_tower.models.networks.tokens import Tokens
 from two_tower.models.networks.towers import TwoTower, device_of
+from two_tower.models.networks.transformer import TransformerTower, transformer_autocast
 from two_tower.models.objectives.losses import Encoded, Loss
 from two_tower.models.text.tokenizer import TokenRows
 from two_tower.models.training.checkpoint import Arrays, Checkpoint, Progress, RunFolder, parts
@@ -201,9 +203,13 @@ def batch_loss(towers: TwoTower, batch: Batch, *, loss: Loss, chunk_size: int = 
 
 
 def _encode(tower: nn.Module, rows: TokenRows, *, chunk_size: int) -> Tensor:
-    """Return (n, dim) float32 with gradients; on CUDA the tower itself computes in bfloat16."""
+    """Return (n, dim) float32 with gradients.
+
+    On CUDA the tower itself computes in bfloat16, a transformer also on a CPU that can.
+    """
     device, count = device_of(tower), len(rows.offsets) - 1
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
+    half = device.type == "cuda" or isinstance(tower, TransformerTower)
+    with transformer_autocast(device) if half else nullcontext():
         if not chunk_size:
             vectors: Tensor = tower(Tokens.of(rows, device))
             return vectors.float()

@@ -12,10 +12,9 @@ from functools import cached_property, partial
 
 import numpy as np
 import torch
-from safetensors.numpy import save as save_arrays
 
 from two_tower.models.bundle.bundle import ModelBundle
-from two_tower.models.bundle.files import CROSS_SCORER, FUSION
+from two_tower.models.bundle.files import FUSION
 from two_tower.models.bundle.fusion import (
     WITHOUT_LABELS,
     Fusion,
@@ -29,16 +28,19 @@ from two_tower.models.examples.candidates import CandidateLists, candidate_lists
 from two_tower.models.examples.corpus import Corpus, Notify
 from two_tower.models.examples.pairs import HardNegatives
 from two_tower.models.networks.cross_config import CrossConfig
-from two_tower.models.networks.cross_scorer import CrossScorer, scorer_arrays
-from two_tower.models.networks.towers import TwoTower, token_idf
+from two_tower.models.networks.cross_encoder import open_cross_encoder
+from two_tower.models.networks.cross_scorer import CrossScorer
+from two_tower.models.networks.towers import TwoTower, device_of, token_idf
 from two_tower.models.objectives.distillation import Teacher
 from two_tower.models.text.bm25 import Analyzer, Bm25Index
 from two_tower.models.training.checkpoint import Arrays, Checkpoint, RunFolder
 from two_tower.models.training.config import TrainConfig
-from two_tower.models.training.cross_training import CrossTrainer, RankingExamples, score_lists
+from two_tower.models.training.cross_training import CrossTrainer, RankingExamples
 from two_tower.models.training.dev_metrics import tower_vectors
 from two_tower.models.training.loop import train_quietly
 from two_tower.models.training.phases import Align, query_phases
+from two_tower.models.training.rerankers import EncoderReranker, Reranker, RnnReranker
+from two_tower.models.training.reranking_teacher import open_reranking_teacher
 from two_tower.models.training.tracking import Tracker
 from two_tower.models.vectors import FloatArray, IntArray, Vectors, normalized
 
@@ -97,28 +99,33 @@ class RankingTrainer:
         if hybrid is None:
             self.notify("too few labelled queries to learn a fusion from; the fixed one is kept")
             return {}
-        if not cross.epochs:
+        if not cross.takes_part:
             return {FUSION: Fusion(hybrid).to_bytes()}
         cross = replace(cross, negatives=min(cross.negatives, lists.rows.shape[1] - 1))
-        scorer = self._new_scorer(before_labels, cross, vocab_size=bundle.vocab_size)
+        if cross.model is None:
+            scorer = self._new_scorer(before_labels, cross, vocab_size=bundle.vocab_size)
+            reranker: Reranker = RnnReranker(scorer, self.corpus)
+        else:
+            lists = lists.ordered(hybrid.scores(lists.bm25, lists.cosine))
+            reranker = self._cross_encoder(cross, device=device_of(towers.query))
+        scores = hybrid.scores(lists.bm25, lists.cosine)
+        examples = reranker.examples(lists, scores, self._teacher_scores(lists))
         seed = self.config.seed
-        trainer = CrossTrainer(scorer, cross, self.folder, self.tracker, seed, self.notify)
-        corpus, scores = self.corpus, None
-        if self.teacher is not None and cross.teacher_weight:
-            queries = corpus.train.texts
-            scores = self.teacher.candidate_scores(queries, self._texts, rows=lists.rows)
-        examples = RankingExamples(corpus.train_queries, corpus.passage_tokens, lists, scores)
         order = np.random.default_rng([seed, 2]).permutation(len(lists.rows))
         held_out, learning = np.split(order, [round(HELD_OUT * len(order))])
         learning_examples = examples.take(np.sort(learning))
-        if learning_examples.lists.relevant.any():
+        if cross.epochs and learning_examples.lists.relevant.any():
+            module, tracker = reranker.module, self.tracker
+            trainer = CrossTrainer(module, cross, self.folder, tracker, seed, self.notify)
             trainer.run(learning_examples, phase, towers=finished, resumed=resumed)
-        return self._weigh(hybrid, examples.take(np.sort(held_out)), scorer=scorer, config=cross)
+        return self._weigh(
+            hybrid, examples.take(np.sort(held_out)), reranker=reranker, config=cross
+        )
 
     def _lists(self, vectors: UnbiasedVectors, *, folds: int) -> CandidateLists:
         """Return the candidates of the train queries, or of as many as the fusion alone needs."""
         train, rng = self.corpus.train, np.random.default_rng([self.config.seed, 1])
-        most = len(train.texts) if self.config.cross.epochs else FUSION_QUERIES
+        most = len(train.texts) if self.config.cross.takes_part else FUSION_QUERIES
         drawn = np.sort(rng.permutation(len(train.texts))[:most])
         fold = rng.integers(0, folds, len(drawn))
         parts = [part for n in range(folds) if len(part := drawn[fold == n])]
@@ -175,23 +182,46 @@ class RankingTrainer:
             torch.manual_seed(self.config.seed)
             return CrossScorer(vectors, idf, config=config)
 
+    def _cross_encoder(self, config: CrossConfig, *, device: torch.device) -> EncoderReranker:
+        name, fresh_head = str(config.model), config.epochs > 0
+        module = open_cross_encoder(name, config.limits, fresh_head=fresh_head)
+        return EncoderReranker(
+            module.to(device),
+            int8=config.int8,
+            queries=self.corpus.train.texts,
+            passages=self._texts,
+        )
+
+    def _teacher_scores(self, lists: CandidateLists) -> FloatArray | None:
+        """Return (n, k) float32, what a teacher says of every candidate; None without one."""
+        config, queries = self.config.cross, self.corpus.train.texts
+        if config.model is not None or not config.teacher_weight:
+            return None
+        if config.teacher is not None:
+            teacher = open_reranking_teacher(config.teacher, config)
+            self.notify(f"{config.teacher} scores the candidates of {len(queries)} queries")
+            return teacher.scores(queries, self._texts, lists=lists, pool=config.pool)
+        if self.teacher is None:
+            return None
+        return self.teacher.candidate_scores(queries, self._texts, rows=lists.rows)
+
     def _weigh(
         self,
         hybrid: HybridWeights,
         examples: RankingExamples,
         *,
-        scorer: CrossScorer,
+        reranker: Reranker,
         config: CrossConfig,
     ) -> dict[str, bytes]:
-        """Weigh the cross-scorer with examples that it did not learn from."""
-        lists = examples.lists
+        """Weigh the reranker with examples that it did not learn from, as many as it will read."""
+        lists = examples.lists.first(config.reads)
         scores = hybrid.scores(lists.bm25, lists.cosine)
-        final = fit_final(scores, score_lists(scorer, config, examples), lists.relevant)
+        logits = reranker.scores(examples._replace(lists=lists))
+        final = fit_final(scores, logits, lists.relevant)
         if final is None:
             self.notify("too few labelled queries to weigh a cross-scorer; it is left out")
             return {FUSION: Fusion(hybrid).to_bytes()}
-        fusion = Fusion(hybrid, final, asdict(config))
-        return {FUSION: fusion.to_bytes(), CROSS_SCORER: save_arrays(scorer_arrays(scorer))}
+        return {FUSION: Fusion(hybrid, final, asdict(config)).to_bytes(), **reranker.files()}
 
 
 def narrowed(vectors: FloatArray, dim: int) -> FloatArray:

@@ -70,6 +70,7 @@ from two_tower.models.training.phases import (
     check_negatives,
     make_phases,
 )
+from two_tower.models.training.rerankers import check_reranker
 from two_tower.models.training.tracking import Tracker, WandbOptions
 from two_tower.models.vectors import FloatArray, Vectors
 
@@ -161,6 +162,7 @@ def train_bundle(
         )
     negatives = read_negatives(inputs.negatives, data, split.train) if inputs.negatives else None
     check_negatives(config, negatives)
+    check_reranker(config.cross)
     folder = RunFolder(run_path(out))
     with folder.held():
         identity = {"config": config.to_dict(), "data": data.content_hash, **inputs.identity()}

@@ -173,9 +173,11 @@ class Pipeline:
         receives those of all that it reads: most hits will be among them, and a whole payload is
         fetched as fast as its text alone.
         """
-        size = settings.cross_candidates
+        if self._final is None or not settings.cross:
+            return rankings
+        size = settings.cross_candidates or self._bundle.cross_candidates
         windows = [r.order[: 0 if r.cosines is None else size] for r in rankings]
-        if self._final is None or not settings.cross or not any(map(len, windows)):
+        if not any(map(len, windows)):
             return rankings
         later = {GROUPS: settings.group_by is not None, DIVERSITY: settings.diversity > 0}
         if not watch.affords(CROSS, before=[s for s, runs in later.items() if runs], after=RERANK):

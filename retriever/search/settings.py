@@ -66,7 +66,8 @@ class SearchSettings:
         rerank: whether the query tower scores every candidate over the full vectors.
         cross: whether the bundle's cross-scorer, if it brings one, reads the best candidates. It
             was weighed against the learnt fusion, and so runs only where that did.
-        cross_candidates: how many it reads, 1 to 200; the others stay behind those.
+        cross_candidates: how many it reads, 1 to 200, and what the bundle says where it is not
+            given: 50 by default for the RNN, 20 for a cross-encoder; the others stay behind those.
         diversity: 0 for the order of the scores; up to 1, the more so, hits unlike those before
             them (maximal marginal relevance over the full vectors).
         group_by: payload field of which each value gives at most `group_size` hits, e.g. a
@@ -83,7 +84,7 @@ class SearchSettings:
     tower_weight: Annotated[float | None, Field(ge=0, allow_inf_nan=False)] = None
     rerank: bool = True
     cross: bool = True
-    cross_candidates: Annotated[int, Field(ge=1, le=200)] = 50
+    cross_candidates: Annotated[int, Field(ge=1, le=200)] | None = None
     diversity: Annotated[float, Field(ge=0, le=1)] = 0.0
     group_by: Annotated[
         str | None,

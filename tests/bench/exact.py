@@ -15,10 +15,8 @@ from two_tower.models.text.bm25 import Bm25Index, Ranked
 from two_tower.models.vectors import FloatArray
 from two_tower.retriever.collection.bm25_vectors import EngineAnalyzer
 from two_tower.retriever.evaluation.measures import answerable, per_query
-from two_tower.retriever.search.settings import SearchSettings
 
 DEPTH = 100
-READ = SearchSettings().cross_candidates
 BLOCK = 256
 
 Metrics = dict[str, float]
@@ -171,8 +169,9 @@ def read(
     bundle: ModelBundle, query: str, fused: Fused, contents: Sequence[str]
 ) -> npt.NDArray[np.int64]:
     """Return the rows with the best of them in the order that the cross-scorer gives them."""
-    first, weights = slice(READ), bundle.fusion and bundle.fusion.final
+    count, weights = bundle.cross_candidates, bundle.fusion and bundle.fusion.final
     assert weights, "asked of bundles with a cross-scorer"
+    first = slice(count)
     logits = bundle.cross_scores(
         query,
         [contents[row] for row in fused.rows[first]],
@@ -181,7 +180,7 @@ def read(
     )
     worth = weights.worth(fused.scores[first], logits.astype(np.float64))
     order = np.argsort(-worth, kind="stable")
-    return np.concatenate([fused.rows[first][order], fused.rows[READ:]])
+    return np.concatenate([fused.rows[first][order], fused.rows[count:]])
 
 
 def means(ranked: Iterable[npt.NDArray[np.int64]], judged: Judged, *, ids: list[str]) -> Metrics:
