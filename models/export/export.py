@@ -111,6 +111,7 @@ def _graph(bundle: ModelBundle, side: Side) -> bytes:
         config.rnn,
         vectors=arrays[f"{prefix}vectors"],
         weights=arrays[f"{prefix}weights"],
+        seed=0,
     )
     parameters = {
         name.removeprefix(prefix): torch.from_numpy(array)
