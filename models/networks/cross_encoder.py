@@ -13,6 +13,7 @@ from two_tower.models.errors import ConfigError
 from two_tower.models.networks.transformer import (
     export_graph,
     model_source,
+    no_bars,
     quiet,
     transformer_autocast,
 )
@@ -111,7 +112,7 @@ def open_cross_encoder(name: str, limits: TokenizerConfig, *, fresh_head: bool) 
     except ImportError:
         raise ConfigError(MISSING.format(name="sentence-transformers")) from None
     try:
-        with quiet(), torch.random.fork_rng():
+        with quiet(), no_bars(), torch.random.fork_rng():
             torch.manual_seed(0)  # of a new last layer
             settings = AutoConfig.from_pretrained(source)
             kinds = getattr(settings, "architectures", None) or ["no architecture"]

@@ -215,16 +215,24 @@ def _load(source: str) -> Any:
     try:
         with quiet():
             from sentence_transformers import SentenceTransformer
-            from transformers.utils import logging as messages
     except ImportError:
         raise ConfigError(MISSING.format(name="sentence-transformers")) from None
-    messages.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        with quiet():
+        with quiet(), no_bars():
             return SentenceTransformer(source, device="cpu")
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"the model {source} cannot be opened ({reason})") from None
+
+
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """Silence the progress bars with which transformers loads a model."""
+    from transformers.utils import logging as messages
+
+    messages.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
     finally:
         messages.enable_progress_bar()  # type: ignore[no-untyped-call]
 
