@@ -11,6 +11,7 @@ from conftest import free_ports
 from endpoints import Asked, Reply, running_endpoint
 
 from two_tower.models.bundle import endpoint
+from two_tower.models.bundle.documents import Documents
 from two_tower.models.bundle.endpoint import EndpointReader
 from two_tower.models.bundle.probes import PROBES, check_probes
 from two_tower.models.bundle.vector_cache import cached_vectors
@@ -90,6 +91,25 @@ def test_another_model_of_the_same_name_does_not_share_the_cache() -> None:
         with pytest.raises(EndpointError, match=r"gives other vectors for 'm' than those of that"):
             EndpointReader(two, "m")
         EndpointReader(two, "another")
+
+
+def test_a_bundle_does_not_take_another_model_of_the_same_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other(asked: Asked) -> Reply:
+        return 200, {"data": items([f"other {text}" for text in asked.body["input"]])}
+
+    with running_endpoint(good) as url:
+        reader = EndpointReader(url, "m")
+        about = {"model": "m", "fingerprint": reader.fingerprint, "source": "m"}
+        arrays = {"probes": reader.encode_passages(PROBES)}
+        same = Documents.of_parts({**about, "url": f"{url}/v1"}, arrays)
+        assert same.encode(["a", "b"]).shape == (2, 6)
+    monkeypatch.setenv("TWO_TOWER_CACHE", str(tmp_path))  # as on another machine
+    with running_endpoint(other) as url:
+        documents = Documents.of_parts({**about, "url": url}, arrays)
+        with pytest.raises(BundleError, match="m is not as it was when the bundle was trained"):
+            documents.encode(["a", "b"])
 
 
 @pytest.mark.parametrize(

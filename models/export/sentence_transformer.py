@@ -19,7 +19,10 @@ MODULES = ("sentence_transformers.sentence_transformer.modules", "sentence_trans
 
 LOWEST_COSINE, LOWEST_COSINE_INT8 = 0.9999, 0.95  # 8-bit graphs round what they compute too
 
-BLANK = "A blank text has a vector of zeros; in the bundle it has the unknown token's."
+BLANK = (
+    "A blank text has a vector of zeros where a table reads it; in the bundle it has that of the "
+    "vocabulary's first token."
+)
 
 
 class Route(NamedTuple):
