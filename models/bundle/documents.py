@@ -76,19 +76,29 @@ class TransformerReader:
             BundleError: a file of the bundle is broken.
             ConfigError: there is no such model, or the extra is not installed.
         """
-        if (Path(name) / CARD).is_file():
-            files = read_deciding(Path(name), read_card(Path(name)))
-            if GRAPH not in files or DOCUMENTS in files:
-                raise ConfigError(
-                    f"the bundle {name} has no transformer that reads documents; expected one of "
-                    "recipe transformer, or a model"
-                )
-            return cls(files)
-        from two_tower.models.networks.transformer import open_transformer, transformer_files
-        from two_tower.models.text.tokenizer import TokenizerConfig
+        return cls(reader_files(name))
 
-        tower, tokenizer = open_transformer(name, TokenizerConfig())
-        return cls(transformer_files(tower, tokenizer, int8=True))
+
+def reader_files(name: str) -> dict[str, bytes]:
+    """Return name -> content of what a transformer reads documents with.
+
+    Raises:
+        BundleError: a file of the bundle is broken.
+        ConfigError: there is no such model, or the extra is not installed.
+    """
+    if (Path(name) / CARD).is_file():
+        files = read_deciding(Path(name), read_card(Path(name)))
+        if GRAPH not in files or DOCUMENTS in files:
+            raise ConfigError(
+                f"the bundle {name} has no transformer that reads documents; expected one of "
+                "recipe transformer, or a model"
+            )
+        return files
+    from two_tower.models.networks.transformer import open_transformer, transformer_files
+    from two_tower.models.text.tokenizer import TokenizerConfig
+
+    tower, tokenizer = open_transformer(name, TokenizerConfig())
+    return transformer_files(tower, tokenizer, int8=True)
 
 
 def graph_fingerprint(files: Mapping[str, bytes]) -> str:
@@ -165,7 +175,7 @@ class Documents:
                 "encode more of them; add passages there"
             )
         reader = open_reader(model, url)
-        if reader.fingerprint != self._about["fingerprint"]:
+        if url or reader.fingerprint != self._about["fingerprint"]:  # a name at a URL says little
             check_probes(self._probes, reader.encode_passages(PROBES), name=model)
         return reader
 

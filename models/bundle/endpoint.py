@@ -15,7 +15,8 @@ from typing import Any
 import httpx
 import numpy as np
 
-from two_tower.models.bundle.probes import PROBES
+from two_tower.models.bundle.probes import LOWEST_COSINE, PROBES, lowest_cosine
+from two_tower.models.bundle.vector_cache import cache_folder, cached_vectors
 from two_tower.models.errors import ConfigError, EndpointError
 from two_tower.models.vectors import FloatArray, normalized
 
@@ -48,7 +49,7 @@ class EndpointReader:
     """
 
     def __init__(self, url: str, model: str) -> None:
-        """Ask the service for one vector.
+        """Ask the service for ten vectors.
 
         Args:
             url: `https://host`, `https://host/v1` or the whole `…/embeddings`.
@@ -56,14 +57,28 @@ class EndpointReader:
 
         Raises:
             ConfigError: the URL cannot be one.
-            EndpointError: no server is there, or it refuses the key or the model.
+            EndpointError: no server is there, it refuses the key or the model, or another model of
+                that name filled the cache.
         """
         self.url = _embeddings_url(url)
         self.model = model
         self.dim = 0
         self._has_answered = False
-        self.dim = self._encode(PROBES[:1]).shape[1]
+        probes = self._encode(PROBES)
+        self.dim = probes.shape[1]
         self.fingerprint = hashlib.sha256(f"endpoint\n{model}\n{self.dim}".encode()).hexdigest()
+        self._check_cache(probes)
+
+    def _check_cache(self, probes: FloatArray) -> None:
+        """Refuse a model whose name in the cache belongs to another one."""
+        name = f"{self.fingerprint[:32]}-probes"
+        stored = cached_vectors(lambda _: probes, PROBES, encoder=name, label="probes")
+        if not (lowest := lowest_cosine(stored, probes)) >= LOWEST_COSINE:
+            raise EndpointError(
+                f"{self.url} gives other vectors for {self.model!r} than those of that name in "
+                f"{cache_folder()} (lowest cosine of ten texts {lowest:.4f}): is it another model? "
+                "Give it another name, or set TWO_TOWER_CACHE to a new folder"
+            )
 
     def encode_passages(self, texts: Sequence[str]) -> FloatArray:
         """Return (n, dim) float32, L2-normalised.

@@ -37,10 +37,14 @@ def check_probes(stored: FloatArray, now: FloatArray, *, name: str) -> None:
             f"{name} gives {now.shape} for ten probe texts, the bundle was trained with "
             f"{stored.shape}; open the bundle with the model that it names, or train it again"
         )
-    lowest = float(np.einsum("nd,nd->n", stored, now).min())
-    if not lowest >= LOWEST_COSINE:
+    if not (lowest := lowest_cosine(stored, now)) >= LOWEST_COSINE:
         raise BundleError(
             f"{name} is not as it was when the bundle was trained: the lowest cosine of ten probe "
             f"texts is {lowest:.4f}, expected at least {LOWEST_COSINE}; open the bundle with the "
             "model that it names, or train it again"
         )
+
+
+def lowest_cosine(first: FloatArray, second: FloatArray) -> float:
+    """Return the least cosine of n vectors with those in the same rows, (n, dim) float32 each."""
+    return float(np.einsum("nd,nd->n", first, second).min())

@@ -4,18 +4,19 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from two_tower.models.bundle.bundle import ModelBundle
-from two_tower.models.config import from_mapping
 from two_tower.models.errors import BundleError, ConfigError
 from two_tower.models.export.graphs import mean_graph, recurrent_graph
 from two_tower.models.export.sentence_transformer import write_sentence_transformer
-from two_tower.models.export.sides import Side, passage_side, query_side, weighted_vectors
-from two_tower.models.export.tokenizer import fast_tokenizer
+from two_tower.models.export.sides import (
+    TRANSFORMER,
+    Side,
+    documents_model,
+    documents_source,
+    named_side,
+    own_side,
+)
 from two_tower.models.files import new_folder, write_bytes
-from two_tower.models.networks.recurrent import RnnTower
-from two_tower.models.networks.tower_config import TowerConfig
 from two_tower.models.text.transformer_tokenizer import GRAPH, TEXT
 
 SENTENCE_TRANSFORMERS, ONNX = FORMS = ("sentence-transformers", "onnx")
@@ -65,11 +66,10 @@ def _write_sentence_transformer(bundle: ModelBundle, folder: Path, name: str) ->
         "",
         f'model = SentenceTransformer("{name}")',
         f'queries = model.encode_query(["{EXAMPLES["query"]}"])',
-        f'documents = model.encode_document(["{EXAMPLES["passage"]}"])',
     ]
-    if any((query_side(bundle).prefix, passage_side(bundle).prefix)):
-        remarks.append("`encode_query` and `encode_document` put the bundle's prefixes in place.")
-    return _usage(lines, remarks)
+    if documents_source(bundle) is None or documents_model(bundle):
+        lines.append(f'documents = model.encode_document(["{EXAMPLES["passage"]}"])')
+    return _usage(lines, [*remarks, *_missing_documents(bundle)])
 
 
 def _write_onnx(bundle: ModelBundle, folder: Path, name: str) -> str:
@@ -86,47 +86,43 @@ def _write_onnx(bundle: ModelBundle, folder: Path, name: str) -> str:
         '    return session.run(None, {"input_ids": np.array([ids])})[0][0]',
         "",
     ]
-    is_shared = bundle.config["tower"]["shared"]
-    for side in (query_side(bundle), passage_side(bundle)):
-        place = "" if is_shared else f"/{side.name}"
+    sides = [own_side(bundle, "query")]
+    if documents_source(bundle) is None:
+        sides.append(own_side(bundle, "passage"))
+    elif model := documents_model(bundle):
+        sides.append(named_side(bundle, model))
+    is_one = len({side.owner for side in sides}) == 1
+    for side in sides:
+        place = "" if is_one else f"/{side.name}"
         target = folder / place.removeprefix("/")
         target.mkdir(exist_ok=True)
         write_bytes(target / MODEL, _graph(bundle, side))
-        write_bytes(target / TEXT, _tokenizer(bundle, side))
+        write_bytes(target / TEXT, _tokenizer(side))
         text = json.dumps(side.prefix + EXAMPLES[side.name], ensure_ascii=False)
         lines.append(f'{side.name} = encode("{name}{place}", {text}, {side.limit})')
-    return _usage(lines, [])
+    return _usage(lines, _missing_documents(bundle))
 
 
 def _graph(bundle: ModelBundle, side: Side) -> bytes:
-    if side.kind == "transformer":
-        return bundle.files[GRAPH]
+    if side.kind == TRANSFORMER:
+        return side.files[GRAPH]
     if side.kind == "mean":
-        return mean_graph(weighted_vectors(bundle, side))
-    owner = "query" if bundle.config["tower"]["shared"] else side.name
-    arrays, prefix = bundle.towers(), f"{owner}."
-    config = from_mapping(TowerConfig, bundle.config["tower"], where="tower.")
-    tower = RnnTower(
-        "gru" if config.kind == "gru" else "lstm",
-        config.rnn,
-        vectors=arrays[f"{prefix}vectors"],
-        weights=arrays[f"{prefix}weights"],
-        seed=0,
-    )
-    parameters = {
-        name.removeprefix(prefix): torch.from_numpy(array)
-        for name, array in arrays.items()
-        if name.startswith(prefix)
-    }
-    tower.load_state_dict(parameters)
-    return recurrent_graph(tower)
+        return mean_graph(side.weighted_vectors())
+    return recurrent_graph(bundle.config["tower"], side.arrays())
 
 
-def _tokenizer(bundle: ModelBundle, side: Side) -> bytes:
-    if side.kind == "transformer":
-        return bundle.files[TEXT]
-    content: str = fast_tokenizer(bundle.tokenizer.model, limit=side.limit).to_str()
+def _tokenizer(side: Side) -> bytes:
+    if side.kind == TRANSFORMER:
+        return side.files[TEXT]
+    content: str = side.tokenizer().to_str()
     return content.encode()
+
+
+def _missing_documents(bundle: ModelBundle) -> list[str]:
+    source = documents_source(bundle)
+    if source is None or documents_model(bundle):
+        return []
+    return [f"It reads queries alone: the documents have the vectors of {source}."]
 
 
 def _usage(lines: Sequence[str], remarks: Sequence[str]) -> str:

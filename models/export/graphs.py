@@ -2,6 +2,7 @@
 
 import tempfile
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from two_tower.models.config import from_mapping
 from two_tower.models.errors import ConfigError
 from two_tower.models.networks.recurrent import RnnTower
+from two_tower.models.networks.tower_config import TowerConfig
+from two_tower.models.networks.towers import make_tower
 from two_tower.models.text.transformer_tokenizer import INPUT, MISSING
 from two_tower.models.vectors import FloatArray
 
@@ -58,19 +62,30 @@ def mean_graph(weighted: FloatArray) -> bytes:
     return content
 
 
-def recurrent_graph(tower: RnnTower) -> bytes:
+def recurrent_graph(tower: Mapping[str, Any], arrays: Mapping[str, FloatArray]) -> bytes:
     """Return the graph of a recurrent tower.
+
+    Args:
+        tower: that part of config.json.
+        arrays: the tower's parameters, by the names that it gives them.
 
     Raises:
         ConfigError: a package of the extra is not installed.
     """
+    network = make_tower(
+        from_mapping(TowerConfig, tower, where="tower."),
+        vectors=arrays["vectors"],
+        weights=arrays["weights"],
+    )
+    assert isinstance(network, RnnTower), "mean towers have a graph of their own"
+    network.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tower.onnx"
         try:
             with torch.no_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # advice on another exporter, and on batches
                 torch.onnx.export(
-                    OneRow(tower),
+                    OneRow(network),
                     (torch.arange(1, 9)[None],),
                     path,
                     input_names=[INPUT],

@@ -1,11 +1,12 @@
-"""Our SentencePiece model as a tokenizer.json of the Hugging Face kind.
+"""Our tokenizers as a tokenizer.json of the Hugging Face kind.
 
-Both give the same tokens but for three corners: text that spells a byte token, as in `<0x41>`,
-where the vocabulary has no `<`; marks stacked on one letter out of their canonical order; and a
-blank text, which has no token there and the unknown token here. Of paths with equal scores the
-other may win, which is the same tokens in another order.
+SentencePiece and what it becomes here give the same tokens but for three corners: text that spells
+a byte token, as in `<0x41>`, where the vocabulary has no `<`; marks stacked on one letter out of
+their canonical order; and a blank text, which has no token there and the unknown token here. Of
+paths with equal scores the other may win, which is the same tokens in another order.
 """
 
+import json
 from typing import Any
 
 from two_tower.models.errors import ConfigError
@@ -64,5 +65,25 @@ def fast_tokenizer(model: bytes, *, limit: int) -> Any:
             normalizers.Prepend(SPACE),
         ]
     )
+    tokenizer.enable_truncation(limit)
+    return tokenizer
+
+
+def without_ends(model: bytes, *, limit: int) -> Any:
+    """Return the `tokenizers.Tokenizer` of a table that shares a transformer's vocabulary.
+
+    Args:
+        model: the content of tokenizer.json, which adds tokens that begin and end a text.
+        limit: a text keeps its first so many tokens.
+
+    Raises:
+        ConfigError: a package of the extra is not installed.
+    """
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise ConfigError(MISSING.format(name=error.name or "tokenizers")) from None
+    content = {**json.loads(model), "post_processor": None, "padding": None}
+    tokenizer = Tokenizer.from_str(json.dumps(content))
     tokenizer.enable_truncation(limit)
     return tokenizer
