@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from two_tower.models.bundle.mean_encoder import MeanEncoder
+from two_tower.models.bundle.encoders import MeanEncoder
 from two_tower.models.config import from_mapping
 from two_tower.models.errors import ConfigError
 from two_tower.models.networks.tokens import Tokens

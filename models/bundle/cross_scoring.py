@@ -200,9 +200,10 @@ def match_columns(
     lengths = passages.lengths
     block = max(WINDOWS) // 4
     width = max(max(WINDOWS), -(-int(lengths.max()) // block) * block)
-    place = np.arange(len(passages.ids)) - np.repeat(starts, lengths)
+    row = np.repeat(np.arange(len(lengths)), lengths)
+    place = np.arange(len(row)) - starts[row]
     positive = np.zeros((len(cosines), width * len(lengths)), np.float32)
-    positive[:, place * len(lengths) + passages.rows] = np.maximum(cosines, 0)
+    positive[:, place * len(lengths) + row] = np.maximum(cosines, 0)
     for size in WINDOWS:
         blocks = positive.reshape(len(cosines), -1, size // 4, len(lengths)).max(axis=2)
         pairs = np.maximum(blocks[:, :-1], blocks[:, 1:])

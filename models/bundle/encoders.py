@@ -13,7 +13,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from two_tower.models.bundle.files import CONFIG, DOCUMENTS, TOKENIZER, TOWERS, parse_arrays
-from two_tower.models.bundle.mean_encoder import MeanEncoder
 from two_tower.models.bundle.recurrent_encoder import open_recurrent_encoder
 from two_tower.models.config import from_mapping
 from two_tower.models.errors import BundleError, ConfigError
@@ -139,6 +138,27 @@ def _tower(config: Mapping[str, Any], arrays: Mapping[str, FloatArray], *, side:
     if vectors.ndim != 2 or weights.shape != vectors.shape[:1]:
         raise BundleError(f"{TOWERS} has {vectors.shape} vectors for {weights.shape} weights")
     return MeanEncoder(vectors, weights)
+
+
+class MeanEncoder:
+    """Weighted mean of token vectors, L2-normalised, as `networks.towers.MeanTower` computes it."""
+
+    def __init__(self, vectors: FloatArray, weights: FloatArray) -> None:
+        """Keep the weighted token vectors; (vocab, dim) vectors, (vocab,) weights."""
+        self._weighted = vectors * weights[:, None]
+        self.dim = int(vectors.shape[1])
+
+    def encode(self, rows: TokenRows, *, threads: int = 0) -> FloatArray:
+        """Return (n, dim) float32, L2-normalised, on one core."""
+        if len(rows.offsets) == 2:
+            summed = self._weighted[rows.ids].sum(axis=0, keepdims=True)
+        else:
+            from scipy import sparse  # takes long to load, and one query does without
+
+            ones = np.ones(len(rows.ids), dtype=np.float32)
+            shape = (len(rows.offsets) - 1, len(self._weighted))
+            summed = sparse.csr_matrix((ones, rows.ids, rows.offsets), shape=shape) @ self._weighted
+        return normalized(summed)
 
 
 class OnnxEncoder:

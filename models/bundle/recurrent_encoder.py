@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 from two_tower.models.bundle.files import CONFIG, TOWERS, check_shapes
-from two_tower.models.bundle.mean_encoder import MeanEncoder
 from two_tower.models.bundle.recurrence import (
     PARAMETERS,
     Cell,
@@ -32,12 +31,12 @@ class RecurrentEncoder:
     def __init__(self, cell: Cell, config: RnnConfig, arrays: Mapping[str, FloatArray]) -> None:
         """Keep a tower's parameters, by the names that `networks.recurrent.RnnTower` gives them."""
         self._config = config
-        self._mean = MeanEncoder(arrays["vectors"], arrays["weights"])
+        self._weighted = arrays["vectors"] * arrays["weights"][:, None]  # (vocab, dim)
         self._projection = arrays.get("projection.weight")
         directions = ("onward", "back") if config.bidirectional else ("onward",)
         parameters = [{name: arrays[f"{d}.{name}"] for name in PARAMETERS} for d in directions]
         self._network = Recurrence(cell, parameters)
-        self.dim = self._mean.dim
+        self.dim = int(self._weighted.shape[1])
 
     def encode(self, rows: TokenRows, *, threads: int = 0) -> FloatArray:
         """Return (n, dim) float32, L2-normalised, on one core."""
@@ -55,15 +54,16 @@ class RecurrentEncoder:
             states = states @ self._projection.T
         if not self._config.skip:
             return states
-        sums = self._mean.sums(rows)
+        texts = np.split(rows.ids, rows.offsets[1:-1])
+        sums = np.stack([self._weighted[ids].sum(axis=0) for ids in texts])
         lengths = np.linalg.norm(sums, axis=1, keepdims=True)
         result: FloatArray = sums / np.maximum(lengths, np.float32(1e-12)) + states
         return result
 
     def _pooled(self, rows: TokenRows) -> FloatArray:
         """Return (n, width), the pooled states of each row."""
-        occurring, tokens = distinct(rows.ids, count=len(self._mean.weighted))
-        table = self._network.table(self._mean.weighted[occurring])
+        occurring, tokens = distinct(rows.ids, count=len(self._weighted))
+        table = self._network.table(self._weighted[occurring])
         _, directions, _, hidden = table.shape
         pooled = np.empty((len(rows.lengths), self._config.width), np.float32)
         pooling = self._config.pooling

@@ -38,7 +38,7 @@ MEASURES = ("recall@1", "recall@3", "recall@10", "recall@100", "mrr@10", "ndcg@1
 BRIEF = {
     ("fast", "bm25"): ("BM25 alone", "no label"),
     ("fast", "hybrid"): ("`fast`, without cross-scorer", "labelled rows"),
-    ("fast", "cross"): ("`fast`", "labelled rows, torch to search"),
+    ("fast", "cross"): ("`fast`", "labelled rows"),
     ("taught", "cross"): ("`taught`", "the same, MiniLM to train"),
     ("transformer", "hybrid"): ("`transformer`", "labelled rows, MiniLM to train and search"),
 }
