@@ -66,6 +66,14 @@ Start = Annotated[
     Path | None,
     typer.Option(help="Bundle to begin from: its tokenizer, and its towers as far as they fit."),
 ]
+Only = Annotated[
+    str | None,
+    typer.Option(
+        help="Learn these parts alone, comma-separated: query, fusion, cross; the others are those "
+        "of --start.",
+        show_default="all",
+    ),
+]
 Documents = Annotated[
     str | None,
     typer.Option(
@@ -105,6 +113,7 @@ def train(
     pretrain_epochs: PretrainEpochs = None,
     negatives: Negatives = None,
     start: Start = None,
+    only: Only = None,
     documents: Documents = None,
     seed: Seed = None,
     device: Device = "auto",
@@ -136,6 +145,11 @@ def train(
     dataset, settings = Dataset.open(data), read_config(config, flags)
     if documents and config is None:
         settings = read_config("light", flags).without_model()
+    if only is not None:
+        parts = [part.strip() for part in only.split(",")]
+        if "query" not in parts and start is None:
+            raise ConfigError(f"--only is {only}, which needs towers: add --start BUNDLE or query")
+        settings = settings.only(parts)
     bundle = train_bundle(
         dataset,
         out,

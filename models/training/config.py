@@ -1,5 +1,6 @@
 """The configuration of a training run."""
 
+from collections.abc import Collection
 from dataclasses import asdict, field, replace
 from typing import Any
 
@@ -20,6 +21,10 @@ from two_tower.models.objectives.distillation import TeacherConfig
 from two_tower.models.objectives.inverse_cloze import PretrainConfig
 from two_tower.models.objectives.labelled import HardConfig, LabelledConfig
 from two_tower.models.text.tokenizer import TokenizerConfig
+
+PARTS = ("query", "fusion", "cross")
+"""What `models train --only` names: the towers (over frozen documents the query's), the weights of
+the fusion, and the cross-scorer, which is weighed beside them."""
 
 
 @configuration()
@@ -94,6 +99,28 @@ class TrainConfig:
         """Whether a phase learns from the passages' tokens."""
         restores = self.pretrain.method != "inverse_cloze" and self.denoising.epochs > 0
         return bool(self.pretrain.epochs or restores)
+
+    def only(self, parts: Collection[str]) -> "TrainConfig":
+        """Return the configuration that learns some parts alone; the others are what they start as.
+
+        Args:
+            parts: some of `PARTS`.
+
+        Raises:
+            ConfigError: one of them is unknown, or there is none.
+        """
+        if not parts or not set(parts) <= set(PARTS):
+            raise ConfigError(f"--only is {','.join(parts)!r}, expected some of {','.join(PARTS)}")
+        changes: dict[str, Any] = {}
+        if "query" not in parts:
+            sections = ("pretrain", "denoising", "teacher", "labelled", "hard")
+            changes = {name: replace(getattr(self, name), epochs=0) for name in sections}
+            changes["align"] = replace(self.align, epochs=0, query_epochs=0)
+        if "fusion" not in parts:
+            changes["fusion"] = replace(self.fusion, folds=0)
+        if "cross" not in parts:
+            changes["cross"] = replace(self.cross, epochs=0, model=None)
+        return replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain nested values."""

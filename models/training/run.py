@@ -233,7 +233,8 @@ class _TrainingRun:
         clock.lap("phases")
         bundle = self._bundle(towers, tokenizer, corpus=dev, clock=clock)
         if not config.fusion.folds:
-            return bundle
+            start = self.inputs.start
+            return bundle if start is None else bundle.with_extras(start.extras)
         if self.inputs.start is not None and self.inputs.labels() & self._label_names:
             # No fold could leave out what these towers know already.
             self.notify(
@@ -408,7 +409,9 @@ class _TrainingRun:
         queries = encode_rows(towers.query, corpus.dev_queries)
         passages = encode_rows(towers.passage, corpus.passages)
         metrics = ranking_metrics(queries, passages, relevant=corpus.dev.relevant)
-        return {**metrics, "cosine": mean_pairwise_cosine(passages)}
+        # Documents of another encoder may lie as close together as they like.
+        cosine = 0.0 if self._documents is not None else mean_pairwise_cosine(passages)
+        return {**metrics, "cosine": cosine}
 
     def _bundle(
         self, towers: TwoTower, tokenizer: RowTokenizer, *, corpus: Corpus, clock: Clock
