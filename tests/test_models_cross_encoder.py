@@ -11,6 +11,7 @@ from topics import train_bundle, write_topics
 
 from two_tower.models.bundle.cross_encoder import CrossEncoderScorer
 from two_tower.models.bundle.files import CROSS_SCORER, FUSION
+from two_tower.models.bundle.fusion import TOWER_WEIGHT
 from two_tower.models.config import from_mapping
 from two_tower.models.errors import BundleError, ConfigError
 from two_tower.models.examples.candidates import CandidateLists
@@ -25,7 +26,7 @@ from two_tower.models.text.tokenizer import TokenizerConfig
 from two_tower.models.training.checkpoint import Checkpoint, RunFolder
 from two_tower.models.training.config import TrainConfig
 from two_tower.models.training.cross_training import likeliest_scale
-from two_tower.models.training.reranking_teacher import open_reranking_teacher
+from two_tower.models.training.reranking_teacher import RerankingTeacher, open_reranking_teacher
 
 LIMITS = TokenizerConfig(max_passage_tokens=64, max_query_tokens=16)
 QUERY = "who wrote the iliad"
@@ -182,16 +183,25 @@ def test_a_teacher_scores_as_its_parts_do(model: str, tmp_path: Path) -> None:
     found = teacher.scores(queries, passages, lists=lists, pool=2)
     assert bundle.fusion
     assert bundle.fusion.final
-    worth = np.zeros((2, 4))
+    hybrid, worth = np.zeros((2, 4)), np.zeros((2, 4))
     for at, query in enumerate(queries):
         texts = [passages[row] for row in rows[at]]
         cosine = bundle.encode_passages(texts) @ bundle.encode_queries([query])[0]
         logits = bundle.cross_scores(query, texts, bm25=bm25[at], cosine=cosine)
-        hybrid = bm25[at] + bundle.fusion.hybrid.tower * cosine
-        worth[at] = bundle.fusion.final.hybrid * hybrid + bundle.fusion.final.cross * logits
+        hybrid[at] = bm25[at] + bundle.fusion.hybrid.tower * cosine
+        worth[at] = bundle.fusion.final.hybrid * hybrid[at] + bundle.fusion.final.cross * logits
     worth[0, 2] = min(worth[0, [0, 1, 3]])  # neither among the first two nor an answer
     worth[1, 2:] = min(worth[1, :2])
     np.testing.assert_allclose(found, likeliest_scale(worth, relevant) * worth, rtol=1e-4)
+    without = RerankingTeacher(bundle, bundle.fusion, None)
+    found = without.scores(queries, passages, lists=lists, pool=2)
+    np.testing.assert_allclose(found, likeliest_scale(hybrid, relevant) * hybrid, rtol=1e-4)
+    unlearnt = RerankingTeacher(bundle, None, None)  # two queries are too few to learn a weight
+    found = unlearnt.scores(queries, passages, lists=lists, pool=2)
+    hybrid += (TOWER_WEIGHT - bundle.fusion.hybrid.tower) * (
+        (hybrid - bm25) / bundle.fusion.hybrid.tower
+    )
+    np.testing.assert_allclose(found, likeliest_scale(hybrid, relevant) * hybrid, rtol=1e-3)
 
 
 def test_what_is_no_cross_encoder_is_refused(vectors_model: str, tmp_path: Path) -> None:
@@ -210,16 +220,16 @@ def test_what_is_no_cross_encoder_is_refused(vectors_model: str, tmp_path: Path)
 
 def test_a_run_refuses_at_its_beginning(vectors_model: str, tmp_path: Path) -> None:
     data = write_topics(tmp_path / "DATA", topics=4)
-    for wrong in ({"model": vectors_model}, {"teacher": vectors_model, "epochs": 1}):
-        with pytest.raises(ConfigError, match="is no cross-encoder"):
+    for wrong, message in [
+        ({"model": vectors_model}, "is no cross-encoder"),
+        ({"teacher": vectors_model, "epochs": 1}, r"expected .* \(modules\.json in it\)"),
+        ({"teacher": str(tmp_path / "none"), "epochs": 1}, r"expected .* \(config\.json in it\)"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
             train_bundle(data, tmp_path / "bundle", config=config(**wrong))
         assert not (tmp_path / "bundle.run").exists()
     with pytest.raises(ConfigError, match="only the RNN has a teacher"):
         config(model=vectors_model, teacher=vectors_model)
-    plain = train_bundle(data, tmp_path / "plain", config=config())
-    assert plain.fusion is None
-    with pytest.raises(ConfigError, match="has learnt no fusion"):
-        open_reranking_teacher(str(tmp_path / "plain"), CrossConfig())
 
 
 def test_transformers_learn_in_bfloat16_where_the_cpu_multiplies_in_it(

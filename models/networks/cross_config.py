@@ -55,8 +55,8 @@ class CrossConfig:
         dropout: share of the features that a training step does not see.
         passage_tokens: a passage keeps its first so many tokens.
         query_tokens: a query keeps its first so many tokens.
-        teacher: a bundle, or a cross-encoder, from whose scores the RNN learns; null for the
-            cosines of `teacher.model`, where there is one.
+        teacher: a bundle, a cross-encoder or a model that gives vectors, from whose scores
+            (beside BM25) the RNN learns; null for the cosines of `teacher.model`, if there is one.
         teacher_weight: share of a teacher's opinion in the loss, where there is a teacher.
         teacher_temperature: of the softmax over the teacher's scores; null for 0.05 with cosines
             and 1 with `teacher`.

@@ -101,41 +101,65 @@ def open_cross_encoder(name: str, limits: TokenizerConfig, *, fresh_head: bool) 
     Raises:
         ConfigError: there is no such model, it scores no pairs, or the extra is not installed.
     """
-    source = model_source(name, file=CONFIG_FILE)
-    try:
-        with quiet():
-            from transformers import (
-                AutoConfig,
-                AutoModelForSequenceClassification,
-                AutoTokenizer,
-            )
-    except ImportError:
-        raise ConfigError(MISSING.format(name="sentence-transformers")) from None
+    source, settings = _settings(name)
+    kind = _kind(settings)
+    if not kind.endswith(SCORES_PAIRS) and not fresh_head:
+        raise ConfigError(
+            f"the model {name} is no cross-encoder ({kind}, expected …{SCORES_PAIRS}); train one "
+            "from it with cross.epochs 1 or more"
+        )
+    if kind.endswith(SCORES_PAIRS) and settings.num_labels != 1:
+        raise ConfigError(
+            f"the model {name} gives {settings.num_labels} numbers for a pair, expected 1; choose "
+            "a cross-encoder with num_labels 1"
+        )
+    settings.num_labels = 1
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
     try:
         with quiet(), no_bars(), torch.random.fork_rng():
             torch.manual_seed(0)  # of a new last layer
-            settings = AutoConfig.from_pretrained(source)
-            kinds = getattr(settings, "architectures", None) or ["no architecture"]
-            scores = kinds[0].endswith(SCORES_PAIRS)
-            if scores and settings.num_labels != 1:
-                raise ConfigError(
-                    f"the model {name} gives {settings.num_labels} numbers for a pair, expected "
-                    "1; choose a cross-encoder with num_labels 1"
-                )
-            if not scores and not fresh_head:
-                raise ConfigError(
-                    f"the model {name} is no cross-encoder ({kinds[0]}, expected "
-                    f"…{SCORES_PAIRS}); train one from it with cross.epochs 1 or more"
-                )
-            settings.num_labels = 1
             model = AutoModelForSequenceClassification.from_pretrained(source, config=settings)
             backend = getattr(AutoTokenizer.from_pretrained(source), "backend_tokenizer", None)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"the model {name} cannot be opened ({reason})") from None
+        raise _unreadable(name, error) from None
     if backend is None:
         raise ConfigError(f"the model {name} has no tokenizer.json; choose one that has")
     return CrossEncoder(model.float(), PairTokenizer(backend.to_str().encode(), limits))
+
+
+def scores_pairs(name: str) -> bool:
+    """Say whether a model is a cross-encoder.
+
+    Raises:
+        ConfigError: there is no such model, or the extra is not installed.
+    """
+    return _kind(_settings(name)[1]).endswith(SCORES_PAIRS)
+
+
+def _settings(name: str) -> tuple[str, Any]:
+    """Return a model's folder or hub id, and its configuration."""
+    source = model_source(name, file=CONFIG_FILE)
+    try:
+        with quiet():
+            from transformers import AutoConfig
+    except ImportError:
+        raise ConfigError(MISSING.format(name="sentence-transformers")) from None
+    try:
+        with quiet():
+            return source, AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise _unreadable(name, error) from None
+
+
+def _kind(settings: Any) -> str:
+    kinds = getattr(settings, "architectures", None) or ["no architecture"]
+    return str(kinds[0])
+
+
+def _unreadable(name: str, error: Exception) -> ConfigError:
+    reason = " ".join(str(error).split())[:200]
+    return ConfigError(f"the model {name} cannot be opened ({reason})")
 
 
 def cross_encoder_files(encoder: CrossEncoder, *, int8: bool) -> dict[str, bytes]:

@@ -15,11 +15,16 @@ import numpy as np
 from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.bundle.cross_encoder import CrossEncoderScorer
 from two_tower.models.bundle.files import CARD
+from two_tower.models.bundle.fusion import TOWER_WEIGHT, Fusion, HybridWeights, fit_hybrid
 from two_tower.models.bundle.vector_cache import cached_vectors
-from two_tower.models.errors import ConfigError
 from two_tower.models.examples.candidates import CandidateLists
 from two_tower.models.networks.cross_config import CrossConfig
-from two_tower.models.networks.cross_encoder import cross_encoder_files, open_cross_encoder
+from two_tower.models.networks.cross_encoder import (
+    cross_encoder_files,
+    open_cross_encoder,
+    scores_pairs,
+)
+from two_tower.models.objectives.distillation import Reader, open_reader, read_both
 from two_tower.models.text.transformer_tokenizer import CROSS_GRAPH, CROSS_TEXT
 from two_tower.models.training.cross_training import likeliest_scale
 from two_tower.models.vectors import BoolArray, FloatArray, IntArray
@@ -29,9 +34,16 @@ BETWEEN = "\0"  # of a query and a passage in the key of a cached score
 
 @dataclass(frozen=True)
 class RerankingTeacher:
-    """A bundle, a cross-encoder, or a bundle with one."""
+    """An engine that scores candidates: BM25 beside vectors, a cross-encoder, or both.
 
-    bundle: ModelBundle | None
+    Attributes:
+        reader: gives the vectors.
+        fusion: what its cosines are worth; None where that is to be learnt.
+        encoder: the cross-encoder.
+    """
+
+    reader: Reader | None
+    fusion: Fusion | None
     encoder: CrossEncoderScorer | None
 
     def scores(
@@ -53,7 +65,7 @@ class RerankingTeacher:
             read = lists.relevant.copy()
             read[:, :pool] = True
             logits = self._read(queries, passages, rows=lists.rows, places=read)
-            final = self.bundle.fusion.final if self.bundle and self.bundle.fusion else None
+            final = self.fusion.final if self.fusion else None
             worth = final.worth(scores, logits) if final else logits
             scores = np.where(read, worth, np.where(read, worth, np.inf).min(axis=1, keepdims=True))
         return (likeliest_scale(scores, lists.relevant) * scores).astype(np.float32)
@@ -61,15 +73,16 @@ class RerankingTeacher:
     def _hybrid(
         self, queries: Sequence[str], passages: Sequence[str], lists: CandidateLists
     ) -> FloatArray:
-        """Return (n, k) what the bundle gives without a cross-scorer, 0 where there is none."""
-        if self.bundle is None or self.bundle.fusion is None:
+        """Return (n, k) BM25 and cosine together, 0 where there are no vectors."""
+        if self.reader is None:
             return np.zeros(lists.rows.shape, dtype=np.float32)
-        asked = self.bundle.encode_queries(queries)
-        vectors = self.bundle.encode_passages(passages)
-        cosine = np.stack(
-            [vectors[rows] @ query for rows, query in zip(lists.rows, asked, strict=True)]
-        )
-        return self.bundle.fusion.hybrid.scores(lists.bm25, cosine).astype(np.float32)
+        vectors = read_both(self.reader, list(queries), list(passages))
+        pairs = zip(lists.rows, vectors.queries, strict=True)
+        cosine = np.stack([vectors.passages[rows] @ query for rows, query in pairs])
+        learnt = self.fusion.hybrid if self.fusion else None
+        learnt = learnt or fit_hybrid(lists.bm25, cosine, lists.relevant)
+        weights = learnt or HybridWeights(TOWER_WEIGHT)
+        return weights.scores(lists.bm25, cosine).astype(np.float32)
 
     def _read(
         self,
@@ -97,22 +110,19 @@ class RerankingTeacher:
 
 
 def open_reranking_teacher(name: str, config: CrossConfig) -> RerankingTeacher:
-    """Open a bundle, or a cross-encoder.
+    """Open a bundle, a cross-encoder, or a model that gives vectors.
 
     Raises:
         BundleError: the bundle is broken.
-        ConfigError: there is no such model, it scores no pairs, or the bundle no candidates.
+        ConfigError: there is no such model, or a package is not installed.
     """
     if (Path(name) / CARD).is_file():
         bundle = ModelBundle.load(name)
-        if bundle.fusion is None:
-            raise ConfigError(
-                f"cross.teacher {name} has learnt no fusion; train it with fusion.folds 2 or more"
-            )
-        return RerankingTeacher(
-            bundle, bundle.cross_encoder if CROSS_GRAPH in bundle.extras else None
-        )
-    encoder = open_cross_encoder(name, config.limits, fresh_head=False)
-    files = cross_encoder_files(encoder, int8=config.int8)
+        encoder = bundle.cross_encoder if CROSS_GRAPH in bundle.extras else None
+        return RerankingTeacher(bundle, bundle.fusion, encoder)
+    if not scores_pairs(name):
+        return RerankingTeacher(open_reader(name), None, None)
+    module = open_cross_encoder(name, config.limits, fresh_head=False)
+    files = cross_encoder_files(module, int8=config.int8)
     scorer = CrossEncoderScorer(files[CROSS_GRAPH], files[CROSS_TEXT], config.limits)
-    return RerankingTeacher(None, scorer)
+    return RerankingTeacher(None, None, scorer)
