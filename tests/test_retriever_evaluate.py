@@ -329,3 +329,24 @@ def test_markdown_marks_what_is_better_or_worse_than_the_baseline() -> None:
     assert "+0.020 [+0.010, +0.030] p<.001" in differences
     assert "-0.030 [-0.040, -0.020] p=0.040" in differences
     assert note.startswith("index MB is computed")
+
+
+def test_a_query_that_is_a_passage_does_not_find_itself(tmp_path: Path, tiny_bundle: Path) -> None:
+    texts = {"a": "river bank boat", "b": "river bank loan", "c": "storm and wind"}
+    with DatasetWriter(tmp_path / "DATA", source="arguments") as writer:
+        for passage_id, text in texts.items():
+            writer.add_passage(Passage(passage_id, text))
+        for query_id, answer in (("a", "b"), ("c", "c")):  # the second is judged to answer itself
+            writer.add_query(Query(query_id, texts[query_id]))
+            writer.add_qrel(Qrel(query_id, answer, 1, "dev"))
+    data = Dataset.open(tmp_path / "DATA")
+    load_judged(data, tiny_bundle, tmp_path / "edge")
+    with Retriever.open(NAME, bundle=tiny_bundle, path=tmp_path / "edge") as retriever:
+        systems = choose_systems(retriever, ["bm25"], others={})
+        without = measure_all(retriever, data, systems=systems)
+        keeping = measure_all(retriever, data, systems=systems, keep_own=True)
+    assert [r.report.systems[0].metrics["recall@1"] for r in (without, keeping)] == [1.0, 0.5]
+    assert without.rankings["bm25"] == {"a": ["b"], "c": ["c"]}
+    assert keeping.rankings["bm25"]["a"] == ["a", "b"]
+    assert (without.report.own_left_out, keeping.report.own_left_out) == (2, 0)
+    assert "2 queries are passages themselves" in to_markdown(without.report)

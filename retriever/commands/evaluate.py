@@ -50,6 +50,14 @@ RelevantFrom = Annotated[
     ),
 ]
 
+KeepOwn = Annotated[
+    bool,
+    typer.Option(
+        "--keep-own",
+        help="Where a query is itself a passage, by its id, count that passage too; BEIR does not.",
+    ),
+]
+
 Also = Annotated[
     list[str] | None,
     typer.Option(
@@ -72,6 +80,7 @@ def evaluate(
     systems: Systems = None,
     baseline: Baseline = None,
     relevant_from: RelevantFrom = 1,
+    keep_own: KeepOwn = False,
     also: Also = None,
     runs: Runs = None,
     settings: Settings = None,
@@ -103,6 +112,7 @@ def evaluate(
             split=split,
             baseline=baseline,
             relevant_from=relevant_from,
+            keep_own=keep_own,
         )
         contrasts = find_contrasts(evaluation, retriever.passages())
     write_report(evaluation, contrasts, out)

@@ -68,7 +68,8 @@ class SystemResult:
 class Report:
     """What `retriever evaluate` measured; `to_dict` is REPORT/report.json.
 
-    `answers` counts the relevant passages, `missing_answers` those that are not in the collection.
+    `answers` counts the relevant passages, `missing_answers` those that are not in the collection,
+    `own_left_out` the queries that are passages themselves and whose own is left out.
     """
 
     collection: str
@@ -83,6 +84,7 @@ class Report:
     highest_grade: int = 1
     answers: int = 0
     missing_answers: int = 0
+    own_left_out: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready mapping."""
@@ -121,12 +123,14 @@ def measure_all(
     split: str = "dev",
     baseline: str | None = None,
     relevant_from: int = 1,
+    keep_own: bool = False,
 ) -> Evaluation:
     """Run every judged query through each system.
 
     The others are compared with `baseline`: by default bm25 where it is measured, else none. From
     the grade `relevant_from` a passage is relevant to recall, MRR and MAP; nDCG takes every grade
-    above 0. TREC Deep Learning asks for 2.
+    above 0. TREC Deep Learning asks for 2. A query that is itself a passage, by its id, would find
+    that first; unless `keep_own`, or where it is judged, that passage is left out, as BEIR does.
 
     Raises:
         ConfigError: two systems of one name, or a baseline that is not among them.
@@ -143,13 +147,19 @@ def measure_all(
             f"{dataset.path}, split {split!r}; expected a collection loaded from that DATA "
             "or one with the same ids: ingest list"
         )
+    own = 0 if keep_own else retriever.count({query.query_id for query in queries})
     rows: dict[str, SystemResult] = {}
     rankings: dict[str, Rankings] = {}
     values: dict[str, Values] = {}
     for system in systems:
         name = system.name
         rows[name], rankings[name], values[name] = _measure(
-            system, queries, qrels, size=retriever.size, relevant_from=relevant_from
+            system,
+            queries,
+            qrels,
+            size=retriever.size,
+            relevant_from=relevant_from,
+            leave_out_own=own > 0,
         )
     compared = compare(values, baseline=baseline) if baseline else {}
     report = Report(
@@ -165,6 +175,7 @@ def measure_all(
         highest_grade=max(qrel.relevance for qrel in qrels),
         answers=len(answers),
         missing_answers=len(answers) - present,
+        own_left_out=own,
     )
     return Evaluation(report, tuple(queries), tuple(qrels), rankings, values)
 
@@ -176,6 +187,7 @@ def _measure(
     *,
     size: int,
     relevant_from: int,
+    leave_out_own: bool,
 ) -> tuple[SystemResult, Rankings, Values]:
     """Time some of the queries one by one, then rank the corpus of `size` for every query.
 
@@ -184,11 +196,18 @@ def _measure(
     ranker = system.start()
     p50_ms, p95_ms = _percentiles(ranker, queries, k=min(TIMED_K, size))
     batches = [queries[start : start + BATCH] for start in range(0, len(queries), BATCH)]
+    depth = min(DEPTH + leave_out_own, size)
     rankings = {
         query.query_id: ranking
         for batch in progress(batches, label=system.name)
-        for query, ranking in zip(batch, ranker.rank(batch, min(DEPTH, size)), strict=True)
+        for query, ranking in zip(batch, ranker.rank(batch, depth), strict=True)
     }
+    if leave_out_own:
+        judged = {(qrel.query_id, qrel.passage_id) for qrel in qrels}
+        rankings = {
+            own: [id_ for id_ in ranking if id_ != own or (own, own) in judged][:DEPTH]
+            for own, ranking in rankings.items()
+        }
     values = per_query(rankings, qrels, relevant_from=relevant_from)
     intervals = bootstrap_intervals(np.stack(list(values.values()), axis=1))
     row = SystemResult(

@@ -38,6 +38,10 @@ def caption(report: Report) -> str:
             f" Grades go up to {report.highest_grade}: recall, MRR and MAP count a passage from "
             f"grade {report.relevant_from}, nDCG all grades; what nobody judged counts as 0."
         )
+    if report.own_left_out:
+        text += (
+            f" {report.own_left_out:,} queries are passages themselves: each one's own is left out."
+        )
     return text
 
 
