@@ -47,8 +47,8 @@ bench: $(INSTALLED) $(QDRANT)
 	python tests/bench/loading.py --data runs/bench/data --bundle runs/bench/bundle --goal 0
 	python tests/bench/peers.py
 
-clean:
-	rm -rf $(VENV) .cache .qdrant $(DEMO) $(DEMO).run
+clean:  # the collections in .qdrant stay: they may be yours
+	rm -rf $(VENV) .cache $(DEMO) $(DEMO).run
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -10,6 +10,7 @@ and exit code 1. A caller's bug is a plain `ValueError`. The first six stand in 
       EndpointError          a service that reads texts does not answer, or not as expected
       TrainingError          training cannot start or go on
       QueryError             a query or its parameters cannot be searched
+        PassageNotFound      the collection has no passage of that id
       EngineError            anything about the vector engine
         EngineUnavailable    no answer at the URL, time-out
           KeyRefused         the server wants another API key
@@ -27,6 +28,10 @@ from two_tower.models.errors import TwoTowerError
 
 class QueryError(TwoTowerError, ValueError):
     """A query or its parameters cannot be searched."""
+
+
+class PassageNotFound(QueryError):  # noqa: N818
+    """The collection has no passage of that id."""
 
 
 class EngineError(TwoTowerError):

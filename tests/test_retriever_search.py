@@ -1,7 +1,9 @@
 import math
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 from conftest import HashEncoder, make_passages
 
@@ -146,10 +148,49 @@ def test_explain_times_every_step(retriever: Retriever) -> None:
     assert result.hits == retriever.search(QUERY, k=2)
 
 
-@pytest.mark.parametrize("k", [0, -1, 121])
-def test_k_out_of_range(retriever: Retriever, k: int) -> None:
-    with pytest.raises(QueryError, match=rf"k is {k}.*holds 120 passages.*1 to 120"):
+@pytest.mark.parametrize("k", [0, -1, "5", 2.5, True, None.__class__])
+def test_k_is_a_whole_number_from_1(retriever: Retriever, k: Any) -> None:
+    with pytest.raises(QueryError, match=r"k is .*expected a whole number from 1"):
         retriever.search(QUERY, k=k)
+
+
+def test_k_above_the_size_gives_what_there_is(retriever: Retriever) -> None:
+    assert retriever.search(QUERY, k=10**9) == retriever.search(QUERY, k=120)
+    assert len(retriever.search(QUERY, k=np.int64(3))) == 3
+
+
+@pytest.mark.parametrize("query", [None, 5, b"river", ["river"]])
+def test_a_query_is_text(retriever: Retriever, query: Any) -> None:
+    with pytest.raises(QueryError, match=r"the query is .*expected text"):
+        retriever.search(query)
+    with pytest.raises(QueryError, match=r"the query is .*expected text"):
+        retriever.search_many(["river", query])
+
+
+@pytest.mark.parametrize("queries", ["river", None, 5])
+def test_many_queries_are_a_list(retriever: Retriever, queries: Any) -> None:
+    with pytest.raises(QueryError, match=r"the queries are .*expected a list of texts"):
+        retriever.search_many(queries)
+
+
+def test_queries_may_come_from_anywhere(retriever: Retriever) -> None:
+    expected = retriever.search_many([QUERY, "storm"])
+    assert retriever.search_many(iter([QUERY, "storm"])) == expected
+    assert retriever.search_many(np.array([QUERY, "storm"])) == expected
+
+
+@pytest.mark.parametrize("budget_ms", ["5", 0, float("nan"), [1]])
+def test_a_budget_is_a_number(retriever: Retriever, budget_ms: Any) -> None:
+    with pytest.raises(QueryError, match=r"budget_ms is .*expected more than 0"):
+        retriever.search(QUERY, budget_ms=budget_ms)
+
+
+@pytest.mark.parametrize("settings", [{"legs": {"dense": 5}}, "fast", ["dense"]])
+def test_settings_are_search_settings(retriever: Retriever, settings: Any) -> None:
+    with pytest.raises(ConfigError, match=r"the settings are .*expected SearchSettings"):
+        retriever.search(QUERY, settings=settings)
+    with pytest.raises(ConfigError, match=r"the settings are .*expected SearchSettings"):
+        retriever.with_settings(settings)
 
 
 def test_k_may_be_the_whole_corpus(retriever: Retriever) -> None:

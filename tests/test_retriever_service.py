@@ -184,7 +184,7 @@ LONG = json.dumps({"query": "x" * 70_000}).encode()
         ("/search", b"{", 422, "invalid_request", "the body is not JSON (Expecting"),
         ("/search", b"[" * 60_000, 400, "bad_request", "parsing"),
         ("/search", LONG, 413, "body_too_large", "65,536"),
-        ("/similar", {"passage_id": "nope"}, 400, "invalid_query", "nope"),
+        ("/similar", {"passage_id": "nope"}, 404, "not_found", "nope"),
         ("/nope", {}, 404, "not_found", ""),
         ("/health", {}, 405, "method_not_allowed", ""),
     ],
@@ -207,6 +207,11 @@ def test_bad_requests_are_told_apart(
         ("q=a&k=x", "query.k is 'x', expected int"),
         ("q=a&k=0", "query.k is '0', expected 1 or more"),
         ("q=a&budget_ms=nan", "query.budget_ms is 'nan', expected a finite number"),
+        ("query=a", "unknown parameter query.query; known: q, k, filter, budget_ms"),
+        (
+            "q=a&filters=kind=note",
+            "unknown parameter query.filters; known: q, k, filter, budget_ms",
+        ),
         ("q=a" + "&filter=a" * 33, f"query.filter is {['a'] * 6}, expected at most 32 values"),
     ],
 )

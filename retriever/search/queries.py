@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from qdrant_client import models as qm
 
+from two_tower.models.config import SHORT
 from two_tower.models.vectors import FloatArray
 from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
 from two_tower.retriever.collection.clusters import Centroids
@@ -42,12 +43,15 @@ class QueryVectors(NamedTuple):
     by_name: Mapping[str, list[float] | qm.SparseVector]
 
 
-def check_query(query: str) -> None:
+def check_query(query: object) -> None:
     """Refuse what cannot be searched.
 
     Raises:
-        QueryError: empty, longer than `MAX_QUERY_CHARS`, or with characters that are not text.
+        QueryError: no text, empty, longer than `MAX_QUERY_CHARS`, or with characters that are not
+            text.
     """
+    if not isinstance(query, str):
+        raise QueryError(f"the query is {SHORT.repr(query)}; expected text")
     if not query.strip():
         raise QueryError("the query is empty; expected some words")
     if len(query) > MAX_QUERY_CHARS:

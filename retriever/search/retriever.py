@@ -6,11 +6,13 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qdrant_client import models as qm
 
+from two_tower.models.config import SHORT
 from two_tower.models.data import Passage
 from two_tower.models.errors import ConfigError
 from two_tower.models.text.bm25 import Bm25Config
@@ -28,7 +30,7 @@ from two_tower.retriever.collection.schema import (
 )
 from two_tower.retriever.engine.connect import connect
 from two_tower.retriever.engine.protocol import Engine, scroll_all
-from two_tower.retriever.errors import CollectionMismatch, QueryError
+from two_tower.retriever.errors import CollectionMismatch, PassageNotFound, QueryError
 from two_tower.retriever.records import Hit, SearchResult
 from two_tower.retriever.search.filters import FilterLike, field_types, to_filter
 from two_tower.retriever.search.pipeline import Pipeline
@@ -133,7 +135,8 @@ class Retriever:
 
         Args:
             query: what to look for.
-            k: number of hits, 10 or all there are by default; filter, legs, groups may leave less.
+            k: number of hits, 10 by default; a small collection, filter, legs and groups may leave
+                less.
             filter: which passages may be hits: `{"kind": "note", "year": {"gte": 2010}}`, with a
                 list for any of several values and `{"text": "words"}` on a full-text field; or a
                 ready `qm.Filter`.
@@ -198,8 +201,16 @@ class Retriever:
         k = self._checked_k(k)
         if settings is not None:
             require_possible(settings, self.bundle.pca_dims, self.metadata.options)
-        if budget_ms is not None and not (budget_ms > 0 and math.isfinite(budget_ms)):
-            raise QueryError(f"budget_ms is {budget_ms}; expected more than 0")
+        if budget_ms is not None and not (
+            isinstance(budget_ms, Real) and budget_ms > 0 and math.isfinite(budget_ms)
+        ):
+            raise QueryError(f"budget_ms is {SHORT.repr(budget_ms)}; expected more than 0")
+        if isinstance(queries, str) or not isinstance(queries, Iterable):
+            raise QueryError(
+                f"the queries are {SHORT.repr(queries)}; expected a list of texts, or `search` for "
+                "a single one"
+            )
+        queries = list(queries)
         run = partial(
             self._pipeline.run,
             k=k,
@@ -227,16 +238,19 @@ class Retriever:
             filter: as in `search`.
 
         Raises:
-            QueryError: no such passage, or what `search` refuses.
+            PassageNotFound: no such passage.
+            QueryError: what `search` refuses.
         """
         k = self._checked_k(k)
         condition = None if filter is None else to_filter(filter, self.fields)
+        if not isinstance(passage_id, str):
+            raise QueryError(f"the passage id is {SHORT.repr(passage_id)}; expected text")
         own = _point_id(passage_id)
         records = self.engine.retrieve(
             self.collection, [own], with_payload=False, with_vectors=[DENSE]
         )
         if not records or not isinstance(vectors := records[0].vector, dict):
-            raise QueryError(f"no passage {passage_id[:100]!r} in {self.collection}")
+            raise PassageNotFound(f"no passage {passage_id[:100]!r} in {self.collection}")
         vector: Any = vectors[DENSE]
         others = qm.Filter(must_not=[qm.HasIdCondition(has_id=[own])])
         if condition:
@@ -303,13 +317,10 @@ class Retriever:
     def _checked_k(self, k: int | None) -> int:
         """Return how many hits to give; a small collection has no ten."""
         if k is None:
-            return min(DEFAULT_K, self.size) or 1
-        if not 1 <= k <= self.size:
-            raise QueryError(
-                f"k is {k}, but {self.collection} holds {self.size:,} passages; "
-                f"use a k from 1 to {self.size}"
-            )
-        return k
+            k = DEFAULT_K
+        if not isinstance(k, Integral) or isinstance(k, bool) or k < 1:
+            raise QueryError(f"k is {SHORT.repr(k)}; expected a whole number from 1")
+        return min(int(k), self.size) or 1
 
 
 def load_bundle(bundle: "str | Path | ModelBundle | None") -> "ModelBundle":
@@ -341,8 +352,13 @@ def require_possible(
 
     Raises:
         ConfigError: the settings name a vector, or more clusters, than there are, or want to add
-            up scores of different kinds.
+            up scores of different kinds; or they are something else.
     """
+    if not isinstance(settings, SearchSettings):
+        raise ConfigError(
+            f"the settings are {SHORT.repr(settings)}; expected SearchSettings(…), or "
+            "read_settings(FILE)"
+        )
     known = [DENSE, *map(pca_name, pca_dims), BM25]
     for name in sorted(searched_vectors(settings)):
         if name not in known:

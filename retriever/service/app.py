@@ -55,6 +55,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     for status, meaning in {
         400: "The query, filter or settings make no sense.",
         401: "The key is missing or wrong.",
+        404: "There is no such path or passage.",
         413: "The body is too large.",
         422: "The request has not the right form.",
         429: "Too many searches at once; see Retry-After.",
@@ -118,6 +119,16 @@ async def _lifespan(backend: Backend, _: FastAPI) -> AsyncIterator[None]:
     backend.close()
 
 
+def _known_parameters(request: Request) -> None:
+    """Refuse words of the address that nothing reads: a misspelt filter would filter nothing."""
+    known = [parameter.alias for parameter in request.scope["route"].dependant.query_params]
+    for name in request.query_params:
+        if name not in known:
+            listed = f"known: {', '.join(known)}" if known else "a body has them all"
+            message = f"unknown parameter query.{name[:100]}; {listed}"
+            raise ServiceFailure(Failure(422, "invalid_request", message))
+
+
 def _add_search(router: APIRouter, backend: Backend, metrics: Metrics) -> None:
     def search(body: bodies.SearchBody, words: Words = None) -> Awaitable[Response]:
         _check_k(body.k)
@@ -140,12 +151,16 @@ def _add_search(router: APIRouter, backend: Backend, metrics: Metrics) -> None:
         key = repr((body.k, body.filter, words, settings, body.budget_ms))
         return backend.answer(body.query, key, settings=settings, ask=ask, show=show)
 
-    @router.post("/search", response_model=bodies.SearchAnswer)
+    @router.post(
+        "/search", response_model=bodies.SearchAnswer, dependencies=[Depends(_known_parameters)]
+    )
     async def search_by_body(body: bodies.SearchBody) -> Response:
         """Search, best hits first."""
         return await search(body)
 
-    @router.get("/search", response_model=bodies.SearchAnswer)
+    @router.get(
+        "/search", response_model=bodies.SearchAnswer, dependencies=[Depends(_known_parameters)]
+    )
     async def search_by_query(
         q: bodies.QueryText,
         k: bodies.HitCount = 10,
@@ -168,12 +183,16 @@ def _add_similar(router: APIRouter, backend: Backend) -> None:
 
         return backend.search(job)
 
-    @router.post("/similar", response_model=bodies.SimilarAnswer)
+    @router.post(
+        "/similar", response_model=bodies.SimilarAnswer, dependencies=[Depends(_known_parameters)]
+    )
     async def similar_by_body(body: bodies.SimilarBody) -> Response:
         """Return the passages nearest to one, without itself."""
         return await similar(body)
 
-    @router.get("/similar", response_model=bodies.SimilarAnswer)
+    @router.get(
+        "/similar", response_model=bodies.SimilarAnswer, dependencies=[Depends(_known_parameters)]
+    )
     async def similar_by_query(
         passage_id: bodies.QueryText, k: bodies.HitCount = 10, filter: Words = None
     ) -> Response:

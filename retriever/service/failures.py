@@ -14,6 +14,7 @@ from two_tower.retriever.errors import (
     CollectionNotFound,
     EngineError,
     EngineUnavailable,
+    PassageNotFound,
     QueryError,
 )
 
@@ -67,6 +68,8 @@ INTERNAL = Failure(500, "internal", "the service failed; its log says why")
 
 def failure_of(error: Exception, *, collection: str) -> Failure:
     """Return the answer for one of our errors, and log what the client is not told."""
+    if isinstance(error, PassageNotFound):
+        return Failure(404, "not_found", str(error))
     if isinstance(error, QueryError):
         return Failure(400, "invalid_query", str(error))
     if isinstance(error, ConfigError):
