@@ -10,6 +10,7 @@ Float64Array = npt.NDArray[np.float64]
 AnyFloatArray = npt.NDArray[np.floating[Any]]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
+ByteArray = npt.NDArray[np.uint8]
 
 
 def normalized(vectors: FloatArray) -> FloatArray:

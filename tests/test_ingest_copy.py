@@ -176,7 +176,7 @@ def test_a_copy_may_be_stored_otherwise(
     assert "year" not in about(rest_engine, collection)[1]
     with pytest.raises(CollectionMismatch, match="with other options already"):
         copy(edge_engine, rest_engine, collection, options=CollectionOptions(shards=2))
-    with pytest.raises(CollectionMismatch, match="a copy keeps both"):
+    with pytest.raises(CollectionMismatch, match="a copy keeps that"):
         copy(edge_engine, connect(path=tmp_path / "no"), name=collection,
              options=CollectionOptions(distance="dot"))  # fmt: skip
     back = connect(path=tmp_path / "back")

@@ -40,7 +40,7 @@ def request(**fields: Any) -> qm.QueryRequest:
         (request(query=qm.OrderByQuery(order_by="n")), "OrderByQuery"),
         (request(query=qm.FormulaQuery(formula="$score")), "FormulaQuery"),
         (request(query=qm.RecommendQuery(recommend=qm.RecommendInput())), "RecommendQuery"),
-        (request(query=[[1.0, 0.0]]), "list"),
+        (request(query=qm.ContextQuery(context=[])), "ContextQuery"),
         (request(query=qm.RrfQuery(rrf=qm.Rrf(k=2, weights=[1.0, 2.0]))), "Rrf.weights"),
         (request(query=qm.NearestQuery(nearest=[1.0], mmr=qm.Mmr())), "NearestQuery.mmr"),
         (request(lookup_from=qm.LookupLocation(collection="x")), "QueryRequest.lookup_from"),
@@ -82,10 +82,10 @@ def test_what_is_not_supported_is_named_never_ignored(
 
 
 def test_unsupported_collections_and_writes(edge_engine: Engine) -> None:
-    many = qm.MultiVectorConfig(comparator=qm.MultiVectorComparator.MAX_SIM)
-    multi = qm.VectorParams(size=2, distance=qm.Distance.DOT, multivector_config=many)
-    with pytest.raises(EngineError, match=r"VectorParams\.multivector_config"):
-        edge_engine.create_collection("c", vectors_config={"v": multi})
+    scalar = qm.ScalarQuantization(scalar=qm.ScalarQuantizationConfig(type=qm.ScalarType.INT8))
+    own = qm.VectorParams(size=2, distance=qm.Distance.DOT, quantization_config=scalar)
+    with pytest.raises(EngineError, match=r"VectorParams\.quantization_config"):
+        edge_engine.create_collection("c", vectors_config={"v": own})
     assert not edge_engine.collection_exists("c")
     edge_engine.create_collection("c", vectors_config=DENSE)
     with pytest.raises(EngineError, match="unnamed vector"):
@@ -98,6 +98,21 @@ def test_unsupported_collections_and_writes(edge_engine: Engine) -> None:
     rename = qm.RenameAlias(old_alias_name="a", new_alias_name="b")
     with pytest.raises(EngineError, match="RenameAliasOperation"):
         edge_engine.update_collection_aliases([qm.RenameAliasOperation(rename_alias=rename)])
+
+
+def test_several_vectors_under_one_name(edge_engine: Engine) -> None:
+    many = qm.MultiVectorConfig(comparator=qm.MultiVectorComparator.MAX_SIM)
+    multi = qm.VectorParams(size=2, distance=qm.Distance.DOT, multivector_config=many)
+    edge_engine.create_collection("c", vectors_config={**DENSE, "many": multi})
+    edge_engine.upsert("c", [qm.PointStruct(id=1, vector={"many": [[1.0, 2.0], [3.0, 0.5]]})])
+    (hit,) = edge_engine.query_points("c", [[1.0, 0.0], [0.0, 1.0]], using="many").points
+    assert hit.score == 3.0 + 2.0
+    for vector in ([[1.0, 2.0], [3.0]], [], [1.0, 2.0, 3.0]):
+        with pytest.raises(EngineError, match="dimensions"):
+            edge_engine.upsert("c", [qm.PointStruct(id=2, vector={"many": vector})])
+    name = next(iter(DENSE))
+    with pytest.raises(EngineError, match="multi vectors"):
+        edge_engine.query_points("c", [[1.0, 0.0]], using=name)
 
 
 def test_what_a_crash_leaves_is_swept(tmp_path: Path) -> None:

@@ -49,6 +49,8 @@ LEAST_FOUND = 0.3
 class AdoptedEncoder:
     """A bundle whose passage vectors are those of a foreign collection: a `PassageEncoder`."""
 
+    late_dim = 0  # the collection keeps no token vectors
+
     def __init__(self, bundle: "ModelBundle", foreign: ForeignCollection) -> None:
         self._bundle = bundle
         self._foreign = foreign

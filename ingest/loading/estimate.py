@@ -21,8 +21,8 @@ from itertools import islice
 from statistics import fmean
 from typing import NamedTuple
 
-from two_tower.ingest.loading.points import PassageEncoder
-from two_tower.models.data import Dataset
+from two_tower.ingest.loading.points import LateEncoder, PassageEncoder
+from two_tower.models.data import Dataset, Passage
 from two_tower.models.text.bm25 import Bm25Config
 from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
 from two_tower.retriever.collection.options import CollectionOptions, indexable_fields
@@ -30,6 +30,7 @@ from two_tower.retriever.collection.schema import to_payload
 from two_tower.retriever.engine.protocol import OPTIMIZE_ABOVE
 
 MEASURED = 1000  # passages
+READ = 64  # of these for late interaction: a transformer reads some hundred a second
 
 FLOAT_BYTES = 4
 LINK_BYTES = 3  # of a graph, per point, vector and m
@@ -72,12 +73,14 @@ class PointSize(NamedTuple):
         terms: different words for bm25.
         payload: bytes of its payload.
         indexes: payload indexes that it is in.
+        late: numbers of its vectors of late interaction, a byte each, read from disk.
     """
 
     widths: tuple[int, ...]
     terms: float
     payload: float
     indexes: int
+    late: float = 0.0
 
 
 class Estimate(NamedTuple):
@@ -130,8 +133,18 @@ def estimate(
         terms=fmean(len(vector.indices) for vector in terms),
         payload=fmean(len(json.dumps(to_payload(p)).encode()) for p in sample),
         indexes=2 + len(indexable_fields(dataset.manifest.get("fields", {}), options.indexes)),
+        late=_late_numbers(encoder, sample) if options.late * encoder.late_dim else 0.0,
     )
     return estimate_points(point, points, options=options, embedded=embedded)
+
+
+def _late_numbers(encoder: PassageEncoder, sample: list[Passage]) -> float:
+    """Return how many numbers of late interaction a passage has in the mean."""
+    if not isinstance(encoder, LateEncoder):
+        return 0.0
+    some = sample[:: max(1, len(sample) // READ)]
+    _, late = encoder.encode_passages_late([passage.content for passage in some])
+    return fmean(vectors.size for vectors in late)
 
 
 def estimate_points(
@@ -162,7 +175,8 @@ def _shard_size(
     """Return bytes of one copy of one shard: on disk, in memory after a load, after a restart."""
     is_edge, widths = process is EDGE, point.widths
     vectors = FLOAT_BYTES * points * sum(widths)
-    widest = FLOAT_BYTES * points * max(widths)
+    widest = points * max(FLOAT_BYTES * max(widths), point.late)
+    names = len(widths) + (point.late > 0)
 
     # Graphs and quantized copies are built in segments above a size alone; small ones are merged.
     is_left = is_edge and points <= OPTIMIZE_ABOVE and not options.wants_index
@@ -171,16 +185,16 @@ def _shard_size(
     copies = options.quantization
     bits = {"none": 0.0, "scalar": 8.0, "binary": copies.bits}[copies.kind]
     links = LINK_BYTES * options.hnsw.m * len(widths)
-    graphs = points * (links + bits / 8 * sum(widths)) if built else 0.0
+    graphs = points * (links + bits / 8 * (sum(widths) + point.late)) if built else 0.0
 
-    logged = 1.25 * FLOAT_BYTES * sum(widths) + 10 * point.terms + point.payload
+    logged = 1.25 * FLOAT_BYTES * (sum(widths) + point.late) + 10 * point.terms + point.payload
     log = min(LOG_BYTES, points * logged)
     lexical = point.terms * (STORED_TERM_BYTES + POSTING_BYTES * built)
     stored = lexical + point.payload + INDEX_BYTES * point.indexes + ID_BYTES
-    disk = vectors + points * stored + graphs + log
+    disk = vectors + points * (stored + point.late) + graphs + log
 
     # What is in memory whatever happened before; segments with graphs take no more points.
-    flags = FLAGS_BYTES * (segments + built) * (len(widths) + 2 * point.indexes)
+    flags = FLAGS_BYTES * (segments + built) * (names + 2 * point.indexes)
     growing = GROWING_HEAP_BYTES + (GROWING_POSTING_BYTES + STORED_TERM_BYTES) * point.terms
     complete = HEAP_BYTES + POSTING_BYTES * point.terms
     each = (complete if built else growing) + INDEX_BYTES * point.indexes

@@ -9,13 +9,14 @@ import numpy as np
 from two_tower.models.data import Passage
 from two_tower.models.errors import BundleError
 from two_tower.models.text.bm25 import Bm25Config
-from two_tower.models.vectors import FloatArray
+from two_tower.models.vectors import ByteArray, FloatArray
 from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
 from two_tower.retriever.collection.clusters import Centroids
 from two_tower.retriever.collection.schema import (
     BM25,
     CLUSTER,
     DENSE,
+    LATE,
     CollectionMetadata,
     pca_name,
     point_id,
@@ -46,8 +47,20 @@ class PassageEncoder(Protocol):
     def encode_passages(self, texts: Sequence[str]) -> FloatArray:
         """Return `(n, dim) float32, L2-normalised`."""
 
+    @property
+    def late_dim(self) -> int:
+        """Width of each vector of late interaction; 0 for none."""
+
     def reduce(self, vectors: FloatArray) -> dict[int, FloatArray]:
         """Return `(n, d) float32, L2-normalised` for each d of `pca_dims`."""
+
+
+@runtime_checkable
+class LateEncoder(Protocol):
+    """What encoders with a `late_dim` above 0 can do beside that."""
+
+    def encode_passages_late(self, texts: Sequence[str]) -> tuple[FloatArray, list[ByteArray]]:
+        """Return what `encode_passages` does, and `(m, late_dim) uint8` for each passage."""
 
 
 @runtime_checkable
@@ -72,6 +85,7 @@ class PointMaker:
         self._encoder = encoder
         self._bm25 = Bm25Encoder(Bm25Config(**metadata.bm25))
         self._centroids = Centroids.from_metadata(metadata)
+        self._has_late = metadata.late_dim > 0
 
     def make(self, passages: Sequence[Passage]) -> Iterator[Point]:
         """Yield the point of each passage.
@@ -81,19 +95,26 @@ class PointMaker:
         """
         if not passages:
             return
-        dense = self._encode(passages)
+        dense, late = self._encode(passages)
         sparse = self._bm25.encode_passages([passage.content for passage in passages])
         clusters = self._centroids.assign(dense[DENSE]) if self._centroids else None
         for row, passage in enumerate(passages):
             vector: dict[str, Vector] = {name: part[row] for name, part in dense.items()}
             vector[BM25] = sparse[row]
+            if late:
+                vector[LATE] = late[row]
             payload = to_payload(passage)
             if clusters is not None:
                 payload[CLUSTER] = clusters[row]
             yield Point(point_id(passage.passage_id), vector, payload)
 
-    def _encode(self, passages: Sequence[Passage]) -> dict[str, FloatArray]:
-        full = dense_vectors(self._encoder, passages)
+    def _encode(self, passages: Sequence[Passage]) -> tuple[dict[str, FloatArray], list[ByteArray]]:
+        late: list[ByteArray] = []
+        if self._has_late and isinstance(self._encoder, LateEncoder):
+            texts = [passage.content for passage in passages]
+            full, late = self._encoder.encode_passages_late(texts)
+        else:
+            full = dense_vectors(self._encoder, passages)
         vectors = {DENSE: full}
         vectors |= {pca_name(dim): part for dim, part in self._encoder.reduce(full).items()}
         expected = {DENSE: self._encoder.dim} | {pca_name(d): d for d in self._encoder.pca_dims}
@@ -105,7 +126,7 @@ class PointMaker:
             )
         if not all(np.isfinite(part).all() for part in vectors.values()):
             raise BundleError("the bundle gives vectors that are not finite; train it again")
-        return vectors
+        return vectors, late
 
 
 def chunks(items: Iterable[T], size: int = ENCODE_SIZE) -> Iterator[list[T]]:

@@ -74,7 +74,9 @@ def open_collection(
             f"collection {collection!r} was loaded with bundle {metadata.bundle_fingerprint}, "
             f"this is bundle {encoder.fingerprint}; load into another name with --collection"
         )
-    expected = CollectionSchema(encoder.dim, tuple(encoder.pca_dims))
+    expected = CollectionSchema(
+        encoder.dim, tuple(encoder.pca_dims), late_dim=metadata.options.late * encoder.late_dim
+    )
     expected.require(engine.get_collection(collection), collection=collection)
     if options is not None and options != metadata.options:
         metadata = _change(engine, collection, metadata, options)
@@ -100,6 +102,7 @@ def _new_metadata(
         bm25=asdict(Bm25Config(avg_len=avg_len)),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         options=options,
+        late_dim=options.late * encoder.late_dim,
         centroids=fit_centroids(dataset, encoder, clusters=options.clusters),
     )
 
@@ -136,7 +139,7 @@ def _change(
     changed = replace(metadata, options=options)
     engine.update_collection(
         collection,
-        **options.changes(changed.schema.vectors_config),
+        **options.changes(changed.schema.dense_config),
         metadata={"options": options.to_dict()},
     )
     log.info("%s now has %s", collection, ", ".join(changes))

@@ -30,7 +30,7 @@ from two_tower.retriever.errors import CollectionMismatch, VerificationFailed
 from two_tower.retriever.search.filters import field_types
 
 NOT_COPIED = (PREVIOUS, LEASE, "options")  # keys of the metadata that belong to one engine
-ORIGIN = ("bundle_fingerprint", "dim", "pca_dims", "bm25", "centroids")
+ORIGIN = ("bundle_fingerprint", "dim", "pca_dims", "bm25", "centroids", "late_dim")
 
 
 @dataclass(frozen=True)
@@ -108,9 +108,9 @@ def _open(
         if options is None and target.is_embedded:
             stored_as = replace(stored_as, shards=None, replicas=None, write_consistency=None)
         fixed = fixed_differences(metadata.options, stored_as)
-        for name in fixed.keys() & {"distance", "clusters"}:
+        for name in fixed.keys() & {"distance", "late", "clusters"}:
             raise CollectionMismatch(
-                f"the collection has {name} {fixed[name]}; a copy keeps both, only ingest load "
+                f"the collection has {name} {fixed[name]}; a copy keeps that, only ingest load "
                 "makes it otherwise"
             )
         schema = replace(metadata.schema, options=stored_as)

@@ -23,7 +23,7 @@ from safetensors.numpy import save as save_arrays
 from two_tower.models.bundle.cross_encoder import CrossEncoderScorer
 from two_tower.models.bundle.cross_scoring import CrossReader
 from two_tower.models.bundle.documents import Documents, graph_fingerprint, passages_of
-from two_tower.models.bundle.encoders import open_encoder
+from two_tower.models.bundle.encoders import TextTokens, TokenEncoder, open_encoder
 from two_tower.models.bundle.files import (
     BUNDLE_FORMAT,
     CARD,
@@ -31,6 +31,7 @@ from two_tower.models.bundle.files import (
     CROSS_SCORER,
     DOCUMENTS,
     FUSION,
+    LATE,
     PCA,
     TOKENIZER,
     TOWERS,
@@ -45,16 +46,17 @@ from two_tower.models.bundle.files import (
     read_extras,
 )
 from two_tower.models.bundle.fusion import Fusion
+from two_tower.models.bundle.late import LateConfig, LateInteraction
 from two_tower.models.bundle.reduction import Reduction
-from two_tower.models.bundle.vector_cache import cached_vectors
+from two_tower.models.bundle.vector_cache import cached_rows, cached_vectors
 from two_tower.models.config import from_mapping
 from two_tower.models.errors import BundleError, ConfigError
 from two_tower.models.files import new_folder, write_bytes, write_json
 from two_tower.models.networks.cross_config import CrossConfig
-from two_tower.models.text.tokenizer import Tokenizer
+from two_tower.models.text.tokenizer import RowTokenizer, Tokenizer
 from two_tower.models.text.transformer_tokenizer import CROSS_GRAPH, CROSS_TEXT, GRAPH
 from two_tower.models.threads import one_blas_thread
-from two_tower.models.vectors import FloatArray
+from two_tower.models.vectors import ByteArray, FloatArray
 
 
 class ModelBundle:
@@ -69,6 +71,7 @@ class ModelBundle:
         fingerprint: 64 hex digits; equal fingerprints mean equal vectors.
         extras: name -> content of the files that decide no vector.
         fusion: how the scores of the stages are put together, None where that was not learnt.
+        late: makes the bytes of late interaction; None where the bundle has none.
     """
 
     def __init__(
@@ -101,6 +104,7 @@ class ModelBundle:
         self.fusion = Fusion.of_bytes(self.extras[FUSION]) if FUSION in self.extras else None
         self._encoder = open_encoder(self.config, self._files)
         self._documents = self._open_documents()
+        self.late = self._open_late()
         self._prefixes = {"query": "", "passage": "", **self.config.get("prefixes", {})}
         self._reduction = Reduction.of_arrays(
             parse_arrays(PCA, files[PCA]), self.config["pca_dims"]
@@ -124,6 +128,22 @@ class ModelBundle:
             )
         return documents
 
+    def _open_late(self) -> LateInteraction | None:
+        if LATE not in self._files:
+            return None
+        config = from_mapping(LateConfig, self.config["late"], where="late.")
+        late = LateInteraction(parse_arrays(LATE, self._files[LATE]), pool=config.pool)
+        tokenizer = self._encoder.tokenizer
+        if late.has_table != self.has_documents or late.vocab_size != tokenizer.vocab_size:
+            raise BundleError(f"{LATE} does not fit the query tower; train the bundle again")
+        return late
+
+    def with_late(self, config: LateConfig, arrays: Mapping[str, FloatArray]) -> "ModelBundle":
+        """Return this bundle with late interaction (see `LateInteraction`): another fingerprint."""
+        described = {**self.config, "late": {"pool": config.pool}}
+        files = {**self._files, LATE: save_arrays(dict(arrays)), CONFIG: _json(described)}
+        return ModelBundle(files, self.card, extras=self.extras, threads=self._threads)
+
     @classmethod
     def of_files(
         cls,
@@ -142,7 +162,7 @@ class ModelBundle:
             card: the content of card.json.
         """
         common = {
-            CONFIG: (json.dumps(config, indent=2, sort_keys=True) + "\n").encode(),
+            CONFIG: _json(config),
             PCA: save_arrays(reduction.arrays()),
         }
         return cls({**files, **common}, card)
@@ -204,6 +224,11 @@ class ModelBundle:
         return self._encoder.tokenizer.vocab_size
 
     @property
+    def row_tokenizer(self) -> RowTokenizer:
+        """What cuts queries into tokens."""
+        return self._encoder.tokenizer
+
+    @property
     def pca_dims(self) -> tuple[int, ...]:
         """Widths of the reduced vectors, largest first."""
         return self._reduction.dims
@@ -261,6 +286,100 @@ class ModelBundle:
             return np.zeros((0, self.dim), dtype=np.float32)
         texts = self._prefixed("query", texts)
         return self._encoder.encode_queries(texts, threads=self._threads)
+
+    def late_arrays(self) -> dict[str, FloatArray]:
+        """Return what was learnt for late interaction, as `LateInteraction` takes it.
+
+        Raises:
+            BundleError: the bundle has none.
+        """
+        if LATE in self._files:
+            return parse_arrays(LATE, self._files[LATE])
+        raise self._lacks(LATE)
+
+    @property
+    def late_dim(self) -> int:
+        """Width of each vector of late interaction; 0 for none."""
+        return self.late.dim if self.late else 0
+
+    def encode_passages_late(self, texts: Sequence[str]) -> tuple[FloatArray, list[ByteArray]]:
+        """Return what `encode_passages` does, and the (m, late_dim) uint8 of each passage.
+
+        What was read once comes from the cache, see `vector_cache`.
+
+        Raises:
+            BundleError: the encoder of the documents is another one than in training, or unknown.
+            ConfigError: it is not installed.
+        """
+        assert self.late is not None, "asked of bundles with late interaction"
+        if not texts:
+            return self.encode_passages(texts), []
+        name = f"{self.fingerprint[:32]}-late"
+        rows = cached_rows(self._late_rows, texts, encoder=name, label="encoding passages")
+        vectors = np.stack([row[: self.dim] for row in rows])
+        late = [np.ascontiguousarray(row[self.dim :]).view(np.uint8) for row in rows]
+        return vectors, [each.reshape(-1, self.late_dim) for each in late]
+
+    def _late_rows(self, texts: Sequence[str]) -> list[FloatArray]:
+        """Return the vector of each passage and, behind it, its bytes, four in a float."""
+        assert self.late is not None
+        read = self.passage_tokens(texts)
+        late = [self.late.passage(each).reshape(-1).view(np.float32) for each in read.tokens]
+        return [np.concatenate(pair) for pair in zip(read.vectors, late, strict=True)]
+
+    def passage_tokens(self, texts: Sequence[str]) -> TextTokens:
+        """Return the vectors of passages, at least one, and of their tokens.
+
+        Raises:
+            BundleError: a transformer reads the documents neither here nor by name.
+            ConfigError: it is not installed.
+        """
+        texts = self._prefixed("passage", texts)
+        if self._documents is not None:
+            return self._documents.encode_with_tokens(texts)
+        encoder = self._token_encoder
+        return encoder.passages_with_tokens(texts, threads=self._threads)
+
+    def encode_queries_late(self, texts: Sequence[str]) -> tuple[FloatArray, list[ByteArray]]:
+        """Return what `encode_queries` does, and the (m, late_dim) uint8 of each query."""
+        assert self.late is not None, "asked of bundles with late interaction"
+        if not texts:
+            return self.encode_queries(texts), []
+        read = self.query_tokens(texts)
+        if self.late.has_table:
+            return read.vectors, [self.late.query(ids) for ids in read.ids]
+        pairs = zip(read.ids, read.tokens, strict=True)
+        return read.vectors, [self.late.query(*pair) for pair in pairs]
+
+    def query_tokens(self, texts: Sequence[str]) -> TextTokens:
+        """Return the vectors of queries, at least one, and of their tokens, if there are such."""
+        texts = self._prefixed("query", texts)
+        if not self.has_documents:
+            return self._token_encoder.queries_with_tokens(texts, threads=self._threads)
+        rows = self._encoder.tokenizer.encode_queries(texts, threads=self._threads)
+        vectors = self._encoder.query.encode(rows, threads=self._threads)
+        return TextTokens(vectors, np.split(rows.ids, rows.offsets[1:-1]), [])
+
+    @property
+    def shares_tokens(self) -> bool:
+        """Whether queries are cut into the tokens of the encoder that reads the documents."""
+        return bool(self.config["tokenizer"].get("vocabulary") == "documents")
+
+    @property
+    def has_documents(self) -> bool:
+        """Whether another encoder reads the documents."""
+        return self._documents is not None
+
+    @cached_property
+    def _token_encoder(self) -> TokenEncoder:
+        """Return the bundle's own transformer, which gives token vectors too.
+
+        Raises:
+            BundleError: there is none.
+        """
+        if GRAPH not in self._files:
+            raise self._lacks(GRAPH)
+        return TokenEncoder(self._files)
 
     @property
     def has_cross_scorer(self) -> bool:
@@ -347,3 +466,7 @@ class ModelBundle:
     def _prefixed(self, side: str, texts: Sequence[str]) -> Sequence[str]:
         prefix = self._prefixes[side]
         return [prefix + text for text in texts] if prefix else texts
+
+
+def _json(config: Mapping[str, Any]) -> bytes:
+    return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()

@@ -10,7 +10,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from two_tower.models.bundle.encoders import open_transformer_encoder
+from two_tower.models.bundle.encoders import TextTokens, TokenEncoder, open_transformer_encoder
 from two_tower.models.bundle.files import CARD, CONFIG, DOCUMENTS, read_card, read_deciding
 from two_tower.models.bundle.probes import PROBES, check_probes
 from two_tower.models.bundle.vector_cache import cached_vectors
@@ -63,10 +63,16 @@ class TransformerReader:
     def __init__(self, files: Mapping[str, bytes]) -> None:
         """Open it by the content of its files; see `networks.transformer.transformer_files`."""
         encoder = open_transformer_encoder(files)
+        self._files = files
         self.fingerprint = graph_fingerprint(files)
         self.tokenizer = encoder.tokenizer
         self.encode_passages = partial(encoder.encode_passages, threads=0)
         self.encode_queries = partial(encoder.encode_queries, threads=0)
+
+    @cached_property
+    def tokens(self) -> TokenEncoder:
+        """The same with token vectors."""
+        return TokenEncoder(self._files)
 
     @classmethod
     def open(cls, name: str) -> "TransformerReader":
@@ -162,6 +168,20 @@ class Documents:
         """
         name = passages_of(str(self._about["fingerprint"]))
         return cached_vectors(self._encode_new, texts, encoder=name, label="encoding documents")
+
+    def encode_with_tokens(self, texts: Sequence[str]) -> TextTokens:
+        """Return what `encode` does, and the tokens of each text.
+
+        Raises:
+            BundleError: no transformer of these documents can be opened here.
+            ConfigError: it is not installed.
+        """
+        if not isinstance(self._reader, TransformerReader):
+            raise BundleError(
+                f"{self._about['model']} at {self._about['url']} gives no token vectors; late "
+                "interaction needs a model that is installed, or a folder"
+            )
+        return self._reader.tokens.passages_with_tokens(texts)
 
     def _encode_new(self, texts: Sequence[str]) -> FloatArray:
         return self._reader.encode_passages(texts)

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -116,6 +116,11 @@ def open_transformer_encoder(files: Mapping[str, bytes]) -> Encoder:
         BundleError: one of them is broken.
         ConfigError: a package of the extra is not installed.
     """
+    tower = OnnxEncoder(files[GRAPH])
+    return Encoder(_transformer_tokenizer(files), tower, tower)
+
+
+def _transformer_tokenizer(files: Mapping[str, bytes]) -> TransformerTokenizer:
     try:
         limits = json.loads(files[SETTINGS])
         config = TokenizerConfig(
@@ -124,8 +129,7 @@ def open_transformer_encoder(files: Mapping[str, bytes]) -> Encoder:
         )
     except (ValueError, KeyError, TypeError, ConfigError) as error:
         raise BundleError(f"transformer.json is broken ({error!r}); train again") from None
-    tower = OnnxEncoder(files[GRAPH])
-    return Encoder(TransformerTokenizer(files[TEXT], config), tower, tower)
+    return TransformerTokenizer(files[TEXT], config)
 
 
 def _tower(config: Mapping[str, Any], arrays: Mapping[str, FloatArray], *, side: str) -> RowEncoder:
@@ -169,37 +173,130 @@ class OnnxEncoder:
     batch that range would be the batch's.
     """
 
-    def __init__(self, graph: bytes) -> None:
+    def __init__(self, graph: bytes, *, with_tokens: bool = False) -> None:
         """Open a graph: `input_ids` (1, tokens) int64 -> (1, dim) float32.
+
+        Args:
+            graph: ONNX.
+            with_tokens: whether token vectors will be asked for, too.
 
         Raises:
             BundleError: it is no such graph.
             ConfigError: ONNX Runtime is not installed.
         """
-        self._session = open_session(graph, inputs=(INPUT,))
-        self.dim = int(self._session.get_outputs()[0].shape[1])
+        content = token_graph(graph) if with_tokens else graph
+        self._session = open_session(content, inputs=(INPUT,), outputs=1 + with_tokens)
+        outputs = self._session.get_outputs()
+        self._names = [output.name for output in outputs]
+        self.dim = int(outputs[0].shape[1])
 
     def encode(self, rows: TokenRows, *, threads: int = 0) -> FloatArray:
         """Return (n, dim) float32, L2-normalised, on at most `threads` cores (0: all)."""
+        return normalized(np.stack([out[0] for out in self._run(rows, self._names[:1], threads)]))
+
+    def encode_with_tokens(
+        self, rows: TokenRows, *, threads: int = 0
+    ) -> tuple[FloatArray, list[FloatArray]]:
+        """Return what `encode` does, and for each text the (tokens, hidden) float32 of its tokens.
+
+        The encoder must have been opened with tokens.
+        """
+        vectors, tokens = zip(*self._run(rows, self._names, threads), strict=True)
+        return normalized(np.stack(vectors)), list(tokens)
+
+    def _run(self, rows: TokenRows, names: list[str], threads: int) -> list[list[FloatArray]]:
+        """Return the outputs of each text by these names."""
+
+        def run(ids: IntArray) -> list[FloatArray]:
+            return [output[0] for output in self._session.run(names, {INPUT: ids[None]})]
+
         texts = np.split(rows.ids, rows.offsets[1:-1])
         if len(texts) == 1:
-            return normalized(self._vector(texts[0])[None])
+            return [run(texts[0])]
         # Long ones first, so that no thread is left with a long one at the end.
         order = np.argsort(-rows.lengths, kind="stable")
-        vectors = np.zeros((len(texts), self.dim), dtype=np.float32)
         with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
-            in_order = pool.map(self._vector, [texts[i] for i in order])
-            for row, vector in zip(order, in_order, strict=True):
-                vectors[row] = vector
-        return normalized(vectors)
-
-    def _vector(self, ids: IntArray) -> FloatArray:
-        vector: FloatArray = self._session.run(None, {INPUT: ids[None]})[0][0]
-        return vector
+            in_order = dict(
+                zip(order.tolist(), pool.map(run, [texts[i] for i in order]), strict=True)
+            )
+        return [in_order[row] for row in range(len(texts))]
 
 
-def open_session(graph: bytes, *, inputs: Sequence[str]) -> Any:
-    """Open a graph that reads `inputs`, or the first of them, and has one output.
+class TextTokens(NamedTuple):
+    """Texts and their tokens.
+
+    Attributes:
+        vectors: (n, dim) float32, L2-normalised.
+        ids: n of (tokens,).
+        tokens: n of (tokens, hidden) float32; empty for queries that no transformer reads.
+    """
+
+    vectors: FloatArray
+    ids: list[IntArray]
+    tokens: list[FloatArray]
+
+
+class TokenEncoder:
+    """A transformer that gives the vector of each token beside that of the text.
+
+    The tokens that begin and end a text are left out, but where there is no other.
+    """
+
+    def __init__(self, files: Mapping[str, bytes]) -> None:
+        """Open it by the content of its files, as `open_transformer_encoder` does."""
+        self._tokenizer = _transformer_tokenizer(files)
+        self._tower = OnnxEncoder(files[GRAPH], with_tokens=True)
+        self._special = self._tokenizer.special_ids
+
+    def passages_with_tokens(self, texts: Sequence[str], *, threads: int = 0) -> TextTokens:
+        """Return the vectors of passages and of their tokens."""
+        return self._read(self._tokenizer.encode_passages(texts, threads=threads), threads=threads)
+
+    def queries_with_tokens(self, texts: Sequence[str], *, threads: int = 0) -> TextTokens:
+        """Return the vectors of queries and of their tokens."""
+        return self._read(self._tokenizer.encode_queries(texts, threads=threads), threads=threads)
+
+    def _read(self, rows: TokenRows, *, threads: int) -> TextTokens:
+        vectors, tokens = self._tower.encode_with_tokens(rows, threads=threads)
+        ids = np.split(rows.ids, rows.offsets[1:-1])
+        inner = [~np.isin(each, self._special) for each in ids]
+        inner = [each if each.any() else ~each for each in inner]
+        return TextTokens(
+            vectors,
+            [each[part] for each, part in zip(ids, inner, strict=True)],
+            [each[part] for each, part in zip(tokens, inner, strict=True)],
+        )
+
+
+def token_graph(graph: bytes) -> bytes:
+    """Return a transformer's graph with its token vectors as one more output.
+
+    They are what its last layer normalisation gives, before they are pooled. What the graph
+    computes stays the same to the last bit.
+
+    Raises:
+        BundleError: there is no such layer.
+        ConfigError: the package onnx is not installed.
+    """
+    try:
+        import onnx
+    except ImportError:
+        raise ConfigError(MISSING.format(name="onnx")) from None
+    model = onnx.load_from_string(graph)
+    norms = [node for node in model.graph.node if node.op_type == "LayerNormalization"]
+    if not norms:
+        raise BundleError(
+            "the transformer has no layer normalisation at its end, whose output would be the "
+            "token vectors; train with late.dim 0"
+        )
+    tokens = onnx.helper.make_tensor_value_info(norms[-1].output[0], onnx.TensorProto.FLOAT, None)
+    model.graph.output.append(tokens)
+    content: bytes = model.SerializeToString()
+    return content
+
+
+def open_session(graph: bytes, *, inputs: Sequence[str], outputs: int = 1) -> Any:
+    """Open a graph that reads `inputs`, or the first of them, and has so many outputs.
 
     Raises:
         BundleError: it is no such graph.
@@ -220,7 +317,7 @@ def open_session(graph: bytes, *, inputs: Sequence[str]) -> Any:
             f"the transformer's graph cannot be opened ({reason}); train the bundle again"
         ) from None
     names = [node.name for node in session.get_inputs()]
-    if not names or names != list(inputs[: len(names)]) or len(session.get_outputs()) != 1:
+    if not names or names != list(inputs[: len(names)]) or len(session.get_outputs()) != outputs:
         raise BundleError(
             f"the transformer's graph reads {names}, expected {list(inputs)}; train the bundle "
             "again"

@@ -43,6 +43,9 @@ DECIDING_BY_KIND: Mapping[str, tuple[str, ...]] = {
 DOCUMENTS = "documents.safetensors"
 """Vectors of `probes.PROBES` by the encoder of the documents, where the bundle has none itself."""
 
+LATE = "late.safetensors"
+"""Projection of token vectors, and weights of query tokens, where config.json has `late`."""
+
 CROSS_SCORER, FUSION = "cross_scorer.safetensors", "fusion.json"
 
 EXTRA_FILES = (CROSS_SCORER, CROSS_GRAPH, CROSS_TEXT, FUSION)
@@ -145,6 +148,8 @@ def deciding_files(config: Mapping[str, Any]) -> tuple[str, ...]:
         known = ", ".join(DECIDING_BY_KIND)
         raise BundleError(f"{CONFIG} names tower {kind!r}, expected {known}; update this package")
     names = DECIDING_BY_KIND[kind]
+    if config.get("late") is not None:
+        names = (*names, LATE)
     if config.get("documents") is None:
         return names
     if config.get("tokenizer", {}).get("vocabulary") == "documents":
@@ -163,7 +168,8 @@ def check_target(path: Path, *, force: bool) -> None:
     if not path.is_dir():
         raise BundleError(f"{path} is a file, expected a folder or a new name")
     names = {entry.name for entry in path.iterdir()}
-    if strangers := names.difference({CARD, DOCUMENTS, *EXTRA_FILES}, *DECIDING_BY_KIND.values()):
+    ours = {CARD, DOCUMENTS, LATE, *EXTRA_FILES}
+    if strangers := names.difference(ours, *DECIDING_BY_KIND.values()):
         found = min(strangers)
         raise BundleError(f"{path} is not a bundle alone (found {found}); choose another --out")
     if names and not force:

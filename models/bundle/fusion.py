@@ -17,7 +17,7 @@ several answers.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -60,7 +60,10 @@ class FusionConfig:
 
 @configuration()
 class HybridWeights:
-    """hybrid = BM25 + `tower` * cosine; `normalised` divides both by their spread first.
+    """hybrid = BM25 + `tower` * cosine + `late` * (late interaction - `late_mean`).
+
+    `late_mean` is that of candidates, so that a query without late interaction can be compared.
+    `normalised` divides BM25 and cosine by their spread first.
 
     The spread is the standard deviation over the candidates of a query. A weight learnt on labels
     needs none, and one that was never learnt has to hold for any corpus: how many points of BM25 a
@@ -69,15 +72,21 @@ class HybridWeights:
 
     tower: Finite
     normalised: bool = False
+    late: Finite = 0.0
+    late_mean: Finite = 0.0
 
-    def scores(self, bm25: AnyFloatArray, cosine: AnyFloatArray) -> AnyFloatArray:
+    def scores(
+        self, bm25: AnyFloatArray, cosine: AnyFloatArray, late: AnyFloatArray | None = None
+    ) -> AnyFloatArray:
         """Return the hybrid scores (..., n), each row the candidates of one query.
 
-        BM25 is 0 where no term matches.
+        BM25 is 0 where no term matches; `late` is None where late interaction did not run.
         """
         if self.normalised:
             bm25, cosine = unit_spread(bm25), unit_spread(cosine)
         result: AnyFloatArray = bm25 + self.tower * cosine
+        if late is not None:
+            result = result + self.late * (late - self.late_mean)
         return result
 
 
@@ -164,6 +173,44 @@ def fit_hybrid(bm25: FloatArray, cosine: FloatArray, relevant: BoolArray) -> Hyb
     """
     weight = cautious_weight(bm25, cosine, relevant, grid=TOWER_GRID)
     return None if weight is None else HybridWeights(weight)
+
+
+def fit_late(
+    hybrid: HybridWeights, scores: AnyFloatArray, late: FloatArray, relevant: BoolArray
+) -> HybridWeights:
+    """Add the weight of late interaction, learnt from queries that it did not learn from.
+
+    With a and b the numbers that make the answers likeliest under softmax(a * hybrid + b * late),
+    it is b / a: few queries are read for it, and their ranks alone would say less than that.
+
+    Args:
+        hybrid: the other weights.
+        scores: (queries, n), the hybrid's without it.
+        late: (queries, n).
+        relevant: (queries, n), which candidates are known answers.
+
+    Returns:
+        `hybrid` as it was where too few queries have an answer.
+    """
+    from scipy.optimize import minimize
+
+    useful = relevant.any(axis=1) & ~relevant.all(axis=1)
+    if useful.sum() < FEWEST_QUERIES:
+        return hybrid
+    known, answers = np.asarray(scores[useful], np.float64), relevant[useful]
+    mean, spread = float(late[useful].mean()), float(late[useful].std()) or 1.0
+    added = (late[useful] - mean) / spread
+    scale = float(known.std()) or 1.0
+
+    def loss(numbers: Float64Array) -> float:
+        z = np.exp(numbers[0]) / scale * known + numbers[1] * added
+        z -= z.max(axis=1, keepdims=True)
+        right = (np.exp(z) * answers).sum(axis=1)
+        return float((np.log(np.exp(z).sum(axis=1)) - np.log(right + np.finfo(float).tiny)).mean())
+
+    log_a, b = minimize(loss, np.zeros(2), method="L-BFGS-B", bounds=[(-5, 5), (-50, 50)]).x
+    weight = max(0.0, float(b / np.exp(log_a) * scale / spread))
+    return replace(hybrid, late=weight, late_mean=mean)
 
 
 def fit_final(hybrid: FloatArray, cross: FloatArray, relevant: BoolArray) -> FinalWeights | None:

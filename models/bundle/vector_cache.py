@@ -9,7 +9,7 @@ import hashlib
 import logging
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -25,6 +25,7 @@ WAIT_S = 60.0  # for another process that writes
 TABLE = "CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB)"
 
 Encode = Callable[[Sequence[str]], FloatArray]
+EncodeRows = Callable[[Sequence[str]], Iterable[FloatArray]]
 
 log = logging.getLogger(__name__)
 
@@ -40,12 +41,19 @@ def cache_folder() -> Path:
 def cached_vectors(
     encode: Encode, texts: Sequence[str], *, encoder: str, label: str = "encoding"
 ) -> FloatArray:
-    """Return (n, dim) float32 of n texts, at least one; only texts that are new are encoded.
+    """Return (n, dim) float32 of n texts, at least one; see `cached_rows`."""
+    return np.stack(cached_rows(encode, texts, encoder=encoder, label=label))
+
+
+def cached_rows(
+    encode: EncodeRows, texts: Sequence[str], *, encoder: str, label: str = "encoding"
+) -> list[FloatArray]:
+    """Return what n texts are encoded to; only texts that are new are encoded.
 
     What is encoded is kept batch by batch: a run that was killed pays for the rest alone.
 
     Args:
-        encode: gives each text a vector that depends on nothing but the text.
+        encode: gives each text (numbers,) float32 that depend on nothing but the text.
         texts: in any order; equal ones are encoded once.
         encoder: names what `encode` does, in a file name; equal names mean equal vectors.
         label: of the progress bar.
@@ -58,13 +66,13 @@ def cached_vectors(
             missing = [key for key in text_of if key not in vectors]
             parts = list(_parts(missing, ENCODED_AT_ONCE))
             for part in progress(parts, label=label) if parts else ():
-                encoded = encode([text_of[key] for key in part])
+                encoded = list(encode([text_of[key] for key in part]))
                 _write(cache, part, encoded)
                 vectors |= dict(zip(part, encoded, strict=True))
     except (OSError, sqlite3.Error) as error:
         log.warning("vectors are not kept in %s (%s)", cache_folder(), error)
-        return encode(texts)
-    return np.stack([vectors[key] for key in keys])
+        return list(encode(texts))
+    return [vectors[key] for key in keys]
 
 
 def _key(text: str) -> bytes:
@@ -90,7 +98,7 @@ def _read(cache: sqlite3.Connection, keys: Sequence[bytes]) -> dict[bytes, Float
     return vectors
 
 
-def _write(cache: sqlite3.Connection, keys: Sequence[bytes], vectors: FloatArray) -> None:
+def _write(cache: sqlite3.Connection, keys: Sequence[bytes], vectors: Sequence[FloatArray]) -> None:
     contents = (vector.astype(np.float32).tobytes() for vector in vectors)
     with cache:
         cache.executemany(

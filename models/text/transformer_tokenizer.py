@@ -35,6 +35,11 @@ class TransformerTokenizer(RowTokenizer):
         """Number of tokens."""
         return int(self._any.get_vocab_size())
 
+    @property
+    def special_ids(self) -> list[int]:
+        """The tokens that begin and end a text."""
+        return [int(i) for i in self._any.encode("").ids]
+
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """Return the readable form of tokens."""
         return [str(self._any.id_to_token(int(i))) for i in ids]

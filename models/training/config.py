@@ -8,6 +8,7 @@ from pydantic import Field
 
 from two_tower.models.bundle.documents import DocumentsConfig
 from two_tower.models.bundle.fusion import FusionConfig
+from two_tower.models.bundle.late import LateConfig
 from two_tower.models.config import configuration
 from two_tower.models.errors import ConfigError
 from two_tower.models.examples.corpus import PrefixConfig
@@ -52,6 +53,7 @@ class TrainConfig:
     hard: HardConfig = field(default_factory=HardConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     fusion: FusionConfig = field(default_factory=FusionConfig)
+    late: LateConfig = field(default_factory=LateConfig)
     cross: CrossConfig = field(default_factory=CrossConfig)
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     prefixes: PrefixConfig = field(default_factory=PrefixConfig)
@@ -68,6 +70,7 @@ class TrainConfig:
                 f"pretrain.epochs is {self.pretrain.epochs} by {self.pretrain.method}, expected 0 "
                 "by inverse_cloze: a transformer's tokens cannot be cut; use --config transformer"
             )
+        self._check_late()
         for name, dims in self._all_dims.items():
             if any(d < 1 for d in dims):
                 raise ConfigError(f"{name} are {dims}, expected 1 or more each")
@@ -75,6 +78,21 @@ class TrainConfig:
             raise ConfigError(
                 f"matryoshka_dims are {list(self.matryoshka_dims)}, expected at most tower.dim "
                 f"({self.tower.dim})"
+            )
+
+    def _check_late(self) -> None:
+        if not self.late.dim:
+            return
+        reads = self.tower.kind == "transformer" or self.documents.model is not None
+        if not reads or self.documents.url:
+            raise ConfigError(
+                f"late.dim is {self.late.dim}, but no transformer at hand reads the documents; "
+                "expected 0, tower.kind transformer, or documents.model without documents.url"
+            )
+        if not self.fusion.folds:
+            raise ConfigError(
+                f"late.dim is {self.late.dim} with fusion.folds 0: late interaction needs a weight "
+                "beside BM25, which is learnt with the fusion"
             )
 
     def check_frozen(self) -> None:

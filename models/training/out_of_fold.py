@@ -21,6 +21,7 @@ from two_tower.models.bundle.fusion import (
     HybridWeights,
     fit_final,
     fit_hybrid,
+    fit_late,
 )
 from two_tower.models.data import Dataset
 from two_tower.models.errors import BundleError
@@ -37,6 +38,7 @@ from two_tower.models.training.checkpoint import Arrays, Checkpoint, RunFolder
 from two_tower.models.training.config import TrainConfig
 from two_tower.models.training.cross_training import CrossTrainer, RankingExamples
 from two_tower.models.training.dev_metrics import tower_vectors
+from two_tower.models.training.late_training import LateScorer, LateTrainer
 from two_tower.models.training.loop import train_quietly
 from two_tower.models.training.phases import Align, query_phases
 from two_tower.models.training.rerankers import EncoderReranker, Reranker, RnnReranker
@@ -67,6 +69,27 @@ class RankingTrainer:
     folder: RunFolder
     tracker: Tracker
     notify: Notify
+
+    def with_late(self, bundle: ModelBundle) -> ModelBundle:
+        """Return the bundle with late interaction, learnt from all queries but the held-out ones.
+
+        It stays as it is where no query is labelled.
+        """
+        config, train = self.config, self.corpus.train
+        rest = np.setdiff1d(np.arange(len(train.texts)), self._drawn[self._held_out])
+        trainer = LateTrainer(
+            bundle,
+            self._texts,
+            train.take(rest),
+            Bm25Index(self._texts, self.analyzer),
+            config.late,
+            config.seed,
+            self.notify,
+        )
+        if (arrays := trainer.learn()) is None:
+            self.notify("no labelled query to learn late interaction from; it is left out")
+            return bundle
+        return bundle.with_late(config.late, arrays)
 
     def learn(
         self,
@@ -99,6 +122,10 @@ class RankingTrainer:
         if hybrid is None:
             self.notify("too few labelled queries to learn a fusion from; the fixed one is kept")
             return {}
+        late = None
+        if bundle.late is not None:
+            late = LateScorer(bundle, self._texts)
+            hybrid = self._weigh_late(hybrid, lists.take(self._held_out), late)
         if not cross.takes_part:
             return {FUSION: Fusion(hybrid).to_bytes()}
         cross = replace(cross, negatives=min(cross.negatives, lists.rows.shape[1] - 1))
@@ -111,22 +138,46 @@ class RankingTrainer:
         scores = hybrid.scores(lists.bm25, lists.cosine)
         examples = reranker.examples(lists, scores, self._teacher_scores(lists))
         seed = self.config.seed
-        order = np.random.default_rng([seed, 2]).permutation(len(lists.rows))
-        held_out, learning = np.split(order, [round(HELD_OUT * len(order))])
-        learning_examples = examples.take(np.sort(learning))
+        learning = np.setdiff1d(np.arange(len(lists.rows)), self._held_out)
+        learning_examples = examples.take(learning)
         if cross.epochs and learning_examples.lists.relevant.any():
             module, tracker = reranker.module, self.tracker
             trainer = CrossTrainer(module, cross, self.folder, tracker, seed, self.notify)
             trainer.run(learning_examples, phase, towers=finished, resumed=resumed)
         return self._weigh(
-            hybrid, examples.take(np.sort(held_out)), reranker=reranker, config=cross
+            hybrid, examples.take(self._held_out), reranker=reranker, config=cross, late=late
         )
 
+    @cached_property
+    def _drawn(self) -> IntArray:
+        """The train queries that have a list: all, or as many as the fusion alone needs."""
+        size, rng = len(self.corpus.train.texts), np.random.default_rng([self.config.seed, 1])
+        most = size if self.config.cross.takes_part else FUSION_QUERIES
+        return np.sort(rng.permutation(size)[:most])
+
+    @cached_property
+    def _held_out(self) -> IntArray:
+        """The lists that weigh rerankers, which do not learn from them."""
+        order = np.random.default_rng([self.config.seed, 2]).permutation(len(self._drawn))
+        return np.sort(order[: round(HELD_OUT * len(order))])
+
+    @property
+    def _held_out_texts(self) -> list[str]:
+        return [self.corpus.train.texts[i] for i in self._drawn[self._held_out]]
+
+    def _weigh_late(
+        self, hybrid: HybridWeights, lists: CandidateLists, late: LateScorer
+    ) -> HybridWeights:
+        queries = self._held_out_texts
+        self.notify(f"weighing late interaction by {len(queries)} queries")
+        scores = hybrid.scores(lists.bm25, lists.cosine)
+        return fit_late(hybrid, scores, late.scores(queries, lists.rows), lists.relevant)
+
     def _lists(self, vectors: UnbiasedVectors, *, folds: int) -> CandidateLists:
-        """Return the candidates of the train queries, or of as many as the fusion alone needs."""
-        train, rng = self.corpus.train, np.random.default_rng([self.config.seed, 1])
-        most = len(train.texts) if self.config.cross.takes_part else FUSION_QUERIES
-        drawn = np.sort(rng.permutation(len(train.texts))[:most])
+        """Return the candidates of the train queries that are drawn."""
+        train, drawn = self.corpus.train, self._drawn
+        rng = np.random.default_rng([self.config.seed, 1])
+        rng.permutation(len(train.texts))  # which drew them
         fold = rng.integers(0, folds, len(drawn))
         parts = [part for n in range(folds) if len(part := drawn[fold == n])]
         index = Bm25Index(self._texts, self.analyzer)
@@ -212,10 +263,14 @@ class RankingTrainer:
         *,
         reranker: Reranker,
         config: CrossConfig,
+        late: LateScorer | None,
     ) -> dict[str, bytes]:
         """Weigh the reranker with examples that it did not learn from, as many as it will read."""
         lists = examples.lists.first(config.reads)
-        scores = hybrid.scores(lists.bm25, lists.cosine)
+        near = None
+        if late is not None:
+            near = late.scores(self._held_out_texts, lists.rows)
+        scores = hybrid.scores(lists.bm25, lists.cosine, near)
         logits = reranker.scores(examples._replace(lists=lists))
         final = fit_final(scores, logits, lists.relevant)
         if final is None:

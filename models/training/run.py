@@ -253,6 +253,9 @@ class _TrainingRun:
             tracker=self.tracker,
             notify=self.notify,
         )
+        if config.late.dim:
+            bundle = ranking.with_late(bundle)
+            clock.lap("late interaction")
         extras = ranking.learn(
             bundle, towers, before_labels=before_labels, phase=len(phases), resumed=resumed
         )

@@ -114,6 +114,7 @@ class CollectionOptions:
         shards: parts that the nodes of a cluster share; None: as the server is configured.
         replicas: nodes that have each part; None: as the server is configured.
         write_consistency: replicas that must have a write before it counts; None likewise.
+        late: whether the token vectors of late interaction are stored, where the bundle has it.
         clusters: k-means clusters of the dense vectors, 2 to 1,024, for `ann.n_probe`; 0 for none.
         indexes: payload field -> type of its index, `none` for no index; other fields are
             indexed by what they hold.
@@ -126,6 +127,7 @@ class CollectionOptions:
     shards: int | None = Field(default=None, ge=1, le=1_000)
     replicas: int | None = Field(default=None, ge=1, le=1_000)
     write_consistency: int | None = Field(default=None, ge=1, le=1_000)
+    late: bool = True
     clusters: int = 0
     indexes: Mapping[str, IndexKind] = field(default_factory=dict)
 
@@ -205,7 +207,7 @@ class CollectionOptions:
         return from_mapping(cls, stored, where="collection.")
 
 
-FIXED = ("distance", "shards", "replicas", "clusters")
+FIXED = ("distance", "shards", "replicas", "late", "clusters")
 """What a collection keeps for life; all the rest the engine changes in place."""
 
 

@@ -1,7 +1,8 @@
 """What a collection holds: names, vectors, payload, payload indexes and metadata.
 
 collection   <name>--<first 8 digits of the bundle's fingerprint>, behind the alias <name>
-vectors      dense (the tower's output), pca_<d> (reduced), bm25 (sparse, IDF in the engine)
+vectors      dense (the tower's output), pca_<d> (reduced), bm25 (sparse, IDF in the engine),
+             late (several a passage, where the bundle brings late interaction)
 payload      title, text, url, passage_id, the source's own fields, content_hash, cluster if asked
 metadata     `CollectionMetadata`
 """
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 FORMAT = "two-tower-search/1"
 DENSE = "dense"
 BM25 = "bm25"
+LATE = "late"
 CONTENT_HASH = "content_hash"
 CLUSTER = "cluster"
 RESERVED = ("title", "text", "url", "passage_id", CLUSTER, CONTENT_HASH)
@@ -121,26 +123,43 @@ class CollectionSchema:
         pca_dims: widths of the reduced vectors.
         fields: payload indexes on the source's own fields.
         options: how all that is stored.
+        late_dim: width of each vector of `late`; 0 for none.
     """
 
     dim: int
     pca_dims: tuple[int, ...]
     fields: "Mapping[str, PayloadIndex]" = field(default_factory=lambda: NO_INDEXES)
     options: CollectionOptions = field(default_factory=CollectionOptions)
+    late_dim: int = 0
 
     @property
     def widths(self) -> dict[str, int]:
-        """Width of each dense vector by its name."""
+        """Width of each vector that can find something, by its name; `late` cannot."""
         return {DENSE: self.dim} | {pca_name(dim): dim for dim in self.pca_dims}
 
     @property
-    def vectors_config(self) -> dict[str, qm.VectorParams]:
+    def dense_config(self) -> dict[str, qm.VectorParams]:
         """Dense vectors, all compared and stored alike."""
         distance, on_disk = DISTANCES[self.options.distance], self.options.on_disk.vectors
         return {
             name: qm.VectorParams(size=width, distance=distance, on_disk=on_disk)
             for name, width in self.widths.items()
         }
+
+    @property
+    def vectors_config(self) -> dict[str, qm.VectorParams]:
+        """All but the sparse ones; `late` has no graph, for it scores what others find."""
+        if not self.late_dim:
+            return self.dense_config
+        late = qm.VectorParams(
+            size=self.late_dim,
+            distance=qm.Distance.DOT,
+            datatype=qm.Datatype.UINT8,
+            multivector_config=qm.MultiVectorConfig(comparator=qm.MultiVectorComparator.MAX_SIM),
+            hnsw_config=qm.HnswConfigDiff(m=0),
+            on_disk=True,
+        )
+        return {**self.dense_config, LATE: late}
 
     @property
     def sparse_vectors_config(self) -> dict[str, qm.SparseVectorParams]:
@@ -177,7 +196,8 @@ class CollectionSchema:
         dense = vectors if isinstance(vectors, dict) else {}
         stored: dict[str, Any] = {name: params.size for name, params in dense.items()}
         stored |= dict.fromkeys(info.config.params.sparse_vectors or {}, "sparse")
-        expected = {**self.widths, BM25: "sparse"}
+        late = {LATE: self.late_dim} if self.late_dim else {}
+        expected = {**self.widths, **late, BM25: "sparse"}
         if stored != expected:
             raise CollectionMismatch(
                 f"collection {collection!r} has vectors {stored}, expected {expected}; "
@@ -199,6 +219,7 @@ class CollectionMetadata:
         created_at: when, in ISO 8601 with time zone.
         options: how it is stored.
         centroids: of its clusters, as `Centroids.pack` makes them; empty for none.
+        late_dim: width of each vector of `late`; 0 for none.
     """
 
     bundle_fingerprint: str
@@ -209,6 +230,7 @@ class CollectionMetadata:
     created_at: str
     options: CollectionOptions = field(default_factory=CollectionOptions)
     centroids: str = ""
+    late_dim: int = 0
 
     @property
     def expected_points(self) -> int:
@@ -223,7 +245,9 @@ class CollectionMetadata:
     @property
     def schema(self) -> CollectionSchema:
         """The vectors, without the payload indexes of source fields."""
-        return CollectionSchema(self.dim, self.pca_dims, options=self.options)
+        return CollectionSchema(
+            self.dim, self.pca_dims, options=self.options, late_dim=self.late_dim
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready mapping."""
@@ -238,7 +262,7 @@ class CollectionMetadata:
         """
         if stored.get("format") != FORMAT:
             raise ValueError(f"found format {stored.get('format')!r}, expected {FORMAT!r}")
-        later = {"options": {}, "centroids": ""}  # an older collection has none of these
+        later = {"options": {}, "centroids": "", "late_dim": 0}  # not in an older collection
         names = set(cls.__dataclass_fields__)
         if missing := names - stored.keys() - later.keys():
             raise ValueError(f"{', '.join(sorted(missing))} missing")

@@ -307,11 +307,11 @@ class EdgeEngine(Engine):
                         f"collection {collection_name!r} has no vector {name!r}; "
                         f"it has {', '.join(sorted(known))}"
                     )
-                is_dense = isinstance(vector, list | np.ndarray)
-                if is_dense and len(vector) != widths.get(name):
+                expected = widths.get(name)
+                for width in _dense_widths(vector) - {expected}:
                     raise EngineError(
-                        f"vector {name!r} of point {point.id} has {len(vector)} dimensions; "
-                        f"collection {collection_name!r} expects {widths.get(name, 'a sparse one')}"
+                        f"vector {name!r} of point {point.id} has {width} dimensions; "
+                        f"collection {collection_name!r} expects {expected or 'a sparse one'}"
                     )
 
     @_translated
@@ -424,3 +424,13 @@ class EdgeEngine(Engine):
             Scored([str(point.id) for point in points], [point.score for point in points])
             for points in self._shard(collection_name).query_batch(batch)
         ]
+
+
+def _dense_widths(vector: object) -> set[int]:
+    """Return the dimensions of a dense vector, or of several under one name; empty for a sparse."""
+    if isinstance(vector, np.ndarray):
+        return {int(vector.shape[-1])}
+    if not isinstance(vector, list):
+        return set()
+    rows = vector if vector and isinstance(vector[0], list) else [vector]
+    return {len(row) for row in rows}

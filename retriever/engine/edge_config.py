@@ -18,6 +18,12 @@ STORED = ("hnsw_config", "quantization_config", "optimizers_config", "on_disk_pa
 
 QUANTIZATIONS = (qm.ScalarQuantization, qm.BinaryQuantization)
 
+EDGE_DATATYPES = {
+    qm.Datatype.FLOAT32: edge.VectorStorageDatatype.Float32,
+    qm.Datatype.FLOAT16: edge.VectorStorageDatatype.Float16,
+    qm.Datatype.UINT8: edge.VectorStorageDatatype.Uint8,
+}
+
 EDGE_ENCODINGS = {
     qm.BinaryQuantizationEncoding.ONE_BIT: edge.BinaryQuantizationEncoding.OneBit,
     qm.BinaryQuantizationEncoding.ONE_AND_HALF_BITS: edge.BinaryQuantizationEncoding.OneAndHalfBits,
@@ -76,21 +82,15 @@ class Description(BaseModel):
         Raises:
             EngineError: it asks for something that Edge does not have.
         """
-        vectors, sparse_vectors = {}, {}
-        for name, dense in self.vectors.items():
-            allow_only(dense, "size", "distance", "on_disk")
-            distance = EDGE_DISTANCES[dense.distance]
-            vectors[name] = edge.EdgeVectorParams(dense.size, distance, on_disk=dense.on_disk)
+        vectors = {name: _edge_vector(dense) for name, dense in self.vectors.items()}
+        sparse_vectors = {}
         for name, sparse in self.sparse_vectors.items():
             allow_only(sparse, "modifier")
             idf = edge.Modifier.Idf if sparse.modifier is qm.Modifier.IDF else None
             sparse_vectors[name] = edge.EdgeSparseVectorParams(modifier=idf)
         hnsw = optimizers = None
         if self.hnsw_config:
-            known = ("m", "ef_construct", "full_scan_threshold")
-            allow_only(self.hnsw_config, *known)
-            merged = HNSW.model_copy(update=_values(self.hnsw_config))
-            hnsw = edge.HnswIndexConfig(**merged.model_dump(include={*known}))
+            hnsw = _edge_graph(self.hnsw_config)
         if self.optimizers_config:
             allow_only(self.optimizers_config, "indexing_threshold")
             threshold = self.optimizers_config.indexing_threshold
@@ -122,6 +122,30 @@ class Description(BaseModel):
 
 def _values(model: BaseModel | None) -> dict[str, Any]:
     return model.model_dump(exclude_none=True) if model else {}
+
+
+def _edge_vector(params: qm.VectorParams) -> edge.EdgeVectorParams:
+    allow_only(
+        params, "size", "distance", "on_disk", "datatype", "hnsw_config", "multivector_config"
+    )
+    multi = None
+    if params.multivector_config is not None:
+        multi = edge.MultiVectorConfig(edge.MultiVectorComparator.MaxSim)
+    return edge.EdgeVectorParams(
+        params.size,
+        EDGE_DISTANCES[params.distance],
+        on_disk=params.on_disk,
+        datatype=None if params.datatype is None else EDGE_DATATYPES[params.datatype],
+        hnsw_config=None if params.hnsw_config is None else _edge_graph(params.hnsw_config),
+        multivector_config=multi,
+    )
+
+
+def _edge_graph(config: qm.HnswConfigDiff) -> edge.HnswIndexConfig:
+    known = ("m", "ef_construct", "full_scan_threshold")
+    allow_only(config, *known)
+    merged = HNSW.model_copy(update=_values(config))
+    return edge.HnswIndexConfig(**merged.model_dump(include={*known}))
 
 
 def _edge_quantization(

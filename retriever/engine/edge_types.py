@@ -75,14 +75,14 @@ def to_index(
 
 
 def to_vector(vector: Any) -> Any:
-    """Return one dense (list of floats) or sparse vector."""
+    """Return one vector: dense (list of floats), sparse, or several dense ones (list of lists)."""
     if isinstance(vector, np.ndarray):
         return vector.tolist()
     if isinstance(vector, edge.SparseVector):
         return vector
     if isinstance(vector, qm.SparseVector):
         return edge.SparseVector(vector.indices, vector.values)
-    if isinstance(vector, list) and not (vector and isinstance(vector[0], list)):
+    if isinstance(vector, list):
         return vector
     raise unsupported(vector)
 

@@ -13,7 +13,7 @@ import qdrant_edge as edge
 from qdrant_client import models as qm
 
 from two_tower.models.errors import DataError
-from two_tower.models.vectors import FloatArray
+from two_tower.models.vectors import ByteArray, FloatArray
 
 SPARSE = (qm.SparseVector, edge.SparseVector)
 
@@ -21,10 +21,11 @@ BATCH_POINTS = 256
 BATCH_BYTES = 8 * 2**20
 LARGEST_POINT_BYTES = 30 * 2**20  # a server refuses requests over 32 MB
 JSON_FLOAT_BYTES = 24  # one float in JSON, at most
+JSON_BYTE_BYTES = 4  # one of uint8
 LARGEST_CHARACTER = 6  # bytes in JSON, where it must be escaped
 
 PayloadChange = qm.OverwritePayloadOperation | qm.SetPayloadOperation
-Vector = FloatArray | list[float] | qm.SparseVector | edge.SparseVector
+Vector = FloatArray | ByteArray | list[float] | qm.SparseVector | edge.SparseVector
 
 
 class Point(NamedTuple):
@@ -32,7 +33,8 @@ class Point(NamedTuple):
 
     Attributes:
         id: a UUID in text, or an integer.
-        vector: name -> (d,) float32, or the same as a list, or a sparse vector.
+        vector: name -> (d,) float32, or the same as a list, or a sparse vector, or (n, d) uint8:
+            several vectors under one name.
         payload: what JSON can hold.
     """
 
@@ -100,9 +102,7 @@ def most_bytes(point: AnyPoint) -> int:
         DataError: it is too large for one request.
     """
     payload = point.payload or {}
-    floats = JSON_FLOAT_BYTES * sum(
-        2 * len(v.values) if isinstance(v, SPARSE) else len(v) for v in point.vector.values()
-    )
+    floats = sum(map(_number_bytes, point.vector.values()))
     texts = sum(
         LARGEST_CHARACTER * len(value) if isinstance(value, str) else len(json.dumps(value))
         for value in payload.values()
@@ -116,6 +116,17 @@ def most_bytes(point: AnyPoint) -> int:
             f"most {LARGEST_POINT_BYTES:,} fit in a request; split it and run: ingest prepare"
         )
     return size
+
+
+def _number_bytes(vector: Any) -> int:
+    """Bound the size of a vector's numbers in JSON."""
+    if isinstance(vector, SPARSE):
+        return JSON_FLOAT_BYTES * 2 * len(vector.values)
+    if isinstance(vector, np.ndarray):
+        return (JSON_BYTE_BYTES if vector.dtype == np.uint8 else JSON_FLOAT_BYTES) * vector.size
+    if len(vector) and isinstance(vector[0], list):
+        return JSON_FLOAT_BYTES * len(vector) * len(vector[0])
+    return JSON_FLOAT_BYTES * len(vector)
 
 
 def to_json(points: Sequence[AnyPoint]) -> bytes:

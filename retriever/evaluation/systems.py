@@ -14,7 +14,7 @@ from two_tower.models.text.bm25 import Bm25Config
 from two_tower.models.vectors import Float64Array
 from two_tower.retriever.collection.bm25_vectors import Bm25Encoder, EngineAnalyzer
 from two_tower.retriever.collection.options import CollectionOptions
-from two_tower.retriever.collection.schema import BM25, DENSE
+from two_tower.retriever.collection.schema import BM25, DENSE, LATE
 from two_tower.retriever.evaluation.measures import DEPTH
 from two_tower.retriever.evaluation.trec import read_run
 from two_tower.retriever.search.fusion import CROSS
@@ -71,13 +71,15 @@ def system_names(retriever: Retriever) -> list[str]:
     """Return the names of all systems in the order of the table; the default engine comes last.
 
     `hybrid` and `rerank` fuse with the weights that the bundle learnt; where it has any, `weighted`
-    is `rerank` with the fixed weight. `cross` needs a bundle with a cross-scorer, `settings` a
-    retriever that was opened with settings of its own.
+    is `rerank` with the fixed weight. `late` is `rerank` and late interaction, where bundle and
+    collection have it. `cross` needs a bundle with a cross-scorer, `settings` a retriever that was
+    opened with settings of its own.
     """
     reduced = [f"pca_{dim}" for dim in retriever.metadata.pca_dims]
     names = ["tfidf", "rank_bm25", "bm25", "dense", *reduced, "rrf"]
     names += ["weighted"] if retriever.bundle.fusion else []
     names += ["hybrid", "rerank"]
+    names += [LATE] if retriever.has_late else []
     names += [CROSS] if retriever.bundle.has_cross_scorer else []
     return names + (["settings"] if retriever.settings != SearchSettings() else [])
 
@@ -173,13 +175,14 @@ def _system_settings(system: str, default: SearchSettings) -> SearchSettings:
     if system == "settings":
         return default
     if system == CROSS:
-        return replace(default, rerank=True, cross=True)
-    uncrossed = replace(default, cross=False)
+        return replace(default, rerank=True, late=True, cross=True)
+    uncrossed = replace(default, cross=False, late=False)
     hybrids = {
         "rrf": replace(uncrossed, fusion="rrf", rerank=False),
         "weighted": replace(uncrossed, fusion="weighted", rerank=True),
         "hybrid": replace(uncrossed, rerank=False),
         "rerank": replace(uncrossed, rerank=True),
+        LATE: replace(uncrossed, rerank=True, late=True),
     }
     return hybrids.get(system) or replace(uncrossed, legs={system: DEPTH}, rerank=False)
 

@@ -13,8 +13,9 @@ import numpy as np
 from qdrant_client import models as qm
 
 from two_tower.models.bundle.fusion import TOWER_WEIGHT
+from two_tower.models.bundle.late import to_scores
 from two_tower.models.vectors import Float64Array, FloatArray, IntArray
-from two_tower.retriever.collection.schema import BM25, DENSE
+from two_tower.retriever.collection.schema import BM25, DENSE, LATE
 from two_tower.retriever.engine.wire import Scored
 from two_tower.retriever.search.settings import SearchSettings
 
@@ -68,6 +69,9 @@ def gather(requests: Mapping[str, qm.QueryRequest], answers: Sequence[Scored]) -
     for column, (place, answer) in enumerate(zip(places, answers, strict=True)):
         scores[place, column] = answer.scores
     stages = list(requests)
+    if LATE in stages:  # the engine multiplies bytes
+        late = stages.index(LATE)
+        scores[:, late] = to_scores(scores[:, late], np.array(requests[LATE].query))
     if RERANK in stages and DENSE in stages:  # the dense leg scores by the full vectors itself
         rerank, dense = stages.index(RERANK), stages.index(DENSE)
         missing = np.isnan(scores[:, rerank])
@@ -96,12 +100,20 @@ def fuse(
     tower = RERANK if RERANK in stages else DENSE
     has_both = BM25 in stages and tower in stages
     cosines = None
-    if learnt and has_both and settings.fusion == "learnt" and settings.tower_weight is None:
+    if learnt and has_both and is_learnt(settings):
         cosines = scores[:, stages.index(tower)]
-        total = learnt.scores(scores[:, stages.index(BM25)], cosines).astype(np.float64)
+        late = scores[:, stages.index(LATE)] if LATE in stages else None
+        total = learnt.scores(scores[:, stages.index(BM25)], cosines, late).astype(np.float64)
     else:
         total = fixed_fusion(settings, candidates, scores)
     return Ranking(candidates, np.argsort(-total, kind="stable"), total, cosines)
+
+
+def is_learnt(settings: SearchSettings) -> bool:
+    """Say whether the learnt weights, where there are any, put BM25 and the tower together."""
+    has_tower = DENSE in settings.legs or settings.rerank
+    is_asked = settings.fusion == "learnt" and settings.tower_weight is None
+    return is_asked and BM25 in settings.legs and has_tower
 
 
 def fixed_fusion(
@@ -129,12 +141,12 @@ def fixed_fusion(
 
 
 def stage_weights(settings: SearchSettings, stages: Sequence[str]) -> Float64Array:
-    """Return `(m,)`: 1 for a lexical stage, `tower_weight` for the tower's.
+    """Return `(m,)`: 1 for a lexical stage, `tower_weight` for the tower's, 0 for `late`.
 
     Where rerank ran, it alone speaks for the tower; else its legs share the weight.
     """
     lexical = np.array([name in LEXICAL for name in stages], dtype=bool)
-    tower = ~lexical
+    tower = ~lexical & (np.array(stages) != LATE)
     if RERANK in stages:
         tower = np.array([name == RERANK for name in stages])
     worth = TOWER_WEIGHT if settings.tower_weight is None else settings.tower_weight

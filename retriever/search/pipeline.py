@@ -1,6 +1,6 @@
 """The way of a batch of queries through the stages, top to bottom in `Pipeline.run`.
 
-    encode -> candidates of every leg, rescored by the query tower -> fusion
+    encode -> candidates of every leg, rescored by the query tower, by (late) interaction -> fusion
            -> (cross) -> (groups) -> (diversity) -> payload of the best k
 
 Candidates and rescoring are one engine request; the payloads of the k winners a second, small one,
@@ -19,7 +19,7 @@ from qdrant_client import models as qm
 
 from two_tower.models.data import Passage
 from two_tower.retriever.collection.clusters import Centroids
-from two_tower.retriever.collection.schema import BM25, DENSE
+from two_tower.retriever.collection.schema import BM25, DENSE, LATE
 from two_tower.retriever.engine.protocol import Engine
 from two_tower.retriever.records import Hit, SearchResult, Stage
 from two_tower.retriever.search.diversity import at_most_per_group, mmr
@@ -30,6 +30,7 @@ from two_tower.retriever.search.fusion import (
     Ranking,
     fuse,
     gather,
+    is_learnt,
     reorder,
     stage_ranks,
 )
@@ -52,7 +53,12 @@ Payloads = dict[str, Mapping[str, Any]]
 
 
 class Pipeline:
-    """Answers batches of queries on one collection; safe to share between threads."""
+    """Answers batches of queries on one collection; safe to share between threads.
+
+    Attributes:
+        encoder: of the queries.
+        has_late: whether late interaction can score candidates.
+    """
 
     def __init__(
         self,
@@ -61,8 +67,11 @@ class Pipeline:
         encoder: QueryEncoder,
         *,
         centroids: Centroids | None = None,
+        has_late: bool = False,
     ) -> None:
         """Load the cross-scorer where the bundle brings one, so that no search has to wait for it.
+
+        `has_late` says whether the collection has token vectors.
 
         Raises:
             BundleError: the bundle's scorer is broken.
@@ -75,6 +84,7 @@ class Pipeline:
         fusion = self._bundle.fusion
         self._learnt = fusion.hybrid if fusion else None
         self._final = fusion.final if fusion and self._bundle.has_cross_scorer else None
+        self.has_late = has_late and self._learnt is not None and self._learnt.late > 0
         self._costs = Costs()
         if self._final:
             nothing = np.zeros(1, dtype=np.float32)
@@ -99,15 +109,20 @@ class Pipeline:
             budget_ms: time per query; optional stages that do not fit are skipped.
         """
         watch = Stopwatch(self._costs, queries=len(queries), budget_ms=budget_ms)
-        vectors = self.encoder.encode(queries, searched_vectors(settings))
+        # Rerank and late interaction travel with the candidates: whether to pay is decided before.
+        late = self.has_late and settings.late and is_learnt(settings)
+        if settings.late and not (late and watch.affords(LATE)):
+            settings = replace(settings, late=False)
+        names = searched_vectors(settings) | ({LATE} if settings.late else frozenset())
+        vectors = self.encoder.encode(queries, names)
         watch.lap("encode")
 
-        # Rerank travels with the candidates, so whether to pay for it is decided before.
         if settings.rerank and not watch.affords(RERANK):
             settings = replace(settings, rerank=False)
         plans = [plan(settings, v, k=k, filter=filter, centroids=self._centroids) for v in vectors]
         candidates = ask(self._engine, self._collection, plans)
-        watch.lap("candidates", cost_of=RERANK if settings.rerank else None)
+        costly = LATE if settings.late else RERANK if settings.rerank else None
+        watch.lap("candidates", cost_of=costly)
 
         rankings = [fuse(settings, each, learnt=self._learnt) for each in candidates]
         watch.lap("fusion")

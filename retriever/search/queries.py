@@ -12,7 +12,7 @@ from two_tower.models.config import SHORT
 from two_tower.models.vectors import FloatArray
 from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
 from two_tower.retriever.collection.clusters import Centroids
-from two_tower.retriever.collection.schema import BM25, DENSE, pca_name
+from two_tower.retriever.collection.schema import BM25, DENSE, LATE, pca_name
 from two_tower.retriever.errors import QueryError
 from two_tower.retriever.search.fusion import LEXICAL, RERANK
 from two_tower.retriever.search.settings import AnnSettings, SearchSettings
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 MAX_QUERY_CHARS = 10_000
 
 REMEMBERED = 512  # queries
+
+BY_THEMSELVES = qm.SearchParams(quantization=qm.QuantizationSearchParams(ignore=True))
+"""Score vectors by themselves, and not by quantized copies."""
 
 Rewriter = Callable[[str], Sequence[str]]
 """query -> hypothetical passages that answer it."""
@@ -40,7 +43,7 @@ class QueryVectors(NamedTuple):
     """
 
     tower: FloatArray
-    by_name: Mapping[str, list[float] | qm.SparseVector]
+    by_name: Mapping[str, list[float] | list[list[float]] | qm.SparseVector]
 
 
 def check_query(query: object) -> None:
@@ -112,17 +115,22 @@ class QueryEncoder:
         return [known[query] for query in queries]
 
     def _encode(self, queries: list[str], names: Sequence[str]) -> list[QueryVectors]:
-        towers = self.bundle.encode_queries(queries)  # (n, dim)
+        if LATE in names:
+            towers, late = self.bundle.encode_queries_late(queries)
+        else:
+            towers, late = self.bundle.encode_queries(queries), []  # (n, dim)
         if self.rewriter is not None:
             towers = self._mean_with_answers(queries, towers)
         dense = {DENSE: towers}
-        if any(name not in (DENSE, BM25) for name in names):
+        if any(name not in (DENSE, BM25, LATE) for name in names):
             dense |= {pca_name(dim): part for dim, part in self.bundle.reduce(towers).items()}
         encoded = []
         for row, query in enumerate(queries):
             by_name = {name: dense[name][row].tolist() for name in names if name in dense}
             if BM25 in names and (terms := self._bm25.encode_query(query)).indices:
                 by_name[BM25] = terms  # a query of stop words has none
+            if LATE in names:
+                by_name[LATE] = late[row].tolist()
             encoded.append(QueryVectors(towers[row], by_name))
         return encoded
 
@@ -180,7 +188,8 @@ def plan(
 
     Rerank asks for the exact cosine of every candidate that the legs propose. They go in as
     prefetches: no vector leaves the engine, and what BM25 or a short PCA vector finds is judged by
-    the full one. The dense leg scores by the full vectors itself and needs no rerank.
+    the full one. The dense leg scores by the full vectors itself and needs no rerank. Late
+    interaction asks the same of the vectors of their tokens, for the candidates of all legs.
 
     Args:
         settings: which legs, and how far they look.
@@ -216,10 +225,22 @@ def plan(
             leg = qm.Prefetch(query=query, using=name, filter=near, limit=limit, params=params)
         legs[name] = leg
     if settings.rerank and (others := [leg for name, leg in legs.items() if name != DENSE]):
-        limit = sum(leg.limit or 0 for leg in others)
-        legs[RERANK] = _rescored(others, vectors.tower, limit=limit)
+        legs[RERANK] = _rescored(others, vectors.tower, limit=_total(others))
+    if settings.late and legs and LATE in vectors.by_name:
+        all_legs = [leg for name, leg in legs.items() if name != RERANK]
+        legs[LATE] = qm.Prefetch(
+            prefetch=all_legs,
+            query=vectors.by_name[LATE],
+            using=LATE,
+            limit=_total(all_legs),
+            params=BY_THEMSELVES,
+        )
     # A part of a request becomes one of its own, for ids and scores alone; it has all its fields.
     return {name: qm.QueryRequest(**dict(leg), with_payload=False) for name, leg in legs.items()}
+
+
+def _total(legs: Sequence[qm.Prefetch]) -> int:
+    return sum(leg.limit or 0 for leg in legs)
 
 
 def search_params(ann: AnnSettings) -> qm.SearchParams:
@@ -243,5 +264,5 @@ def _rescored(legs: list[qm.Prefetch], tower: FloatArray, *, limit: int) -> qm.P
         query=tower.tolist(),
         using=DENSE,
         limit=limit,
-        params=qm.SearchParams(quantization=qm.QuantizationSearchParams(ignore=True)),
+        params=BY_THEMSELVES,
     )

@@ -85,7 +85,7 @@ class Retriever:
         require_possible(settings, bundle.pca_dims, self.metadata.options)
         encoder = QueryEncoder(bundle, Bm25Encoder(Bm25Config(**self.metadata.bm25)))
         self._centroids = Centroids.from_metadata(self.metadata)
-        self._pipeline = Pipeline(engine, self.collection, encoder, centroids=self._centroids)
+        self._pipeline = self._make_pipeline(encoder)
 
     @classmethod
     def open(
@@ -264,6 +264,11 @@ class Retriever:
         twin.settings = settings
         return twin
 
+    @property
+    def has_late(self) -> bool:
+        """Whether late interaction can score candidates: bundle and collection have it."""
+        return self._pipeline.has_late
+
     def with_rewriter(self, rewriter: Rewriter | None) -> "Retriever":
         """Return a retriever on the same engine that searches with imagined answers (HyDE).
 
@@ -274,7 +279,7 @@ class Retriever:
         """
         twin = copy.copy(self)
         encoder = self._pipeline.encoder.with_rewriter(rewriter)
-        twin._pipeline = Pipeline(self.engine, self.collection, encoder, centroids=self._centroids)
+        twin._pipeline = self._make_pipeline(encoder)
         return twin
 
     def passages(self) -> Iterator[Passage]:
@@ -300,6 +305,15 @@ class Retriever:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+    def _make_pipeline(self, encoder: QueryEncoder) -> Pipeline:
+        return Pipeline(
+            self.engine,
+            self.collection,
+            encoder,
+            centroids=self._centroids,
+            has_late=self.metadata.late_dim > 0,
+        )
 
     def _require_match(self, bundle: "ModelBundle", *, name: str) -> None:
         loaded_with = self.metadata.bundle_fingerprint

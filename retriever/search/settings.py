@@ -64,6 +64,9 @@ class SearchSettings:
         tower_weight: how many points of BM25 a cosine of 1 is worth, 15 where it is not given;
             where it is, nothing learnt takes its place.
         rerank: whether the query tower scores every candidate over the full vectors.
+        late: whether late interaction scores every candidate by its tokens, where the bundle and
+            the collection have it. Its weight was learnt beside the learnt fusion, and so it runs
+            only where that does.
         cross: whether the bundle's cross-scorer, if it brings one, reads the best candidates. It
             was weighed against the learnt fusion, and so runs only where that did.
         cross_candidates: how many it reads, 1 to 200, and what the bundle says where it is not
@@ -83,6 +86,7 @@ class SearchSettings:
     fusion: Literal["learnt", "weighted", "rrf"] = "learnt"
     tower_weight: Annotated[float | None, Field(ge=0, allow_inf_nan=False)] = None
     rerank: bool = True
+    late: bool = True
     cross: bool = True
     cross_candidates: Annotated[int, Field(ge=1, le=200)] | None = None
     diversity: Annotated[float, Field(ge=0, le=1)] = 0.0

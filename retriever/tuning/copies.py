@@ -21,7 +21,7 @@ from two_tower.models.console import progress
 from two_tower.models.files import is_alive
 from two_tower.retriever.collection.clusters import Centroids, sample_size
 from two_tower.retriever.collection.options import CollectionOptions
-from two_tower.retriever.collection.schema import BM25, CLUSTER, DENSE, base_name
+from two_tower.retriever.collection.schema import BM25, CLUSTER, DENSE, LATE, base_name
 from two_tower.retriever.engine.protocol import (
     POINTS_PER_PAGE,
     Engine,
@@ -73,6 +73,7 @@ class TemporaryCopy:
         self._metadata = replace(
             source.metadata,
             pca_dims=source.metadata.pca_dims if self._is_part else (),
+            late_dim=source.metadata.late_dim if self._is_part else 0,
             centroids="",
             options=on_one_node(replace(source.metadata.options, clusters=0)),
         )
@@ -99,7 +100,7 @@ class TemporaryCopy:
             self._engine.batch_update_points(name, [operation])
         centroids = self._centroids[clusters].pack() if clusters else ""
         metadata = {"options": options.to_dict(), "centroids": centroids, OWNER: _owner()}
-        changes = on_one_node(options).changes(self._metadata.schema.vectors_config)
+        changes = on_one_node(options).changes(self._metadata.schema.dense_config)
         self._engine.update_collection(name, **changes, metadata=metadata)
         if not self._engine.optimize(name):
             wait_until_green(self._engine, name)
@@ -124,7 +125,8 @@ class TemporaryCopy:
         metadata = self._metadata.to_dict() | {OWNER: _owner()}
         engine.create_collection(name, **self._metadata.schema.creation, metadata=metadata)
         engine.create_payload_index(name, CLUSTER, qm.PayloadSchemaType.INTEGER)
-        records = self._records([*widths, BM25])
+        late = [LATE] if self._metadata.late_dim else []
+        records = self._records([*widths, *late, BM25])
         shown = progress(records, label=f"Copying to {name}", total=self._points)
         unsent: list[qm.Record] = []
         for number, batch in enumerate(batches(shown)):
