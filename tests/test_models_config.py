@@ -124,7 +124,7 @@ def test_a_number_in_scientific_notation_is_a_number(tmp_path: Path) -> None:
 
 
 def test_recipes_are_complete_configurations() -> None:
-    assert recipe_names() == ["fast", "rnn", "taught", "transformer", "triplet"]
+    assert recipe_names() == ["fast", "light", "rnn", "taught", "transformer", "triplet"]
     assert read_config("fast", {"cross.epochs": 0}) == TrainConfig() == read_config(None, {})
     assert read_config("triplet", {}).labelled.loss == "triplet"
     assert read_config("triplet", {"labelled.epochs": 2}).labelled.epochs == 2
