@@ -110,10 +110,8 @@ class Pipeline:
         """
         watch = Stopwatch(self._costs, queries=len(queries), budget_ms=budget_ms)
         # Rerank and late interaction travel with the candidates: whether to pay is decided before.
-        late = self.has_late and settings.late and is_learnt(settings)
-        if settings.late and not (late and watch.affords(LATE)):
-            settings = replace(settings, late=False)
-        names = searched_vectors(settings) | ({LATE} if settings.late else frozenset())
+        late = self.has_late and settings.late and is_learnt(settings) and watch.affords(LATE)
+        names = searched_vectors(settings) | ({LATE} if late else frozenset())
         vectors = self.encoder.encode(queries, names)
         watch.lap("encode")
 
@@ -121,7 +119,7 @@ class Pipeline:
             settings = replace(settings, rerank=False)
         plans = [plan(settings, v, k=k, filter=filter, centroids=self._centroids) for v in vectors]
         candidates = ask(self._engine, self._collection, plans)
-        costly = LATE if settings.late else RERANK if settings.rerank else None
+        costly = LATE if late else RERANK if settings.rerank else None
         watch.lap("candidates", cost_of=costly)
 
         rankings = [fuse(settings, each, learnt=self._learnt) for each in candidates]

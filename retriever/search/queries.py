@@ -225,22 +225,18 @@ def plan(
             leg = qm.Prefetch(query=query, using=name, filter=near, limit=limit, params=params)
         legs[name] = leg
     if settings.rerank and (others := [leg for name, leg in legs.items() if name != DENSE]):
-        legs[RERANK] = _rescored(others, vectors.tower, limit=_total(others))
+        legs[RERANK] = _rescored(others, vectors.tower, limit=sum(leg.limit or 0 for leg in others))
     if settings.late and legs and LATE in vectors.by_name:
         all_legs = [leg for name, leg in legs.items() if name != RERANK]
         legs[LATE] = qm.Prefetch(
             prefetch=all_legs,
             query=vectors.by_name[LATE],
             using=LATE,
-            limit=_total(all_legs),
+            limit=sum(leg.limit or 0 for leg in all_legs),
             params=BY_THEMSELVES,
         )
     # A part of a request becomes one of its own, for ids and scores alone; it has all its fields.
     return {name: qm.QueryRequest(**dict(leg), with_payload=False) for name, leg in legs.items()}
-
-
-def _total(legs: Sequence[qm.Prefetch]) -> int:
-    return sum(leg.limit or 0 for leg in legs)
 
 
 def search_params(ann: AnnSettings) -> qm.SearchParams:

@@ -105,7 +105,7 @@ def recurrent(bundle: ModelBundle, kind: str) -> ModelBundle:
         config.tower, vectors=arrays["query.vectors"], weights=arrays["query.weights"]
     )
     reduction = unreduced(bundle.dim)
-    settings = deciding_config(config, config.tokenizer, reduction=reduction)
+    settings = deciding_config(config, config.tower, config.tokenizer, reduction=reduction)
     files = {TOKENIZER: bundle.tokenizer.model, TOWERS: save(towers.arrays())}
     return ModelBundle.of_files(settings, files, reduction=reduction, card={})
 
@@ -118,7 +118,7 @@ def transformer() -> ModelBundle:
     opened = open_transformer(MODEL, config.tokenizer)
     files = transformer_files(opened.tower, opened.tokenizer, int8=config.transformer.int8)
     reduction = unreduced(OnnxEncoder(files[GRAPH]).dim)
-    settings = deciding_config(config, opened.tokenizer.config, reduction=reduction)
+    settings = deciding_config(config, config.tower, opened.tokenizer.config, reduction=reduction)
     return ModelBundle.of_files(settings, files, reduction=reduction, card={})
 
 

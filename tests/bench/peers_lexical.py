@@ -32,6 +32,7 @@ class Angles:
     has_cross_scorer = False
     dim = 2
     pca_dims = ()
+    late_dim = 0
     fingerprint = "a" * 64
 
     def encode_passages(self, texts: Sequence[str]) -> FloatArray:
