@@ -125,3 +125,27 @@ def test_the_command_line_needs_no_torch_before_it_trains() -> None:
     program = "import sys, models.cli; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.strip() == "False", done.stderr
+
+
+def test_some_parts_alone(workplace: Path, tmp_path: Path) -> None:
+    config = tmp_path / "all.yaml"
+    config.write_text(yaml.safe_dump({**QUICK, "fusion": {"folds": 2}, "cross": {"epochs": 1}}))
+
+    def learn(data: Path, name: str, *flags: str | Path) -> Result:
+        return invoke("train", data, "--out", tmp_path / name, "--config", config, *flags)
+
+    assert learn(workplace / "DATA", "towers", "--only", "query").exit_code == 0
+    towers = ModelBundle.load(tmp_path / "towers")
+    assert not towers.extras
+    other = write_topics(tmp_path / "DATA", topics=60, seed=1, source="others").path
+    done = learn(other, "fusion", "--only", "fusion", "--start", tmp_path / "towers")
+    assert done.exit_code == 0, done.stderr
+    fusion = ModelBundle.load(tmp_path / "fusion")
+    assert (fusion.fingerprint, set(fusion.extras)) == (towers.fingerprint, {"fusion.json"})
+    for flags, message in (
+        (["--only", "fusion"], "needs towers: add --start BUNDLE or query"),
+        (["--only", "query,fusions"], "expected some of query,fusion,cross"),
+    ):
+        refused = learn(workplace / "DATA", "x", *flags)
+        assert (refused.exit_code, refused.stdout) == (1, "")
+        assert message in refused.stderr

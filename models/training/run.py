@@ -231,16 +231,22 @@ class _TrainingRun:
         trainer = Trainer(towers, evaluate, self.folder, self.tracker, config.seed, self.notify)
         before_labels = self._train(trainer, phases, resumed)
         clock.lap("phases")
+        start = self.inputs.start
         bundle = self._bundle(towers, tokenizer, corpus=dev, clock=clock)
+        if (
+            start is not None
+            and not any(p.epochs for p in phases)
+            and start.config == bundle.config
+        ):
+            bundle = start  # with its PCA: collections that were loaded with it stay valid
         if not config.fusion.folds:
-            start = self.inputs.start
             return bundle if start is None else bundle.with_extras(start.extras)
-        if self.inputs.start is not None and self.inputs.labels() & self._label_names:
+        if start is not None and self.inputs.labels() & self._label_names:
             # No fold could leave out what these towers know already.
             self.notify(
                 "--start has learnt from these labels: its fusion and cross-scorer are kept"
             )
-            return bundle.with_extras(self.inputs.start.extras)
+            return bundle.with_extras(start.extras)
         ranking = RankingTrainer(
             data=self.data,
             config=config,
@@ -441,7 +447,9 @@ class _TrainingRun:
             self.notify(f"pca_{dim} is left out: it needs more than {dim} passages and dims")
         metrics = reduced_metrics(vectors, reduction, relevant=corpus.dev.relevant)
         clock.lap("reduction")
-        new_labels = self._label_names if self.config.labelled.epochs else set()
+        config = self.config
+        learns = config.labelled.epochs or (frozen is not None and config.align.query_epochs)
+        new_labels = self._label_names if learns else set()
         results = {
             "queries": {"train": len(corpus.train.texts), "dev": len(corpus.dev.texts)},
             "vocabulary": tokenizer.vocab_size,
@@ -452,18 +460,18 @@ class _TrainingRun:
             "labels": sorted(self.inputs.labels() | new_labels),
             **self.inputs.identity(),
         }
-        card = make_card(self.data, self.config.to_dict(), results=results)
-        config = deciding_config(
-            self.config, self._tower_config, tokenizer.config, reduction=reduction
+        card = make_card(self.data, config.to_dict(), results=results)
+        deciding = deciding_config(
+            config, self._tower_config, tokenizer.config, reduction=reduction
         )
         if frozen is not None:
-            config["tower"]["shared"] = False
-            config["prefixes"]["query"] = ""
-            config["documents"] = dict(frozen.about)
+            deciding["tower"]["shared"] = False
+            deciding["prefixes"]["query"] = ""
+            deciding["documents"] = dict(frozen.about)
             files[DOCUMENTS] = save_arrays({"probes": frozen.probes})
             if TEXT in files and GRAPH not in files:
-                config["tokenizer"]["vocabulary"] = "documents"
-        return ModelBundle.of_files(config, files, reduction=reduction, card=card)
+                deciding["tokenizer"]["vocabulary"] = "documents"
+        return ModelBundle.of_files(deciding, files, reduction=reduction, card=card)
 
     @property
     def _label_names(self) -> set[str]:
