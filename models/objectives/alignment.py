@@ -9,6 +9,7 @@ LightRetriever (Ma et al., 2025, arXiv:2505.12260), whose query side is a table 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -245,25 +246,46 @@ def cut_word_spans(texts: Sequence[str], *, total: int, seed: int) -> Spans:
     return Spans(spans, np.tile(np.arange(len(texts)), count))
 
 
-def alignment_sampler(
-    documents: FrozenDocuments,
-    tokenizer: RowTokenizer,
-    corpus: Corpus,
-    spans: Spans,
-    *,
-    with_queries: bool,
-) -> AlignmentSampler:
-    """Return a sampler of spans and, `QUERY_SHARE` times each, of the train queries."""
-    texts, rows, tokens = [spans.texts], [spans.rows], [tokenizer.encode_queries(spans.texts)]
-    if with_queries:
+@dataclass
+class Alignment:
+    """What a query tower is aligned with; spans are cut and read once.
+
+    `texts` are all passages, `total` is about how many spans there are to be.
+    """
+
+    documents: FrozenDocuments
+    tokenizer: RowTokenizer
+    texts: list[str]
+    total: int
+    seed: int
+
+    @cached_property
+    def spans(self) -> AlignmentSampler:
+        """A sampler of spans alone."""
+        spans = cut_word_spans(self.texts, total=self.total, seed=self.seed)
+        places = np.arange(len(self.texts) + 1)
+        return AlignmentSampler(
+            self.tokenizer.encode_queries(spans.texts),
+            spans.rows,
+            TokenRows(places[:-1], places),
+            self.documents.read_queries(spans.texts),
+        )
+
+    def sampler(self, corpus: Corpus, with_queries: bool) -> AlignmentSampler:
+        """Return a sampler of spans and, `QUERY_SHARE` times each, of the train queries."""
+        if not with_queries:
+            return self.spans
         answers = corpus.train.relevant  # a query's first answer is its document
         first = answers.indices[answers.indptr[:-1]].astype(np.int64)
-        for _ in range(QUERY_SHARE):
-            texts.append(corpus.train.texts)
-            rows.append(first)
-            tokens.append(corpus.train_queries)
-    targets = documents.read_queries([text for part in texts for text in part])
-    return AlignmentSampler(concat_rows(tokens), np.concatenate(rows), corpus.passages, targets)
+        spans, targets = self.spans, self.documents.read_queries(corpus.train.texts)
+        if spans.targets is not None and targets is not None:
+            targets = np.concatenate([spans.targets, *[targets] * QUERY_SHARE])
+        return AlignmentSampler(
+            concat_rows([spans.queries, *[corpus.train_queries] * QUERY_SHARE]),
+            np.concatenate([spans.rows, *[first] * QUERY_SHARE]),
+            spans.documents,
+            targets,
+        )
 
 
 def token_means(

@@ -36,12 +36,9 @@ from two_tower.models.networks.towers import (
 from two_tower.models.networks.transformer import Transformer, open_transformer, transformer_files
 from two_tower.models.networks.word2vec import learn_vectors
 from two_tower.models.objectives.alignment import (
-    AlignmentSampler,
+    Alignment,
     DocumentVectors,
     FrozenDocuments,
-    Spans,
-    alignment_sampler,
-    cut_word_spans,
     open_documents,
     token_means,
 )
@@ -148,7 +145,7 @@ def train_bundle(
     Raises:
         BundleError: `out` holds something that must not be replaced.
         ConfigError: there is no such device, or the loss and the negatives do not fit.
-        DataError: DATA is broken or has no labelled query.
+        DataError: DATA is broken.
         TrainingError: there is nothing to learn from, an unfinished run differs, or a collapse.
     """
     check_target(Path(out), force=options.force)
@@ -199,6 +196,7 @@ class _TrainingRun:
     tracker: Tracker
     device: torch.device
     notify: Notify
+    alignment: Alignment | None = None
 
     def execute(
         self, split: Split, *, negatives: HardNegatives | None, resumed: Checkpoint | None
@@ -216,9 +214,12 @@ class _TrainingRun:
         )
         dev = dev_corpus(corpus, size=config.dev_passages, seed=config.seed)
         clock.lap("tokenising")
+        if frozen:
+            total, seed = config.align.spans, config.seed
+            self.alignment = Alignment(frozen, tokenizer, self._texts, total, seed)
         towers = self._towers(corpus, tokenizer, resumed=resumed).to(self.device)
         clock.lap("token vectors")
-        align = partial(self._aligned, frozen, tokenizer) if frozen else None
+        align = self.alignment.sampler if self.alignment else None
         phases = make_phases(
             config,
             corpus,
@@ -289,21 +290,6 @@ class _TrainingRun:
     @cached_property
     def _texts(self) -> list[str]:
         return [passage.content for passage in self.data.passages()]
-
-    @cached_property
-    def _spans(self) -> Spans:
-        return cut_word_spans(self._texts, total=self.config.align.spans, seed=self.config.seed)
-
-    def _aligned(
-        self,
-        documents: FrozenDocuments,
-        tokenizer: RowTokenizer,
-        corpus: Corpus,
-        with_queries: bool,
-    ) -> AlignmentSampler:
-        return alignment_sampler(
-            documents, tokenizer, corpus, self._spans, with_queries=with_queries
-        )
 
     @cached_property
     def _transformer(self) -> Transformer | None:
@@ -379,9 +365,9 @@ class _TrainingRun:
 
     def _token_vectors(self, corpus: Corpus, tokenizer: RowTokenizer) -> FloatArray:
         config, dim, seed = self.config, self.config.tower.dim, self.config.seed
-        if self._documents is not None:
-            sampler = self._aligned(self._documents, tokenizer, corpus, False)
-            return token_means(sampler, self._documents, tokenizer, seed=seed)
+        if self.alignment is not None:
+            spans, documents = self.alignment.spans, self.alignment.documents
+            return token_means(spans, documents, tokenizer, seed=seed)
         if self._teacher is not None and config.teacher.token_vectors:
             return self._teacher.token_vectors(tokenizer, dim=dim)
         self.notify("learning token vectors")

@@ -128,16 +128,16 @@ class Pipeline:
         payloads: Payloads = {}
         rankings = self._cross(queries, rankings, payloads=payloads, settings=settings, watch=watch)
 
-        late_stages = []
+        last_stages = []
         rows = [ranking.order.tolist() for ranking in rankings]
         if settings.group_by is not None:
             rows = self._group(rankings, rows, settings.group_by, size=settings.group_size)
             watch.lap(GROUPS)
-            late_stages.append(GROUPS)
+            last_stages.append(GROUPS)
         if settings.diversity > 0 and watch.affords(DIVERSITY):
             rows = self._diversify(rankings, rows, settings.diversity, k=k)
             watch.lap(DIVERSITY)
-            late_stages.append(DIVERSITY)
+            last_stages.append(DIVERSITY)
 
         rows = [best[:k] for best in rows]
         payloads |= self._payloads(point_ids(rankings, rows) - payloads.keys())
@@ -148,7 +148,7 @@ class Pipeline:
                 query,
                 top_hits(ranking, best, payloads),
                 watch.laps_ms,
-                (*early_stages, *ranking.candidates.stages, *late_stages),
+                (*early_stages, *ranking.candidates.stages, *last_stages),
                 tuple(watch.skipped),
             )
             for query, ranking, best in zip(queries, rankings, rows, strict=True)
