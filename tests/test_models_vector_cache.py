@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from two_tower.models.bundle import vector_cache
-from two_tower.models.bundle.vector_cache import cache_folder, cached_vectors
+from two_tower.models import vector_cache
+from two_tower.models.cache import cache_folder
+from two_tower.models.vector_cache import cached_vectors
 
 
 class Encoder:

@@ -48,7 +48,6 @@ from two_tower.models.bundle.files import (
 from two_tower.models.bundle.fusion import Fusion
 from two_tower.models.bundle.late import LateConfig, LateInteraction
 from two_tower.models.bundle.reduction import Reduction
-from two_tower.models.bundle.vector_cache import cached_rows, cached_vectors
 from two_tower.models.config import from_mapping
 from two_tower.models.errors import BundleError, ConfigError
 from two_tower.models.files import new_folder, write_bytes, write_json
@@ -56,6 +55,7 @@ from two_tower.models.networks.cross_config import CrossConfig
 from two_tower.models.text.tokenizer import RowTokenizer, Tokenizer
 from two_tower.models.text.transformer_tokenizer import CROSS_GRAPH, CROSS_TEXT, GRAPH
 from two_tower.models.threads import one_blas_thread
+from two_tower.models.vector_cache import cached_rows, cached_vectors
 from two_tower.models.vectors import ByteArray, FloatArray
 
 

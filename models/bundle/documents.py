@@ -12,11 +12,11 @@ from typing import Any, Protocol
 
 from two_tower.models.bundle.encoders import TextTokens, TokenEncoder, open_transformer_encoder
 from two_tower.models.bundle.files import CARD, CONFIG, DOCUMENTS, read_card, read_deciding
-from two_tower.models.bundle.probes import PROBES, check_probes
-from two_tower.models.bundle.vector_cache import cached_vectors
 from two_tower.models.config import configuration
+from two_tower.models.endpoint.probes import PROBES, check_probes
 from two_tower.models.errors import BundleError, ConfigError
 from two_tower.models.text.transformer_tokenizer import GRAPH, SETTINGS, TEXT
+from two_tower.models.vector_cache import cached_vectors
 from two_tower.models.vectors import FloatArray
 
 ABOUT = ("model", "url", "fingerprint", "source")
@@ -120,7 +120,7 @@ def open_reader(model: str, url: str | None) -> DocumentReader:
         ConfigError: there is no such model or server, or the extra is not installed.
     """
     if url:
-        from two_tower.models.bundle.endpoint import EndpointReader
+        from two_tower.models.endpoint.embeddings import EndpointReader
 
         return EndpointReader(url, model)
     return TransformerReader.open(model)

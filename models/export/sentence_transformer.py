@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.bundle.files import CARD
-from two_tower.models.bundle.probes import PROBES, lowest_cosine
+from two_tower.models.endpoint.probes import PROBES, lowest_cosine
 from two_tower.models.errors import BundleError, ConfigError
 from two_tower.models.export.sides import TRANSFORMER, Side, documents_model, own_side
 from two_tower.models.export.weights import restore_weights

@@ -26,9 +26,8 @@ from two_tower.models.bundle.documents import (
     passages_of,
     queries_of,
 )
-from two_tower.models.bundle.probes import PROBES
-from two_tower.models.bundle.vector_cache import cached_vectors
 from two_tower.models.config import configuration
+from two_tower.models.endpoint.probes import PROBES
 from two_tower.models.errors import ConfigError
 from two_tower.models.examples.corpus import Corpus, PrefixConfig
 from two_tower.models.examples.pairs import Batch
@@ -36,6 +35,7 @@ from two_tower.models.networks.word2vec import random_vectors
 from two_tower.models.objectives.distillation import random_spans, token_texts
 from two_tower.models.objectives.losses import Encoded, in_batch_softmax
 from two_tower.models.text.tokenizer import RowTokenizer, TokenRows, concat_rows
+from two_tower.models.vector_cache import cached_vectors
 from two_tower.models.vectors import FloatArray, IntArray
 
 SHORTEST_SPAN, LONGEST_SPAN = 3, 10  # words

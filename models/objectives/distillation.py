@@ -14,7 +14,7 @@ from torch.nn import functional
 from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.bundle.documents import TransformerReader, passages_of, queries_of
 from two_tower.models.bundle.files import CARD
-from two_tower.models.bundle.vector_cache import cache_folder, cached_vectors
+from two_tower.models.cache import cache_folder
 from two_tower.models.config import configuration
 from two_tower.models.console import progress
 from two_tower.models.data import Dataset
@@ -26,6 +26,7 @@ from two_tower.models.objectives.inverse_cloze import NOTHING_MASKED
 from two_tower.models.objectives.losses import Encoded
 from two_tower.models.text.tokenizer import RowTokenizer, TokenRows
 from two_tower.models.text.transformer_tokenizer import TransformerTokenizer
+from two_tower.models.vector_cache import cached_vectors
 from two_tower.models.vectors import FloatArray, IntArray, Vectors, normalized
 
 SHARD = 4096

@@ -16,7 +16,6 @@ from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.bundle.cross_encoder import CrossEncoderScorer
 from two_tower.models.bundle.files import CARD
 from two_tower.models.bundle.fusion import TOWER_WEIGHT, Fusion, HybridWeights, fit_hybrid
-from two_tower.models.bundle.vector_cache import cached_vectors
 from two_tower.models.examples.candidates import CandidateLists
 from two_tower.models.networks.cross_config import CrossConfig
 from two_tower.models.networks.cross_encoder import (
@@ -27,6 +26,7 @@ from two_tower.models.networks.cross_encoder import (
 from two_tower.models.objectives.distillation import Reader, open_reader, read_both
 from two_tower.models.text.transformer_tokenizer import CROSS_GRAPH, CROSS_TEXT
 from two_tower.models.training.cross_training import likeliest_scale
+from two_tower.models.vector_cache import cached_vectors
 from two_tower.models.vectors import BoolArray, FloatArray, IntArray
 
 BETWEEN = "\0"  # of a query and a passage in the key of a cached score

@@ -17,7 +17,7 @@ from two_tower.models.bundle.card import make_card
 from two_tower.models.bundle.encoders import OnnxEncoder
 from two_tower.models.bundle.files import BUNDLE_FORMAT, DOCUMENTS, TOKENIZER, TOWERS, check_target
 from two_tower.models.bundle.reduction import Reduction, fit_reduction
-from two_tower.models.bundle.vector_cache import cache_folder
+from two_tower.models.cache import cache_folder
 from two_tower.models.data import Dataset
 from two_tower.models.errors import ConfigError, TrainingError
 from two_tower.models.examples.corpus import Corpus, Notify, dev_corpus, read_split, tokenise
