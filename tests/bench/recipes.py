@@ -1,9 +1,10 @@
 """What the shipped recipes cost and find: one row each.
 
-    python tests/bench/recipes.py fast transformer
+    python tests/bench/recipes.py fast 'transformer + late'
 
-Trains a recipe on msmarco-95k unless runs/recipes/<name>/bundle is there, loads the whole corpus
-and four that it has not seen into an embedded engine, and measures them with `retriever evaluate`.
+Trains a recipe, or one of VARIANTS, on msmarco-95k unless runs/recipes/<name>/bundle is there,
+loads the whole corpus and four that it has not seen into an embedded engine, and measures them
+with `retriever evaluate`.
 Where a cross-scorer says a chance for every hit, that is compared with how many are right.
 Prints a table and keeps it in tests/bench/results/recipes.json, where rows that are not named
 stay. With --table it only prints. Times are of this machine and of what else it did.
@@ -18,14 +19,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import yaml
 from ablation import ROOT, SHARED, TRAINED_ON, ZERO_SHOT, prepared
 from ablation_table import aligned
 from spine import run_command
 
 from two_tower.models.bundle.bundle import ModelBundle
+from two_tower.models.config import read_yaml, with_values
 from two_tower.models.data import Dataset
 from two_tower.models.files import write_json
 from two_tower.models.provenance import commit
+from two_tower.models.training.recipe import FOLDER
 from two_tower.retriever import Retriever
 from two_tower.retriever.evaluation.measures import answerable
 
@@ -33,7 +37,17 @@ WORK = ROOT / "runs" / "recipes"
 RESULTS = Path(__file__).parent / "results" / "recipes.json"
 ENCODED = 2000
 ROUNDS = 3
-SHOWN = {"dense": "tower alone", "hybrid": "hybrid", "cross": "with cross-scorer"}
+SHOWN = {
+    "dense": "tower alone",
+    "hybrid": "hybrid",
+    "late": "with late interaction",
+    "cross": "with cross-scorer",
+}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "light + late": ("light", {"late.dim": 64, "late.pool": 1}),
+    "transformer + late": ("transformer", {"late.dim": 64, "late.pool": 2, "cross.epochs": 2}),
+}
+"""A name of the table -> the recipe and what it changes in it."""
 MEASURES = ("recall@1", "recall@3", "recall@10", "recall@100", "mrr@10", "ndcg@10")
 BRIEF = {
     ("fast", "bm25"): ("BM25 alone", "no label"),
@@ -52,7 +66,8 @@ def measure(recipe: str) -> Row:
     bundle = WORK / recipe / "bundle"
     data = prepared(SHARED / TRAINED_ON)
     if not (bundle / "card.json").is_file():
-        run_command("two_tower.models.cli", "train", data, "--out", bundle, "--config", recipe)
+        config = configuration(recipe)
+        run_command("two_tower.models.cli", "train", data, "--out", bundle, "--config", config)
     card = json.loads((bundle / "card.json").read_text(encoding="utf-8"))
     sets = {TRAINED_ON: evaluate(bundle, data, "dev")}
     for name in ZERO_SHOT:
@@ -65,6 +80,17 @@ def measure(recipe: str) -> Row:
         "sets": sets,
         **measure_chances(bundle),
     }
+
+
+def configuration(name: str) -> str:
+    """Return what `models train --config` takes: the recipe's name, or a variant's file."""
+    if name not in VARIANTS:
+        return name
+    recipe, changes = VARIANTS[name]
+    file = WORK / name / "config.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(with_values(read_yaml(FOLDER / f"{recipe}.yaml"), changes)))
+    return str(file)
 
 
 def measure_chances(bundle: Path) -> Row:
@@ -186,7 +212,7 @@ def _cells(row: Row, system: str) -> list[str]:
 def main() -> None:
     """Measure the recipes that are named."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("recipes", nargs="*", help="names of shipped recipes")
+    parser.add_argument("recipes", nargs="*", help="names of shipped recipes, or of VARIANTS")
     parser.add_argument("--table", action="store_true", help="only print what was measured")
     parser.add_argument("--chances", action="store_true", help="only compare chances again")
     chosen = parser.parse_args()
