@@ -69,7 +69,8 @@ def test_evaluate_writes_the_report(loaded: list[str], tmp_path: Path) -> None:
         "own_left_out",
     ]
     systems = {row["system"]: row for row in report["systems"]}
-    assert list(systems) == ["tfidf", "bm25", "dense", "pca_8", "pca_4", "rrf", "hybrid", "rerank"]
+    fused = ["rrf", "dbsf", "hybrid", "rerank"]
+    assert list(systems) == ["tfidf", "bm25", "dense", "pca_8", "pca_4", *fused]
     for row in systems.values():
         assert row["queries"] == 20
         assert list(row["metrics"]) == [

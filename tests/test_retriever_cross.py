@@ -241,7 +241,7 @@ def test_the_table_has_a_row_for_what_is_learnt(
     edge_engine: Engine, edge_retriever: Retriever, name: str, tiny_bundle: Path
 ) -> None:
     plain = ModelBundle.load(tiny_bundle)
-    shared = ["tfidf", "bm25", "dense", "pca_8", "pca_4", "rrf"]
+    shared = ["tfidf", "bm25", "dense", "pca_8", "pca_4", "rrf", "dbsf"]
 
     def systems(bundle: ModelBundle) -> list[str]:
         return default_systems(Retriever(edge_engine, name, bundle, settings=SearchSettings()))

@@ -50,7 +50,7 @@ options = st.fixed_dictionaries(
     {},
     optional={
         "legs": legs | anything,
-        "fusion": st.sampled_from(["learnt", "weighted", "rrf"]) | anything,
+        "fusion": st.sampled_from(["learnt", "weighted", "rrf", "dbsf"]) | anything,
         "tower_weight": scalars,
         "rerank": scalars,
         "cross": scalars,

@@ -3,6 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from qdrant_client import models as qm
+from qdrant_client.hybrid.fusion import distribution_based_score_fusion
 
 from two_tower.models.bundle.fusion import HybridWeights
 from two_tower.models.errors import ConfigError
@@ -99,6 +100,28 @@ def test_reciprocal_ranks_on_request() -> None:
     assert {w.passage_id: w.score for w in winners} == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    "legs",
+    [
+        ({"a": 0.9, "b": 0.5, "c": 0.45}, {"b": 8.0, "c": 6.0, "d": 2.0, "e": 1.0}),
+        ({"a": 0.9, "b": 0.9}, {"c": 3.0}),  # equal scores, a single one
+        ({f"p{i}": 0.1 for i in range(40)} | {"z": 0.9}, {"z": 1.0, "p1": 0.5}),
+    ],
+)
+def test_scores_over_their_spread_are_those_of_qdrants_client(
+    legs: tuple[dict[str, float], dict[str, float]],
+) -> None:
+    settings = SearchSettings(fusion="dbsf", rerank=False)
+    answers = [response(**scores) for scores in legs]
+    winners = choose(fuse(settings, gather(plan(settings, VECTORS, k=1), answers)), k=50)
+    points = [
+        [qm.ScoredPoint(id=i, version=0, score=score) for i, score in scores.items()]
+        for scores in legs
+    ]
+    expected = {str(p.id): p.score for p in distribution_based_score_fusion(points, limit=50)}
+    assert {w.passage_id: w.score for w in winners} == pytest.approx(expected)
+
+
 def test_learnt_weights_take_the_place_of_the_fixed_one() -> None:
     settings = SearchSettings(legs={"dense": 2, "bm25": 3}, rerank=False)
     answers = [response(a=0.9, b=0.5), response(b=8.0, c=6.0)]
@@ -166,7 +189,7 @@ def test_weights(stages: list[str], expected: list[float]) -> None:
         ({"group_by": "a" * 101}, "expected the name of a payload field"),
         ({"group_size": 0}, "group_size is 0, expected 1 to 1000"),
         ({"grop_size": 2}, r"did you mean search\.group_size\?"),
-        ({"fusion": "dbsf"}, "fusion is 'dbsf', expected 'learnt' or 'weighted' or 'rrf'"),
+        ({"fusion": "sum"}, "fusion is 'sum', expected 'learnt' or 'weighted' or 'rrf' or 'dbsf'"),
     ],
 )
 def test_impossible_settings(settings: dict, message: str) -> None:

@@ -70,6 +70,15 @@ Runs = Annotated[
     typer.Option("--run", help="TREC run file of some other system; again for more."),
 ]
 
+Require = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="[SYSTEM:]MEASURE>=NUMBER",
+        help="Exit with 1 where the last system, or SYSTEM, has less, e.g. mrr@10>=0.8; again for "
+        "more.",
+    ),
+]
+
 
 def evaluate(
     name: Name,
@@ -83,6 +92,7 @@ def evaluate(
     keep_own: KeepOwn = False,
     also: Also = None,
     runs: Runs = None,
+    require: Require = None,
     settings: Settings = None,
     url: Url = None,
     path: Path_ = None,
@@ -92,6 +102,7 @@ def evaluate(
     from two_tower.retriever.evaluation.contrast import find_contrasts
     from two_tower.retriever.evaluation.evaluate import measure_all
     from two_tower.retriever.evaluation.page import write_report
+    from two_tower.retriever.evaluation.requirements import misses, read_requirement
     from two_tower.retriever.evaluation.systems import choose_systems, run_system
     from two_tower.retriever.search.settings import SearchSettings, read_settings
 
@@ -105,10 +116,13 @@ def evaluate(
         for other, _, folder in (word.partition("=") for word in also or []):
             others[other] = _open(engine, other, Path(folder or bundle), SearchSettings())
         measured = choose_systems(retriever, names, others=others)
+        every = [*rankings, *measured]
+        known = [system.name for system in every]
+        requirements = [read_requirement(text, known) for text in require or []]
         evaluation = measure_all(
             retriever,
             dataset,
-            systems=[*rankings, *measured],
+            systems=every,
             split=split,
             baseline=baseline,
             relevant_from=relevant_from,
@@ -118,6 +132,10 @@ def evaluate(
     write_report(evaluation, contrasts, out)
     _print_report(evaluation.report)
     say(f"Wrote {out / 'report.html'} and, beside it, report.md, report.json …")
+    if sentences := misses(evaluation.report, requirements):
+        for sentence in sentences:
+            say(f"Error: {sentence}")
+        raise typer.Exit(1)
 
 
 def _open(engine: "Engine", name: str, bundle: Path, settings: "SearchSettings") -> "Retriever":

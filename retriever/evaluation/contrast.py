@@ -8,8 +8,7 @@ import numpy as np
 from two_tower.models.data import Passage, Query
 from two_tower.models.errors import ConfigError
 from two_tower.retriever.evaluation.evaluate import Evaluation
-
-MEASURE = "ndcg@10"
+from two_tower.retriever.evaluation.verdict import MEASURE
 
 EACH_WAY = 5
 

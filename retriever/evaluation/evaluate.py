@@ -22,6 +22,7 @@ from two_tower.retriever.evaluation.measures import (
 )
 from two_tower.retriever.evaluation.significance import Comparison, bootstrap_intervals, compare
 from two_tower.retriever.evaluation.systems import Ranker, System
+from two_tower.retriever.evaluation.verdict import StageWorth, headroom, stage_worths
 from two_tower.retriever.search.retriever import Retriever
 
 DEFAULT_BASELINE = "bm25"
@@ -69,7 +70,9 @@ class Report:
     """What `retriever evaluate` measured; `to_dict` is REPORT/report.json.
 
     `answers` counts the relevant passages, `missing_answers` those that are not in the collection,
-    `own_left_out` the queries that are passages themselves and whose own is left out.
+    `own_left_out` the queries that are passages themselves and whose own is left out. `worths` is
+    what each stage gains over the one before, `headroom` the nDCG@10 of all that the legs found in
+    its ideal order, None where no leg was measured.
     """
 
     collection: str
@@ -85,6 +88,8 @@ class Report:
     answers: int = 0
     missing_answers: int = 0
     own_left_out: int = 0
+    worths: tuple[StageWorth, ...] = ()
+    headroom: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready mapping."""
@@ -176,6 +181,12 @@ def measure_all(
         answers=len(answers),
         missing_answers=len(answers) - present,
         own_left_out=own,
+        worths=stage_worths(
+            values,
+            p50_ms={name: row.p50_ms for name, row in rows.items()},
+            index_mb={name: row.index_mb for name, row in rows.items()},
+        ),
+        headroom=headroom(rankings, qrels),
     )
     return Evaluation(report, tuple(queries), tuple(qrels), rankings, values)
 

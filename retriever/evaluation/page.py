@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from two_tower.models.files import write_bytes
 from two_tower.retriever.evaluation import report as words
-from two_tower.retriever.evaluation.contrast import MEASURE, Contrasts
+from two_tower.retriever.evaluation.contrast import Contrasts
 from two_tower.retriever.evaluation.evaluate import Evaluation, Report
 from two_tower.retriever.evaluation.plots import (
     Dot,
@@ -28,6 +28,7 @@ from two_tower.retriever.evaluation.plots import (
 )
 from two_tower.retriever.evaluation.systems import FROM_RUN
 from two_tower.retriever.evaluation.trec import write_run
+from two_tower.retriever.evaluation.verdict import MEASURE
 from two_tower.retriever.search.snippets import printable
 
 DEPTHS = {"recall@1": 1, "recall@3": 3, "recall@10": 10, "recall@100": 100}
@@ -92,6 +93,9 @@ def _to_html(report: Report, contrasts: Contrasts) -> str:
         result_rows=words.result_rows(report),
         legend=words.legend(report),
         comparison_rows=words.comparison_rows(report),
+        worth_legend=words.WORTH_LEGEND,
+        worth_rows=words.worth_rows(report),
+        verdicts=words.verdicts(report),
         notes=words.notes(report),
         figures=_figures(report),
         contrasts=contrasts,

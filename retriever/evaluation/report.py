@@ -5,10 +5,18 @@ from collections.abc import Sequence
 from two_tower.retriever.evaluation.evaluate import Report, SystemResult
 from two_tower.retriever.evaluation.significance import ALPHA, PERMUTATIONS, Comparison
 from two_tower.retriever.evaluation.systems import SIZE_NOTE
+from two_tower.retriever.evaluation.verdict import MEASURE, SPLITS, verdict
 
 BETTER, WORSE, ALIKE = "▲", "▼", " "
 
 UNKNOWN = "-"
+
+LEAST_COST = 0.1
+
+WORTH_LEGEND = (
+    f"What each stage gains over the one before it, by the same test; held in: the share of "
+    f"{SPLITS} random splits in which both halves of the queries show it."
+)
 
 
 def to_markdown(report: Report) -> str:
@@ -23,7 +31,9 @@ def blocks(report: Report) -> list[str | list[list[str]]]:
     paragraphs: list[str | list[list[str]]] = [caption(report), result_rows(report)]
     if report.baseline:
         paragraphs += [legend(report), comparison_rows(report)]
-    return [*paragraphs, *notes(report)]
+    if report.worths:
+        paragraphs += [WORTH_LEGEND, worth_rows(report)]
+    return [*paragraphs, *notes(report), *verdicts(report)]
 
 
 def caption(report: Report) -> str:
@@ -83,6 +93,46 @@ def comparison_rows(report: Report) -> list[list[str]]:
         if result.comparisons
     ]
     return [["system", *measures], *body]
+
+
+def worth_rows(report: Report) -> list[list[str]]:
+    """Return what each stage gains over the one before and costs, the head first."""
+    head = ["stage", "over", MEASURE, "held in", "ms", "MB", "gain a ms", "gain a 100 MB"]
+    rows = [head]
+    for worth in report.worths:
+        low, high = worth.interval
+        p = "p<.001" if worth.p_holm < 0.001 else f"p={worth.p_holm:.3f}"
+        rows.append(
+            [
+                worth.system,
+                worth.over,
+                f"{worth.difference:+.3f} [{low:+.3f}, {high:+.3f}] {p}",
+                f"{worth.held:.0%}",
+                UNKNOWN if worth.ms is None else f"{worth.ms:+.1f}",
+                UNKNOWN if worth.mb is None else f"{worth.mb:+.1f}",
+                _rate(worth.difference, worth.ms),
+                _rate(worth.difference * 100, worth.mb),
+            ]
+        )
+    return rows
+
+
+def verdicts(report: Report) -> list[str]:
+    """Return one sentence for each stage, and what the order of the candidates could still give."""
+    queries = report.systems[0].queries if report.systems else 0
+    sentences = [verdict(worth, queries=queries) for worth in report.worths]
+    if report.worths and report.headroom is not None:
+        best = max(row.metrics[MEASURE] for row in report.systems)
+        sentences.append(
+            f"headroom: the candidates of the legs in their ideal order have {MEASURE} "
+            f"{report.headroom:.3f}, the best system {best:.3f}"
+        )
+    return [f"{sentence}." for sentence in sentences]
+
+
+def _rate(gain: float, cost: float | None) -> str:
+    """Return a gain for each unit of what it costs; nothing where it costs nothing measurable."""
+    return UNKNOWN if cost is None or cost < LEAST_COST else f"{gain / cost:+.4f}"
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:

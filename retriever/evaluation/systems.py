@@ -76,7 +76,7 @@ def system_names(retriever: Retriever) -> list[str]:
     opened with settings of its own.
     """
     reduced = [f"pca_{dim}" for dim in retriever.metadata.pca_dims]
-    names = ["tfidf", "rank_bm25", "bm25", "dense", *reduced, "rrf"]
+    names = ["tfidf", "rank_bm25", "bm25", "dense", *reduced, "rrf", "dbsf"]
     names += ["weighted"] if retriever.bundle.fusion else []
     names += ["hybrid", "rerank"]
     names += [LATE] if retriever.has_late else []
@@ -179,6 +179,7 @@ def _system_settings(system: str, default: SearchSettings) -> SearchSettings:
     uncrossed = replace(default, cross=False, late=False)
     hybrids = {
         "rrf": replace(uncrossed, fusion="rrf", rerank=False),
+        "dbsf": replace(uncrossed, fusion="dbsf", rerank=False),
         "weighted": replace(uncrossed, fusion="weighted", rerank=True),
         "hybrid": replace(uncrossed, rerank=False),
         "rerank": replace(uncrossed, rerank=True),

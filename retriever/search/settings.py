@@ -60,7 +60,8 @@ class SearchSettings:
         legs: which vectors propose candidates, and how many each.
         fusion: `learnt` takes the weights that the bundle brings for a query with both BM25 and
             tower scores, and is `weighted` where it brings none; `weighted` is BM25 +
-            tower_weight * cosine; `rrf` sums reciprocal ranks instead.
+            tower_weight * cosine; `rrf` sums reciprocal ranks instead, `dbsf` the scores of each
+            stage over their own spread.
         tower_weight: how many points of BM25 a cosine of 1 is worth, 15 where it is not given;
             where it is, nothing learnt takes its place.
         rerank: whether the query tower scores every candidate over the full vectors.
@@ -83,7 +84,7 @@ class SearchSettings:
         Mapping[str, Annotated[int, Field(ge=1)]],
         Field(description="Vector name -> candidates.", examples=[DEFAULT_LEGS]),
     ] = field(default_factory=DEFAULT_LEGS.copy)
-    fusion: Literal["learnt", "weighted", "rrf"] = "learnt"
+    fusion: Literal["learnt", "weighted", "rrf", "dbsf"] = "learnt"
     tower_weight: Annotated[float | None, Field(ge=0, allow_inf_nan=False)] = None
     rerank: bool = True
     late: bool = True
