@@ -291,7 +291,7 @@ def test_equal_texts_stay_apart_and_points_without_text_are_set_aside(
 ) -> None:
     payloads: list[Payload] = [{**plain(passage), "tenant": "a"} for passage in PASSAGES]
     payloads[1] = {**payloads[0], "doc_id": "twin", "tenant": "b"}
-    payloads[2] = {**payloads[2], "text": "  "}
+    payloads[2] = {**payloads[2], "text": "  ", "title": ""}
     fill(engine, name, vectors, payloads, uuids=False)
     alias = adopted(engine, f"{name}:emb", bundle, tmp_path / "DATA")
     twins = Retriever(engine, alias, bundle, settings=SearchSettings())

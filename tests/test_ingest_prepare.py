@@ -38,8 +38,7 @@ def test_prepare_says_what_it_did(table: Path, tmp_path: Path) -> None:
         f"judgements    dev {dev} (of {dev} labelled queries)",
         f"judgements    train {40 - dev} (of {40 - dev} labelled queries)",
         "merged        20 passages, 0 judgements",
-        "rejected      2",
-        "              1 query: empty text",
+        "rejected      1",
         "              1 row: not JSON",
     ]
     assert lines[-1].startswith(f"DATA          {tmp_path / 'data'} in ")

@@ -96,15 +96,15 @@ def test_a_table_without_queries_is_a_corpus(tmp_path: Path) -> None:
 
 def test_bad_cells_are_set_aside(tmp_path: Path) -> None:
     file = tmp_path / "rows.csv"
-    file.write_text("query,text,label\na?,a,1\nb?,b\nc?,,1\n,d,1\ne?,e,yes\n")
+    file.write_text("query,text,label\na?,a,1\nb?,b\n,,1\n,d,1\nc?,,1\ne?,e,yes\n")
     data = prepare(file, tmp_path / "data")
     assert [p.text for p in data.passages()] == ["a", "d", "e"]
     assert rejections(data) == [
         ("row: number of cells differs from the header", "rows.csv:3"),
         ("passage: empty text", "rows.csv:4"),
-        ("query: empty text", "rows.csv:5"),
-        ("judgement: relevance is not an integer", "rows.csv:6"),
+        ("judgement: relevance is not an integer", "rows.csv:7"),
     ]
+    assert [q.text for q in data.queries()] == ["a?", "c?", "e?"]
 
 
 def test_an_open_quote_is_found(tmp_path: Path) -> None:

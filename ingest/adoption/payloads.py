@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from two_tower.ingest.sources.rows import as_id
+from two_tower.ingest.sources.values import as_id
 from two_tower.models.data import Passage
 from two_tower.models.errors import DataError
 

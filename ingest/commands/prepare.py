@@ -115,6 +115,8 @@ def prepare(
         pairs.insert(0, ("columns", ", ".join(f"{role}: {c}" for role, c in roles.items())))
     pairs.append(("DATA", f"{out} in {time.monotonic() - started:.1f} s"))
     print_pairs(pairs, width=NAMES_WIDTH)
+    for note in writer.notes:
+        say(f"Note: {note}")
     if warning := _warning(set(writer.counts["labelled_queries"])):
         say(f"Warning: {warning}")
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, Literal, Self, TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,6 +29,14 @@ from two_tower.models.errors import DataError
 _GROUP_ROWS = 16_384
 
 _GROUP_CHARS = 16_000_000
+
+Identity = Literal["content", "id", "hint"]
+"""What makes two passages one.
+
+content: the same title and text; an id that comes again with another text is refused.
+id: the same id; without one, the same content, URL and fields.
+hint: the same title and text; an id that is taken gives way to one made of the content.
+"""
 
 _INT32 = range(-(2**31), 2**31)
 
@@ -87,6 +95,7 @@ class DatasetWriter:
 
     Attributes:
         counts: what was written, as in the manifest; empty until the block has ended.
+        notes: what the user should know about the source, a sentence each.
     """
 
     def __init__(
@@ -97,7 +106,7 @@ class DatasetWriter:
         details: Mapping[str, Any] | None = None,
         dev_fraction: float = 0.0,
         overwrite: bool = False,
-        merge: bool = True,
+        merge: bool | None = None,
     ) -> None:
         """Refuse a path that must not be written; nothing is created yet.
 
@@ -108,7 +117,8 @@ class DatasetWriter:
             dev_fraction: the share of the queries that becomes split `dev` (chosen by a hash of
                 the query id) where `train` is the only split of the source; 0 leaves them.
             overwrite: replace a complete DATA folder.
-            merge: whether passages with the title and text of an earlier one are merged with it.
+            merge: whether passages with the title and text of an earlier one are merged with it,
+                whatever their source says; None for what it says.
 
         Raises:
             DataError: the path holds DATA and `overwrite` is off, or something that is not DATA.
@@ -121,6 +131,7 @@ class DatasetWriter:
         self._dev_fraction = dev_fraction
         self._merge = merge
         self.counts: dict[str, Any] = {}
+        self.notes: list[str] = []
         self._rejected: Counter[str] = Counter()
         self._first_rejected: dict[str, str] = {}
         self._left_out: Counter[str] = Counter()
@@ -152,12 +163,16 @@ class DatasetWriter:
         else:
             self._files.__exit__(kind, error, trace)
 
-    def add_passage(self, passage: Passage, *, where: str = "") -> str | None:
-        """Write a passage unless its content is known; an empty id gets one made of the content.
+    def add_passage(
+        self, passage: Passage, *, where: str = "", identity: Identity = "content"
+    ) -> str | None:
+        """Write a passage unless it is known; an empty id gets one made of the content.
 
         Args:
             passage: as it came.
             where: `file:line` or the like, for the record of what was set aside.
+            identity: what makes it the same as an earlier one, where the writer merges as the
+                source says.
 
         Returns:
             The id under which the content is stored, or None where the passage was set aside.
@@ -165,14 +180,12 @@ class DatasetWriter:
         if reason := _fault(passage):
             self.reject(reason=reason, where=where, row=passage._asdict())
             return None
-        text, title, url = clean(passage.text), clean(passage.title), clean(passage.url)
-        passage_id = clean(passage.passage_id) or content_id("p", title, text)
-        fields = clean_fields(passage.fields)
-        content = (title, text) if self._merge else (passage_id,)
-        stored_id, is_new = self._ledger.claim_passage(passage_id, fingerprint(*content))
+        text, title, url = clean(passage.text or ""), clean(passage.title), clean(passage.url)
+        own_id, fields = clean(passage.passage_id), clean_fields(passage.fields)
+        dumped = json.dumps(fields, ensure_ascii=False, sort_keys=True) if fields else ""
+        passage_id, stored_id, is_new = self._claim(own_id, (title, text), (url, dumped), identity)
         if is_new:
             self._census.add(fields)
-            dumped = json.dumps(fields, ensure_ascii=False, sort_keys=True) if fields else ""
             self._passages.add((passage_id, title, text, url, dumped))
         elif stored_id is None:
             reason = "passage: its id belongs to another passage"
@@ -181,6 +194,27 @@ class DatasetWriter:
             more = {"where": where, "url": url, "fields": fields}
             self._record_merge("passages", passage_id, stored_id, more)
         return stored_id
+
+    def _claim(
+        self, own_id: str, content: tuple[str, str], more: tuple[str, str], identity: Identity
+    ) -> tuple[str, str | None, bool]:
+        """Return a passage's id, the one it is stored under (None: refused), whether it is new."""
+        if self._merge is False:
+            passage_id = own_id or content_id("p", *content)
+            return passage_id, *self._ledger.claim_passage(passage_id, fingerprint(passage_id))
+        apart = identity == "id" and self._merge is None
+        candidates = [own_id or content_id("p", *content)]
+        if not own_id and apart:  # the same text with other fields is another passage
+            candidates.append(content_id("p", *content, *more))
+        if own_id and identity == "hint":
+            candidates.append(content_id("p", *content))
+        stored_id, is_new, passage_id = None, False, ""
+        for passage_id in candidates:
+            about = (*content, *(() if own_id else more), passage_id) if apart else content
+            stored_id, is_new = self._ledger.claim_passage(passage_id, fingerprint(*about))
+            if stored_id is not None:
+                break
+        return passage_id, stored_id, is_new
 
     def add_query(self, query: Query, *, where: str = "") -> str | None:
         """Write a query unless it is known; an empty id gets one made of the text.
@@ -230,6 +264,15 @@ class DatasetWriter:
         """Count what the source itself decided not to use, without a record of each."""
         self._left_out[reason] += count
 
+    def note(self, text: str) -> None:
+        """Keep a sentence about the source for the user."""
+        self.notes.append(text)
+
+    @property
+    def has_judgements(self) -> bool:
+        """Whether any judgement has been recorded."""
+        return bool(self._ledger.splits())
+
     def _record_merge(self, kind: str, merged: str, into: str, more: Mapping[str, Any]) -> None:
         self._merged[kind] += 1
         entry = {"merged": merged, "into": into, **more}
@@ -261,6 +304,11 @@ class DatasetWriter:
             "dev_fraction": fraction,
         }
         # Last, because its presence means complete.
+        for split in sorted(set(splits) - set(self.counts["labelled_queries"])):
+            self.note(
+                f"split {split} has {splits[split]:,} judgements, none of them above 0: there is "
+                "no answer in it"
+            )
         text = json.dumps(manifest, indent=2, ensure_ascii=False, default=str) + "\n"
         (self._work / MANIFEST).write_text(text, encoding="utf-8")
 
@@ -314,11 +362,12 @@ def is_dev(query_id: str, dev_fraction: float) -> bool:
 
 def _fault(passage: Passage) -> str | None:
     """Return why a passage cannot be used, None where it can."""
-    if not isinstance(passage.text, str):
-        return "passage: empty text" if passage.text is None else "passage: text is not a string"
-    if not clean(passage.text):
-        return "passage: empty text"
+    text: object = passage.text  # as it came
+    if text is not None and not isinstance(text, str):
+        return "passage: text is not a string"
     others = (passage.passage_id, passage.title, passage.url)
     if not all(isinstance(value, str) for value in others):
         return "passage: id, title or url is not a string"
+    if not clean(passage.text or "") and not clean(passage.title):
+        return "passage: empty text"
     return None

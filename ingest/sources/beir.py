@@ -1,38 +1,61 @@
-"""A BEIR folder: `corpus.jsonl`, `queries.jsonl`, `qrels/<split>.tsv`, each plain or `.gz`."""
+"""Passages, queries and judgements in files of their own: BEIR, MTEB, TREC, MS MARCO.
 
-from collections.abc import Mapping
+corpus.jsonl, collection.tsv, corpus/*.parquet      a table, or TSV without header: id, text
+queries.jsonl, queries.dev.tsv, queries/*.parquet   likewise
+qrels/<split>.tsv, qrels.dev.tsv, test.jsonl        see `judgements`
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from two_tower.ingest.dataset.writer import DatasetWriter
-from two_tower.ingest.sources.rows import (
-    as_id,
-    as_integer,
-    as_text,
-    read_lines,
-    read_objects,
-    split_name,
-)
+from two_tower.ingest.sources.columns import plain
+from two_tower.ingest.sources.folders import source_files, table_files, tell_unread
+from two_tower.ingest.sources.judgements import are_judgements, is_named_qrels, read_judgements
+from two_tower.ingest.sources.rows import Row, column_names, ending, read_rows
+from two_tower.ingest.sources.splits import split_name, split_of_file
+from two_tower.ingest.sources.values import as_content, as_id, as_integer, as_text, first_of
 from two_tower.models.console import progress
 from two_tower.models.data import Passage, Qrel, Query
 from two_tower.models.errors import DataError
 
+_CORPUS = ("corpus", "collection")
+
+_QUERIES = ("queries", "topics")
+
+_IDS = ("_id", "id", "docid", "doc_id", "pid", "passage_id", "corpus-id", "corpus_id")
+
+_QUERY_IDS = ("_id", "id", "qid", "query_id", "query-id")
+
+_TEXTS = ("text", "contents", "content", "passage", "body", "segment")
+
+_QUERY_TEXTS = ("text", "query", "question", "title")
+
+_HEADERLESS = {  # number of columns -> what MS MARCO's own files hold, without saying it
+    2: ("_id", "text"),
+    3: ("_id", "title", "text"),
+    4: ("_id", "url", "title", "text"),
+}
+
 
 class BeirFolder:
-    """A BEIR folder as a source."""
+    """A folder with passages, queries and judgements apart, as a source."""
 
     def __init__(self, path: Path) -> None:
         """Look for the files.
 
         Raises:
-            DataError: there are judgements without queries.
+            DataError: there are judgements without queries, or a file cannot be read.
         """
         self.name = str(path)
-        self._corpus = _find_jsonl(path, "corpus")
-        self._queries = _find_jsonl(path, "queries")
-        self._qrels = sorted(
-            file for file in path.glob("qrels/*") if file.name.endswith((".tsv", ".tsv.gz"))
-        )
+        tables = table_files(path)
+        self._corpus = _named(tables, path, _CORPUS)
+        self._queries = _named(tables, path, _QUERIES)
+        others = [f for f in source_files(path) if f not in {*self._corpus, *self._queries}]
+        self._qrels = [
+            file for file in others if is_named_qrels(file, inside=path) or are_judgements(file)
+        ]
         if self._qrels and not self._queries:
             raise DataError(
                 f"{path} has qrels but no queries.jsonl or queries.jsonl.gz; "
@@ -45,50 +68,66 @@ class BeirFolder:
 
     @staticmethod
     def fits(path: Path) -> bool:
-        """Say whether a folder has a BEIR corpus."""
-        return _find_jsonl(path, "corpus") is not None
+        """Say whether a folder has a corpus."""
+        return bool(_named(table_files(path), path, _CORPUS))
 
     def write_to(self, writer: DatasetWriter) -> None:
         """Write passages, queries and the judgements of all splits."""
-        if self._corpus:
-            for where, row in progress(read_objects(self._corpus, writer.reject), label="passages"):
-                writer.add_passage(_passage(row), where=where)
-        if self._queries:
-            for where, row in progress(read_objects(self._queries, writer.reject), label="queries"):
-                text: Any = row.get("text")  # the writer judges its type
-                writer.add_query(Query(as_id(row.get("_id")), text), where=where)
+        path = Path(self.name)
+        for file in self._corpus:
+            for where, row in progress(_rows(file, writer), label="passages"):
+                writer.add_passage(_passage(row), where=where, identity="id")
+        for file in self._queries:
+            for where, row in progress(_rows(file, writer), label="queries"):
+                text: Any = as_content(first_of(row, _QUERY_TEXTS))  # the writer judges its type
+                writer.add_query(Query(as_id(first_of(row, _QUERY_IDS)), text), where=where)
         for file in self._qrels:
-            _write_qrels(file, writer)
+            split = split_of_file(file, inside=path) or _named_split(file)
+            label = f"judgements {split}"
+            for judgement in progress(read_judgements(file, writer.reject), label=label):
+                score = as_integer(judgement.score)
+                qrel = Qrel(judgement.query_id, judgement.passage_id, score, split)
+                writer.add_qrel(qrel, where=judgement.where)
+        tell_unread(path, [*self._corpus, *self._queries, *self._qrels], writer)
 
 
-def _find_jsonl(folder: Path, stem: str) -> Path | None:
-    candidates = (folder / f"{stem}.jsonl", folder / f"{stem}.jsonl.gz")
-    return next((file for file in candidates if file.is_file()), None)
+def _named(files: Sequence[Path], root: Path, stems: tuple[str, ...]) -> list[Path]:
+    """Return the files of one of these names, or in a folder of that name."""
+    return [
+        file
+        for file in files
+        if any(
+            name.lower().partition(".")[0].partition("-")[0] in stems
+            for name in file.relative_to(root).parts
+        )
+        and not is_named_qrels(file, inside=root)
+    ]
+
+
+def _named_split(file: Path) -> str:
+    """Return the split of judgements whose name says none of the usual: the name itself."""
+    stem = file.name.partition(".")[0]
+    return "train" if stem.lower().startswith("qrels") else split_name(stem)
+
+
+def _rows(file: Path, writer: DatasetWriter) -> Iterator[Row]:
+    """Yield the rows of a corpus or of queries; a TSV file without header is MS MARCO's."""
+    header = None
+    if ending(file) in (".tsv", ".tab"):
+        names = column_names(file)
+        known = {plain(name) for name in (*_TEXTS, *_QUERY_TEXTS, *_IDS)}
+        if not any(plain(name) in known for name in names):
+            header = _HEADERLESS.get(len(names))
+    return read_rows(file, writer.reject, header=header)
 
 
 def _passage(row: dict[str, Any]) -> Passage:
     metadata = row.get("metadata")
     fields = dict(metadata) if isinstance(metadata, dict) else {}
-    fields |= {k: v for k, v in row.items() if k not in ("_id", "text", "title", "metadata")}
-    url = as_text(fields.pop("url", ""))
-    title = as_text(row.get("title"))
-    text: Any = row.get("text")  # the writer judges its type
-    return Passage(as_id(row.get("_id")), text, title, url, fields)
-
-
-def _write_qrels(file: Path, writer: DatasetWriter) -> None:
-    split = split_name(file.name.partition(".")[0])
-    for number, line in enumerate(progress(read_lines(file), label=f"judgements {split}"), 1):
-        cells = [cell.strip() for cell in line.rstrip("\r\n").split("\t")]
-        is_header = number == 1 and not isinstance(as_integer(cells[-1]), int)
-        if is_header or not any(cells):
-            continue
-        where = f"qrels/{file.name}:{number}"
-        if len(cells) == 4:  # TREC's own form has an unused second column
-            del cells[1]
-        if len(cells) == 3:
-            query_id, passage_id, score = cells
-            writer.add_qrel(Qrel(query_id, passage_id, as_integer(score), split), where=where)
-        else:
-            reason = "judgement: expected query-id, corpus-id and score between tabs"
-            writer.reject(reason=reason, where=where, row=cells)
+    text_name = next((name for name in _TEXTS if name in row), "text")
+    id_name = next((name for name in _IDS if name in row), "_id")
+    used = (id_name, text_name, "title", "metadata")
+    fields |= {k: v for k, v in row.items() if k not in used}
+    url, title = as_text(fields.pop("url", "")), as_text(row.get("title"))
+    text: Any = as_content(row.get(text_name))  # the writer judges its type
+    return Passage(as_id(row.get(id_name)), text, title, url, fields)

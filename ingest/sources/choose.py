@@ -8,10 +8,11 @@ from typing import Any, Protocol
 from two_tower.ingest.dataset.folder import MANIFEST
 from two_tower.ingest.dataset.writer import DatasetWriter
 from two_tower.ingest.sources.beir import BeirFolder
+from two_tower.ingest.sources.folders import table_files
 from two_tower.ingest.sources.long_documents import LongDocuments, SplitConfig
 from two_tower.ingest.sources.ms_marco import DEFAULT_CONFIG, DEFAULT_ID, MsMarco
 from two_tower.ingest.sources.python_docs import PythonDocs
-from two_tower.ingest.sources.tables import SUFFIXES, Tables
+from two_tower.ingest.sources.tables import Tables
 from two_tower.models.errors import ConfigError, DataError
 from two_tower.models.text.bm25 import Analyzer
 
@@ -95,9 +96,9 @@ def open_source(
 
 
 def _table_files(path: Path) -> list[Path]:
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    tables = [file for file in files if file.name.endswith(SUFFIXES) and file.is_file()]
+    tables = table_files(path)
     if not tables:
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
         names = ", ".join(file.name for file in files[:5]) or "nothing"
         raise DataError(f"{path} is of no known kind (found: {names}); {_EXPECTED}")
     return tables

@@ -1,52 +1,29 @@
-"""Tables with named columns: JSONL, CSV, TSV (plain or `.gz`) and Parquet.
+"""Tables with named columns as a source.
 
-A row holds a passage and, unless the table is a bare corpus, a query that it answers.
+A row holds a passage and, unless the table is a bare corpus, a query that it answers. Beside a
+column `positive`, columns such as `negative` or `negative_1` hold passages that do not answer.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from two_tower.ingest.dataset.cleaning import one_line
-from two_tower.ingest.dataset.writer import DatasetWriter
-from two_tower.ingest.sources.rows import (
-    Row,
+from two_tower.ingest.dataset.writer import DatasetWriter, Identity
+from two_tower.ingest.sources.columns import negative_columns, plain, resolve_columns
+from two_tower.ingest.sources.folders import listing, tell_unread
+from two_tower.ingest.sources.rows import SUFFIXES, Row, column_names, is_table, read_rows
+from two_tower.ingest.sources.splits import split_name, split_of_file
+from two_tower.ingest.sources.values import (
+    as_content,
     as_id,
     as_integer,
     as_text,
-    csv_header,
-    read_csv,
-    read_objects,
-    split_name,
+    first_of,
+    is_blank,
 )
 from two_tower.models.console import progress
 from two_tower.models.data import Passage, Qrel, Query
 from two_tower.models.errors import DataError
-
-SUFFIXES = (".jsonl", ".csv", ".tsv", ".jsonl.gz", ".csv.gz", ".tsv.gz", ".parquet")
-
-_PEEKED_ROWS = 100
-
-_SPLIT_FILES = ("train", "dev", "validation", "valid", "val", "test")
-
-# role of a column -> its usual names
-_USUAL_NAMES: Mapping[str, tuple[str, ...]] = {
-    "query": ("query", "question"),
-    "passage": ("passage", "text", "passage_text", "answer", "document", "content"),
-    "title": ("title",),
-    "url": ("url",),
-    "passage_id": ("passage_id", "doc_id", "docid", "pid", "_id"),
-    "query_id": ("query_id", "qid"),
-    "relevance": ("relevance", "label"),
-    "split": ("split",),
-}
-
-# They say nothing without a query.
-_QUERY_ROLES = ("query_id", "relevance", "split")
 
 
 class Tables:
@@ -66,6 +43,10 @@ class Tables:
         self.name = name
         self._files = files
         self._columns = columns
+        root = Path(name)
+        self._splits = {
+            file: split_of_file(file, inside=root if root.is_dir() else None) for file in files
+        }
         self.details: Mapping[str, Any] = {
             "kind": "table",
             "files": [file.name for file in files],
@@ -80,10 +61,76 @@ class Tables:
         """
         for file in self._files:
             columns = resolve_columns(self._columns, file)
-            stem = file.name.partition(".")[0].lower()
-            split = split_name(stem) if stem in _SPLIT_FILES else "train"
-            for row in progress(_read_rows(file, writer), label=file.name):
-                _write_row(row, columns, split, writer)
+            split = self._splits[file] or "train"
+            rows = TableRows(columns, negative_columns(columns, column_names(file)), split)
+            for row in progress(read_rows(file, writer.reject), label=file.name):
+                rows.write(row, writer)
+        self._tell_splits(writer)
+        tell_unread(Path(self.name), self._files, writer)
+
+    def _tell_splits(self, writer: DatasetWriter) -> None:
+        """Say which files say no split in their name, where there is more than one file."""
+        silent = [file.name for file, split in self._splits.items() if split is None]
+        if len(self._files) > 1 and silent and writer.has_judgements:
+            writer.note(
+                f"{listing(silent)} {'says' if len(silent) == 1 else 'say'} no split (train, dev "
+                "or test) in the name; a row without one of its own is in train"
+            )
+
+
+class TableRows:
+    """How the rows of one table are written."""
+
+    def __init__(self, columns: Mapping[str, str], negatives: list[str], split: str) -> None:
+        self._columns = columns
+        self._negatives = negatives
+        self._split = split
+        self._used = {*columns.values(), *negatives}
+        id_column = columns.get("passage_id")
+        if "query" not in columns or (id_column and plain(id_column) != "id"):
+            self._identity: Identity = "id"
+        else:
+            # Rows of pairs repeat their passages, and `id` may be the row's or the query's.
+            self._identity = "hint" if id_column else "content"
+
+    def write(self, row: Row, writer: DatasetWriter) -> None:
+        """Write the passages, the query and the judgements of a row.
+
+        A question without a passage, and a passage that nobody asked for, are rows like others.
+        """
+        where, values = row
+        has_query = not is_blank(values.get(self._columns.get("query", "")))
+        answers = self._answers(values)
+        others = [p for name in self._negatives for p in _passages(values.get(name))]
+        judged: list[tuple[str | None, int | None]] = []
+        for passages, relevance, may_be_empty in ((answers, None, has_query), (others, 0, True)):
+            for passage in passages:
+                if not (may_be_empty and is_blank(passage.text) and not passage.title):
+                    passage_id = writer.add_passage(passage, where=where, identity=self._identity)
+                    judged.append((passage_id, relevance))
+        if has_query:
+            write_query(row, self._columns, judged, self._split, writer)
+
+    def _answers(self, values: Mapping[str, Any]) -> list[Passage]:
+        """Return the passages of a row that answer its query; id, title and URL are of a single."""
+        cells = {role: values.get(column) for role, column in self._columns.items()}
+        fields = {name: value for name, value in values.items() if name not in self._used}
+        answers = [p._replace(fields=fields) for p in _passages(cells["passage"])]
+        if len(answers) != 1:
+            return answers
+        (answer,) = answers
+        passage_id, title, url = (
+            as_id(cells.get("passage_id")),
+            cells.get("title"),
+            cells.get("url"),
+        )
+        return [
+            answer._replace(
+                passage_id=passage_id or answer.passage_id,
+                title=as_text(title) or answer.title,
+                url=as_text(url),
+            )
+        ]
 
 
 def write_judgements(file: Path, writer: DatasetWriter) -> None:
@@ -92,114 +139,40 @@ def write_judgements(file: Path, writer: DatasetWriter) -> None:
     Raises:
         DataError: the file cannot be read, or has no column for query and passage id.
     """
-    if not file.name.endswith(SUFFIXES):
+    if not is_table(file):
         raise DataError(f"{file} is no table; expected one of {', '.join(SUFFIXES)}")
     columns = resolve_columns({}, file, needed=("query", "passage_id"))
-    for row in progress(_read_rows(file, writer), label=file.name):
+    for row in progress(read_rows(file, writer.reject), label=file.name):
         passage_id = as_id(row.values.get(columns["passage_id"]))
-        _write_judgement(row, columns, passage_id, "train", writer)
+        write_query(row, columns, [(passage_id, None)], "train", writer)
 
 
-def resolve_columns(
-    asked: Mapping[str, str], file: Path, *, needed: Sequence[str] = ("passage",)
-) -> dict[str, str]:
-    """Return role -> column for the columns that a table has.
-
-    Raises:
-        DataError: the table has no column that was asked for, or none for a role that is needed.
-    """
-    names = column_names(file)
-    listed = ", ".join(names[:20]) + (", …" if len(names) > 20 else "") or "none"
-    for role, name in asked.items():
-        if name not in names:
-            flag = f"--{role.replace('_', '-')}-column"
-            raise DataError(f"{file} has no column {name!r} for {flag}; found: {listed}")
-    columns = dict(asked)
-    for role, usual in _USUAL_NAMES.items():
-        free = (name for name in usual if name in names and name not in columns.values())
-        if role not in columns and (guess := next(free, None)):
-            columns[role] = guess
-    for role in needed:
-        if role not in columns:
-            advice = "; name one with --passage-column" if role == "passage" else ""
-            raise DataError(
-                f"{file} has no column named {' or '.join(_USUAL_NAMES[role])}; "
-                f"found: {listed}{advice}"
-            )
-    if "query" not in columns:
-        columns = {r: c for r, c in columns.items() if r not in _QUERY_ROLES or r in asked}
-    return columns
-
-
-def column_names(file: Path) -> list[str]:
-    """Return the names of a table's columns (of a JSONL file: those in its first rows).
-
-    Raises:
-        DataError: the file cannot be read, or is not what its name says.
-    """
-    if file.suffix == ".parquet":
-        with _open_parquet(file) as table:
-            return list(table.schema_arrow.names)
-    if ".jsonl" not in file.suffixes:
-        return csv_header(file)
-    # What this first look rejects is rejected again by the reading.
-    rows = islice(read_objects(file, lambda **_: None), _PEEKED_ROWS)
-    names = dict.fromkeys(name for row in rows for name in row.values)
-    if not names:
-        raise DataError(f"{file} holds no JSON object; expected one per line (JSONL)")
-    return list(names)
-
-
-def _open_parquet(file: Path) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(file)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise DataError(f"{file} is not a Parquet file ({one_line(str(error))})") from None
-
-
-def _read_rows(file: Path, writer: DatasetWriter) -> Iterator[Row]:
-    if file.suffix == ".parquet":
-        return _read_parquet(file)
-    read = read_objects if ".jsonl" in file.suffixes else read_csv
-    return read(file, writer.reject)
-
-
-def _read_parquet(file: Path) -> Iterator[Row]:
-    number = 0
-    with _open_parquet(file) as table:
-        try:
-            for batch in table.iter_batches(batch_size=1024):
-                for values in batch.to_pylist():
-                    number += 1
-                    yield Row(f"{file.name}:row {number}", values)
-        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-            raise DataError(f"{file} breaks after row {number} ({one_line(str(error))})") from None
-
-
-def _write_row(row: Row, columns: dict[str, str], split: str, writer: DatasetWriter) -> None:
-    where, values = row
-    # As they came, None where there is none: the writer judges their types.
-    cells: dict[str, Any] = {role: values.get(column) for role, column in columns.items()}
-    used = set(columns.values())
-    passage = Passage(
-        as_id(cells.get("passage_id")),
-        cells["passage"],
-        as_text(cells.get("title")),
-        as_text(cells.get("url")),
-        {name: value for name, value in values.items() if name not in used},
-    )
-    passage_id = writer.add_passage(passage, where=where)
-    if "query" in columns:
-        _write_judgement(row, columns, passage_id, split, writer)
-
-
-def _write_judgement(
-    row: Row, columns: dict[str, str], passage_id: str | None, split: str, writer: DatasetWriter
+def write_query(
+    row: Row,
+    columns: Mapping[str, str],
+    passage_ids: list[tuple[str | None, int | None]],
+    split: str,
+    writer: DatasetWriter,
 ) -> None:
+    """Write the query of a row and its judgements of passages; a relevance of None is the row's."""
     where, values = row
     cells: dict[str, Any] = {role: values.get(column) for role, column in columns.items()}
-    query_id = writer.add_query(Query(as_id(cells.get("query_id")), cells["query"]), where=where)
-    if passage_id and query_id:
-        relevance = as_integer(cells["relevance"]) if "relevance" in cells else 1
-        split = split_name(as_text(cells.get("split"))) or split
-        writer.add_qrel(Qrel(query_id, passage_id, relevance, split), where=where)
+    text = as_content(cells["query"])
+    query_id = writer.add_query(Query(as_id(cells.get("query_id")), text), where=where)
+    split = split_name(as_text(cells.get("split"))) or split
+    own = as_integer(cells["relevance"]) if "relevance" in cells else 1
+    for passage_id, relevance in passage_ids:
+        if passage_id and query_id:
+            relevance = own if relevance is None else relevance
+            writer.add_qrel(Qrel(query_id, passage_id, relevance, split), where=where)
+
+
+def _passages(cell: Any) -> list[Passage]:
+    """Return the passages in a cell: a text, an object with a text, or a list of them."""
+    if isinstance(cell, list | tuple):
+        return [passage for item in cell for passage in _passages(item)]
+    if isinstance(cell, dict):
+        passage_id = as_id(first_of(cell, ("passage_id", "docid", "doc_id", "pid", "_id", "id")))
+        text = as_content(first_of(cell, ("text", "contents", "content", "passage")))
+        return [Passage(passage_id, text, as_text(cell.get("title")))]
+    return [Passage("", as_content(cell))]

@@ -179,8 +179,13 @@ def _field(condition: qm.FieldCondition) -> edge.FieldCondition:
     )
 
 
+def _exact(value: bool | int | str) -> Any:
+    """Return a value as the binding takes it: it reads True as 1, and numpy's as a boolean."""
+    return np.bool_(value) if isinstance(value, bool) else value
+
+
 EDGE_MATCHES: Mapping[type, Callable[[Any], Any]] = {
-    qm.MatchValue: lambda match: edge.MatchValue(match.value),
+    qm.MatchValue: lambda match: edge.MatchValue(_exact(match.value)),
     qm.MatchAny: lambda match: edge.MatchAny(match.any),
     qm.MatchExcept: lambda match: edge.MatchExcept(match.except_),
     qm.MatchText: lambda match: edge.MatchText(match.text),

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date, datetime
 from typing import Any
 
+import numpy as np
 from qdrant_client import models as qm
 
 from two_tower.retriever.errors import QueryError
@@ -83,6 +84,8 @@ def _condition(field: object, value: object, fields: Fields) -> qm.Condition:
         raise QueryError(f"field {field!r} has a {kind.value} index; filter it with {form}")
     if isinstance(value, list | tuple | set | frozenset):
         return _any_of(field, [*value], kind)
+    if isinstance(value, np.ndarray) or hasattr(value, "to_numpy"):  # a column of a DataFrame
+        return _any_of(field, [*np.ravel(np.asarray(value))], kind)
     return _equals(field, _typed(field, value, kind), kind)
 
 
@@ -124,7 +127,11 @@ def _equals(field: str, value: Any, kind: Kind) -> qm.FieldCondition:
 
 
 def _typed(field: str, value: object, kind: Kind) -> Any:
-    """Return a value as the field's index takes it."""
+    """Return a value as the field's index takes it; 2005.0 and numpy's 2005 are 2005."""
+    if isinstance(value, np.generic):
+        value = _plain(value)
+    if kind is Kind.INTEGER and isinstance(value, float) and value.is_integer():
+        value = int(value)
     if isinstance(value, str) and kind in (Kind.KEYWORD, Kind.UUID):
         return _require_text(field, value)
     if isinstance(value, bool) and kind is Kind.BOOL:
@@ -138,6 +145,14 @@ def _typed(field: str, value: object, kind: Kind) -> Any:
         if kind is Kind.FLOAT and (is_int64 or (isinstance(value, float) and math.isfinite(value))):
             return float(value)
     raise QueryError(f"field {field!r} has {_show(value)}; expected {EXAMPLES[kind]}")
+
+
+def _plain(value: "np.generic[Any]") -> object:
+    """Return a scalar of numpy as Python has it; dates finer than microseconds are cut."""
+    if isinstance(value, np.datetime64):
+        value = value.astype("datetime64[us]")
+    plain: object = value.item()
+    return plain
 
 
 def _moment(field: str, value: object) -> datetime:
