@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from tqdm import tqdm
@@ -68,13 +68,32 @@ class CommandGroup(TyperGroup):
 
 def application(summary: str) -> typer.Typer:
     """Return an empty command line; `summary` heads its help."""
-    return typer.Typer(
+    app = typer.Typer(
         cls=CommandGroup,
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
-        help=summary,
+        context_settings={"help_option_names": ["-h", "--help"]},
     )
+    app.callback(help=summary)(_options)
+    return app
+
+
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        from two_tower import __version__
+
+        typer.echo(f"two-tower-search {__version__}")
+        raise typer.Exit
+
+
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Take what stands before a command."""
 
 
 def progress(items: Iterable[T], *, label: str, total: int | None = None) -> Iterator[T]:

@@ -18,6 +18,7 @@ and exit code 1. A caller's bug is a plain `ValueError`. The first seven stand i
           CertificateRefused the server's certificate cannot be trusted
         EngineBusy           the server answers that it cannot now: HTTP 429, 500, 502 …
         EngineTooOld         the server is older than this project needs
+        EngineClosed         it was closed, or opened by the process that this one is a fork of
         EngineLocked         another process holds the embedded folder or loads the collection
         CollectionNotFound   no collection or alias of that name
         CollectionMismatch   a collection exists but does not fit the bundle or the schema
@@ -57,6 +58,10 @@ class EngineBusy(EngineError):  # noqa: N818
 
 class EngineTooOld(EngineError):  # noqa: N818
     """The server is older than this project needs."""
+
+
+class EngineClosed(EngineError):  # noqa: N818
+    """It was closed, or opened by the process that this one is a fork of."""
 
 
 class EngineLocked(EngineError):  # noqa: N818

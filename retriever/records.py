@@ -1,13 +1,19 @@
 """What comes out of a search."""
 
+import reprlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 Run = dict[str, dict[str, float]]
 """query_id -> passage_id -> score, as in ir-measures and TREC run files."""
 
 
-class Stage(NamedTuple):
+SHOWN_CHARS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
     """What one stage thought of one candidate.
 
     Attributes:
@@ -19,8 +25,9 @@ class Stage(NamedTuple):
     rank: int
 
 
-class Hit(NamedTuple):
-    """One search result.
+@dataclass(frozen=True, slots=True, repr=False)
+class Hit:
+    """One search result; FastAPI and pydantic give it the JSON form that `to_dict` returns.
 
     Attributes:
         rank: position in the result, from 1.
@@ -44,14 +51,31 @@ class Hit(NamedTuple):
     stages: Mapping[str, Stage]
     payload: Mapping[str, Any]
 
+    def __repr__(self) -> str:
+        shown = reprlib.Repr(maxstring=SHOWN_CHARS)
+        names = ("rank", "passage_id", "score", "title", "text")
+        values = ", ".join(f"{name}={shown.repr(getattr(self, name))}" for name in names)
+        return f"Hit({values}, …)"
+
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form that `retriever search --json` prints."""
-        fields = self._asdict()
-        del fields["payload"]
-        return fields | {"stages": {name: stage._asdict() for name, stage in self.stages.items()}}
+        """Return the JSON form, for `json.dumps` and as `retriever search --json` prints it."""
+        return {
+            "rank": self.rank,
+            "passage_id": self.passage_id,
+            "score": self.score,
+            "title": self.title,
+            "text": self.text,
+            "url": self.url,
+            "stages": {
+                name: {"score": stage.score, "rank": stage.rank}
+                for name, stage in self.stages.items()
+            },
+            "payload": dict(self.payload),
+        }
 
 
-class SearchResult(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class SearchResult:
     """The hits of one query, what was done for them and where the time went.
 
     Attributes:
@@ -71,7 +95,8 @@ class SearchResult(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form that `retriever search --json` prints."""
-        return self._asdict() | {
+        return {
+            "query": self.query,
             "hits": [hit.to_dict() for hit in self.hits],
             "timings_ms": {name: round(ms, 3) for name, ms in self.timings_ms.items()},
             "stages_run": list(self.stages_run),

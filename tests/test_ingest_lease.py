@@ -79,12 +79,14 @@ def test_a_loader_that_lost_its_lease_stops(
 def test_an_embedded_folder_takes_one_loader(
     tmp_path: Path, name: str, encoder: HashEncoder, make_data: MakeData
 ) -> None:
-    engine = connect(path=tmp_path / "edge")
-    with pytest.raises(EngineLocked, match=f"in use by process {os.getpid()}"):
-        connect(path=tmp_path / "edge")
+    engine, other = connect(path=tmp_path / "edge"), connect(path=tmp_path / "edge")
     collection = loader.load(engine, make_data(PASSAGES[:5]), encoder, name=name).collection
     assert "lease" not in (engine.get_collection(collection).config.metadata or {})
+    with Lease(engine, collection), pytest.raises(EngineLocked, match="loaded in this process"):
+        loader.load(other, make_data(PASSAGES), encoder, name=name)
+    assert loader.load(other, make_data(PASSAGES), encoder, name=name).added
     engine.close()
+    other.close()
 
 
 def test_patience_outlives_a_restart_and_ends(

@@ -1,6 +1,7 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -174,7 +175,7 @@ def test_a_passage_in_a_terminal_is_text_alone(place: Place) -> None:
 
 def hit(rank: int, score: float, **changes: object) -> Hit:
     plain = Hit(rank, f"p{rank}", score, "Title", "some text", "", {"dense": Stage(0.5, 1)}, {})
-    return plain._replace(**changes)
+    return replace(plain, **changes)
 
 
 def test_a_passage_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:

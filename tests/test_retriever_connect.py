@@ -165,15 +165,6 @@ def test_a_folder_open_in_another_process(tmp_path: Path) -> None:
     connect(path=folder).close()
 
 
-def test_a_folder_is_open_once_and_free_after_close(tmp_path: Path) -> None:
-    first = connect(path=tmp_path)
-    with pytest.raises(EngineLocked):
-        connect(path=tmp_path)
-    first.close()
-    first.close()
-    connect(path=tmp_path).close()
-
-
 def test_folders_that_are_something_else(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(EngineUnavailable, match="is a file"):

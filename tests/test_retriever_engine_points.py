@@ -82,7 +82,7 @@ def test_the_body_is_what_the_client_would_send() -> None:
 def test_an_answer_that_is_not_qdrants_is_no_answer(body: str) -> None:
     transport = httpx.MockTransport(lambda _: httpx.Response(200, text=body))
     client = QdrantClient(url="http://other", check_compatibility=False, transport=transport)
-    engine = ServerEngine(client, "other")
+    engine = ServerEngine(lambda: client, "other")
     with pytest.raises(EngineUnavailable, match="no Qdrant answers at other"):
         engine.upsert("c", points())
     engine.close()

@@ -33,7 +33,7 @@ class Answers:
     def engine(self) -> ServerEngine:
         transport = httpx.MockTransport(self)
         client = QdrantClient(url="http://away", check_compatibility=False, transport=transport)
-        return ServerEngine(client, "away")
+        return ServerEngine(lambda: client, "away")
 
 
 @pytest.fixture(autouse=True)

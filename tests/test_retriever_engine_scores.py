@@ -104,7 +104,7 @@ def test_what_an_engine_refuses_is_told_in_one_line(engine: Engine, name: str) -
 def test_an_answer_that_is_not_qdrants_is_no_answer(body: str) -> None:
     transport = httpx.MockTransport(lambda _: httpx.Response(200, text=body))
     client = QdrantClient(url="http://other", check_compatibility=False, transport=transport)
-    engine = ServerEngine(client, "other")
+    engine = ServerEngine(lambda: client, "other")
     with pytest.raises(EngineUnavailable, match="no Qdrant answers at other"):
         engine.query_scores("c", [qm.QueryRequest(limit=1)])
     engine.close()

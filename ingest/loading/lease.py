@@ -4,7 +4,8 @@
 
 A server has no compare-and-set for metadata. So a loader writes its note, waits, and reads it
 again: of two that begin at once the last writer goes on. It renews the note, and stops where the
-note names another loader. An embedded folder has a lock and needs no note.
+note names another loader. An embedded folder belongs to one process, which knows its loaders
+without a note.
 """
 
 import os
@@ -26,6 +27,7 @@ RENEW_EVERY_S = 8.0
 SETTLE_S = 0.2
 
 _owners_here: set[str] = set()
+_embedded_here: set[tuple[str, str]] = set()  # folder and collection
 
 
 class Lease:
@@ -37,6 +39,7 @@ class Lease:
         self._collection = collection
         self._take_over = take_over
         self._is_needed = not engine.is_embedded
+        self._place = os.path.realpath(engine.where), collection
         self._owner = uuid.uuid4().hex
         self._lost_to: dict[str, Any] | None = None
         self._ended = threading.Event()
@@ -48,7 +51,14 @@ class Lease:
         Raises:
             EngineLocked: another loader has it.
         """
-        if self._is_needed:
+        if not self._is_needed:
+            if self._place in _embedded_here:
+                raise EngineLocked(
+                    f"collection {self._collection!r} is being loaded in this process already; "
+                    "wait for it"
+                )
+            _embedded_here.add(self._place)
+        else:
             holder = self._read()
             if not self._take_over and _is_in_force(holder):
                 raise EngineLocked(self._who_loads(holder))
@@ -75,6 +85,7 @@ class Lease:
     ) -> None:
         _owners_here.discard(self._owner)
         if not self._is_needed:
+            _embedded_here.discard(self._place)
             return
         self._ended.set()
         self._thread.join()

@@ -7,6 +7,7 @@ answer the same calls (`Engine`: the part of `QdrantClient` that is used here, w
 
 import re
 import warnings
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -33,7 +34,8 @@ def connect(
 
     Args:
         url: a Qdrant server or cluster.
-        path: folder of the embedded engine; one process at a time can hold it.
+        path: folder of the embedded engine; one process at a time can hold it, and shares it
+            among its engines.
         api_key: for the server; never printed.
         timeout_s: for each request; at least 10, for a cluster's leader election can take 5.
         create: make the embedded folder where it is missing; otherwise that is `EngineUnavailable`.
@@ -47,9 +49,19 @@ def connect(
     address = EngineAddress.find(url=url, path=path, api_key=api_key)
     if address.path is not None:
         return EdgeEngine(address.path, create=create)
+    engine = ServerEngine(partial(_client, address, timeout_s), str(address))
+    try:
+        _check(engine)
+    except BaseException:
+        engine.close()
+        raise
+    return engine
+
+
+def _client(address: EngineAddress, timeout_s: int) -> QdrantClient:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a key over plain HTTP is the caller's to judge
-        client = QdrantClient(
+        return QdrantClient(
             url=address.url,
             api_key=address.api_key,
             timeout=timeout_s,
@@ -62,13 +74,6 @@ def connect(
             # meets the closing.
             limits=httpx.Limits(max_keepalive_connections=32, keepalive_expiry=2.0),
         )
-    engine = ServerEngine(client, str(address))
-    try:
-        _check(engine)
-    except BaseException:
-        engine.close()
-        raise
-    return engine
 
 
 def _check(engine: ServerEngine) -> None:

@@ -10,7 +10,6 @@ The write-ahead log stays on: without it a crash loses data.
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
@@ -34,6 +33,7 @@ from two_tower.retriever.engine.edge_folder import (
     folder_files,
     write_folder,
 )
+from two_tower.retriever.engine.edge_store import EdgeStore, share_store
 from two_tower.retriever.engine.failures import one_line, unknown_name
 from two_tower.retriever.engine.protocol import (
     RETRY_FOR_S,
@@ -44,7 +44,7 @@ from two_tower.retriever.engine.protocol import (
 )
 from two_tower.retriever.engine.snapshots import SnapshotFile
 from two_tower.retriever.engine.wire import AnyPoint, PayloadChange, Scored
-from two_tower.retriever.errors import CollectionNotFound, EngineError
+from two_tower.retriever.errors import CollectionNotFound, EngineClosed, EngineError
 
 OPTIMIZE = (
     "import sys, qdrant_edge as e; s = e.EdgeShard.load(sys.argv[1]); s.optimize(); s.close()"
@@ -75,6 +75,8 @@ def _translated(method: Callable[P, T]) -> Callable[P, T]:
 class EdgeEngine(Engine):
     """The `Engine` that is a folder, which one process can have open at a time.
 
+    Engines of one process on the same folder share it (`edge_store`).
+
     Edge holds the GIL during a call. Writes are in the write-ahead log when a call returns, and
     with `wait=True` flushed to disk. There is one replica, so every read is consistent.
     """
@@ -85,13 +87,28 @@ class EdgeEngine(Engine):
         """Open the folder, making it where it is missing unless `create` is off.
 
         Raises:
-            EngineLocked: another engine has it open.
+            EngineLocked: another process has it open.
             EngineUnavailable: it cannot be opened.
         """
         self.where = str(path)
-        self._folder = EdgeFolder(path, create=create)
-        self._shards: dict[str, edge.EdgeShard] = {}
-        self._opening = threading.Lock()
+        self._is_closed = False
+        self._shared, self._leave = share_store(path, create=create, user=self)
+
+    @property
+    def _store(self) -> EdgeStore:
+        if self._is_closed:
+            raise EngineClosed(f"{self.where} was closed; open it again to search")
+        if os.getpid() != self._shared.pid:
+            raise EngineClosed(
+                f"{self.where} was opened by process {self._shared.pid}, of which this is a fork; "
+                "open it after the fork, in one process alone, or run a Qdrant server and give "
+                "--url"
+            )
+        return self._shared
+
+    @property
+    def _folder(self) -> EdgeFolder:
+        return self._store.folder
 
     def with_retry(self, seconds: float = RETRY_FOR_S) -> "EdgeEngine":
         """Return this engine: it is never away."""
@@ -100,20 +117,22 @@ class EdgeEngine(Engine):
     def info(self) -> qm.VersionInfo:
         return qm.VersionInfo(title="qdrant-edge", version=version("qdrant-edge-py"))
 
+    @_translated
     def close(self) -> None:
-        for name in list(self._shards):
-            self._close_shard(name)
-        self._folder.close()
+        self._is_closed = True
+        self._leave()
 
     def _shard(self, name: str) -> edge.EdgeShard:
         """Return the shard of a collection or an alias; that of a collection stays open."""
-        with self._opening:
-            if name not in self._shards:
-                home = self._folder.home(name)
+        is_here = os.getpid() == self._shared.pid and not self._is_closed
+        store = self._shared if is_here else self._store  # which says why it is not
+        with store.opening:
+            if name not in store.shards:
+                home = store.folder.home(name)
                 name = home.name
-            if name not in self._shards:
-                self._shards[name] = edge.EdgeShard.load(str(home / SHARD))
-            return self._shards[name]
+            if name not in store.shards:
+                store.shards[name] = edge.EdgeShard.load(str(home / SHARD))
+            return store.shards[name]
 
     def _description(self, name: str) -> Description:
         try:
@@ -121,13 +140,6 @@ class EdgeEngine(Engine):
         except ValidationError as error:
             field = ".".join(map(str, error.errors()[0]["loc"]))
             raise EngineError(f"{self.where}: {name} is broken at {field}; load it again") from None
-
-    @_translated
-    def _close_shard(self, name: str) -> None:
-        shard = self._shards.pop(name, None)
-        if shard is not None:
-            shard.flush()
-            shard.close()
 
     def resolve(self, name: str) -> str:
         collection = self._folder.find(name)
@@ -143,8 +155,8 @@ class EdgeEngine(Engine):
         """
         home = self._folder.home(collection_name)
         command = [sys.executable, "-c", OPTIMIZE, str(home / SHARD)]
-        with self._opening:
-            self._close_shard(home.name)
+        with self._store.opening:
+            self._store.close_shard(home.name)
             done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             reason = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
@@ -204,8 +216,8 @@ class EdgeEngine(Engine):
     def delete_collection(self, collection_name: str) -> bool:
         if collection_name not in self._folder.names():
             return False
-        with self._opening:
-            self._close_shard(collection_name)
+        with self._store.opening:
+            self._store.close_shard(collection_name)
             self._folder.remove(collection_name)
         return True
 
@@ -216,10 +228,10 @@ class EdgeEngine(Engine):
         home = self._folder.home(collection_name)
         description = self._description(collection_name).changed(options)
         if options:
-            with self._opening:
-                self._close_shard(home.name)
+            with self._store.opening:
+                self._store.close_shard(home.name)
                 shard = edge.EdgeShard.load(str(home / SHARD), description.to_edge())
-                self._shards[home.name] = shard
+                self._store.shards[home.name] = shard
         merged = description.metadata | (metadata or {})
         description.metadata = {k: value for k, value in merged.items() if value is not None}
         write_json(home / DESCRIPTION, description.to_json())
@@ -229,8 +241,8 @@ class EdgeEngine(Engine):
     def take_snapshot(self, collection_name: str) -> Iterator[list[SnapshotFile]]:
         """Give the collection's files, which do not change while the block lasts."""
         home = self._folder.home(collection_name)
-        with self._opening:
-            self._close_shard(home.name)
+        with self._store.opening:
+            self._store.close_shard(home.name)
             yield folder_files(home)
 
     @_translated
@@ -391,6 +403,23 @@ class EdgeEngine(Engine):
         passing = edge_types.to_edge_filter(count_filter) if count_filter else None
         request = edge.CountRequest(exact=exact, filter=passing)
         return qm.CountResult(count=self._shard(collection_name).count(request))
+
+    @_translated
+    def facet(
+        self,
+        collection_name: str,
+        key: str,
+        *,
+        facet_filter: qm.Filter | None = None,
+        limit: int = 10,
+        exact: bool = True,
+    ) -> qm.FacetResponse:
+        passing = edge_types.to_edge_filter(facet_filter) if facet_filter else None
+        request = edge.FacetRequest(key, limit=limit, exact=exact, filter=passing)
+        hits = self._shard(collection_name).facet(request).hits
+        return qm.FacetResponse(
+            hits=[qm.FacetValueHit(value=hit.value, count=hit.count) for hit in hits]
+        )
 
     @_translated
     def query_points(

@@ -30,6 +30,7 @@ from two_tower.retriever.errors import (
 
 DESCRIPTION = "collection.json"
 SHARD = "shard"
+LOCK = "LOCK"
 LEAST_FREE = 64_000_000
 FOLDER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,199}")
 
@@ -41,7 +42,7 @@ class EdgeFolder:
         """Take the folder.
 
         Raises:
-            EngineLocked: it is open already.
+            EngineLocked: another process has it open.
             EngineUnavailable: it cannot be opened, is something else, or is missing and not to be
                 made.
         """
@@ -55,7 +56,7 @@ class EdgeFolder:
         try:
             if path.exists() and not path.is_dir():
                 raise EngineUnavailable(f"{path} is a file, expected a folder; give another --path")
-            if path.is_dir() and any(path.iterdir()) and not (path / "LOCK").exists():
+            if path.is_dir() and any(path.iterdir()) and not (path / LOCK).exists():
                 raise EngineUnavailable(
                     f"{path} holds other files; expected a new folder or one of the embedded engine"
                 )
@@ -72,14 +73,14 @@ class EdgeFolder:
             shutil.rmtree(leftover, ignore_errors=True)
 
     def _take_lock(self) -> int:
-        lock = os.open(self.path / "LOCK", os.O_RDWR | os.O_CREAT, 0o644)
+        lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.read(lock, 20).decode("ascii", "replace").strip() or "unknown"
             os.close(lock)
             raise EngineLocked(
-                f"{self.path} is in use by process {holder} and can be open only once; "
+                f"{self.path} is in use by process {holder} and can be open in one process only; "
                 "wait for it or stop it, or run a Qdrant server and give --url"
             ) from None
         os.ftruncate(lock, 0)

@@ -16,6 +16,7 @@ from two_tower.retriever.errors import (
     CertificateRefused,
     CollectionNotFound,
     EngineBusy,
+    EngineClosed,
     EngineError,
     EngineUnavailable,
     KeyRefused,
@@ -72,8 +73,10 @@ def _unavailable(where: str, reason: str) -> EngineUnavailable:
     )
 
 
-def _no_answer(cause: Exception, where: str) -> EngineUnavailable:
+def _no_answer(cause: Exception, where: str) -> EngineError:
     reason = one_line(cause)
+    if isinstance(cause, RuntimeError) and "closed" in reason:
+        return EngineClosed(f"the connection to {where} was closed; open it again")
     refusal = re.search(r"certificate verify failed: (.*?)(?: \(_ssl\.c.*)?$", reason)
     if not refusal:
         return _unavailable(where, reason)

@@ -133,6 +133,17 @@ class Engine(Protocol):
     def count(
         self, collection_name: str, *, count_filter: qm.Filter | None = None, exact: bool = True
     ) -> qm.CountResult: ...
+    def facet(
+        self,
+        collection_name: str,
+        key: str,
+        *,
+        facet_filter: qm.Filter | None = None,
+        limit: int = 10,
+        exact: bool = True,
+    ) -> qm.FacetResponse:
+        """Return the most frequent values of an indexed field, and in how many points they are."""
+
     def query_points(
         self,
         collection_name: str,

@@ -8,6 +8,7 @@ be embedded, which in a search takes as long as the search itself.
 
 import copy
 import logging
+import os
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -46,10 +47,21 @@ class ServerEngine(Engine):
 
     is_embedded = False
 
-    def __init__(self, client: QdrantClient, where: str) -> None:
+    def __init__(self, connect: Callable[[], QdrantClient], where: str) -> None:
+        """Connect; a process that is forked later connects by itself with its first request.
+
+        Two processes on one connection would read each other's answers.
+        """
         self.where = where
-        self._client = client
+        self._connect = connect
+        self._connected, self._pid = connect(), os.getpid()
         self._retry_for_s: float | None = None
+
+    @property
+    def _client(self) -> QdrantClient:
+        if os.getpid() != self._pid:
+            self._connected, self._pid = self._connect(), os.getpid()
+        return self._connected
 
     def with_retry(self, seconds: float = RETRY_FOR_S) -> "ServerEngine":
         """Return this engine with requests that outlive a restart of the server.
@@ -110,7 +122,7 @@ class ServerEngine(Engine):
         return self._call(self._client.info)
 
     def close(self) -> None:
-        self._client.close()
+        self._connected.close()
 
     def resolve(self, name: str) -> str:
         aliases = {a.alias_name: a.collection_name for a in self.get_aliases().aliases}
@@ -210,6 +222,9 @@ class ServerEngine(Engine):
 
     def count(self, collection_name: str, **options: Any) -> qm.CountResult:
         return self._call(self._client.count, collection_name, **options)
+
+    def facet(self, collection_name: str, key: str, **options: Any) -> qm.FacetResponse:
+        return self._call(self._client.facet, collection_name, key, **options)
 
     def query_points(
         self, collection_name: str, query: Any = None, **options: Any

@@ -1,6 +1,5 @@
 """`Retriever`: queries in, hits out; `Pipeline.run` says how."""
 
-import copy
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from qdrant_client import models as qm
 
@@ -32,6 +31,7 @@ from two_tower.retriever.engine.connect import connect
 from two_tower.retriever.engine.protocol import Engine, scroll_all
 from two_tower.retriever.errors import CollectionMismatch, PassageNotFound, QueryError
 from two_tower.retriever.records import Hit, SearchResult
+from two_tower.retriever.search.facets import FieldValue, field_values
 from two_tower.retriever.search.filters import FilterLike, field_types, to_filter
 from two_tower.retriever.search.pipeline import Pipeline
 from two_tower.retriever.search.queries import (
@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from two_tower.models.bundle.bundle import ModelBundle
 
 DEFAULT_K = 10
+
+DEFAULT_VALUES = 20
 
 QUERIES_PER_REQUEST = 16
 
@@ -260,7 +262,7 @@ class Retriever:
     def with_settings(self, settings: SearchSettings) -> "Retriever":
         """Return a retriever on the same engine with other settings."""
         require_possible(settings, self.bundle.pca_dims, self.metadata.options)
-        twin = copy.copy(self)
+        twin = self.__copy__()
         twin.settings = settings
         return twin
 
@@ -277,7 +279,7 @@ class Retriever:
                 tower's stages search with the mean of their vectors and the query's; BM25 keeps
                 to the query. Answers to the latest queries are remembered. None ends it.
         """
-        twin = copy.copy(self)
+        twin = self.__copy__()
         encoder = self._pipeline.encoder.with_rewriter(rewriter)
         twin._pipeline = self._make_pipeline(encoder)
         return twin
@@ -286,6 +288,24 @@ class Retriever:
         """Stream everything that the collection holds, in the engine's order."""
         for record in scroll_all(self.engine, self.collection, page=SCROLL_PAGE):
             yield from_payload(record.payload or {})
+
+    def values(
+        self, field: str, *, k: int = DEFAULT_VALUES, filter: FilterLike | None = None
+    ) -> list[FieldValue]:
+        """Return the most frequent values of a field and in how many passages each is.
+
+        Args:
+            field: one of `fields` with a keyword, integer, bool or uuid index.
+            k: number of values at most.
+            filter: as in `search`; only such passages are counted.
+
+        Raises:
+            QueryError: the values of that field are not counted, or the filter cannot be.
+        """
+        condition = None if filter is None else to_filter(filter, self.fields)
+        return field_values(
+            self.engine, self.collection, field, fields=self.fields, limit=k, filter=condition
+        )
 
     def count(self, passage_ids: Iterable[str]) -> int:
         """Return how many of these passages the collection holds."""
@@ -297,8 +317,30 @@ class Retriever:
         return count
 
     def close(self) -> None:
-        """Release the engine; the embedded folder can then be opened by another process."""
+        """Release the engine; searches end with `EngineClosed` from then on.
+
+        An embedded folder can be opened by another process when all retrievers of this one that
+        share it are closed or dropped.
+        """
         self.engine.close()
+
+    def __repr__(self) -> str:
+        return (
+            f"<Retriever of {self.collection!r} at {self.engine.where}: {self.size:,} passages, "
+            f"bundle {self.metadata.bundle_fingerprint[:8]}, "
+            f"fields {', '.join(self.fields) or 'none'}>"
+        )
+
+    def __copy__(self) -> "Retriever":
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        return twin
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"the Retriever of {self.collection!r} holds an open engine and cannot be sent to "
+            "another process; open it there: Retriever.open(…)"
+        )
 
     def __enter__(self) -> "Retriever":
         return self

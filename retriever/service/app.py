@@ -3,6 +3,7 @@
 POST /search      {"query", "k", "filter", "settings", "budget_ms"}: Retriever.explain
 GET  /search?q=…  the same for simple cases
 POST /similar     {"passage_id", "k", "filter"}; GET /similar?passage_id=… as well
+GET  /fields?field=…  the most frequent values of a field, with counts
 GET  /collection  fields to filter by, modes, example queries
 GET  /health      200 when engine and bundle fit, else 503
 GET  /metrics     for Prometheus
@@ -30,7 +31,7 @@ from two_tower.models.config import refusal
 from two_tower.models.errors import TwoTowerError
 from two_tower.retriever.records import SearchResult
 from two_tower.retriever.search.filters import FilterLike, parse_filters
-from two_tower.retriever.search.retriever import Retriever
+from two_tower.retriever.search.retriever import DEFAULT_VALUES, Retriever
 from two_tower.retriever.service import bodies
 from two_tower.retriever.service.backend import Backend
 from two_tower.retriever.service.config import MOST_BODY_BYTES, MOST_HITS
@@ -48,7 +49,10 @@ PAGE = Path(__file__).parent / "page"
 
 OPEN_PATHS = ("/", "/page/", "/health", "/openapi.json")
 
-PATHS = ("/", "/search", "/similar", "/collection", "/health", "/metrics", "/openapi.json")
+PATHS = (
+    *("/", "/search", "/similar", "/fields", "/collection"),
+    *("/health", "/metrics", "/openapi.json"),
+)
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": bodies.ErrorAnswer, "description": meaning}
@@ -220,6 +224,21 @@ def _add_state(app: FastAPI, guarded: APIRouter, backend: Backend, metrics: Metr
     async def collection() -> Response:
         """Describe the collection: fields to filter by, modes, example queries."""
         return _json(await backend.search(lambda _: backend.describe()))
+
+    @guarded.get(
+        "/fields", response_model=bodies.FieldAnswer, dependencies=[Depends(_known_parameters)]
+    )
+    async def values(
+        field: bodies.QueryText, k: bodies.HitCount = DEFAULT_VALUES, filter: Words = None
+    ) -> Response:
+        """Count the most frequent values of a field, in all passages or those of a filter."""
+        _check_k(k)
+
+        def job(retriever: Retriever) -> Response:
+            found = retriever.values(field, k=k, filter=_filter(None, filter, retriever))
+            return _json({"field": field, "values": [value._asdict() for value in found]})
+
+        return await backend.search(job)
 
     @guarded.get("/metrics", response_class=Response)
     async def measured() -> Response:

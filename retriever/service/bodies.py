@@ -113,6 +113,7 @@ class HitAnswer(BaseModel):
     text: str
     url: str
     stages: dict[str, StageAnswer]
+    payload: dict[str, JsonValue]
     point_id: str
     fields: dict[str, JsonValue]
     marked_title: list[SegmentAnswer]
@@ -134,6 +135,20 @@ class SimilarAnswer(BaseModel):
 
     passage_id: str
     hits: list[HitAnswer]
+
+
+class ValueAnswer(BaseModel):
+    """A value of a field, and how many passages have it."""
+
+    value: JsonValue
+    count: int
+
+
+class FieldAnswer(BaseModel):
+    """The most frequent values of a field, the most frequent first."""
+
+    field: str
+    values: list[ValueAnswer]
 
 
 class HealthAnswer(BaseModel):

@@ -11,6 +11,7 @@ export class Problem extends Error {
 
 export const rememberKey = (key) => sessionStorage.setItem(KEY, key);
 export const describe = (signal) => ask("collection", undefined, signal);
+export const values = (field) => ask(`fields?${new URLSearchParams({ field, k: 50 })}`);
 export const search = (body, signal) => ask("search", body, signal);
 export const similar = (body, signal) => ask("similar", body, signal);
 

@@ -6,6 +6,7 @@ import { column, element, milliseconds, modeName, total } from "./view.js";
 
 const TYPING_MS = 160;
 const AMOUNTS = [5, 10, 20, 50];
+const COUNTED = ["keyword", "integer", "bool", "uuid"];
 const TRY_AGAIN = [0, 429, 503, 504];
 const by = (id) => document.getElementById(id);
 const on = (id, event, listener) => by(id).addEventListener(event, listener);
@@ -63,7 +64,6 @@ async function run() {
       `${modeName(modes[at])}: ${answer.hits.length} hits in ${milliseconds(total(answer.timings_ms))}`);
     show(words.join(" · "), ...answers.map((answer, at) => column({ title: modeName(modes[at]), answer,
       other: answers[1 - at], isSecond: at === 1, about, actions })));
-    offerValues(answers[0].hits);
   }, run);
 }
 
@@ -132,10 +132,15 @@ function showFilters() {
     element("span", {}, `${name} `), filters.show(condition), element("span", { "aria-hidden": "true" }, " ×")))));
 }
 
-function offerValues(hits) {
+// Offers the values of the chosen field, with how many passages have each where they are counted.
+async function offerValues() {
   const field = by("field").value;
-  const values = new Set(hits.map((hit) => hit.fields[field] ?? hit[field]).filter((v) => typeof v === "string"));
-  by("values").replaceChildren(...[...values].sort().map((value) => element("option", { value })));
+  by("values").replaceChildren();
+  if (!COUNTED.includes(about.fields[field])) return;
+  const answer = await api.values(field).catch(() => ({ values: [] })); // a filter can be typed without
+  if (by("field").value !== field) return;
+  by("values").append(...answer.values.map(({ value, count }) =>
+    element("option", { value: String(value), label: `${value} (${count.toLocaleString("en")})` })));
 }
 
 function showControls() {
@@ -156,6 +161,7 @@ function showControls() {
 }
 
 function showForm() {
+  offerValues();
   by("form").textContent = filters.FORMS[about.fields[by("field").value]] ?? "value";
 }
 
