@@ -1,6 +1,7 @@
 """The `ingest` command: sources to DATA, DATA to a collection."""
 
 from two_tower.ingest.commands.adopt import adopt
+from two_tower.ingest.commands.change import add, delete
 from two_tower.ingest.commands.load import load, verify
 from two_tower.ingest.commands.prepare import prepare
 from two_tower.ingest.commands.versions import (
@@ -17,6 +18,8 @@ from two_tower.models.console import application
 app = application("Turn labelled rows into DATA, and DATA into a verified Qdrant collection.")
 app.command()(prepare)
 app.command()(load)
+app.command()(add)
+app.command()(delete)
 app.command()(verify)
 app.command()(promote)
 app.command()(rollback)

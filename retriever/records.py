@@ -9,7 +9,8 @@ Run = dict[str, dict[str, float]]
 """query_id -> passage_id -> score, as in ir-measures and TREC run files."""
 
 
-SHOWN_CHARS = 60
+_SHOWN = reprlib.Repr()
+_SHOWN.maxstring = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +53,8 @@ class Hit:
     payload: Mapping[str, Any]
 
     def __repr__(self) -> str:
-        shown = reprlib.Repr(maxstring=SHOWN_CHARS)
         names = ("rank", "passage_id", "score", "title", "text")
-        values = ", ".join(f"{name}={shown.repr(getattr(self, name))}" for name in names)
+        values = ", ".join(f"{name}={_SHOWN.repr(getattr(self, name))}" for name in names)
         return f"Hit({values}, …)"
 
     def to_dict(self) -> dict[str, Any]:

@@ -39,8 +39,13 @@ BEFORE: dict[str, set[str]] = {
         *(f"retriever/{name}" for name in SEARCHING),
     },
     "ingest/versions": {"ingest/loading", *(f"retriever/{name}" for name in SEARCHING)},
+    "ingest/changes": {
+        *(f"ingest/{name}" for name in ("dataset", "sources", "loading")),
+        *(f"retriever/{name}" for name in SEARCHING),
+    },
     "ingest/commands": {
         *(f"ingest/{name}" for name in ("dataset", "sources", "loading", "adoption", "versions")),
+        "ingest/changes",
         *(f"retriever/{name}" for name in (*SEARCHING, "commands")),
     },
 }

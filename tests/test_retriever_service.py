@@ -274,7 +274,7 @@ def test_metrics_are_prometheus_text(service: Service) -> None:
 def test_openapi_describes_what_is_there(service: Service) -> None:
     described = service.get("/openapi.json").json
     assert set(described["paths"]) == {
-        *("/search", "/similar", "/collection", "/health", "/metrics")
+        *("/search", "/similar", "/fields", "/collection", "/health", "/metrics")
     }
     answers = described["paths"]["/search"]["post"]["responses"]
     assert {"200", "400", "413", "422", "429", "503", "504"} <= set(answers)

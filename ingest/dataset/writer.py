@@ -260,6 +260,11 @@ class DatasetWriter:
         # ASCII, because a rejected row may hold what UTF-8 cannot.
         self._rejected_file.write(json.dumps(entry, default=str) + "\n")
 
+    @property
+    def reasons(self) -> list[str]:
+        """Why rows were set aside so far, each reason once."""
+        return list(self._rejected)
+
     def leave_out(self, reason: str, count: int = 1) -> None:
         """Count what the source itself decided not to use, without a record of each."""
         self._left_out[reason] += count

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from two_tower.models.console import print_pairs, print_table
+from two_tower.models.console import Rows, print_pairs, print_table
 from two_tower.retriever.commands.flags import Bundle, Name, Path_, Url, opened_engine
 from two_tower.retriever.commands.search import Filters
 
@@ -82,7 +82,10 @@ def fields(
             if as_json:
                 typer.echo(json.dumps({field: [one._asdict() for one in values]}))
             else:
-                rows = [[field, "PASSAGES"], *([_shown(v.value), f"{v.count:,}"] for v in values)]
+                rows = [
+                    [field, "PASSAGES"],
+                    *([_shown(v.value), f"{v.passages:,}"] for v in values),
+                ]
                 print_table(rows, _tsv, align="lr")
             return
         listed = {
@@ -98,7 +101,7 @@ def fields(
         return
     rows = [["FIELD", "TYPE", "VALUES"]]
     for one, (kind, values) in listed.items():
-        shown = ", ".join(f"{_shown(value.value)} {value.count:,}" for value in values)
+        shown = ", ".join(f"{_shown(value.value)} {value.passages:,}" for value in values)
         rows.append([one, kind.value, shown])
     print_table(rows, _tsv, align="lll")
 
@@ -134,5 +137,5 @@ def _shown(value: str | int | bool) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _tsv(rows: list[list[str]]) -> str:
+def _tsv(rows: Rows) -> str:
     return "\n".join(map("\t".join, rows))

@@ -22,7 +22,7 @@ class FieldValue(NamedTuple):
     """A value of a field, and how many passages have it."""
 
     value: str | int | bool
-    count: int
+    passages: int
 
 
 def field_values(
@@ -63,4 +63,4 @@ def field_values(
 
 
 def _sorted(values: Iterable[FieldValue]) -> list[FieldValue]:
-    return sorted(values, key=lambda one: (-one.count, str(one.value)))
+    return sorted(values, key=lambda one: (-one.passages, str(one.value)))

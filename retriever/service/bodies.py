@@ -141,7 +141,7 @@ class ValueAnswer(BaseModel):
     """A value of a field, and how many passages have it."""
 
     value: JsonValue
-    count: int
+    passages: int
 
 
 class FieldAnswer(BaseModel):

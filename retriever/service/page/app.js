@@ -139,8 +139,8 @@ async function offerValues() {
   if (!COUNTED.includes(about.fields[field])) return;
   const answer = await api.values(field).catch(() => ({ values: [] })); // a filter can be typed without
   if (by("field").value !== field) return;
-  by("values").append(...answer.values.map(({ value, count }) =>
-    element("option", { value: String(value), label: `${value} (${count.toLocaleString("en")})` })));
+  by("values").append(...answer.values.map(({ value, passages }) =>
+    element("option", { value: String(value), label: `${value} (${passages.toLocaleString("en")})` })));
 }
 
 function showControls() {

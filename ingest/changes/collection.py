@@ -1,0 +1,251 @@
+"""`Collection`: passages are added to a collection that `ingest load` made, replaced, deleted.
+
+A change is made under the lease of a load, and is searchable when the call returns. The metadata
+says how many points there must be. A process that ends in the middle of a change leaves a note
+there (`LACKING`), by which the next change puts the number right.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from two_tower.ingest.dataset.writer import DatasetWriter
+from two_tower.ingest.loading.diff import StoredHashes, find_changes
+from two_tower.ingest.loading.lease import Lease
+from two_tower.ingest.loading.loader import LoadReport
+from two_tower.ingest.loading.points import PassageEncoder, PointMaker, chunks
+from two_tower.models.config import SHORT
+from two_tower.models.data import Dataset, Passage
+from two_tower.models.errors import DataError
+from two_tower.models.threads import one_blas_thread
+from two_tower.retriever.collection.options import indexable_fields
+from two_tower.retriever.collection.schema import (
+    CONTENT_HASH,
+    CollectionMetadata,
+    point_id,
+    read_metadata,
+)
+from two_tower.retriever.engine.connect import connect
+from two_tower.retriever.engine.protocol import Engine, agreement
+from two_tower.retriever.engine.wire import batches
+from two_tower.retriever.errors import CollectionMismatch
+from two_tower.retriever.search.filters import field_types
+from two_tower.retriever.search.retriever import load_bundle
+
+if TYPE_CHECKING:
+    from two_tower.models.bundle.bundle import ModelBundle
+
+AT_ONCE = 1024
+
+LACKING = "lacking"  # in the metadata's `data` during a change: points that a load left out
+
+
+class Collection:
+    """A collection of ours, open for changes; a context manager.
+
+    Attributes:
+        engine: that holds it.
+        name: its versioned name.
+        bundle: that it was loaded with; encodes the passages.
+    """
+
+    def __init__(self, engine: Engine, name: str, bundle: PassageEncoder) -> None:
+        """Take the collection that `name`, an alias or a versioned name, stands for.
+
+        Raises:
+            CollectionNotFound: there is none.
+            CollectionMismatch: it was loaded with another bundle, by something else, or its vectors
+                are another collection's.
+        """
+        self.engine = engine
+        self.name = engine.resolve(name)
+        self.bundle = bundle
+        metadata = read_metadata(engine, self.name)
+        if metadata.bundle_fingerprint != bundle.fingerprint:
+            raise CollectionMismatch(
+                f"collection {self.name!r} was loaded with bundle "
+                f"{metadata.bundle_fingerprint[:12]}, this is bundle {bundle.fingerprint[:12]}; "
+                "name the other bundle"
+            )
+        if metadata.data.get("source", {}).get("adopted"):
+            raise CollectionMismatch(
+                f"collection {self.name!r} has the vectors of another collection; change that one "
+                "and run ingest adopt again"
+            )
+
+    @classmethod
+    def open(
+        cls,
+        name: str,
+        *,
+        bundle: "str | Path | ModelBundle | None" = None,
+        url: str | None = None,
+        path: str | Path | None = None,
+        api_key: str | None = None,
+    ) -> "Collection":
+        """Connect; the arguments are those of `Retriever.open`.
+
+        Raises:
+            BundleError: no complete bundle there.
+            ConfigError: no bundle is named, or both `url` and `path`.
+            EngineError: no engine, or what the constructor refuses.
+        """
+        loaded = load_bundle(bundle)
+        engine = connect(url=url, path=path, api_key=api_key, create=False)
+        try:
+            return cls(engine, name, loaded)
+        except BaseException:
+            engine.close()
+            raise
+
+    def __len__(self) -> int:
+        return self.engine.count(self.name, exact=True).count
+
+    def __repr__(self) -> str:
+        return f"<Collection {self.name!r} at {self.engine.where}>"
+
+    def add(self, passages: Iterable[Passage]) -> LoadReport:
+        """Add passages; one whose id is there already takes the place of the old one.
+
+        Args:
+            passages: with ids that differ.
+
+        Returns:
+            What was added, replaced and unchanged.
+
+        Raises:
+            DataError: a passage that cannot be stored, or none; nothing is written then.
+            EngineLocked: another process loads the collection.
+            EngineError: the engine fails; make the same call again to go on.
+        """
+        with TemporaryDirectory() as folder:
+            return self.add_data(_written(passages, Path(folder, "DATA")))
+
+    @one_blas_thread()
+    def add_data(self, dataset: Dataset) -> LoadReport:
+        """Add the passages of DATA as `add` does; what DATA lacks stays as it is."""
+        report = LoadReport(self.name)
+        with self._change() as metadata:
+            self._index(dataset)
+            maker = PointMaker(self.bundle, metadata)
+            for passages in chunks(dataset.passages(), AT_ONCE):
+                stored = self._stored([passage.passage_id for passage in passages])
+                for changes in find_changes(self.engine, self.name, passages, stored):
+                    report = report.plus(changes)
+                    for batch in batches(maker.make([*changes.added, *changes.replaced])):
+                        self.engine.upsert(self.name, batch, wait=True)
+                    if changes.payloads:
+                        self.engine.batch_update_points(self.name, changes.payloads, wait=True)
+        return report.ended(dataset.passage_count, beside=0, prune=False)
+
+    def delete(self, passage_ids: Iterable[str]) -> int:
+        """Delete passages; an id that is not there is passed over.
+
+        Returns:
+            How many were there and are deleted.
+
+        Raises:
+            DataError: the ids are no collection of texts.
+            EngineLocked: another process loads the collection.
+            EngineError: the engine fails; make the same call again to go on.
+        """
+        points = _points(passage_ids)
+        deleted = 0
+        with self._change():
+            for part in chunks(points, AT_ONCE):
+                found = self.engine.retrieve(self.name, part, with_payload=False)
+                self.engine.delete(self.name, [*part], wait=True)
+                deleted += len(found)
+        return deleted
+
+    def close(self) -> None:
+        """Release the engine."""
+        self.engine.close()
+
+    def __enter__(self) -> "Collection":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    @contextmanager
+    def _change(self) -> Iterator[CollectionMetadata]:
+        """Hold the lease, and keep the number of expected points true, whenever this ends."""
+        with Lease(self.engine, self.name):
+            metadata = read_metadata(self.engine, self.name)
+            data = dict(metadata.data)
+            lacking = data.pop(LACKING, None)
+            if lacking is None:  # no change was cut short
+                lacking = metadata.expected_points - len(self)
+            self.engine.update_collection(
+                self.name, metadata={"data": data | {LACKING: int(lacking)}}
+            )
+            yield metadata
+            data["kept"] = len(self) + int(lacking) - int(data["counts"]["passages"])
+            data["changed_at"] = datetime.now(UTC).isoformat(timespec="seconds")
+            self.engine.update_collection(self.name, metadata={"data": data})
+
+    def _stored(self, passage_ids: list[str]) -> StoredHashes:
+        hashes = StoredHashes()
+        for record in self.engine.retrieve(
+            self.name,
+            [point_id(passage_id) for passage_id in passage_ids],
+            with_payload=[CONTENT_HASH],
+            consistency=agreement(self.engine, self.name),
+        ):
+            hashes.add(record)
+        return hashes
+
+    def _index(self, dataset: Dataset) -> None:
+        """Make indexes for fields that the collection has not met, as a load does."""
+        known = field_types(self.engine.get_collection(self.name))
+        for field, index in indexable_fields(dataset.manifest.get("fields", {})).items():
+            if field not in known:
+                self.engine.create_payload_index(self.name, field, index)
+
+
+def _written(passages: Iterable[Passage], folder: Path) -> Dataset:
+    """Make DATA of passages, by the rules that `ingest prepare` has for them.
+
+    Raises:
+        DataError: one is refused, two have one id, or there is none.
+    """
+    if isinstance(passages, str | bytes) or not isinstance(passages, Iterable):
+        raise DataError(f"the passages are {SHORT.repr(passages)}; expected a list of Passage(…)")
+    ids: set[str] = set()
+    with DatasetWriter(folder, source="passages", merge=False) as writer:
+        for number, passage in enumerate(passages, 1):
+            if not isinstance(passage, Passage):
+                raise DataError(
+                    f"passage {number} is {SHORT.repr(passage)}; expected Passage(passage_id, text)"
+                )
+            stored_id = writer.add_passage(passage, where=f"passage {number}")
+            if stored_id is None:
+                raise DataError(_refusal(writer, passage, number))
+            if stored_id in ids:
+                raise DataError(f"two passages have the id {SHORT.repr(stored_id)}; expected one")
+            ids.add(stored_id)
+    return Dataset.open(folder)
+
+
+def _refusal(writer: DatasetWriter, passage: Passage, number: int) -> str:
+    reason = writer.reasons[-1].removeprefix("passage: ")
+    return f"passage {number} ({SHORT.repr(passage.passage_id)}): {reason}; nothing was written"
+
+
+def _points(passage_ids: Iterable[str]) -> list[str]:
+    if isinstance(passage_ids, str) or not isinstance(passage_ids, Iterable):
+        raise DataError(f"the ids are {SHORT.repr(passage_ids)}; expected a list of passage ids")
+    ids = list(passage_ids)
+    for passage_id in ids:
+        if not isinstance(passage_id, str):
+            raise DataError(f"a passage id is {SHORT.repr(passage_id)}; expected text")
+    try:
+        return list(dict.fromkeys(map(point_id, ids)))
+    except UnicodeEncodeError:
+        raise DataError(
+            "a passage id is not text; expected ids as the collection has them"
+        ) from None

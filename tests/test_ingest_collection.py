@@ -1,0 +1,201 @@
+"""Passages added to a collection, replaced and deleted, one by one."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import HashEncoder, make_passages
+from typer.testing import CliRunner
+
+from two_tower.ingest.changes import collection as changes
+from two_tower.ingest.changes.collection import Collection
+from two_tower.ingest.cli import app
+from two_tower.ingest.loading import loader, verify
+from two_tower.ingest.loading.lease import Lease
+from two_tower.ingest.versions import versions as collections
+from two_tower.models.bundle.bundle import ModelBundle
+from two_tower.models.data import Dataset, Passage
+from two_tower.models.errors import DataError
+from two_tower.retriever import Retriever, SearchSettings
+from two_tower.retriever.engine.protocol import Engine
+from two_tower.retriever.errors import CollectionMismatch, EngineLocked, VerificationFailed
+
+MakeData = Callable[..., Dataset]
+PASSAGES = make_passages(40)
+NEW = Passage("new", "A zeppelin moors at the mast.", "Airships", fields={"wing": "none"})
+
+
+@pytest.fixture
+def mine(engine: Engine, name: str, encoder: HashEncoder, make_data: MakeData) -> Collection:
+    report = loader.load(engine, make_data(PASSAGES), encoder, name=name)
+    collections.promote(engine, name, report.collection)
+    return Collection(engine, name, encoder)
+
+
+def search(mine: Collection, query: str, **more: Any) -> list[str]:
+    retriever = Retriever(mine.engine, mine.name, mine.bundle, settings=SearchSettings())
+    return [hit.passage_id for hit in retriever.search(query, k=3, **more)]
+
+
+def complete(mine: Collection) -> bool:
+    ours = {v.collection: v for v in collections.versions(mine.engine)}
+    return ours[mine.name].complete
+
+
+def test_a_new_passage_is_found_at_once_and_a_deleted_one_no_more(mine: Collection) -> None:
+    report = mine.add([NEW])
+    assert (report.added, report.replaced, report.unchanged) == (1, 0, 0)
+    assert search(mine, "zeppelin mast")[0] == "new"
+    assert search(mine, "zeppelin mast", filter={"wing": "none"}) == ["new"]  # a field of its own
+    assert len(mine) == 41
+    assert complete(mine)
+    assert mine.add([NEW]).unchanged == 1
+    assert mine.delete(["new", "new", "never there"]) == 1
+    assert "new" not in search(mine, "zeppelin mast")
+    assert mine.delete(["new"]) == 0
+    assert len(mine) == 40
+    assert complete(mine)
+
+
+def test_a_changed_passage_takes_the_place_of_the_old_one(
+    mine: Collection, encoder: HashEncoder, make_data: MakeData
+) -> None:
+    changed = PASSAGES[3]._replace(text="A zeppelin moors at the mast.")
+    moved = PASSAGES[4]._replace(url="http://example.org/moved")
+    report = mine.add([changed, moved, PASSAGES[5]])
+    assert (report.replaced, report.payload_only, report.unchanged) == (1, 1, 1)
+    assert search(mine, "zeppelin mast")[0] == changed.passage_id
+    assert complete(mine)
+    # What a load of the same passages would have made, to the last vector.
+    passages = [*PASSAGES[:3], changed, moved, *PASSAGES[5:]]
+    data = make_data(passages, name="CHANGED")
+    assert loader.plan(mine.engine, data, encoder, name=mine.name.split("--")[0]).unchanged == 40
+    loader.load(mine.engine, data, encoder, name=mine.name.split("--")[0])
+    assert verify.repair(mine.engine, mine.name, data, encoder).sent == 0
+
+
+def test_a_load_finds_the_collection_as_data_has_it_again(
+    mine: Collection, encoder: HashEncoder, make_data: MakeData
+) -> None:
+    mine.add([NEW])
+    mine.delete([PASSAGES[0].passage_id, PASSAGES[1].passage_id])
+    assert len(mine) == 39
+    assert complete(mine)
+    verify.verify_counts(mine.engine, mine.name)
+    with pytest.raises(VerificationFailed, match="lacks 2 passages"):
+        verify.verify(mine.engine, mine.name, make_data(PASSAGES), encoder)
+    report = loader.load(mine.engine, make_data(PASSAGES), encoder, name=mine.name.split("--")[0])
+    assert (report.added, report.kept, report.unchanged) == (2, 1, 38)
+    assert verify.verify(mine.engine, mine.name, make_data(PASSAGES), encoder).points == 41
+
+
+@pytest.mark.parametrize("at", ["before", "after"])
+def test_a_change_that_is_cut_short_is_put_right_by_the_next(
+    mine: Collection, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    real = mine.engine.upsert
+
+    def dies(*args: Any, **more: Any) -> Any:
+        if at == "after":
+            real(*args, **more)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(mine.engine, "upsert", dies)
+    with pytest.raises(KeyboardInterrupt):
+        mine.add([NEW])
+    monkeypatch.undo()
+    assert complete(mine) == (at == "before")
+    mine.add([NEW])
+    assert len(mine) == 41
+    assert complete(mine)
+    assert changes.LACKING not in collections.stored_metadata(mine.engine, mine.name)["data"]
+
+
+def test_what_an_unfinished_load_lacks_is_not_hidden(mine: Collection) -> None:
+    points = [record.id for record in mine.engine.scroll(mine.name, limit=5)[0]]
+    mine.engine.delete(mine.name, points, wait=True)  # as if they had never come
+    mine.add([NEW])
+    assert not complete(mine)
+    with pytest.raises(VerificationFailed, match="has 36 points, expected 41"):
+        verify.verify_counts(mine.engine, mine.name)
+
+
+def test_one_at_a_time(mine: Collection) -> None:
+    with Lease(mine.engine, mine.name):
+        for change in (lambda: mine.add([NEW]), lambda: mine.delete(["p1"])):
+            with pytest.raises(EngineLocked, match="being loaded"):
+                change()
+    assert len(mine) == 40
+
+
+@pytest.mark.parametrize(
+    "passages",
+    [
+        "text",
+        None,
+        [],
+        ["text"],
+        [{"text": "a"}],
+        [NEW, NEW],
+        [NEW, Passage("other", "")],
+        [NEW, Passage("other", "   ")],
+        [NEW, Passage("other", None)],  # type: ignore[arg-type]
+        [NEW, Passage(3, "text")],  # type: ignore[arg-type]
+        [NEW, Passage("other", "text", fields={"title": "mine"})],
+    ],
+    ids=lambda value: repr(value)[:40],
+)
+def test_what_cannot_be_stored_is_refused_whole_in_one_line(
+    mine: Collection, passages: Any
+) -> None:
+    with pytest.raises(DataError) as failure:
+        mine.add(passages)
+    assert "\n" not in str(failure.value)
+    assert len(mine) == 40
+    assert complete(mine)
+
+
+@pytest.mark.parametrize("ids", ["p1", None, 3, [3], [None], ["\ud800"]], ids=repr)
+def test_ids_that_are_none_are_refused(mine: Collection, ids: Any) -> None:
+    with pytest.raises(DataError) as failure:
+        mine.delete(ids)
+    assert "\n" not in str(failure.value)
+    assert len(mine) == 40
+
+
+def test_another_bundle_is_refused(mine: Collection) -> None:
+    class Other(HashEncoder):
+        fingerprint = "f" * 64
+
+    with pytest.raises(CollectionMismatch, match="name the other bundle"):
+        Collection(mine.engine, mine.name, Other())
+
+
+def test_the_commands(tmp_path: Path, tiny_bundle: Path, make_data: MakeData) -> None:
+    from two_tower.retriever.engine.connect import connect
+
+    engine = connect(path=tmp_path / "edge")
+    report = loader.load(engine, make_data(PASSAGES), ModelBundle.load(tiny_bundle), name="mine")
+    collections.promote(engine, "mine", report.collection)
+    engine.close()
+    rows = tmp_path / "new.jsonl"
+    lines = [{"passage_id": "n1", "text": "A zeppelin moors."}, {"passage_id": "n2", "text": ""}]
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    where = ["--bundle", str(tiny_bundle), "--path", str(tmp_path / "edge")]
+
+    def run(*words: str) -> str:
+        done = CliRunner().invoke(app, [*words, *where])
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    shown = run("add", "mine", str(rows))
+    assert "1 added, 0 replaced" in shown
+    assert "1 set aside: passage: empty text" in shown
+    with Retriever.open("mine", bundle=tiny_bundle, path=tmp_path / "edge") as retriever:
+        assert retriever.search("zeppelin", k=1)[0].passage_id == "n1"
+    assert run("delete", "mine", "n1", "nobody").endswith(": 1 of 2 deleted\n")
+    refused = CliRunner().invoke(app, ["add", "mine", str(tmp_path / "no.csv"), *where])
+    assert refused.exit_code == 1
+    assert "no file or folder" in refused.output
