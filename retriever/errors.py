@@ -22,6 +22,7 @@ and exit code 1. A caller's bug is a plain `ValueError`. The first seven stand i
         EngineLocked         another process holds the embedded folder or loads the collection
         CollectionNotFound   no collection or alias of that name
         CollectionMismatch   a collection exists but does not fit the bundle or the schema
+          VersionNotFollowed a name stands for a version whose bundle is not found
         VerificationFailed   what is in the collection is not what DATA says
 """
 
@@ -74,6 +75,10 @@ class CollectionNotFound(EngineError):  # noqa: N818
 
 class CollectionMismatch(EngineError):  # noqa: N818
     """A collection exists but does not fit the bundle or the schema."""
+
+
+class VersionNotFollowed(CollectionMismatch):
+    """A name stands for another version now, whose bundle is not found."""
 
 
 class VerificationFailed(EngineError):  # noqa: N818

@@ -85,7 +85,7 @@ def test_json_is_one_object_per_query(place: Place) -> None:
     assert list(first) == ["query", "hits", "timings_ms", "stages_run", "skipped"]
     assert (first["query"], second["query"]) == (QUERY, "oven bread")
     assert list(first["hits"][0]) == [
-        *("rank", "passage_id", "score", "title", "text", "url", "stages")
+        *("rank", "passage_id", "score", "title", "text", "url", "stages", "payload")
     ]
     assert first["stages_run"] == ["dense", "bm25", "rerank"]
 

@@ -51,7 +51,7 @@ def test_search_json_is_one_object_per_query(loaded: list[str]) -> None:
     assert list(first)[:3] == ["query", "hits", "timings_ms"]
     assert second["query"] == "bridge of steel"
     hit = first["hits"][0]
-    assert list(hit) == ["rank", "passage_id", "score", "title", "text", "url", "stages"]
+    assert list(hit) == ["rank", "passage_id", "score", "title", "text", "url", "stages", "payload"]
     assert (hit["rank"], hit["passage_id"]) == (1, ASKED.passage_id)
     assert hit["stages"]["dense"]["rank"] == 1
     assert set(first["timings_ms"]) == {"encode", "candidates", "fusion", "payload"}

@@ -32,8 +32,8 @@ from two_tower.retriever.engine.connect import connect
 from two_tower.retriever.engine.protocol import Engine, agreement
 from two_tower.retriever.engine.wire import batches
 from two_tower.retriever.errors import CollectionMismatch
+from two_tower.retriever.search.bundles import find_bundle, load_bundle
 from two_tower.retriever.search.filters import field_types
-from two_tower.retriever.search.retriever import load_bundle
 
 if TYPE_CHECKING:
     from two_tower.models.bundle.bundle import ModelBundle
@@ -93,10 +93,10 @@ class Collection:
             ConfigError: no bundle is named, or both `url` and `path`.
             EngineError: no engine, or what the constructor refuses.
         """
-        loaded = load_bundle(bundle)
+        given = load_bundle(bundle)
         engine = connect(url=url, path=path, api_key=api_key, create=False)
         try:
-            return cls(engine, name, loaded)
+            return cls(engine, name, given or find_bundle(engine, name))
         except BaseException:
             engine.close()
             raise

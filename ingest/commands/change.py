@@ -16,7 +16,7 @@ def add(
         Path,
         typer.Argument(help="Passages, in any form that `ingest prepare` reads but DATA itself."),
     ],
-    bundle: Bundle,
+    bundle: Bundle = None,
     url: Url = None,
     path: Path_ = None,
 ) -> None:
@@ -44,7 +44,7 @@ def add(
 def delete(
     name: Name,
     passage_ids: Annotated[list[str], typer.Argument(help="Ids of passages.")],
-    bundle: Bundle,
+    bundle: Bundle = None,
     url: Url = None,
     path: Path_ = None,
 ) -> None:

@@ -80,6 +80,9 @@ def open_collection(
     expected.require(engine.get_collection(collection), collection=collection)
     if options is not None and options != metadata.options:
         metadata = _change(engine, collection, metadata, options)
+    bundle_path = _bundle_path(encoder)
+    if bundle_path and bundle_path != metadata.bundle_path:  # it has moved
+        engine.update_collection(collection, metadata={"bundle_path": bundle_path})
     _index(engine, collection, dataset, metadata)
     return metadata
 
@@ -104,7 +107,12 @@ def _new_metadata(
         options=options,
         late_dim=options.late * encoder.late_dim,
         centroids=fit_centroids(dataset, encoder, clusters=options.clusters),
+        bundle_path=_bundle_path(encoder),
     )
+
+
+def _bundle_path(encoder: PassageEncoder) -> str:
+    return str(getattr(encoder, "folder", None) or "")
 
 
 def fit_centroids(dataset: Dataset, encoder: PassageEncoder, *, clusters: int) -> str:

@@ -10,6 +10,7 @@ from qdrant_client import models as qm
 
 from two_tower.ingest.loading.verify import verify_counts
 from two_tower.retriever.collection.schema import CollectionMetadata, base_name, check_name
+from two_tower.retriever.collection.serving import LATELY_S, served_lately
 from two_tower.retriever.engine.protocol import Engine, collection_names, stored_metadata
 from two_tower.retriever.errors import CollectionMismatch, CollectionNotFound, EngineError
 
@@ -151,14 +152,17 @@ def rollback(engine: Engine, name: str) -> str:
 
 
 def drop(engine: Engine, name: str, *, yes: bool = False) -> list[str]:
-    """Delete one of our versions that no alias points to; return what was deleted.
+    """Delete one of our versions that no alias points to and no service searched lately.
+
+    Returns:
+        What was deleted.
 
     With `yes`, `name` may be any collection, even one in use or made by something else, or an
     alias, which is deleted with all its versions.
 
     Raises:
         CollectionNotFound: there is nothing of that name.
-        EngineError: it is in use and `yes` is off.
+        EngineError: it is in use, or was lately, and `yes` is off.
     """
     collections = collection_names(engine)
     aliases = _aliases(engine)
@@ -173,6 +177,13 @@ def drop(engine: Engine, name: str, *, yes: bool = False) -> list[str]:
             f"{name!r} would delete {', '.join(doomed)} (aliases: {', '.join(in_use) or 'none'}); "
             f"if that is meant, run: ingest drop {name} --yes"
         )
+    for collection in doomed:
+        if not yes and (service := served_lately(engine, collection)):
+            raise EngineError(
+                f"{collection!r} was searched by a service on {service.host} {service.age_s:.0f} s "
+                f"ago; one that follows its name has left it {LATELY_S:.0f} s after the name "
+                f"moved: wait for that, or run: ingest drop {name} --yes"
+            )
     for collection in doomed:
         engine.delete_collection(collection)
     return doomed

@@ -72,7 +72,10 @@ class ModelBundle:
         extras: name -> content of the files that decide no vector.
         fusion: how the scores of the stages are put together, None where that was not learnt.
         late: makes the bytes of late interaction; None where the bundle has none.
+        folder: where it lies; None for one that was neither loaded nor saved.
     """
+
+    folder: Path | None = None
 
     def __init__(
         self,
@@ -181,7 +184,9 @@ class ModelBundle:
         path = Path(path)
         card = read_card(path)
         files, extras = read_deciding(path, card), read_extras(path, card)
-        return cls(files, card, extras=extras, threads=threads)
+        bundle = cls(files, card, extras=extras, threads=threads)
+        bundle.folder = path.resolve()
+        return bundle
 
     def with_extras(self, extras: Mapping[str, bytes]) -> "ModelBundle":
         """Return this bundle with exactly these extra files; its vectors stay the same."""
@@ -207,6 +212,7 @@ class ModelBundle:
                 write_json(work / CARD, {"format": BUNDLE_FORMAT, **self.card})
         except OSError as error:
             raise BundleError(f"{path} cannot be written ({error.strerror})") from None
+        self.folder = path.resolve()
 
     @property
     def files(self) -> Mapping[str, bytes]:

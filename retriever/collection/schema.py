@@ -220,6 +220,7 @@ class CollectionMetadata:
         options: how it is stored.
         centroids: of its clusters, as `Centroids.pack` makes them; empty for none.
         late_dim: width of each vector of `late`; 0 for none.
+        bundle_path: the folder that the bundle was loaded from; empty where that is not known.
     """
 
     bundle_fingerprint: str
@@ -231,6 +232,7 @@ class CollectionMetadata:
     options: CollectionOptions = field(default_factory=CollectionOptions)
     centroids: str = ""
     late_dim: int = 0
+    bundle_path: str = ""
 
     @property
     def expected_points(self) -> int:
@@ -262,7 +264,8 @@ class CollectionMetadata:
         """
         if stored.get("format") != FORMAT:
             raise ValueError(f"found format {stored.get('format')!r}, expected {FORMAT!r}")
-        later = {"options": {}, "centroids": "", "late_dim": 0}  # not in an older collection
+        # What an older collection does not have.
+        later = {"options": {}, "centroids": "", "late_dim": 0, "bundle_path": ""}
         names = set(cls.__dataclass_fields__)
         if missing := names - stored.keys() - later.keys():
             raise ValueError(f"{', '.join(sorted(missing))} missing")

@@ -109,7 +109,7 @@ def fields(
 def similar(
     name: Name,
     passage_id: Annotated[str, typer.Argument(help="Id of a passage of the collection.")],
-    bundle: Bundle,
+    bundle: Bundle = None,
     k: Annotated[int | None, typer.Option("-k", help="Number of hits.", show_default="10")] = None,
     filters: Filters = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,

@@ -13,8 +13,12 @@ if TYPE_CHECKING:
 Name = Annotated[str, typer.Argument(help="Collection: its alias or versioned name.")]
 
 Bundle = Annotated[
-    Path,
-    typer.Option(help="Folder that `models train` wrote.", envvar="TWO_TOWER_BUNDLE"),
+    Path | None,
+    typer.Option(
+        help="Folder that `models train` wrote; by default it is found by its fingerprint: where "
+        "TWO_TOWER_BUNDLE says (a bundle, or a folder of them), or where the load took it from.",
+        show_default=False,
+    ),
 ]
 
 Data = Annotated[Path, typer.Argument(help="DATA folder with the judged queries.")]

@@ -36,7 +36,7 @@ Budget = Annotated[
 
 def search(
     name: Name,
-    bundle: Bundle,
+    bundle: Bundle = None,
     queries: Queries = None,
     k: Annotated[
         int | None, typer.Option("-k", help="Number of hits.", show_default="10, or all")

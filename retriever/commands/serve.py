@@ -22,7 +22,7 @@ BACKLOG = 2048
 
 def serve(
     name: Name,
-    bundle: Bundle,
+    bundle: Bundle = None,
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen at.", min=1, max=65535)] = 8080,
     settings: Settings = None,

@@ -225,16 +225,17 @@ class EdgeEngine(Engine):
     def update_collection(
         self, collection_name: str, *, metadata: dict[str, Any] | None = None, **options: Any
     ) -> bool:
-        home = self._folder.home(collection_name)
-        description = self._description(collection_name).changed(options)
-        if options:
-            with self._store.opening:
-                self._store.close_shard(home.name)
-                shard = edge.EdgeShard.load(str(home / SHARD), description.to_edge())
-                self._store.shards[home.name] = shard
-        merged = description.metadata | (metadata or {})
-        description.metadata = {k: value for k, value in merged.items() if value is not None}
-        write_json(home / DESCRIPTION, description.to_json())
+        store, home = self._store, self._folder.home(collection_name)
+        with store.describing:
+            description = self._description(collection_name).changed(options)
+            if options:
+                with store.opening:
+                    store.close_shard(home.name)
+                    shard = edge.EdgeShard.load(str(home / SHARD), description.to_edge())
+                    store.shards[home.name] = shard
+            merged = description.metadata | (metadata or {})
+            description.metadata = {k: value for k, value in merged.items() if value is not None}
+            write_json(home / DESCRIPTION, description.to_json())
         return True
 
     @contextmanager

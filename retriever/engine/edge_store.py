@@ -25,6 +25,7 @@ class EdgeStore:
         folder: that it has the lock of.
         shards: of the collections that were asked for, by their names.
         opening: held by whoever opens or closes a shard.
+        describing: held by whoever changes a description; taken before `opening`.
         pid: of the process that opened the folder.
         users: engines that share it.
     """
@@ -33,6 +34,7 @@ class EdgeStore:
         self.folder = folder
         self.shards: dict[str, edge.EdgeShard] = {}
         self.opening = threading.Lock()
+        self.describing = threading.Lock()
         self.pid = os.getpid()
         self.users = 0
 

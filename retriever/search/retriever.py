@@ -1,7 +1,8 @@
 """`Retriever`: queries in, hits out; `Pipeline.run` says how."""
 
+import logging
 import math
-import os
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -13,7 +14,7 @@ from qdrant_client import models as qm
 
 from two_tower.models.config import SHORT
 from two_tower.models.data import Passage
-from two_tower.models.errors import ConfigError
+from two_tower.models.errors import ConfigError, TwoTowerError
 from two_tower.models.text.bm25 import Bm25Config
 from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
 from two_tower.retriever.collection.clusters import Centroids
@@ -31,6 +32,7 @@ from two_tower.retriever.engine.connect import connect
 from two_tower.retriever.engine.protocol import Engine, scroll_all
 from two_tower.retriever.errors import CollectionMismatch, PassageNotFound, QueryError
 from two_tower.retriever.records import Hit, SearchResult
+from two_tower.retriever.search.bundles import find_bundle, load_bundle
 from two_tower.retriever.search.facets import FieldValue, field_values
 from two_tower.retriever.search.filters import FilterLike, field_types, to_filter
 from two_tower.retriever.search.pipeline import Pipeline
@@ -55,6 +57,10 @@ REQUESTS_IN_FLIGHT = 3  # two are searched for while the answer to the third is 
 
 SCROLL_PAGE = 1000
 
+FOLLOW_S = 5.0
+
+log = logging.getLogger(__name__)
+
 
 class Retriever:
     """Searches one collection with the bundle it was loaded with.
@@ -65,10 +71,10 @@ class Retriever:
     Attributes:
         engine: that holds the collection.
         bundle: encodes queries, and may bring a learnt fusion and a cross-scorer.
-        collection: the versioned collection that the name stood for when this was opened; a later
-            `ingest promote` does not change what an open retriever searches.
+        name: by which it was opened.
+        collection: the versioned collection that the name stands for; see `open` and `refresh`.
         metadata: what `ingest load` recorded about it.
-        size: number of passages in it when this was opened.
+        size: number of passages in it when this was last looked at.
         fields: payload field -> type of its index; what a filter may name.
         settings: how queries are answered where a call does not say.
     """
@@ -77,8 +83,10 @@ class Retriever:
         self, engine: Engine, name: str, bundle: "ModelBundle", *, settings: SearchSettings
     ) -> None:
         self.engine = engine
+        self.name = name
         self.bundle = bundle
         self.settings = settings
+        self._follow_s = self._next_look = math.inf
         self.collection = engine.resolve(name)
         self.metadata = read_metadata(engine, self.collection)
         self.size = engine.count(self.collection, exact=True).count
@@ -99,27 +107,39 @@ class Retriever:
         path: str | Path | None = None,
         api_key: str | None = None,
         settings: SearchSettings | None = None,
+        follow_s: float = FOLLOW_S,
     ) -> "Retriever":
         """Connect, and check that bundle and collection belong together.
 
+        Where `ingest promote` or `rollback` points the name to another version, searches go there
+        at most `follow_s` later, with the bundle of that version. A version whose bundle is not
+        found is not followed, and logged.
+
         Args:
             name: alias or versioned name of a collection.
-            bundle: the folder that `models train` wrote, or a bundle already loaded; the folder
-                that TWO_TOWER_BUNDLE names otherwise.
+            bundle: the folder that `models train` wrote, or a bundle already loaded; otherwise it
+                is found by its fingerprint: where TWO_TOWER_BUNDLE says, in the folder `bundles`
+                of an embedded engine, or where `ingest load` took it from.
             url: a Qdrant server; QDRANT_URL where neither this nor `path` is given.
             path: folder of the embedded engine; `.qdrant` where nothing names an engine.
             api_key: for the server; QDRANT_API_KEY otherwise.
             settings: how to search; the measured default otherwise.
+            follow_s: how often, in seconds, a search first looks what the name stands for;
+                `math.inf` for never.
 
         Raises:
             BundleError: no complete bundle there.
-            ConfigError: no bundle is named, or both `url` and `path`.
+            ConfigError: no bundle is named and none is found, or both `url` and `path`.
             EngineError: no engine, no such collection, or one loaded with another bundle.
         """
-        loaded = load_bundle(bundle)
+        given = load_bundle(bundle)
         engine = connect(url=url, path=path, api_key=api_key, create=False)
         try:
-            return cls(engine, name, loaded, settings=settings or SearchSettings())
+            loaded = given or find_bundle(engine, name)
+            retriever = cls(engine, name, loaded, settings=settings or SearchSettings())
+            retriever._follow_s = follow_s
+            retriever._next_look = time.monotonic() + follow_s
+            return retriever
         except BaseException:
             engine.close()
             raise
@@ -200,6 +220,8 @@ class Retriever:
         budget_ms: float | None = None,
     ) -> list[SearchResult]:
         """Return what `search_many` does, each as `explain` does; same arguments."""
+        if time.monotonic() >= self._next_look:
+            self._look()
         k = self._checked_k(k)
         if settings is not None:
             require_possible(settings, self.bundle.pca_dims, self.metadata.options)
@@ -243,6 +265,8 @@ class Retriever:
             PassageNotFound: no such passage.
             QueryError: what `search` refuses.
         """
+        if time.monotonic() >= self._next_look:
+            self._look()
         k = self._checked_k(k)
         condition = None if filter is None else to_filter(filter, self.fields)
         if not isinstance(passage_id, str):
@@ -316,6 +340,42 @@ class Retriever:
             count += len(self.engine.retrieve(self.collection, page, with_payload=False))
         return count
 
+    def refresh(self) -> bool:
+        """Search what the name stands for now, with the bundle of that version.
+
+        Searches that have begun in other threads end with the version that they began with.
+
+        Returns:
+            Whether it is another version than before.
+
+        Raises:
+            BundleError: the bundle of the new version is not complete.
+            ConfigError: it is not found.
+            EngineError: the engine does not answer, or the name stands for nothing.
+        """
+        if self.engine.resolve(self.name) == self.collection:
+            size = self.engine.count(self.collection, exact=True).count
+            fields = field_types(self.engine.get_collection(self.collection))
+            if (size, fields) != (self.size, self.fields):
+                self.__dict__ = self.__dict__ | {"size": size, "fields": fields}
+            return False
+        bundle = find_bundle(self.engine, self.name)
+        fresh = type(self)(self.engine, self.name, bundle, settings=self.settings)
+        if rewriter := self._pipeline.encoder.rewriter:
+            fresh = fresh.with_rewriter(rewriter)
+        fresh._follow_s, fresh._next_look = self._follow_s, self._next_look
+        self.__dict__ = fresh.__dict__  # in one step: other threads see all of it or nothing
+        log.info("searching %s", self.collection)
+        return True
+
+    def _look(self) -> None:
+        """Refresh, and go on with what there is where that fails; other threads do not wait."""
+        self._next_look = time.monotonic() + self._follow_s
+        try:
+            self.refresh()
+        except TwoTowerError as error:
+            log.warning("still searching %s: %s", self.collection, error)
+
     def close(self) -> None:
         """Release the engine; searches end with `EngineClosed` from then on.
 
@@ -377,23 +437,6 @@ class Retriever:
         if not isinstance(k, Integral) or isinstance(k, bool) or k < 1:
             raise QueryError(f"k is {SHORT.repr(k)}; expected a whole number from 1")
         return min(int(k), self.size) or 1
-
-
-def load_bundle(bundle: "str | Path | ModelBundle | None") -> "ModelBundle":
-    """Return a bundle as it is, or load it from its folder, by default TWO_TOWER_BUNDLE.
-
-    Raises:
-        BundleError: no complete bundle there.
-        ConfigError: none is named.
-    """
-    from two_tower.models.bundle.bundle import ModelBundle
-
-    if isinstance(bundle, ModelBundle):
-        return bundle
-    folder = bundle or os.environ.get("TWO_TOWER_BUNDLE")
-    if not folder:
-        raise ConfigError("no bundle is named; give one or set TWO_TOWER_BUNDLE to its folder")
-    return ModelBundle.load(folder)
 
 
 def require_possible(

@@ -4,23 +4,34 @@ import asyncio
 import logging
 import math
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from threadpoolctl import threadpool_limits
 
 from two_tower.models.bundle.bundle import ModelBundle
+from two_tower.models.errors import BundleError, ConfigError, TwoTowerError
 from two_tower.retriever.collection.schema import read_metadata
+from two_tower.retriever.collection.serving import NOTE_EVERY_S, note_served
 from two_tower.retriever.engine.address import EngineAddress
 from two_tower.retriever.engine.connect import connect
 from two_tower.retriever.engine.protocol import Engine
-from two_tower.retriever.errors import CollectionMismatch, EngineError, EngineUnavailable
+from two_tower.retriever.errors import (
+    CollectionMismatch,
+    CollectionNotFound,
+    EngineError,
+    EngineUnavailable,
+    VersionNotFollowed,
+)
 from two_tower.retriever.records import SearchResult
+from two_tower.retriever.search.bundles import find_bundle, load_bundle
 from two_tower.retriever.search.fusion import CROSS
-from two_tower.retriever.search.retriever import Retriever
+from two_tower.retriever.search.retriever import FOLLOW_S, Retriever
 from two_tower.retriever.search.settings import SearchSettings
 from two_tower.retriever.service.config import MOST_HITS, ServiceConfig
 from two_tower.retriever.service.failures import OVERLOADED, TIMED_OUT, ServiceFailure
@@ -137,13 +148,17 @@ class Backend:
     """Answers jobs with the retriever, in threads, within the limits.
 
     The service may start before the engine and outlives its restarts: every job opens the retriever
-    where none is open yet, and the client reconnects by itself.
+    where none is open yet, and the client reconnects by itself. A thread looks every `FOLLOW_S`
+    what the collection's name stands for; searches that have begun end with the old version.
     """
 
     def __init__(self, config: ServiceConfig) -> None:
         self.config = config
-        self._bundle = ModelBundle.load(config.bundle)
+        self._bundle = load_bundle(config.bundle)
         self._retriever: Retriever | None = None
+        self._behind = ""  # why the version that the name stands for is not the one searched
+        self._ended = threading.Event()
+        self._follower = threading.Thread(target=self._follow, name="follower", daemon=True)
         self._examples = config.examples
         self._lock = threading.Lock()
         self._slots = threading.BoundedSemaphore(config.threads + config.waiting)
@@ -161,18 +176,61 @@ class Backend:
             if self._retriever is None:
                 self._retriever = self._connect()
                 log.info("searching %s", self._retriever.collection)
+                self._follower.start()
             return self._retriever
 
     def _connect(self) -> Retriever:
         engine = connect(url=self.config.url, path=self.config.path)
         try:
             settings = self.config.settings
-            retriever = Retriever(engine, self.config.name, self._bundle, settings=settings)
+            bundle = self._bundle or find_bundle(engine, self.config.name)
+            retriever = Retriever(engine, self.config.name, bundle, settings=settings)
             threadpool_limits(1, user_api="blas")  # one search on many threads slows down others
         except BaseException:
             engine.close()
             raise
         return retriever
+
+    def _follow(self) -> None:
+        """Keep up with the name, and note in the collection's metadata that it is served."""
+        noted, next_note = "", 0.0
+        while not self._ended.wait(FOLLOW_S):
+            retriever = self.open()
+            try:
+                self._refresh(retriever)
+            except TwoTowerError as error:
+                if str(error) != self._behind:
+                    log.warning("still searching %s: %s", retriever.collection, error)
+                self._behind = str(error)
+            if retriever.collection != noted or time.monotonic() >= next_note:
+                noted, next_note = retriever.collection, time.monotonic() + NOTE_EVERY_S
+                with suppress(EngineError):  # a key that may only read, or the engine is away
+                    note_served(retriever.engine, retriever.collection)
+
+    def _refresh(self, retriever: Retriever) -> bool:
+        """Search what the name stands for now; return whether it is another version.
+
+        Raises:
+            VersionNotFollowed: its bundle is not found or broken.
+            EngineError: the engine does not answer, or the name stands for nothing.
+        """
+        try:
+            is_new = retriever.refresh()
+        except (BundleError, ConfigError, CollectionMismatch) as error:
+            current = retriever.engine.resolve(self.config.name)
+            raise VersionNotFollowed(f"{self.config.name!r} is now {current}: {error}") from None
+        self._behind = ""
+        return is_new
+
+    def _run(self, job: Callable[[Retriever], T]) -> T:
+        """Run a job; where its version was dropped meanwhile, once more with the new one."""
+        retriever = self.open()
+        try:
+            return job(retriever)
+        except CollectionNotFound:
+            if not self._refresh(retriever):
+                raise
+            return job(retriever)
 
     async def search(self, job: Callable[[Retriever], T]) -> T:
         """Run `job` in a thread.
@@ -181,7 +239,7 @@ class Backend:
             ServiceFailure: all threads and waiting places are taken, or it takes too long.
             TwoTowerError: what the job raises.
         """
-        return await self._within_limits(lambda: self._pool.submit(lambda: job(self.open())))
+        return await self._within_limits(lambda: self._pool.submit(lambda: self._run(job)))
 
     async def answer(
         self,
@@ -201,11 +259,12 @@ class Backend:
             TwoTowerError: what `ask` raises.
         """
         # A cross-scorer reads one query at a time, which is nearly all of such a search.
-        crosses = (settings or self.config.settings).cross and self._bundle.has_cross_scorer
+        has_cross_scorer = self._retriever is None or self._retriever.bundle.has_cross_scorer
+        crosses = (settings or self.config.settings).cross and has_cross_scorer
         question = Question(
             query,
             key,
-            lambda queries: ask(self.open(), queries),
+            lambda queries: self._run(lambda retriever: ask(retriever, queries)),
             show,
             most_together=1 if crosses else MOST_TOGETHER,
         )
@@ -240,14 +299,9 @@ class Backend:
             raise EngineUnavailable("the engine did not answer the health check in time") from None
 
     def _check(self) -> dict[str, Any]:
-        retriever, fingerprint = self.open(), self._bundle.fingerprint
+        retriever = self.open()
         collection = retriever.collection
-        metadata = read_metadata(retriever.engine, collection)
-        if metadata.bundle_fingerprint != fingerprint:
-            raise CollectionMismatch(
-                f"collection {collection!r} has bundle {metadata.bundle_fingerprint[:12]}"
-                f", this service {fingerprint[:12]}; restart it with that bundle"
-            )
+        read_metadata(retriever.engine, collection)
         try:
             is_current = retriever.engine.resolve(self.config.name) == collection
         except EngineError:
@@ -255,9 +309,10 @@ class Backend:
         return {
             "status": "ready",
             "collection": collection,
-            "fingerprint": fingerprint,
+            "fingerprint": retriever.bundle.fingerprint,
             "passages": retriever.size,
             "is_current": is_current,
+            **({"note": self._behind} if self._behind else {}),
         }
 
     def describe(self) -> dict[str, Any]:
@@ -270,7 +325,7 @@ class Backend:
             "passages": retriever.size,
             "fields": {name: kind.value for name, kind in retriever.fields.items()},
             "most_hits": MOST_HITS,
-            "modes": modes(self._bundle),
+            "modes": modes(retriever.bundle),
             "examples": list(self._examples),
             "dashboard": self._dashboard(),
         }
@@ -284,6 +339,7 @@ class Backend:
 
     def close(self) -> None:
         """Let running searches end and release the engine."""
+        self._ended.set()
         for pool in (self._pool, self._checks):
             pool.shutdown(wait=True, cancel_futures=True)
         self._batches.close()

@@ -154,8 +154,8 @@ class FieldAnswer(BaseModel):
 class HealthAnswer(BaseModel):
     """The service can search: its collection, and the bundle of both.
 
-    `is_current` is false once the alias points to another collection; restart the service with the
-    bundle of that one.
+    `is_current` is false from when the alias points to another collection until the service has
+    followed it, some seconds; `note` says why it cannot.
     """
 
     status: Literal["ready"]
@@ -163,6 +163,7 @@ class HealthAnswer(BaseModel):
     fingerprint: str
     passages: int
     is_current: bool
+    note: str | None = None
 
 
 class CollectionAnswer(BaseModel):

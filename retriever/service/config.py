@@ -25,7 +25,7 @@ class ServiceConfig:
 
     Attributes:
         name: alias or versioned name of the collection.
-        bundle: folder that `models train` wrote.
+        bundle: folder that `models train` wrote; None where it is found by its fingerprint.
         url: Qdrant server, or None for the embedded engine.
         path: folder of the embedded engine, where `url` is not given.
         threads: batches of searches that run at the same time; more than cores make it slower.
@@ -39,7 +39,7 @@ class ServiceConfig:
     """
 
     name: str
-    bundle: Path
+    bundle: Path | None = None
     url: str | None = None
     path: Path | None = None
     threads: int = Field(default=min(4, os.cpu_count() or 1), gt=0)

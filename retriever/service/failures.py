@@ -16,6 +16,7 @@ from two_tower.retriever.errors import (
     EngineUnavailable,
     PassageNotFound,
     QueryError,
+    VersionNotFollowed,
 )
 
 log = logging.getLogger(__name__)
@@ -81,6 +82,9 @@ def failure_of(error: Exception, *, collection: str) -> Failure:
     if isinstance(error, CollectionNotFound):
         message = f"there is no collection {collection!r}; it has to be loaded first"
         return Failure(503, "collection_missing", message, 10)
+    if isinstance(error, VersionNotFollowed):
+        message = f"{collection!r} is another version now, whose bundle this service does not find"
+        return Failure(503, "bundle_missing", message, 10)
     if isinstance(error, CollectionMismatch):
         message = f"collection {collection!r} was loaded with another bundle than this service has"
         return Failure(503, "bundle_mismatch", message, 10)
