@@ -227,9 +227,19 @@ def test_exported_names() -> None:
     from two_tower import retriever
 
     assert two_tower.__all__ == [
-        *("AnnSettings", "CollectionOptions", "Dataset", "Hit", "ModelBundle", "Passage"),
-        *("Retriever", "SearchResult", "SearchSettings", "TwoTowerError", "connect", "copy"),
-        *("drop", "load", "promote", "read_config", "read_settings", "restore", "rollback"),
+        *("AnnSettings", "Collection", "CollectionOptions", "Dataset", "Hit", "ModelBundle"),
+        *("Passage", "Retriever", "SearchResult", "SearchSettings", "TwoTowerError", "connect"),
+        *("copy", "drop", "evaluate", "load", "promote", "read_config", "read_settings"),
+        *("restore", "rollback", "snapshot", "train_bundle", "tune", "verify"),
+            "drop",
+            "evaluate",
+            "load",
+            "promote",
+            "read_config",
+            "read_settings",
+            "restore",
+            "rollback",
+        ),
         *("snapshot", "train_bundle", "tune", "verify"),
     ]
     for name in two_tower.__all__:

@@ -271,10 +271,24 @@ def test_metrics_are_prometheus_text(service: Service) -> None:
     assert not any("/some/made/up/path" in name for name in after)
 
 
+def test_without_a_key_nobody_changes_passages(service: Service) -> None:
+    answer = service.post("/passages", {"passages": [{"passage_id": "new", "text": "x"}]})
+    assert (answer.status, answer.code) == (403, "key_required")
+
+
+def test_values_of_fields_are_counted(service: Service, retriever: Retriever) -> None:
+    answer = service.get("/fields?field=kind&filter=year%3E%3D2005")
+    expected = retriever.values("kind", filter={"year": {"gte": 2005}})
+    assert answer.json == {"field": "kind", "values": [value._asdict() for value in expected]}
+    for address in ("/fields?field=title", "/fields?field=nope", "/fields?field=kind&k=1000"):
+        assert (service.get(address).status, service.get(address).code) == (400, "invalid_query")
+    assert service.get("/fields").status == 422
+
+
 def test_openapi_describes_what_is_there(service: Service) -> None:
     described = service.get("/openapi.json").json
     assert set(described["paths"]) == {
-        *("/search", "/similar", "/fields", "/collection", "/health", "/metrics")
+        *("/search", "/similar", "/fields", "/passages", "/collection", "/health", "/metrics")
     }
     answers = described["paths"]["/search"]["post"]["responses"]
     assert {"200", "400", "413", "422", "429", "503", "504"} <= set(answers)

@@ -1,10 +1,11 @@
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 from conftest import ROOT, make_bundle, make_passages
-from services import NAME, Service, load, running_service
+from services import NAME, Service, load, running_service, send
 from typer.testing import CliRunner
 
 from two_tower.retriever.cli import app
@@ -126,3 +127,51 @@ def test_what_cannot_start_says_why_in_one_line(
         (line,) = done.stderr.splitlines()
         assert line.startswith("Error: ")
         assert message in line
+
+
+def test_passages_are_added_and_deleted_with_the_key(guarded: Service) -> None:
+    right = {"Authorization": f"Bearer {KEY}"}
+    new = {"passage_id": "new", "text": "A zeppelin moors at the mast.", "fields": {"wing": "none"}}
+    words = {"query": "zeppelin mast", "k": 100, "filter": {"wing": ["none"]}}
+    assert guarded.post("/passages", {"passages": [new]}).status == 401
+    before = guarded.get("/health").json["passages"]
+    answer = guarded.post("/passages", {"passages": [new]}, **right)
+    assert answer.status == 200, answer.text
+    assert (answer.json["added"], answer.json["replaced"]) == (1, 0)
+    hits = guarded.post("/search", words, **right).json["hits"]
+    assert [hit["passage_id"] for hit in hits] == ["new"]
+    assert hits[0]["payload"]["wing"] == "none"
+    assert guarded.get("/health").json["passages"] == before + 1
+    again = guarded.post("/passages", {"passages": [new | {"text": "Another text."}]}, **right)
+    assert (again.json["added"], again.json["replaced"]) == (0, 1)
+    request = urllib.request.Request(
+        f"{guarded.url}/passages?passage_id=new&passage_id=nobody", headers=right, method="DELETE"
+    )
+    assert send(request).json["deleted"] == 1
+    assert send(request).json["deleted"] == 0
+    assert guarded.post("/search", words, **right).json["hits"] == []
+    assert guarded.get("/health").json["passages"] == before
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({}, 422),
+        ({"passages": []}, 422),
+        ({"passages": "text"}, 422),
+        ({"passages": [{"text": "no id"}]}, 422),
+        ({"passages": [{"passage_id": "", "text": "x"}]}, 422),
+        ({"passages": [{"passage_id": "a", "text": "x", "kind": "not in fields"}]}, 422),
+        ({"passages": [{"passage_id": "a", "text": "  "}]}, 400),
+        ({"passages": [{"passage_id": "a", "text": "x"}] * 2}, 400),
+    ],
+    ids=str,
+)
+def test_passages_that_cannot_be_are_refused_in_one_line(
+    guarded: Service, body: object, status: int
+) -> None:
+    before = guarded.get("/health").json["passages"]
+    answer = guarded.post("/passages", body, Authorization=f"Bearer {KEY}")
+    assert answer.status == status, answer.text
+    assert "\n" not in answer.json["error"]["message"]
+    assert guarded.get("/health").json["passages"] == before

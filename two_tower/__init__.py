@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what type checkers and editors follow
+    from two_tower.ingest.changes.collection import Collection as Collection
     from two_tower.ingest.loading.loader import load as load
     from two_tower.ingest.loading.verify import verify as verify
     from two_tower.ingest.versions.copying import copy as copy
@@ -31,6 +32,7 @@ if TYPE_CHECKING:  # what type checkers and editors follow
     from two_tower.models.training.run import train_bundle as train_bundle
     from two_tower.retriever.collection.options import CollectionOptions as CollectionOptions
     from two_tower.retriever.engine.connect import connect as connect
+    from two_tower.retriever.evaluation.run import evaluate as evaluate
     from two_tower.retriever.records import Hit as Hit
     from two_tower.retriever.records import SearchResult as SearchResult
     from two_tower.retriever.search.retriever import Retriever as Retriever
@@ -41,6 +43,7 @@ if TYPE_CHECKING:  # what type checkers and editors follow
 
 _MODULES = {  # where the same names are at run time, imported at first use
     "AnnSettings": "two_tower.retriever.search.settings",
+    "Collection": "two_tower.ingest.changes.collection",
     "CollectionOptions": "two_tower.retriever.collection.options",
     "Dataset": "two_tower.models.data",
     "Hit": "two_tower.retriever.records",
@@ -53,6 +56,7 @@ _MODULES = {  # where the same names are at run time, imported at first use
     "connect": "two_tower.retriever.engine.connect",
     "copy": "two_tower.ingest.versions.copying",
     "drop": "two_tower.ingest.versions.versions",
+    "evaluate": "two_tower.retriever.evaluation.run",
     "load": "two_tower.ingest.loading.loader",
     "promote": "two_tower.ingest.versions.versions",
     "read_config": "two_tower.models.training.recipe",

@@ -7,12 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from two_tower.retriever.commands.flags import Bundle, Name, Path_, Url, opened_engine
+from two_tower.retriever.commands.flags import Name, Path_, Url, opened_engine
 
 if TYPE_CHECKING:
     from two_tower.models.bundle.bundle import ModelBundle
     from two_tower.models.data import Dataset
     from two_tower.retriever.collection.options import CollectionOptions
+
+LoadBundle = Annotated[
+    Path,
+    typer.Option("--bundle", help="Folder that `models train` wrote.", envvar="TWO_TOWER_BUNDLE"),
+]
 
 Options = Annotated[
     Path | None,
@@ -56,7 +61,7 @@ TakeOver = Annotated[
 
 def load(
     data: Annotated[Path, typer.Argument(help="DATA folder that `ingest prepare` wrote.")],
-    bundle: Bundle,
+    bundle: LoadBundle,
     collection: Annotated[str, typer.Option(help="Name that searches will use.")],
     options: Options = None,
     where: Where = None,

@@ -83,8 +83,8 @@ Require = Annotated[
 def evaluate(
     name: Name,
     data: Data,
-    bundle: Bundle,
     out: Out,
+    bundle: Bundle = None,
     split: Split = "dev",
     systems: Systems = None,
     baseline: Baseline = None,
@@ -98,51 +98,54 @@ def evaluate(
     path: Path_ = None,
 ) -> None:
     """Measure systems over the whole corpus: quality, what chance could do, time and size."""
-    from two_tower.models.data import Dataset
-    from two_tower.retriever.evaluation.contrast import find_contrasts
-    from two_tower.retriever.evaluation.evaluate import measure_all
-    from two_tower.retriever.evaluation.page import write_report
+    from two_tower.retriever.evaluation import run
     from two_tower.retriever.evaluation.requirements import misses, read_requirement
-    from two_tower.retriever.evaluation.systems import choose_systems, run_system
     from two_tower.retriever.search.settings import SearchSettings, read_settings
 
-    dataset = Dataset.open(data)
-    names = None if systems is None else [system.strip() for system in systems.split(",")]
-    rankings = [run_system(file) for file in runs or []]
     search_settings = SearchSettings() if settings is None else read_settings(settings)
     with opened_engine(url, path) as engine:
-        retriever = _open(engine, name, bundle, search_settings)
         others = {}
         for other, _, folder in (word.partition("=") for word in also or []):
-            others[other] = _open(engine, other, Path(folder or bundle), SearchSettings())
-        measured = choose_systems(retriever, names, others=others)
-        every = [*rankings, *measured]
-        known = [system.name for system in every]
-        requirements = [read_requirement(text, known) for text in require or []]
-        evaluation = measure_all(
-            retriever,
-            dataset,
-            systems=every,
+            own = Path(folder) if folder else bundle if _fits(engine, other, bundle) else None
+            others[other] = _open(engine, other, own, SearchSettings())
+        report = run.evaluate(
+            _open(engine, name, bundle, search_settings),
+            data,
+            out,
             split=split,
+            systems=None if systems is None else [word.strip() for word in systems.split(",")],
+            others=others,
+            runs=runs or (),
             baseline=baseline,
             relevant_from=relevant_from,
             keep_own=keep_own,
+            require=require or (),
         )
-        contrasts = find_contrasts(evaluation, retriever.passages())
-    write_report(evaluation, contrasts, out)
-    _print_report(evaluation.report)
+    _print_report(report)
     say(f"Wrote {out / 'report.html'} and, beside it, report.md, report.json …")
-    if sentences := misses(evaluation.report, requirements):
+    names = [row.system for row in report.systems]
+    if sentences := misses(report, [read_requirement(text, names) for text in require or []]):
         for sentence in sentences:
             say(f"Error: {sentence}")
         raise typer.Exit(1)
 
 
-def _open(engine: "Engine", name: str, bundle: Path, settings: "SearchSettings") -> "Retriever":
-    from two_tower.models.bundle.bundle import ModelBundle
+def _open(
+    engine: "Engine", name: str, bundle: Path | None, settings: "SearchSettings"
+) -> "Retriever":
+    from two_tower.retriever.search.bundles import find_bundle, load_bundle
     from two_tower.retriever.search.retriever import Retriever
 
-    return Retriever(engine, name, ModelBundle.load(bundle), settings=settings)
+    loaded = load_bundle(bundle) or find_bundle(engine, name)
+    return Retriever(engine, name, loaded, settings=settings)
+
+
+def _fits(engine: "Engine", name: str, bundle: Path | None) -> bool:
+    from two_tower.retriever.collection.schema import read_metadata
+    from two_tower.retriever.search.bundles import fingerprint_of
+
+    needed = read_metadata(engine, engine.resolve(name)).bundle_fingerprint
+    return bundle is not None and fingerprint_of(bundle) == needed
 
 
 def _print_report(report: "Report") -> None:

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import socket
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -104,7 +105,9 @@ def run(config: "ServiceConfig", *, host: str, port: int) -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     with _listen(host, port) as listener:
-        backend = Backend(config)
+        # By name, as nothing below retriever/ imports from ingest/, which builds on it.
+        changes = import_module("two_tower.ingest.changes.collection")
+        backend = Backend(config, changes.Collection)
         try:
             backend.open()
         except EngineUnavailable as error:

@@ -55,8 +55,8 @@ Passages = Annotated[
 def tune(
     name: Name,
     data: Data,
-    bundle: Bundle,
     out: Out,
+    bundle: Bundle = None,
     split: Split = "dev",
     goal: GoalText = DEFAULT_GOAL,
     queries: QueryCount = 400,
@@ -71,9 +71,9 @@ def tune(
     are tried in one temporary copy, NAME--tune-…, which is dropped at the end. Exit code 1 where no
     setting meets the goal; the report is written all the same.
     """
-    from two_tower.models.bundle.bundle import ModelBundle
     from two_tower.models.data import Dataset
     from two_tower.retriever.evaluation.measures import judged_queries
+    from two_tower.retriever.search.bundles import find_bundle, load_bundle
     from two_tower.retriever.search.retriever import Retriever
     from two_tower.retriever.search.settings import SearchSettings
     from two_tower.retriever.tuning import tune as tuning
@@ -84,7 +84,8 @@ def tune(
     target, tried_sweeps = parse_goal(goal), parse_sweeps(sweeps)
     judged = judged_queries(Dataset.open(data), split, count=queries)
     with opened_engine(url, path) as engine:
-        retriever = Retriever(engine, name, ModelBundle.load(bundle), settings=SearchSettings())
+        loaded = load_bundle(bundle) or find_bundle(engine, name)
+        retriever = Retriever(engine, name, loaded, settings=SearchSettings())
         measured = tuning.tune(
             engine,
             retriever,

@@ -13,6 +13,8 @@ UNKNOWN = "-"
 
 LEAST_COST = 0.1
 
+FEW = 50  # queries below which hardly any difference is significant
+
 WORTH_LEGEND = (
     f"What each stage gains over the one before it, by the same test; held in: the share of "
     f"{SPLITS} random splits in which both halves of the queries show it."
@@ -43,6 +45,11 @@ def caption(report: Report) -> str:
         f"{report.data} {report.split}: {queries:,} queries over {report.passages:,} passages "
         f"of {report.collection}, commit {report.commit}. ± is half of the 95% bootstrap interval."
     )
+    if queries < FEW:
+        text += (
+            f" {queries:,} queries are too few to tell systems apart: almost any difference may be "
+            f"chance; judge {FEW} or more."
+        )
     if report.highest_grade > 1:
         text += (
             f" Grades go up to {report.highest_grade}: recall, MRR and MAP count a passage from "

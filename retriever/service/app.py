@@ -4,6 +4,7 @@ POST /search      {"query", "k", "filter", "settings", "budget_ms"}: Retriever.e
 GET  /search?q=…  the same for simple cases
 POST /similar     {"passage_id", "k", "filter"}; GET /similar?passage_id=… as well
 GET  /fields?field=…  the most frequent values of a field, with counts
+POST /passages    adds or replaces passages; DELETE /passages?passage_id=… deletes; both need a key
 GET  /collection  fields to filter by, modes, example queries
 GET  /health      200 when engine and bundle fit, else 503
 GET  /metrics     for Prometheus
@@ -11,7 +12,7 @@ GET  /            the page; GET /openapi.json describes the rest
 """
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -28,12 +29,13 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from two_tower.models.config import refusal
+from two_tower.models.data import Passage
 from two_tower.models.errors import TwoTowerError
 from two_tower.retriever.records import SearchResult
 from two_tower.retriever.search.filters import FilterLike, parse_filters
 from two_tower.retriever.search.retriever import DEFAULT_VALUES, Retriever
 from two_tower.retriever.service import bodies
-from two_tower.retriever.service.backend import Backend
+from two_tower.retriever.service.backend import Backend, Changeable
 from two_tower.retriever.service.config import MOST_BODY_BYTES, MOST_HITS
 from two_tower.retriever.service.failures import INTERNAL, Failure, ServiceFailure, failure_of
 from two_tower.retriever.service.middleware import (
@@ -50,15 +52,21 @@ PAGE = Path(__file__).parent / "page"
 OPEN_PATHS = ("/", "/page/", "/health", "/openapi.json")
 
 PATHS = (
-    *("/", "/search", "/similar", "/fields", "/collection"),
+    *("/", "/search", "/similar", "/fields", "/passages", "/collection"),
     *("/health", "/metrics", "/openapi.json"),
 )
+
+BODIES: Mapping[str, type[bodies.Body]] = {
+    "/similar": bodies.SimilarBody,
+    "/passages": bodies.PassagesBody,
+}
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": bodies.ErrorAnswer, "description": meaning}
     for status, meaning in {
         400: "The query, filter or settings make no sense.",
         401: "The key is missing or wrong.",
+        403: "This needs a service with a key.",
         404: "There is no such path or passage.",
         413: "The body is too large.",
         422: "The request has not the right form.",
@@ -70,6 +78,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 Word = Annotated[str, StringConstraints(max_length=1000)]
+
+PassageIds = Annotated[list[bodies.QueryText], Query(min_length=1, max_length=100)]
 
 Words = Annotated[
     list[Word] | None,
@@ -93,6 +103,7 @@ def create_app(backend: Backend) -> ASGIApp:
     guarded = APIRouter(dependencies=[Depends(BEARER)] if config.key else [])
     _add_search(guarded, backend, metrics)
     _add_similar(guarded, backend)
+    _add_changes(guarded, backend)
     _add_state(app, guarded, backend, metrics)
     app.include_router(guarded)
     _add_page(app)
@@ -204,6 +215,39 @@ def _add_similar(router: APIRouter, backend: Backend) -> None:
         return await similar(bodies.SimilarBody(passage_id=passage_id, k=k), filter)
 
 
+def _add_changes(router: APIRouter, backend: Backend) -> None:
+    def require_key() -> None:
+        if backend.config.key is None:
+            message = "passages are changed with a key alone: start the service with one"
+            raise ServiceFailure(Failure(403, "key_required", message))
+
+    checks = [Depends(_known_parameters), Depends(require_key)]
+
+    @router.post("/passages", response_model=bodies.ChangeAnswer, dependencies=checks)
+    async def add(body: bodies.PassagesBody) -> Response:
+        """Add passages, or replace those of the same ids; they can be searched then."""
+        passages = [Passage(**passage.model_dump()) for passage in body.passages]
+
+        def job(collection: Changeable) -> Response:
+            report = collection.add(passages)
+            counts = {"added": report.added, "unchanged": report.unchanged}
+            counts["replaced"] = report.replaced + report.payload_only
+            return _json({"collection": collection.name, **counts, "deleted": 0})
+
+        return await backend.change(job)
+
+    @router.delete("/passages", response_model=bodies.ChangeAnswer, dependencies=checks)
+    async def delete(passage_id: PassageIds) -> Response:
+        """Delete passages by their ids; an id that is not there is passed over."""
+
+        def job(collection: Changeable) -> Response:
+            deleted = collection.delete(passage_id)
+            none = dict.fromkeys(("added", "replaced", "unchanged"), 0)
+            return _json({"collection": collection.name, **none, "deleted": deleted})
+
+        return await backend.change(job)
+
+
 def _check_k(k: int) -> None:
     if k > MOST_HITS:
         message = f"k is {k}; this service gives at most {MOST_HITS} hits"
@@ -270,8 +314,7 @@ def _add_failures(app: FastAPI, *, collection: str) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def malformed(request: Request, error: RequestValidationError) -> Response:
-        is_similar = request.url.path == "/similar"
-        body = bodies.SimilarBody if is_similar else bodies.SearchBody
+        body = BODIES.get(request.url.path, bodies.SearchBody)
         return Failure(422, "invalid_request", _refusal(error, body)).response()
 
     @app.exception_handler(HTTPException)

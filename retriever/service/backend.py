@@ -10,11 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from threadpoolctl import threadpool_limits
 
 from two_tower.models.bundle.bundle import ModelBundle
+from two_tower.models.data import Passage
 from two_tower.models.errors import BundleError, ConfigError, TwoTowerError
 from two_tower.retriever.collection.schema import read_metadata
 from two_tower.retriever.collection.serving import NOTE_EVERY_S, note_served
@@ -144,6 +145,30 @@ def _answer_batch(batch: list[Question[T]]) -> None:
             question.answer.set_exception(error)
 
 
+class ChangeReport(Protocol):
+    """What `Changeable.add` did: numbers of passages."""
+
+    added: int
+    replaced: int
+    payload_only: int
+    unchanged: int
+
+
+class Changeable(Protocol):
+    """The part of `ingest.changes.Collection` that the service needs."""
+
+    name: str
+
+    def add(self, passages: Sequence[Passage]) -> ChangeReport:
+        """Add or replace passages."""
+
+    def delete(self, passage_ids: Sequence[str]) -> int:
+        """Delete passages; return how many there were."""
+
+
+MakeChangeable = Callable[[Engine, str, Any], Changeable]
+
+
 class Backend:
     """Answers jobs with the retriever, in threads, within the limits.
 
@@ -152,8 +177,18 @@ class Backend:
     what the collection's name stands for; searches that have begun end with the old version.
     """
 
-    def __init__(self, config: ServiceConfig) -> None:
+    def __init__(
+        self, config: ServiceConfig, make_changeable: MakeChangeable | None = None
+    ) -> None:
+        """Start threads, and connect to nothing yet.
+
+        Args:
+            config: what to serve, and how.
+            make_changeable: gives the collection of an engine, a name and a bundle for changes.
+        """
         self.config = config
+        self._make_changeable = make_changeable
+        self._changing = threading.Lock()
         self._bundle = load_bundle(config.bundle)
         self._retriever: Retriever | None = None
         self._behind = ""  # why the version that the name stands for is not the one searched
@@ -270,6 +305,20 @@ class Backend:
         )
         answer: T = await self._within_limits(lambda: self._batches.submit(question))
         return answer
+
+    async def change(self, job: Callable[[Changeable], T]) -> T:
+        """Run a job that changes the collection, one at a time; raises what `search` does."""
+        make = self._make_changeable
+        if make is None:
+            raise EngineError("this service cannot change its collection")
+
+        def run(retriever: Retriever) -> T:
+            with self._changing:
+                answer = job(make(retriever.engine, retriever.collection, retriever.bundle))
+                retriever.refresh()
+            return answer
+
+        return await self.search(run)
 
     async def _within_limits(self, start: "Callable[[], Future[T]]") -> T:
         if not self._slots.acquire(blocking=False):

@@ -89,6 +89,32 @@ class SimilarBody(Body):
     filter: Filter | None = None
 
 
+class PassageBody(Body):
+    """One passage to add; one whose id is there already takes the place of the old one."""
+
+    passage_id: Annotated[str, Field(min_length=1)]
+    text: str
+    title: str = ""
+    url: str = ""
+    fields: dict[str, JsonValue] = Field(default_factory=dict)
+
+
+class PassagesBody(Body):
+    """Passages to add to the collection."""
+
+    passages: Annotated[list[PassageBody], Field(min_length=1)]
+
+
+class ChangeAnswer(BaseModel):
+    """What a change did; it can be searched now."""
+
+    collection: str
+    added: int = 0
+    replaced: int = 0
+    unchanged: int = 0
+    deleted: int = 0
+
+
 class SegmentAnswer(BaseModel):
     """A piece of a text, and whether it matches the query."""
 

@@ -8,11 +8,12 @@ from typing import NamedTuple
 
 from starlette.responses import JSONResponse
 
-from two_tower.models.errors import ConfigError
+from two_tower.models.errors import ConfigError, DataError
 from two_tower.retriever.errors import (
     CollectionMismatch,
     CollectionNotFound,
     EngineError,
+    EngineLocked,
     EngineUnavailable,
     PassageNotFound,
     QueryError,
@@ -73,12 +74,17 @@ def failure_of(error: Exception, *, collection: str) -> Failure:
         return Failure(404, "not_found", str(error))
     if isinstance(error, QueryError):
         return Failure(400, "invalid_query", str(error))
+    if isinstance(error, DataError):
+        return Failure(400, "invalid_passage", str(error))
     if isinstance(error, ConfigError):
         return Failure(400, "invalid_settings", str(error))
     log.warning("%s: %s", type(error).__name__, error)
     if isinstance(error, EngineUnavailable):
         message = "the vector engine does not answer; searches work again as soon as it does"
         return Failure(503, "engine_unavailable", message, 2)
+    if isinstance(error, EngineLocked):
+        message = f"collection {collection!r} is being loaded; change it when that has ended"
+        return Failure(503, "loading", message, 10)
     if isinstance(error, CollectionNotFound):
         message = f"there is no collection {collection!r}; it has to be loaded first"
         return Failure(503, "collection_missing", message, 10)

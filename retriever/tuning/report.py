@@ -112,6 +112,9 @@ def fronts(tuning: Tuning) -> list[Row]:
     return [*front(tuning.alone, QUALITY + OF_EXACT), *front(tuning.hybrid, QUALITY)]
 
 
+MOST_NAMED = 5
+
+
 def verdict(tuning: Tuning) -> str:
     """Return in one line what is recommended, or that nothing meets the goal."""
     row, goal = tuning.recommended, tuning.goal
@@ -120,7 +123,16 @@ def verdict(tuning: Tuning) -> str:
     setting = f"{row.setting.label} ({values})"
     if tuning.is_met:
         return f"Recommended for {goal.text!r}: {setting}"
-    return f"no setting meets {goal.text!r}; the nearest is {setting}"
+    meeting = [row for row in tuning.rows if goal.shortfall(row.mean) == 0.0]
+    if not meeting:
+        return f"no setting meets {goal.text!r}; the nearest is {setting}"
+    named = ", ".join(f"{row.setting.sweep}: {row.setting.label}" for row in meeting[:MOST_NAMED])
+    more = f" and {len(meeting) - MOST_NAMED} more" if len(meeting) > MOST_NAMED else ""
+    return (
+        f"no search by both legs with the chosen fusion meets {goal.text!r}; the nearest is "
+        f"{setting}. Rows that meet it and are never recommended by themselves, for one leg or "
+        f"another fusion: {named}{more}"
+    )
 
 
 def ties(tuning: Tuning) -> str | None:

@@ -1,0 +1,83 @@
+"""An evaluation from beginning to end: systems chosen, measured, and written down."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+
+from two_tower.models.data import Dataset
+from two_tower.models.errors import ConfigError
+from two_tower.retriever.evaluation.contrast import find_contrasts
+from two_tower.retriever.evaluation.evaluate import Report, measure_all
+from two_tower.retriever.evaluation.page import write_report
+from two_tower.retriever.evaluation.requirements import read_requirement
+from two_tower.retriever.evaluation.systems import choose_systems, run_system
+from two_tower.retriever.search.retriever import Retriever
+
+NO_OTHERS: Mapping[str, Retriever] = MappingProxyType({})
+
+
+def evaluate(
+    retriever: Retriever,
+    data: str | Path | Dataset,
+    out: str | Path | None = None,
+    *,
+    split: str = "dev",
+    systems: Sequence[str] | None = None,
+    others: Mapping[str, Retriever] = NO_OTHERS,
+    runs: Sequence[str | Path] = (),
+    baseline: str | None = None,
+    relevant_from: int = 1,
+    keep_own: bool = False,
+    require: Sequence[str] = (),
+) -> Report:
+    """Measure systems over the whole corpus, as `retriever evaluate` does.
+
+    Args:
+        retriever: an open collection.
+        data: DATA with the judged queries.
+        out: folder for the report's files; none are written where it is None.
+        split: which judgements.
+        systems: their names; all but rank_bm25 by default.
+        others: name -> another collection, whose systems are `name/dense` and the like.
+        runs: TREC run files of other engines.
+        baseline: system that the others are compared with; bm25 by default, where it is measured.
+        relevant_from: grade from which a passage is relevant to recall, MRR and MAP.
+        keep_own: count the passage that a query is itself, by its id.
+        require: what `requirements.misses` will be asked; checked before anything is measured.
+
+    Raises:
+        ConfigError: an unknown system, an impossible requirement, or `out` cannot be written.
+        DataError: DATA or a run cannot be used, or no query of the split has an answer there.
+        EngineError: the engine does not answer.
+    """
+    dataset = data if isinstance(data, Dataset) else Dataset.open(data)
+    folder = None if out is None else _writable(Path(out))
+    measured = choose_systems(retriever, None if systems is None else [*systems], others=others)
+    every = [*(run_system(Path(file)) for file in runs), *measured]
+    for text in require:
+        read_requirement(text, [system.name for system in every])
+    evaluation = measure_all(
+        retriever,
+        dataset,
+        systems=every,
+        split=split,
+        baseline=baseline,
+        relevant_from=relevant_from,
+        keep_own=keep_own,
+    )
+    if folder:
+        write_report(evaluation, find_contrasts(evaluation, retriever.passages()), folder)
+    return evaluation.report
+
+
+def _writable(folder: Path) -> Path:
+    """Make the folder of a report; what can go wrong goes wrong before the work."""
+    try:
+        (folder / "runs").mkdir(parents=True, exist_ok=True)
+        (folder / "runs" / ".writable").touch()
+        (folder / "runs" / ".writable").unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write a report into {folder} ({error.strerror or error}); give another --out"
+        ) from None
+    return folder
