@@ -3,7 +3,9 @@
 Example:
     from two_tower.retriever.langchain import TwoTowerRetriever
 
-    documents = TwoTowerRetriever(retriever=Retriever.open("msmarco"), k=5).invoke("what is rba")
+    search = TwoTowerRetriever(retriever=Retriever.open("msmarco"), k=5)
+    documents = search.invoke("what is rba")
+    notes = search.invoke("what is rba", k=2, filter={"kind": "note"})
 """
 
 from typing import Any
@@ -12,6 +14,7 @@ try:
     from langchain_core.callbacks import CallbackManagerForRetrieverRun
     from langchain_core.documents import Document
     from langchain_core.retrievers import BaseRetriever
+    from pydantic import ConfigDict
 except ImportError as error:
     raise ImportError(
         "retriever.langchain needs LangChain; run: pip install 'two-tower-search[langchain]'"
@@ -30,19 +33,31 @@ class TwoTowerRetriever(BaseRetriever):
         filter: as `Retriever.search` takes it.
     """
 
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
     retriever: Retriever
     k: int | None = None
     filter: Any = None
 
     def _get_relevant_documents(
-        self, query: str, *, run_manager: CallbackManagerForRetrieverRun
+        self,
+        query: str,
+        *,
+        run_manager: CallbackManagerForRetrieverRun,
+        k: int | None = None,
+        filter: Any = None,
     ) -> list[Document]:
-        hits = self.retriever.search(query, k=self.k, filter=self.filter)
+        """Search; `k` and `filter` of `invoke` come before those of the retriever."""
+        hits = self.retriever.search(
+            query,
+            k=self.k if k is None else k,
+            filter=self.filter if filter is None else filter,
+        )
         return [_document(hit) for hit in hits]
 
 
 def _document(hit: Hit) -> Document:
+    """Return a hit; its score is `search_score`, and `score` where no field of the payload is."""
     metadata = {name: value for name, value in hit.payload.items() if name != "text"}
-    return Document(
-        id=hit.passage_id, page_content=hit.text, metadata={**metadata, "score": hit.score}
-    )
+    scores = {"search_score": hit.score, "score": hit.score}
+    return Document(id=hit.passage_id, page_content=hit.text, metadata=scores | metadata)

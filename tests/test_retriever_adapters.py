@@ -52,6 +52,47 @@ def test_langchain_gives_the_hits_as_documents(retriever: Retriever) -> None:
     assert "text" not in documents[0].metadata
 
 
+def test_langchain_takes_k_and_filter_of_a_call_and_refuses_what_it_does_not_know(
+    retriever: Retriever,
+) -> None:
+    from pydantic import ValidationError
+
+    from two_tower.retriever.langchain import TwoTowerRetriever
+
+    adapter = TwoTowerRetriever(retriever=retriever, k=4)
+    found = adapter.invoke(QUERY, k=2, filter={"kind": ["note"]})
+    hits = retriever.search(QUERY, k=2, filter={"kind": "note"})
+    assert [d.id for d in found] == [h.passage_id for h in hits]
+    assert len(adapter.batch([QUERY], k=3)[0]) == 3
+    for unknown in ({"search_kwargs": {"k": 2}}, {"top_k": 2}):
+        with pytest.raises(ValidationError, match="not permitted"):
+            TwoTowerRetriever(retriever=retriever, **unknown)
+        with pytest.raises(TypeError, match="unexpected keyword"):
+            adapter.invoke(QUERY, **unknown)
+
+
+def test_a_field_called_score_stays_what_it_is(
+    tmp_path: Path, tiny_bundle: Path, make_data: Callable[..., Dataset]
+) -> None:
+    from two_tower.retriever.haystack import TwoTowerRetriever as Component
+    from two_tower.retriever.langchain import TwoTowerRetriever
+
+    rated = [p._replace(fields={"score": n}) for n, p in enumerate(PASSAGES)]
+    engine = connect(path=tmp_path / "rated")
+    report = loader.load(engine, make_data(rated), ModelBundle.load(tiny_bundle), name="pages")
+    engine.close()
+    with Retriever.open(report.collection, bundle=tiny_bundle, path=tmp_path / "rated") as opened:
+        hits = opened.search(QUERY, k=3)
+        documents = TwoTowerRetriever(retriever=opened, k=3).invoke(QUERY)
+        component = Component(report.collection, path=str(tmp_path / "rated"), top_k=3)
+        others = component.run(QUERY)["documents"]
+        component.close()
+    assert [d.metadata["score"] for d in documents] == [h.payload["score"] for h in hits]
+    assert [d.metadata["search_score"] for d in documents] == [h.score for h in hits]
+    assert [d.meta["score"] for d in others] == [h.payload["score"] for h in hits]
+    assert [d.score for d in others] == [h.score for h in hits]
+
+
 def test_langchain_composes_and_batches(retriever: Retriever) -> None:
     from langchain_core.runnables import RunnableLambda
 

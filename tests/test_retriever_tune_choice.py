@@ -117,16 +117,6 @@ def test_a_search_without_bm25_is_never_recommended() -> None:
     ("noise", "kept", "tied"),
     [(0.0, "fastest", []), (0.05, "plain", ["fastest", "large"]), (0.5, "plain", None)],
 )
-def test_rows_that_meet_the_goal_and_are_no_candidates_are_named() -> None:
-    alone = searching(row("dense alone", [0.9, 0.9], p95=1.0, sweep="ef"), legs={"dense": 100})
-    rows = [row("both", [0.9, 0.9], p95=9.0), alone]
-    said = verdict(tuning(rows, "recall@10 >= 0.8, p95 <= 2, min p95"))
-    assert said.startswith("no search by both legs with the chosen fusion meets")
-    assert said.endswith("another fusion: ef: dense alone")
-    nobody = verdict(tuning(rows, "recall@10 >= 0.95, p95 <= 2, min p95"))
-    assert nobody.startswith("no setting meets")
-
-
 def test_of_settings_that_noise_cannot_tell_apart_the_plainest_in_least_memory_is_kept(
     noise: float, kept: str, tied: list[str] | None
 ) -> None:
@@ -142,6 +132,16 @@ def test_of_settings_that_noise_cannot_tell_apart_the_plainest_in_least_memory_i
         assert best.setting.label == kept
         labels = {each.setting.label for each in others}
         assert labels == ({"fastest", "large", "slow"} if tied is None else {*tied})
+
+
+def test_rows_that_meet_the_goal_and_are_no_candidates_are_named() -> None:
+    alone = searching(row("dense alone", [0.9, 0.9], p95=1.0, sweep="ef"), legs={"dense": 100})
+    rows = [row("both", [0.9, 0.9], p95=9.0), alone]
+    said = verdict(tuning(rows, "recall@10 >= 0.8, p95 <= 2, min p95"))
+    assert said.startswith("no search by both legs with the chosen fusion meets")
+    assert said.endswith("another fusion: ef: dense alone")
+    nobody = verdict(tuning(rows, "recall@10 >= 0.95, p95 <= 2, min p95"))
+    assert nobody.startswith("no setting meets")
 
 
 def test_a_tie_stays_within_the_goal() -> None:
