@@ -1,20 +1,14 @@
 """The `models` command."""
 
 from functools import partial
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from two_tower.models.console import Rows, application, print_pairs, print_table, say
 from two_tower.models.errors import ConfigError
 from two_tower.models.training.recipe import recipe_names
-
-if TYPE_CHECKING:
-    from two_tower.models.data import Dataset
-    from two_tower.models.objectives.alignment import DocumentVectors
-    from two_tower.models.text.bm25 import Analyzer
 
 app = application("Train two-tower models and look at what was trained.")
 
@@ -136,31 +130,22 @@ def train(
         "word2vec.cbow": cbow,
         "seed": seed,
     }
-    from two_tower.models.bundle.bundle import ModelBundle
-    from two_tower.models.data import Dataset
-    from two_tower.models.training.recipe import read_config
-    from two_tower.models.training.run import Inputs, RunOptions, train_bundle
-    from two_tower.models.training.tracking import wandb_options
+    from two_tower.models.training.train import train as train_to
 
-    dataset, settings = Dataset.open(data), read_config(config, flags)
-    if documents and config is None:
-        settings = read_config("light", flags).without_model()
-    if only is not None:
-        parts = [part.strip() for part in only.split(",")]
-        if "query" not in parts and start is None:
-            raise ConfigError(f"--only is {only}, which needs towers: add --start BUNDLE or query")
-        settings = settings.only(parts)
-    bundle = train_bundle(
-        dataset,
+    bundle = train_to(
+        data,
         out,
-        config=settings,
-        analyzer=_engine_analyzer(),
-        options=RunOptions(device, wandb_options(wandb), force),
-        inputs=Inputs(
-            negatives,
-            ModelBundle.load(start) if start else None,
-            _stored_vectors(dataset, documents, url, path) if documents else None,
-        ),
+        config=config,
+        changes=flags,
+        negatives=negatives,
+        start=start,
+        only=None if only is None else [part.strip() for part in only.split(",")],
+        documents=documents,
+        url=url,
+        path=path,
+        device=device,
+        wandb=wandb,
+        force=force,
         notify=say,
     )
     typer.echo(f"{out} {bundle.fingerprint}")
@@ -217,6 +202,7 @@ def mine(
     from two_tower.models.data import Dataset
     from two_tower.models.examples.mining import PairScorer, mine_file
     from two_tower.models.examples.negatives import MiningConfig, report_lines
+    from two_tower.models.training.train import engine_analyzer
 
     first, last = _parse_ranks(ranks)
     flags = {
@@ -241,7 +227,7 @@ def mine(
         out,
         split=split,
         config=config,
-        analyzer=_engine_analyzer(),
+        analyzer=engine_analyzer(),
         bundle=ModelBundle.load(bundle) if bundle else None,
         teacher=scorer,
     )
@@ -279,6 +265,7 @@ def sweep(
     from two_tower.models.training.run import RunOptions
     from two_tower.models.training.sweep import plan, read_space, run_sweep, table
     from two_tower.models.training.tracking import wandb_options
+    from two_tower.models.training.train import engine_analyzer
 
     options = RunOptions(device, wandb_options(wandb))
     dataset = Dataset.open(data)
@@ -288,7 +275,7 @@ def sweep(
         out.resolve(),
         plan(base, read_space(space), trials=trials, seed=seed, content_hash=content_hash),
         metric=metric,
-        analyzer=_engine_analyzer(),
+        analyzer=engine_analyzer(),
         options=options,
         notify=say,
     )
@@ -349,25 +336,6 @@ def _parse_ranks(ranks: str | None) -> tuple[int | None, int | None]:
     if not (colon and first.isdigit() and last.isdigit()):
         raise ConfigError(f"--range is {ranks!r}, expected FIRST:LAST, as in 10:100")
     return int(first), int(last)
-
-
-# The library takes an analyzer and vectors, and knows no engine; the command names the engine's. It
-# does so by name, as nothing below models/ imports from retriever/ or ingest/.
-
-
-def _stored_vectors(
-    data: "Dataset", collection: str, url: str | None, path: Path | None
-) -> "DocumentVectors":
-    from two_tower.models.objectives.alignment import DocumentVectors
-
-    module = import_module("two_tower.ingest.adoption.foreign")
-    return DocumentVectors(*module.document_vectors(data, collection, url=url, path=path))
-
-
-def _engine_analyzer() -> "Analyzer":
-    module = import_module("two_tower.retriever.collection.bm25_vectors")
-    analyzer: Analyzer = module.EngineAnalyzer()
-    return analyzer
 
 
 def _aligned(rows: Rows) -> str:

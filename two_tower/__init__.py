@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # what type checkers and editors follow
     from two_tower.models.errors import TwoTowerError as TwoTowerError
     from two_tower.models.training.recipe import read_config as read_config
     from two_tower.models.training.run import train_bundle as train_bundle
+    from two_tower.models.training.train import train as train
     from two_tower.retriever.collection.options import CollectionOptions as CollectionOptions
     from two_tower.retriever.engine.connect import connect as connect
     from two_tower.retriever.evaluation.run import evaluate as evaluate
@@ -64,6 +65,7 @@ _MODULES = {  # where the same names are at run time, imported at first use
     "restore": "two_tower.ingest.versions.snapshots",
     "rollback": "two_tower.ingest.versions.versions",
     "snapshot": "two_tower.ingest.versions.snapshots",
+    "train": "two_tower.models.training.train",
     "train_bundle": "two_tower.models.training.run",
     "tune": "two_tower.retriever.tuning.tune",
     "verify": "two_tower.ingest.loading.verify",

@@ -1,0 +1,107 @@
+"""`train`: from DATA to a bundle in one call, as `models train` does it.
+
+The library below takes an analyzer and stored vectors, and knows no engine. This call names the
+engine's, and by name only: nothing below models/ imports from retriever/ or ingest/.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from two_tower.models.bundle.bundle import ModelBundle
+from two_tower.models.data import Dataset
+from two_tower.models.errors import ConfigError
+from two_tower.models.training.recipe import read_config
+from two_tower.models.training.run import Inputs, RunOptions, train_bundle
+from two_tower.models.training.tracking import wandb_options
+
+if TYPE_CHECKING:
+    from two_tower.models.objectives.alignment import DocumentVectors
+    from two_tower.models.text.bm25 import Analyzer
+
+NO_CHANGES: Mapping[str, Any] = MappingProxyType({})
+
+
+def train(
+    data: str | Path | Dataset,
+    out: str | Path,
+    *,
+    config: str | None = None,
+    changes: Mapping[str, Any] = NO_CHANGES,
+    negatives: str | Path | None = None,
+    start: str | Path | ModelBundle | None = None,
+    only: Sequence[str] | None = None,
+    documents: str | None = None,
+    url: str | None = None,
+    path: str | Path | None = None,
+    device: str = "auto",
+    wandb: str = "disabled",
+    force: bool = False,
+    notify: Callable[[str], None] = lambda line: None,
+) -> ModelBundle:
+    """Train a bundle and write it to `out`; after a kill the same call goes on where it was.
+
+    Args:
+        data: what `prepare` made.
+        out: the bundle's folder to make.
+        config: a recipe's name or a YAML file; the default otherwise, or `light` with `documents`.
+        changes: dotted key -> value, as in `{"labelled.epochs": 3}`, which wins over `config`;
+            None leaves a key as it is.
+        negatives: file of hard negatives, as `models mine` makes it.
+        start: a bundle to begin from.
+        only: which parts to learn, of query, fusion and cross; the others are those of `start`.
+        documents: a collection whose vectors the query tower is learnt for, NAME or NAME:VECTOR.
+        url: Qdrant server that has it.
+        path: folder of the embedded engine that has it.
+        device: auto, cpu or cuda.
+        wandb: disabled, offline or online.
+        force: replace a bundle, and drop an unfinished run with other settings.
+        notify: is told what happens, a line each.
+
+    Raises:
+        ConfigError: an unknown key or recipe, an impossible value, or what does not go together.
+        DataError: DATA is missing or broken.
+        TrainingError: the training cannot start or go on.
+        BundleError: `out` or `start` is no bundle, or `out` is one and `force` is off.
+    """
+    dataset = data if isinstance(data, Dataset) else Dataset.open(data)
+    settings = read_config(config, changes)
+    if documents and config is None:
+        settings = read_config("light", changes).without_model()
+    if only is not None:
+        if "query" not in only and start is None:
+            raise ConfigError(
+                f"only {', '.join(only)} is to be learnt, which needs towers: add --start BUNDLE "
+                "or query"
+            )
+        settings = settings.only(list(only))
+    if start is not None and not isinstance(start, ModelBundle):
+        start = ModelBundle.load(start)
+    vectors = _stored_vectors(dataset, documents, url, path) if documents else None
+    return train_bundle(
+        dataset,
+        out,
+        config=settings,
+        analyzer=engine_analyzer(),
+        options=RunOptions(device, wandb_options(wandb), force),
+        inputs=Inputs(Path(negatives) if negatives else None, start, vectors),
+        notify=notify,
+    )
+
+
+def _stored_vectors(
+    data: Dataset, collection: str, url: str | None, path: str | Path | None
+) -> "DocumentVectors":
+    from two_tower.models.objectives.alignment import DocumentVectors
+
+    module = import_module("two_tower.ingest.adoption.foreign")
+    return DocumentVectors(*module.document_vectors(data, collection, url=url, path=path))
+
+
+def engine_analyzer() -> "Analyzer":
+    """Return the engine's analyzer, which BM25 searches with."""
+    module = import_module("two_tower.retriever.collection.bm25_vectors")
+    analyzer: Analyzer = module.EngineAnalyzer()
+    return analyzer
