@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -129,7 +130,24 @@ def test_other_collections_of_the_engine(place: Place, tmp_path: Path) -> None:
     assert metrics["other/bm25"] == pytest.approx(metrics["bm25"], abs=0.02)  # ties fall apart
     assert metrics["other/dense"] != metrics["dense"]
     assert (tmp_path / "b" / "runs" / "other-dense.trec").is_file()
+    found = place.run(tmp_path / "c", "--also", "other", "--systems", "bm25")  # by its fingerprint
+    assert found.exit_code == 0, found.stderr
+    shutil.rmtree(other)
     assert place.run(tmp_path / "c", "--also", "other", "--systems", "bm25").exit_code == 1
+
+
+def test_a_report_that_cannot_be_written_fails_before_the_work(
+    place: Place, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("x")
+    for out in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/report")):
+        done = place.run(out, "--systems", "bm25")
+        assert done.exit_code == 1
+        assert done.stderr.startswith(f"Error: cannot write a report into {out} (")
+        assert len(done.stderr.splitlines()) == 1
+    out = tmp_path / "new" / "report"
+    assert place.run(out, "--split", "nope").exit_code == 1
+    assert not out.parent.exists()
 
 
 @pytest.mark.parametrize(

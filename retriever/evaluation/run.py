@@ -71,11 +71,14 @@ def evaluate(
 
 
 def _writable(folder: Path) -> Path:
-    """Make the folder of a report; what can go wrong goes wrong before the work."""
+    """Try what writing a report needs, so that it fails before the work; nothing is left of it."""
+    made = [each for each in (folder / "runs", folder, *folder.parents) if not each.exists()]
     try:
         (folder / "runs").mkdir(parents=True, exist_ok=True)
         (folder / "runs" / ".writable").touch()
         (folder / "runs" / ".writable").unlink()
+        for each in made:
+            each.rmdir()
     except OSError as error:
         raise ConfigError(
             f"cannot write a report into {folder} ({error.strerror or error}); give another --out"
