@@ -11,7 +11,7 @@ every payload, which is slow on any corpus that needs a search engine.
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import date, datetime
 from typing import Any
 
@@ -82,9 +82,9 @@ def _condition(field: object, value: object, fields: Fields) -> qm.Condition:
     if kind not in EXAMPLES:
         form = '{"text": "…"}' if kind is Kind.TEXT else "a ready qm.Filter"
         raise QueryError(f"field {field!r} has a {kind.value} index; filter it with {form}")
-    if isinstance(value, list | tuple | set | frozenset):
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes | np.ndarray):
         return _any_of(field, [*value], kind)
-    if isinstance(value, np.ndarray) or hasattr(value, "to_numpy"):  # a column of a DataFrame
+    if isinstance(value, np.ndarray):
         return _any_of(field, [*np.ravel(np.asarray(value))], kind)
     return _equals(field, _typed(field, value, kind), kind)
 
