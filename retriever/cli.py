@@ -4,6 +4,7 @@ What a command does stands in `retriever/commands`, which imports what is heavy 
 """
 
 from two_tower.models.console import application
+from two_tower.retriever.commands.calibrate import calibrate
 from two_tower.retriever.commands.collection import fields, info, similar
 from two_tower.retriever.commands.evaluate import evaluate
 from two_tower.retriever.commands.search import search
@@ -17,6 +18,7 @@ app.command()(info)
 app.command()(fields)
 app.command()(evaluate)
 app.command()(tune)
+app.command()(calibrate)
 app.command()(serve)
 
 

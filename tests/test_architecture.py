@@ -26,10 +26,12 @@ BEFORE: dict[str, set[str]] = {
     },
     "retriever/evaluation": {f"retriever/{name}" for name in SEARCHING},
     "retriever/tuning": {f"retriever/{name}" for name in (*SEARCHING, "evaluation")},
+    "retriever/calibration": {f"retriever/{name}" for name in SEARCHING},
     "retriever/service": {f"retriever/{name}" for name in SEARCHING},
     "retriever/adapters": {f"retriever/{name}" for name in SEARCHING},
     "retriever/commands": {
-        f"retriever/{name}" for name in (*SEARCHING, "evaluation", "tuning", "service")
+        f"retriever/{name}"
+        for name in (*SEARCHING, "evaluation", "tuning", "calibration", "service")
     },
     "ingest/dataset": set(),
     "ingest/sources": {"ingest/dataset"},

@@ -221,6 +221,8 @@ class CollectionMetadata:
         centroids: of its clusters, as `Centroids.pack` makes them; empty for none.
         late_dim: width of each vector of `late`; 0 for none.
         bundle_path: the folder that the bundle was loaded from; empty where that is not known.
+        fusion: what `retriever calibrate` learnt for it, in place of the bundle's weights; empty
+            for nothing.
     """
 
     bundle_fingerprint: str
@@ -233,6 +235,7 @@ class CollectionMetadata:
     centroids: str = ""
     late_dim: int = 0
     bundle_path: str = ""
+    fusion: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def expected_points(self) -> int:
@@ -265,7 +268,8 @@ class CollectionMetadata:
         if stored.get("format") != FORMAT:
             raise ValueError(f"found format {stored.get('format')!r}, expected {FORMAT!r}")
         # What an older collection does not have.
-        later = {"options": {}, "centroids": "", "late_dim": 0, "bundle_path": ""}
+        later: dict[str, Any] = {"options": {}, "centroids": "", "late_dim": 0, "bundle_path": ""}
+        later["fusion"] = {}
         names = set(cls.__dataclass_fields__)
         if missing := names - stored.keys() - later.keys():
             raise ValueError(f"{', '.join(sorted(missing))} missing")

@@ -77,7 +77,7 @@ def system_names(retriever: Retriever) -> list[str]:
     """
     reduced = [f"pca_{dim}" for dim in retriever.metadata.pca_dims]
     names = ["tfidf", "rank_bm25", "bm25", "dense", *reduced, "rrf", "dbsf"]
-    names += ["weighted"] if retriever.bundle.fusion else []
+    names += ["weighted"] if retriever.fusion else []
     names += ["hybrid", "rerank"]
     names += [LATE] if retriever.has_late else []
     names += [CROSS] if retriever.bundle.has_cross_scorer else []

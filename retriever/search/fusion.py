@@ -7,26 +7,50 @@ reciprocal ranks decide.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from qdrant_client import models as qm
 
-from two_tower.models.bundle.fusion import TOWER_WEIGHT
+from two_tower.models.bundle.fusion import TOWER_WEIGHT, Fusion, HybridWeights
 from two_tower.models.bundle.late import to_scores
+from two_tower.models.config import from_mapping
+from two_tower.models.errors import ConfigError
 from two_tower.models.vectors import Float64Array, FloatArray, IntArray
 from two_tower.retriever.collection.schema import BM25, DENSE, LATE
 from two_tower.retriever.engine.wire import Scored
+from two_tower.retriever.errors import CollectionMismatch
 from two_tower.retriever.search.settings import SearchSettings
 
 if TYPE_CHECKING:
-    from two_tower.models.bundle.fusion import FinalWeights, HybridWeights
+    from two_tower.models.bundle.bundle import ModelBundle
+    from two_tower.models.bundle.fusion import FinalWeights
+    from two_tower.retriever.collection.schema import CollectionMetadata
 
 RERANK, CROSS = "rerank", "cross"
 
 LEXICAL = frozenset({"bm25", "tfidf"})
 
 RRF_K = 60
+
+
+def collection_fusion(metadata: "CollectionMetadata", bundle: "ModelBundle") -> "Fusion | None":
+    """Return the weights that a search uses.
+
+    Raises:
+        CollectionMismatch: those in the metadata are broken.
+    """
+    if not metadata.fusion:
+        return bundle.fusion
+    try:
+        hybrid = from_mapping(HybridWeights, metadata.fusion["hybrid"])
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        raise CollectionMismatch(
+            f"the weights that were calibrated for this collection are broken ({error}); run: "
+            "retriever calibrate NAME"
+        ) from None
+    return replace(bundle.fusion or Fusion(hybrid), hybrid=hybrid)
 
 
 class Candidates(NamedTuple):

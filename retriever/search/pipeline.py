@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from qdrant_client import models as qm
@@ -42,6 +42,9 @@ from two_tower.retriever.search.queries import (
 )
 from two_tower.retriever.search.settings import AnnSettings, SearchSettings
 
+if TYPE_CHECKING:
+    from two_tower.models.bundle.fusion import Fusion
+
 DIVERSITY, GROUPS, REWRITE, LAST_STEP = "diversity", "groups", "rewrite", "payload"
 
 POOL_PER_HIT, SMALLEST_POOL = 4, 50
@@ -66,12 +69,13 @@ class Pipeline:
         collection: str,
         encoder: QueryEncoder,
         *,
+        fusion: "Fusion | None" = None,
         centroids: Centroids | None = None,
         has_late: bool = False,
     ) -> None:
         """Load the cross-scorer where the bundle brings one, so that no search has to wait for it.
 
-        `has_late` says whether the collection has token vectors.
+        `fusion` has the learnt weights; `has_late` says whether the collection has token vectors.
 
         Raises:
             BundleError: the bundle's scorer is broken.
@@ -81,7 +85,6 @@ class Pipeline:
         self.encoder = encoder
         self._centroids = centroids
         self._bundle = encoder.bundle
-        fusion = self._bundle.fusion
         self._learnt = fusion.hybrid if fusion else None
         self._final = fusion.final if fusion and self._bundle.has_cross_scorer else None
         self.has_late = has_late and self._learnt is not None and self._learnt.late > 0

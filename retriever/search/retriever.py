@@ -35,6 +35,7 @@ from two_tower.retriever.records import Hit, SearchResult
 from two_tower.retriever.search.bundles import find_bundle, load_bundle
 from two_tower.retriever.search.facets import FieldValue, field_values
 from two_tower.retriever.search.filters import FilterLike, field_types, to_filter
+from two_tower.retriever.search.fusion import collection_fusion
 from two_tower.retriever.search.pipeline import Pipeline
 from two_tower.retriever.search.queries import (
     QueryEncoder,
@@ -46,6 +47,7 @@ from two_tower.retriever.search.settings import SearchSettings
 
 if TYPE_CHECKING:
     from two_tower.models.bundle.bundle import ModelBundle
+    from two_tower.models.bundle.fusion import Fusion
 
 DEFAULT_K = 10
 
@@ -291,6 +293,11 @@ class Retriever:
         return twin
 
     @property
+    def fusion(self) -> "Fusion | None":
+        """The learnt weights: those of the bundle, or what was calibrated for the collection."""
+        return collection_fusion(self.metadata, self.bundle)
+
+    @property
     def has_late(self) -> bool:
         """Whether late interaction can score candidates: bundle and collection have it."""
         return self._pipeline.has_late
@@ -413,6 +420,7 @@ class Retriever:
             self.engine,
             self.collection,
             encoder,
+            fusion=self.fusion,
             centroids=self._centroids,
             has_late=self.metadata.late_dim > 0,
         )

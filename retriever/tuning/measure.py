@@ -171,7 +171,7 @@ class Benchmark:
         self._widths = retriever.metadata.schema.widths
         encoder = QueryEncoder(retriever.bundle, Bm25Encoder(Bm25Config(**retriever.metadata.bm25)))
         self._vectors = encoder.encode(self._texts, [*self._widths, BM25])
-        fusion = retriever.bundle.fusion
+        fusion = retriever.fusion
         self._learnt = fusion.hybrid if fusion else None
         self._posting_bytes = count_posting_bytes(retriever)
         self._exact = list(self._candidates(retriever, EXACT_SEARCH, DEEPEST))

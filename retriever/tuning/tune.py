@@ -140,7 +140,7 @@ def _measure_in_place(
     options = source.metadata.options
     rows: list[Row] = []
     if "fusion" in sweeps:
-        settings = fusion_settings(options, has_learnt=source.bundle.fusion is not None)
+        settings = fusion_settings(options, has_learnt=source.fusion is not None)
         rows = benchmark.measure(source, settings, label="fusion")
     counts = CANDIDATES if "candidates" in sweeps else (DEFAULT_CANDIDATES,)
     settings = candidate_settings(options, choose_fusion(rows), counts)

@@ -1,0 +1,1 @@
+"""What the cosine is worth beside BM25 on one collection."""

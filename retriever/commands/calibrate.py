@@ -1,0 +1,72 @@
+"""`retriever calibrate`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from two_tower.models.console import print_pairs, say
+from two_tower.retriever.commands.flags import Bundle, Name, Path_, Split, Url, opened_engine
+
+Judged = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="[DATA]",
+        help="DATA folder with 30 or more judged queries; without it, queries are cut from the "
+        "passages.",
+    ),
+]
+
+Forget = Annotated[
+    bool, typer.Option("--forget", help="Go back to the weight that the bundle brings.")
+]
+
+
+def calibrate(
+    name: Name,
+    data: Judged = None,
+    *,
+    bundle: Bundle,
+    split: Split = "dev",
+    forget: Forget = False,
+    url: Url = None,
+    path: Path_ = None,
+) -> None:
+    """Learn what a cosine is worth beside BM25 on this collection, and keep it there.
+
+    A weight that was learnt on other texts may trust the tower too much here. Searches that are
+    opened afterwards use the new one; the cross-scorer and everything else stay as they are.
+    """
+    from two_tower.models.bundle.bundle import ModelBundle
+    from two_tower.models.data import Dataset
+    from two_tower.retriever.calibration import calibrate as calibration
+    from two_tower.retriever.evaluation.measures import judged_queries
+    from two_tower.retriever.search.retriever import Retriever
+    from two_tower.retriever.search.settings import SearchSettings
+
+    queries, qrels = judged_queries(Dataset.open(data), split) if data else ([], [])
+    with opened_engine(url, path) as engine:
+        retriever = Retriever(engine, name, ModelBundle.load(bundle), settings=SearchSettings())
+        if forget:
+            calibration.forget(retriever)
+            typer.echo(f"{retriever.collection} uses the weights of the bundle again")
+            return
+        found = calibration.calibrate(retriever, queries, qrels)
+        calibration.store(retriever, found)
+    if queries and found.source == "cut":
+        say(
+            f"Warning: fewer than 30 of the {len(queries)} judged queries have an answer among "
+            "their candidates; queries cut from the passages say the weight instead"
+        )
+    kind = "judged" if found.source == "judged" else "cut from passages"
+    pairs = [
+        ("queries", f"{found.queries:,} {kind}"),
+        ("weight", f"{found.before:.1f} -> {found.after:.1f} points of BM25 for a cosine of 1"),
+        (
+            "MRR",
+            f"BM25 {found.bm25_mrr:.3f}, before {found.before_mrr:.3f}, now {found.after_mrr:.3f}",
+        ),
+    ]
+    print_pairs(pairs, width=9)
+    if found.source == "cut":
+        say("Such queries favour BM25, so their MRR only compares weights with each other.")
