@@ -258,8 +258,8 @@ def _calibrated(combined: AnyFloatArray, weight: float, relevant: BoolArray) -> 
 
 
 def cautious_weight(
-    known: FloatArray,
-    added: FloatArray,
+    known: AnyFloatArray,
+    added: AnyFloatArray,
     relevant: BoolArray,
     *,
     grid: Float64Array,

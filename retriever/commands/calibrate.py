@@ -26,7 +26,7 @@ def calibrate(
     name: Name,
     data: Judged = None,
     *,
-    bundle: Bundle,
+    bundle: Bundle = None,
     split: Split = "dev",
     forget: Forget = False,
     url: Url = None,
@@ -37,16 +37,17 @@ def calibrate(
     A weight that was learnt on other texts may trust the tower too much here. Searches that are
     opened afterwards use the new one; the cross-scorer and everything else stay as they are.
     """
-    from two_tower.models.bundle.bundle import ModelBundle
     from two_tower.models.data import Dataset
     from two_tower.retriever.calibration import calibrate as calibration
     from two_tower.retriever.evaluation.measures import judged_queries
+    from two_tower.retriever.search.bundles import find_bundle, load_bundle
     from two_tower.retriever.search.retriever import Retriever
     from two_tower.retriever.search.settings import SearchSettings
 
     queries, qrels = judged_queries(Dataset.open(data), split) if data else ([], [])
     with opened_engine(url, path) as engine:
-        retriever = Retriever(engine, name, ModelBundle.load(bundle), settings=SearchSettings())
+        loaded = load_bundle(bundle) or find_bundle(engine, name)
+        retriever = Retriever(engine, name, loaded, settings=SearchSettings())
         if forget:
             calibration.forget(retriever)
             typer.echo(f"{retriever.collection} uses the weights of the bundle again")
