@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from two_tower.models.errors import DataError
 
 DATA_FORMAT = 1
+PEOPLE = "people"
 NO_FIELDS: Mapping[str, Any] = MappingProxyType({})
 
 PASSAGES = pa.schema(
@@ -38,13 +39,18 @@ QRELS = pa.schema(
 
 
 class Passage(NamedTuple):
-    """One unit of retrieval."""
+    """One unit of retrieval.
+
+    `expansion` are queries that BM25 reads beside the content; they are not stored in DATA, see
+    `ingest.loading.expansion`.
+    """
 
     passage_id: str
     text: str
     title: str = ""
     url: str = ""
     fields: Mapping[str, Any] = NO_FIELDS
+    expansion: tuple[str, ...] = ()
 
     @property
     def content(self) -> str:
@@ -150,6 +156,11 @@ class Dataset:
                 f"{self.path} has no labelled query in split {split!r}; its splits: {splits}"
             )
         return qrels
+
+    def judge(self, split: str) -> str:
+        """Return whose judgements a split has: `people`, or the model that wrote its queries."""
+        judges = self.manifest.get("source", {}).get("judges", {})
+        return str(judges.get(split, PEOPLE))
 
     @property
     def splits(self) -> list[str]:

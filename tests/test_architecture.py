@@ -35,6 +35,7 @@ BEFORE: dict[str, set[str]] = {
     },
     "ingest/dataset": set(),
     "ingest/sources": {"ingest/dataset"},
+    "ingest/generation": {"ingest/dataset"},
     "ingest/loading": {f"retriever/{name}" for name in SEARCHING},
     "ingest/adoption": {
         *(f"ingest/{name}" for name in ("dataset", "sources", "loading")),
@@ -46,8 +47,8 @@ BEFORE: dict[str, set[str]] = {
         *(f"retriever/{name}" for name in SEARCHING),
     },
     "ingest/commands": {
-        *(f"ingest/{name}" for name in ("dataset", "sources", "loading", "adoption", "versions")),
-        "ingest/changes",
+        *(f"ingest/{name}" for name in ("dataset", "sources", "generation", "loading")),
+        *(f"ingest/{name}" for name in ("adoption", "changes", "versions")),
         *(f"retriever/{name}" for name in (*SEARCHING, "commands")),
     },
 }

@@ -133,7 +133,10 @@ class Collection:
             maker = PointMaker(self.bundle, metadata)
             for passages in chunks(dataset.passages(), AT_ONCE):
                 stored = self._stored([passage.passage_id for passage in passages])
-                for changes in find_changes(self.engine, self.name, passages, stored):
+                is_expanded = bool(metadata.data.get("expansion"))
+                for changes in find_changes(
+                    self.engine, self.name, passages, stored, is_expanded=is_expanded
+                ):
                     report = report.plus(changes)
                     for batch in batches(maker.make([*changes.added, *changes.replaced])):
                         self.engine.upsert(self.name, batch, wait=True)

@@ -53,6 +53,14 @@ RetryFor = Annotated[
     float, typer.Option(min=0, help="Seconds to wait for a server that went away.")
 ]
 
+Expand = Annotated[
+    Path | None,
+    typer.Option(
+        help="DATA that `ingest generate` made: BM25 reads its queries beside the texts.",
+        show_default=False,
+    ),
+]
+
 TakeOver = Annotated[
     bool,
     typer.Option("--take-over", help="Load although another load seems to run; it will stop."),
@@ -64,6 +72,7 @@ def load(
     bundle: LoadBundle,
     collection: Annotated[str, typer.Option(help="Name that searches will use.")],
     options: Options = None,
+    expand: Expand = None,
     where: Where = None,
     limit: PassageLimit = None,
     prune: Prune = False,
@@ -86,10 +95,9 @@ def load(
     from two_tower.ingest.adoption.adopt import require_documents_model
     from two_tower.ingest.loading import loader
     from two_tower.ingest.loading import verify as verifier
-    from two_tower.ingest.loading.selection import Selection, cache, select
+    from two_tower.ingest.loading.selection import Selection, select
     from two_tower.ingest.versions import versions
     from two_tower.models.bundle.bundle import ModelBundle
-    from two_tower.models.data import Dataset
     from two_tower.retriever.search.settings import read_file
 
     selection = Selection(tuple(where or ()), limit)
@@ -97,7 +105,7 @@ def load(
         selection.require_no_prune()
     settings = loader.LoadSettings(prune, rate_limit, retry_for, take_over)
     storage = read_file(options).collection if options else None
-    dataset, encoder = select(cache(Dataset.open(data)), selection), ModelBundle.load(bundle)
+    dataset, encoder = select(_opened(data, expand), selection), ModelBundle.load(bundle)
     require_documents_model(encoder, bundle)
     if dry_run:
         _plan(dataset, encoder, collection, storage, url=url, path=path, prune=prune)
@@ -112,6 +120,16 @@ def load(
         if promote:
             versions.promote(engine, collection, report.collection)
             typer.echo(f"{collection} -> {report.collection}")
+
+
+def _opened(data: Path, expand: Path | None) -> "Dataset":
+    """Open DATA, with the generated queries of its passages where there are some to be read."""
+    from two_tower.ingest.loading.expansion import ExpandedData
+    from two_tower.ingest.loading.selection import cache
+    from two_tower.models.data import Dataset
+
+    dataset = Dataset.open(data)
+    return ExpandedData(dataset, Dataset.open(expand)) if expand else cache(dataset)
 
 
 def _plan(
@@ -152,6 +170,7 @@ def verify(
     name: Name,
     data: Annotated[Path | None, typer.Option(help="DATA to compare with.")] = None,
     bundle: Annotated[Path | None, typer.Option(help="Bundle to compare with.")] = None,
+    expand: Expand = None,
     repair: Annotated[
         bool,
         typer.Option(
@@ -179,11 +198,10 @@ def verify(
             return
         from two_tower.ingest.adoption.adopt import encoder_for
         from two_tower.models.bundle.bundle import ModelBundle
-        from two_tower.models.data import Dataset
         from two_tower.retriever.collection.schema import read_metadata
 
         encoder = encoder_for(engine, read_metadata(engine, collection), ModelBundle.load(bundle))
-        dataset = Dataset.open(data)
+        dataset = _opened(data, expand)
         if repair:
             typer.echo(verifier.repair(engine, collection, dataset, encoder))
         typer.echo(verifier.verify(engine, collection, dataset, encoder))

@@ -178,7 +178,7 @@ class DatasetWriter:
             The id under which the content is stored, or None where the passage was set aside.
         """
         if reason := _fault(passage):
-            self.reject(reason=reason, where=where, row=passage._asdict())
+            self.reject(reason=reason, where=where, row=_row(passage))
             return None
         text, title, url = clean(passage.text or ""), clean(passage.title), clean(passage.url)
         own_id, fields = clean(passage.passage_id), clean_fields(passage.fields)
@@ -189,7 +189,7 @@ class DatasetWriter:
             self._passages.add((passage_id, title, text, url, dumped))
         elif stored_id is None:
             reason = "passage: its id belongs to another passage"
-            self.reject(reason=reason, where=where, row=passage._asdict())
+            self.reject(reason=reason, where=where, row=_row(passage))
         else:
             more = {"where": where, "url": url, "fields": fields}
             self._record_merge("passages", passage_id, stored_id, more)
@@ -363,6 +363,11 @@ class DatasetWriter:
 def is_dev(query_id: str, dev_fraction: float) -> bool:
     """Say whether a query belongs to the share kept for `dev`: a hash of its id decides."""
     return order_key(query_id) < dev_fraction * 2**64
+
+
+def _row(passage: Passage) -> dict[str, Any]:
+    """Return a passage as DATA has it."""
+    return {name: getattr(passage, name) for name in PASSAGES.names}
 
 
 def _fault(passage: Passage) -> str | None:

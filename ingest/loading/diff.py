@@ -98,9 +98,18 @@ class Changes(NamedTuple):
 
 
 def find_changes(
-    engine: Engine, collection: str, passages: Iterable[Passage], stored: StoredHashes
+    engine: Engine,
+    collection: str,
+    passages: Iterable[Passage],
+    stored: StoredHashes,
+    *,
+    is_expanded: bool = False,
 ) -> Iterator[Changes]:
-    """Yield the changes in DATA's order; `stored` keeps only the points that DATA lacks."""
+    """Yield the changes in DATA's order; `stored` keeps only the points that DATA lacks.
+
+    Where BM25 reads queries beside the texts, a payload does not tell whether its vectors hold, and
+    every passage that changed is replaced.
+    """
     for chunk in chunks(_changed_passages(passages, stored)):
         changes = Changes([passage for passage, is_new in chunk if is_new], [], [])
         known = {point_id(passage.passage_id): passage for passage, is_new in chunk if not is_new}
@@ -108,7 +117,7 @@ def find_changes(
         payloads = {str(record.id): record.payload or {} for record in records}
         for point, passage in known.items():
             old = payloads.get(point, {})
-            if _has_content(old, passage):
+            if not is_expanded and _has_content(old, passage):
                 # Reserved keys, such as the cluster, belong to the vectors, which stay.
                 new = {name: old[name] for name in RESERVED if name in old} | to_payload(passage)
                 change = qm.SetPayload(payload=new, points=[point])

@@ -22,6 +22,7 @@ from functools import partial
 from pydantic import Field
 
 from two_tower.ingest.loading.diff import Changes, StoredHashes, find_changes, stored_hashes
+from two_tower.ingest.loading.expansion import require_expansion
 from two_tower.ingest.loading.lease import Lease
 from two_tower.ingest.loading.points import PassageEncoder, PointMaker, chunks
 from two_tower.ingest.loading.selection import cache
@@ -194,7 +195,7 @@ def plan(
     collection = collection_name(name, encoder.fingerprint)
     stored = StoredHashes()
     if engine.collection_exists(collection):
-        read_metadata(engine, collection)
+        require_expansion(collection, read_metadata(engine, collection).data, dataset)
         stored = stored_hashes(engine, collection)
     report = LoadReport(collection)
     for changes in _changes(engine, collection, dataset, stored):
@@ -206,4 +207,5 @@ def _changes(
     engine: Engine, collection: str, dataset: Dataset, stored: StoredHashes
 ) -> Iterator[Changes]:
     passages = progress(dataset.passages(), label="Loading", total=dataset.passage_count)
-    return find_changes(engine, collection, passages, stored)
+    is_expanded = bool(dataset.manifest.get("expansion"))
+    return find_changes(engine, collection, passages, stored, is_expanded=is_expanded)

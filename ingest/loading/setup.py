@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from two_tower.ingest.loading.expansion import average_expanded_length, require_expansion
 from two_tower.ingest.loading.points import PassageEncoder, chunks, dense_vectors
 from two_tower.ingest.loading.selection import SelectedData
 from two_tower.models.config import flatten
@@ -74,6 +75,7 @@ def open_collection(
             f"collection {collection!r} was loaded with bundle {metadata.bundle_fingerprint}, "
             f"this is bundle {encoder.fingerprint}; load into another name with --collection"
         )
+    require_expansion(collection, metadata.data, dataset)
     expected = CollectionSchema(
         encoder.dim, tuple(encoder.pca_dims), late_dim=metadata.options.late * encoder.late_dim
     )
@@ -96,7 +98,10 @@ def _new_metadata(
     """
     all_data = dataset.all_data if isinstance(dataset, SelectedData) else dataset
     passages = progress(all_data.passages(), label="Measuring", total=all_data.passage_count)
-    avg_len = average_length((passage.content for passage in passages), EngineAnalyzer())
+    if dataset.manifest.get("expansion"):
+        avg_len = average_expanded_length(passages, EngineAnalyzer(), options.expansion)
+    else:
+        avg_len = average_length((passage.content for passage in passages), EngineAnalyzer())
     return CollectionMetadata(
         bundle_fingerprint=encoder.fingerprint,
         dim=encoder.dim,
@@ -216,4 +221,5 @@ def describe(dataset: Dataset, *, kept: int) -> dict[str, Any]:
         "counts": dataset.manifest["counts"],
         "kept": kept,
         "selection": dataset.manifest.get("selection"),
+        "expansion": dataset.manifest.get("expansion"),
     }

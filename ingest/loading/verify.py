@@ -13,6 +13,7 @@ import numpy as np
 from qdrant_client import models as qm
 
 from two_tower.ingest.loading.diff import stored_hashes
+from two_tower.ingest.loading.expansion import require_expansion
 from two_tower.ingest.loading.points import PassageEncoder, PointMaker, StoredVectors, chunks
 from two_tower.ingest.loading.selection import Selection, select
 from two_tower.models.config import from_mapping
@@ -191,6 +192,7 @@ def _require_origin(
             f"collection {collection!r} was loaded from DATA {metadata.data['content_hash'][:12]}, "
             f"{dataset.path} is {dataset.content_hash[:12]}; run ingest load with this DATA"
         )
+    require_expansion(collection, metadata.data, dataset)
     return metadata, select(dataset, from_mapping(Selection, metadata.data.get("selection") or {}))
 
 

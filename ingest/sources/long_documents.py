@@ -68,6 +68,8 @@ class LongDocuments:
             "documents": self._data.content_hash,
             **asdict(config),
         }
+        if judges := self._data.manifest["source"].get("judges"):
+            self.details = {**self.details, "judges": judges}
 
     def write_to(self, writer: DatasetWriter) -> None:
         """Write the passages; a document's judgement goes to the part that is most like the query.

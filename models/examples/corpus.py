@@ -8,11 +8,13 @@ import numpy as np
 
 from two_tower.models.config import configuration
 from two_tower.models.console import progress
-from two_tower.models.data import Dataset
+from two_tower.models.data import PEOPLE, Dataset
 from two_tower.models.examples.pairs import Labelled, Split, hold_out, no_queries, read_labelled
 from two_tower.models.text.tokenizer import RowTokenizer, TokenRows, concat_rows
 
 READ_BATCH = 8192
+
+DEV_SPLITS = ("dev", "generated-dev")
 
 Notify = Callable[[str], None]
 """Gets a line of news."""
@@ -47,6 +49,8 @@ class Corpus(NamedTuple):
 def read_split(data: Dataset, *, dev_share: float, seed: int, notify: Notify) -> Split:
     """Read the labelled queries; without a dev split, hold out a seeded share of train.
 
+    Of generated queries `ingest generate` has held some out: those of other passages.
+
     Raises:
         TrainingError: no judgement is positive, or one names an unknown passage.
     """
@@ -56,11 +60,15 @@ def read_split(data: Dataset, *, dev_share: float, seed: int, notify: Notify) ->
             f"{data.path} has no labelled query in split train: what is learnt comes from the "
             "passages alone"
         )
+    dev_name = next((name for name in DEV_SPLITS if name in data.splits), None)
     train, dev = (
         read_labelled(data, name, row_of=row_of) if name in data.splits else no_queries(len(row_of))
-        for name in ("train", "dev")
+        for name in ("train", dev_name or "")
     )
-    if "dev" in data.splits or not train.texts:
+    for name in ("train", dev_name):
+        if name in data.splits and (judge := data.judge(name)) != PEOPLE:
+            notify(f"the queries of split {name} are {judge}, not of people")
+    if dev_name or not train.texts:
         return Split(train, dev)
     split = hold_out(train, share=dev_share, seed=seed)
     notify(

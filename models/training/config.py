@@ -21,6 +21,7 @@ from two_tower.models.objectives.denoising import DenoisingConfig
 from two_tower.models.objectives.distillation import TeacherConfig
 from two_tower.models.objectives.inverse_cloze import PretrainConfig
 from two_tower.models.objectives.labelled import HardConfig, LabelledConfig
+from two_tower.models.objectives.tsdae import TsdaeConfig
 from two_tower.models.text.tokenizer import TokenizerConfig
 
 PARTS = ("query", "fusion", "cross")
@@ -49,6 +50,7 @@ class TrainConfig:
     align: AlignConfig = field(default_factory=AlignConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     denoising: DenoisingConfig = field(default_factory=DenoisingConfig)
+    tsdae: TsdaeConfig = field(default_factory=TsdaeConfig)
     labelled: LabelledConfig = field(default_factory=LabelledConfig)
     hard: HardConfig = field(default_factory=HardConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
@@ -69,6 +71,11 @@ class TrainConfig:
             raise ConfigError(
                 f"pretrain.epochs is {self.pretrain.epochs} by {self.pretrain.method}, expected 0 "
                 "by inverse_cloze: a transformer's tokens cannot be cut; use --config transformer"
+            )
+        if self.tsdae.epochs and (self.tower.kind != "transformer" or self.transformer.layers):
+            raise ConfigError(
+                f"tsdae.epochs is {self.tsdae.epochs}, expected 0: it is for towers of kind "
+                "transformer with all of their layers; denoising is for the others"
             )
         self._check_late()
         for name, dims in self._all_dims.items():
@@ -131,7 +138,7 @@ class TrainConfig:
             raise ConfigError(f"--only is {','.join(parts)!r}, expected some of {','.join(PARTS)}")
         changes: dict[str, Any] = {}
         if "query" not in parts:
-            sections = ("pretrain", "denoising", "teacher", "labelled", "hard")
+            sections = ("pretrain", "denoising", "tsdae", "teacher", "labelled", "hard")
             changes = {name: replace(getattr(self, name), epochs=0) for name in sections}
             changes["align"] = replace(self.align, epochs=0, query_epochs=0)
         if "fusion" not in parts:

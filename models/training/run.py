@@ -33,7 +33,12 @@ from two_tower.models.networks.towers import (
     encode_rows,
     token_idf,
 )
-from two_tower.models.networks.transformer import Transformer, open_transformer, transformer_files
+from two_tower.models.networks.transformer import (
+    Transformer,
+    TransformerTower,
+    open_transformer,
+    transformer_files,
+)
 from two_tower.models.networks.word2vec import learn_vectors
 from two_tower.models.objectives.alignment import (
     Alignment,
@@ -44,6 +49,7 @@ from two_tower.models.objectives.alignment import (
 )
 from two_tower.models.objectives.distillation import Teacher
 from two_tower.models.objectives.losses import mean_pairwise_cosine
+from two_tower.models.objectives.tsdae import restore_texts
 from two_tower.models.provenance import Clock, environment
 from two_tower.models.text.bm25 import Analyzer
 from two_tower.models.text.tokenizer import RowTokenizer, Tokenizer, TokenizerConfig
@@ -331,11 +337,21 @@ class _TrainingRun:
             towers = TwoTower(tower, tower)
             if self._documents is not None:
                 towers.passage = FrozenVectors(self._documents.vectors)
+            if self.config.tsdae.epochs and resumed is None:
+                self._learn_corpus(tower)
+                self.folder.save(Checkpoint(Progress(), parts(towers=towers.arrays())))
         else:
             towers = self._token_towers(corpus, tokenizer, fresh=resumed is None)
         if resumed is not None:
             towers.load_arrays(resumed.part("towers"))
         return towers
+
+    def _learn_corpus(self, tower: TransformerTower) -> None:
+        """Let a transformer restore the passages, before any query."""
+        config, seed = self.config.tsdae, self.config.seed
+        self.notify("the transformer learns the corpus by TSDAE")
+        loss = restore_texts(tower.model.to(self.device), self._texts, config, seed=seed)
+        self.notify(f"tsdae {config.epochs}/{config.epochs}: loss {loss:.3f}")
 
     def _token_towers(self, corpus: Corpus, tokenizer: RowTokenizer, *, fresh: bool) -> TwoTower:
         config, vocab_size, seed = self._tower_config, tokenizer.vocab_size, self.config.seed

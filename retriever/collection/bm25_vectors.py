@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import qdrant_edge
 from qdrant_client import models as qm
 
-from two_tower.models.text.bm25 import Bm25Config
+from two_tower.models.text.bm25 import Analyzer, Bm25Config
 
 # With b=0 a term's weight is tf (k + 1) / (tf + k); so large a k keeps all of tf's digits in it.
 COUNTING_K = 2.0**20
@@ -43,6 +43,19 @@ class Bm25Encoder:
         """Return one sparse vector of saturated term frequencies per text, as the engine has it."""
         return [self._model.embed_document(text) for text in texts]
 
+    def encode_expanded(
+        self, texts: Sequence[str], expansions: Sequence[Sequence[str]], *, weight: float
+    ) -> list[qdrant_edge.SparseVector]:
+        """Return the same for texts with queries beside them, whose terms count `weight` times."""
+        analyzer, config = EngineAnalyzer(self.config.language), self.config
+        vectors = []
+        for text, queries in zip(texts, expansions, strict=True):
+            counts = expanded_counts(analyzer, text, queries, weight=weight)
+            norm = config.k * (1 - config.b + config.b * sum(counts.values()) / config.avg_len)
+            weights = [tf * (config.k + 1) / (tf + norm) for tf in counts.values()]
+            vectors.append(qdrant_edge.SparseVector(list(counts), weights))
+        return vectors
+
     def encode_query(self, text: str) -> qm.SparseVector:
         """Return the query's sparse vector: weight 1 for each of its terms."""
         vector = self._model.embed_query(text)
@@ -50,6 +63,17 @@ class Bm25Encoder:
         return qm.SparseVector.model_construct(
             indices=list(vector.indices), values=list(vector.values)
         )
+
+
+def expanded_counts(
+    analyzer: Analyzer, text: str, queries: Sequence[str], *, weight: float
+) -> dict[int, float]:
+    """Return term id -> how often the term occurs; in a query it counts `weight` times."""
+    counts: dict[int, float] = dict(analyzer.term_counts(text))
+    for query in queries:
+        for term, count in analyzer.term_counts(query).items():
+            counts[term] = counts.get(term, 0.0) + weight * count
+    return counts
 
 
 def _engine_model(config: Bm25Config) -> qdrant_edge.Bm25:

@@ -100,6 +100,21 @@ class DiskOptions:
     payload: bool = True
 
 
+@configuration("collection.expansion")
+class ExpansionOptions:
+    """The generated queries that BM25 reads beside a text, where a load brings them (`--expand`).
+
+    Nogueira et al., "Document Expansion by Query Prediction", 2019, arXiv:1904.08375.
+
+    Attributes:
+        queries: of a passage, at most.
+        weight: how often each of their terms counts.
+    """
+
+    queries: int = Field(default=5, ge=1, le=1000)
+    weight: float = Field(default=1.0, gt=0, le=100)
+
+
 @configuration("collection")
 class CollectionOptions:
     """How a collection is stored; the section `collection:` of an options file.
@@ -116,6 +131,7 @@ class CollectionOptions:
         write_consistency: replicas that must have a write before it counts; None likewise.
         late: whether the token vectors of late interaction are stored, where the bundle has it.
         clusters: k-means clusters of the dense vectors, 2 to 1,024, for `ann.n_probe`; 0 for none.
+        expansion: see `ExpansionOptions`.
         indexes: payload field -> type of its index, `none` for no index; other fields are
             indexed by what they hold.
     """
@@ -129,6 +145,7 @@ class CollectionOptions:
     write_consistency: int | None = Field(default=None, ge=1, le=1_000)
     late: bool = True
     clusters: int = 0
+    expansion: ExpansionOptions = field(default_factory=ExpansionOptions)
     indexes: Mapping[str, IndexKind] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -207,7 +224,7 @@ class CollectionOptions:
         return from_mapping(cls, stored, where="collection.")
 
 
-FIXED = ("distance", "shards", "replicas", "late", "clusters")
+FIXED = ("distance", "shards", "replicas", "late", "clusters", "expansion")
 """What a collection keeps for life; all the rest the engine changes in place."""
 
 

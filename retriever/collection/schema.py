@@ -83,6 +83,8 @@ def point_id(passage_id: str) -> str:
 def content_hash(passage: Passage) -> str:
     """Return 32 hex digits that change with anything in the passage."""
     content = [passage.passage_id, passage.title, passage.text, passage.url, dict(passage.fields)]
+    if passage.expansion:
+        content.append(list(passage.expansion))
     return hashlib.blake2b(TO_JSON(content).encode(), digest_size=16).hexdigest()
 
 
@@ -213,8 +215,8 @@ class CollectionMetadata:
         bundle_fingerprint: of the bundle that made its vectors.
         dim: width of `dense`.
         pca_dims: widths of the reduced vectors.
-        data: `source`, `content_hash` and `counts` of DATA, and `kept`, the number of points
-            beside it that an earlier DATA left.
+        data: `source`, `content_hash` and `counts` of DATA, `kept`, the number of points beside it
+            that an earlier DATA left, and `expansion`, whose queries BM25 reads beside the texts.
         bm25: the `Bm25Config` of its `bm25` vectors.
         created_at: when, in ISO 8601 with time zone.
         options: how it is stored.

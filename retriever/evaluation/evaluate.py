@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from two_tower.models.console import progress
-from two_tower.models.data import Dataset, Qrel, Query
+from two_tower.models.data import PEOPLE, Dataset, Qrel, Query
 from two_tower.models.errors import ConfigError, DataError
 from two_tower.models.provenance import commit
 from two_tower.retriever.evaluation.measures import (
@@ -72,7 +72,7 @@ class Report:
     `answers` counts the relevant passages, `missing_answers` those that are not in the collection,
     `own_left_out` the queries that are passages themselves and whose own is left out. `worths` is
     what each stage gains over the one before, `headroom` the nDCG@10 of all that the legs found in
-    its ideal order, None where no leg was measured.
+    its ideal order, None where no leg was measured. `judge` says whose judgements they are.
     """
 
     collection: str
@@ -90,6 +90,7 @@ class Report:
     own_left_out: int = 0
     worths: tuple[StageWorth, ...] = ()
     headroom: float | None = None
+    judge: str = PEOPLE
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready mapping."""
@@ -187,6 +188,7 @@ def measure_all(
             index_mb={name: row.index_mb for name, row in rows.items()},
         ),
         headroom=headroom(rankings, qrels),
+        judge=dataset.judge(split),
     )
     return Evaluation(report, tuple(queries), tuple(qrels), rankings, values)
 

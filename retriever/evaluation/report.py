@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from two_tower.models.data import PEOPLE
 from two_tower.retriever.evaluation.evaluate import Report, SystemResult
 from two_tower.retriever.evaluation.significance import ALPHA, PERMUTATIONS, Comparison
 from two_tower.retriever.evaluation.systems import SIZE_NOTE
@@ -49,6 +50,11 @@ def caption(report: Report) -> str:
         text += (
             f" {queries:,} queries are too few to tell systems apart: almost any difference may be "
             f"chance; judge {FEW} or more."
+        )
+    if report.judge != PEOPLE:
+        text += (
+            f" These judgements are {report.judge}, not made by people: what is better here may "
+            "not be on the queries of people."
         )
     if report.highest_grade > 1:
         text += (

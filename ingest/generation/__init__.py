@@ -1,0 +1,1 @@
+"""Queries that a language model writes for passages: drawing, asking, cleaning, the round trip."""
