@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from two_tower.models.console import Rows, application, print_pairs, print_table, say
+from two_tower.models.console import Rows, application, print_json, print_pairs, print_table, say
 from two_tower.models.errors import ConfigError
 from two_tower.models.training.recipe import recipe_names
 
@@ -298,7 +298,7 @@ def show(
 
     loaded = ModelBundle.load(bundle)
     if as_json:
-        typer.echo(json.dumps(loaded.card, ensure_ascii=False))
+        print_json(json.dumps(loaded.card, ensure_ascii=False))
     else:
         print_pairs(describe(loaded.card, loaded.config), width=NAMES_WIDTH)
         typer.echo()

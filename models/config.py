@@ -75,10 +75,27 @@ def from_mapping(owner: type[C], mapping: Mapping[str, Any], *, where: str = "")
         return TypeAdapter(owner).validate_json(json.dumps(mapping, default=str))
     except ValidationError as error:
         raise ConfigError(refusal(error.errors()[0], owner, where)) from None
+    except (TypeError, ValueError, RecursionError) as error:  # no JSON: odd keys, a circle, depth
+        raise ConfigError(f"{where or 'it'} cannot be read ({str(error)[:200]})") from None
+
+
+LARGEST_YAML = 2**20
+
+LONGEST_REASON = 300
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which 5e-3 is a number; YAML 1.1 asks for 5.0e-3."""
+    """YAML in which 5e-3 is a number; YAML 1.1 asks for 5.0e-3.
+
+    Aliases are refused: a few of them, one within the other, are gigabytes.
+    """
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Return the next node."""
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.YAMLError(f"an alias in line {mark.line + 1}; write it out")
+        return super().compose_node(parent, index)
 
 
 _Loader.add_implicit_resolver(
@@ -93,11 +110,15 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         ConfigError: the file is missing, is not YAML or is not a mapping.
     """
     try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+        with Path(path).open("rb") as file:
+            text = file.read(LARGEST_YAML + 1)
+        if len(text) > LARGEST_YAML:
+            raise yaml.YAMLError(f"more than {LARGEST_YAML:,} bytes")
+        content = yaml.load(text.decode("utf-8-sig"), _Loader)
     except FileNotFoundError:
         raise ConfigError(f"there is no configuration file at {path}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
+    except (OSError, ValueError, RecursionError, OverflowError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())[:LONGEST_REASON]
         raise ConfigError(f"{path} cannot be read as YAML ({reason})") from None
     if not isinstance(content, dict | None):
         raise ConfigError(f"{path} holds a {type(content).__name__}, expected keys and values")
@@ -140,6 +161,9 @@ TYPES = {
 
 SHORT = reprlib.Repr()
 SHORT.maxstring = SHORT.maxother = 120  # a message is one line
+SHORT.maxlevel, SHORT.maxdict, SHORT.maxlist = 3, 3, 3
+
+LONGEST_REFUSAL = 1000
 
 LIMITS = {"ge": "ge", "gt": "gt", "le": "le", "lt": "lt", "min_length": "ge", "max_length": "le"}
 """A rule of pydantic -> the kind of its limit."""
@@ -154,6 +178,10 @@ BOUNDS = {
 
 def refusal(first: Mapping[str, Any], owner: Any, where: str) -> str:
     """Return one of pydantic's complaints about an `owner` as a sentence of ours."""
+    return _refusal(first, owner, where)[:LONGEST_REFUSAL]
+
+
+def _refusal(first: Mapping[str, Any], owner: Any, where: str) -> str:
     path = [part for part in first["loc"] if isinstance(part, str)]
     if first["loc"] and isinstance(first["loc"][0], int):  # an argument without its name
         path = [dataclasses.fields(owner)[first["loc"][0]].name, *path]

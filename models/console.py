@@ -4,6 +4,8 @@ On a terminal rich draws them, and what could steer the terminal is made visible
 file gets plain text that scripts can read.
 """
 
+import contextlib
+import errno
 import logging
 import os
 import re
@@ -15,7 +17,7 @@ import typer
 from tqdm import tqdm
 from typer.core import TyperGroup
 
-from two_tower.models.errors import TwoTowerError
+from two_tower.models.errors import TwoTowerError, is_panic
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,8 +28,12 @@ T = TypeVar("T")
 Rows = Sequence[list[str]]
 """A table as text, its head first."""
 
-# C0 and C1 controls, overrides of the direction of writing, and what no encoding can hold.
-UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+# C0 and C1 controls, what turns the direction of writing or breaks lines, and what no encoding can
+# hold.
+UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+LONGEST_LINE = 2000
+"""Characters of a failure; what it quotes may have any length."""
 
 CONTROL_PICTURES = 0x2400
 
@@ -42,10 +48,10 @@ class _Stderr(logging.Handler):
 
 
 class CommandGroup(TyperGroup):
-    """A group of commands that ends a known failure in one line on stderr and exit code 1.
+    """A group of commands that ends any failure in one line on stderr.
 
-    Ctrl-C ends in one line as well, with exit code 130. `TWO_TOWER_TRACEBACK=1` shows the
-    traceback of a failure instead.
+    The exit code is 1, and 130 after Ctrl-C. `TWO_TOWER_TRACEBACK=1` shows the traceback of a
+    failure instead.
     """
 
     def invoke(self, ctx: Any) -> Any:
@@ -55,15 +61,62 @@ class CommandGroup(TyperGroup):
             log.addHandler(_Stderr())
             log.setLevel(logging.INFO)
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            sys.stdout.flush()  # a full disk is met here, and not after the end
+            return result
         except KeyboardInterrupt:
-            say("Stopped; the same command again goes on where it can.")
+            say(STOPPED)
             raise typer.Exit(130) from None
-        except TwoTowerError as error:
-            if os.environ.get("TWO_TOWER_TRACEBACK"):
+        except BaseException as error:
+            is_ours = isinstance(error, Exception) or is_panic(error)
+            if not is_ours or _is_of_typer(error) or os.environ.get("TWO_TOWER_TRACEBACK"):
                 raise
-            say(f"Error: {error}")
+            if isinstance(error, OSError) and error.errno == errno.EPIPE:
+                raise  # whoever reads has had enough
+            say(f"Error: {_sentence(error)[:LONGEST_LINE]}")
+            _give_up_stdout()
             raise typer.Exit(1) from None
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run the command line; what is written before a command runs can fail, too."""
+        try:
+            return super().main(*args, **extra)
+        except OSError as error:
+            say(f"Error: {_sentence(error)}")
+            _give_up_stdout()
+            raise SystemExit(1) from None
+
+
+STOPPED = "Stopped; the same command again goes on where it can."
+
+
+def _is_of_typer(error: BaseException) -> bool:
+    """Return whether typer itself makes an answer of an error: a wrong flag, an exit code."""
+    return isinstance(error, typer.Exit | typer.Abort) or hasattr(error, "show")
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, TwoTowerError):
+        return str(error)
+    if isinstance(error, OSError):
+        what = f"{error.filename}: " if error.filename else ""
+        return f"{what}{error.strerror or error}"
+    if isinstance(error, MemoryError):
+        return "the memory is not enough for this"
+    reason = " ".join(str(error).split())
+    return (
+        f"unexpected {type(error).__name__}: {reason[:300]}; TWO_TOWER_TRACEBACK=1 shows where. "
+        "Please report it"
+    )
+
+
+def _give_up_stdout() -> None:
+    """Drop what stdout cannot take; Python would try, and complain, once more at its end."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def application(summary: str) -> typer.Typer:
@@ -146,6 +199,13 @@ def print_text(text: str) -> None:
         screen.print(visible(text), markup=False, emoji=False)
     else:
         typer.echo(text)
+
+
+def print_json(text: str) -> None:
+    """Print JSON; on a terminal, what could steer it stands there as an escape."""
+    if sys.stdout.isatty():
+        text = UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+    typer.echo(text)
 
 
 def print_pairs(pairs: Iterable[tuple[str, str]], *, width: int) -> None:

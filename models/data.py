@@ -13,12 +13,14 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel, Field, ValidationError
 
 from two_tower.models.errors import DataError
+from two_tower.models.storable import storage_fault
 
 DATA_FORMAT = 1
 PEOPLE = "people"
@@ -36,6 +38,35 @@ QRELS = pa.schema(
         ("split", pa.string()),
     ]
 )
+
+
+MOST_FIELDS = 64
+"""Fields that a manifest describes; each may become an index."""
+
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Counts(BaseModel):
+    """How many there are; the writer has more."""
+
+    passages: Count
+    qrels: dict[str, Count]
+
+
+class _Census(BaseModel):
+    """What a field holds: see `ingest.dataset.fields`."""
+
+    type: str
+    values: Count
+
+
+class _Manifest(BaseModel):
+    """What readers rely on in manifest.json."""
+
+    content_hash: str
+    counts: _Counts
+    source: dict[str, Any] = {}
+    fields: dict[str, _Census] = Field({}, max_length=MOST_FIELDS)
 
 
 class Passage(NamedTuple):
@@ -101,7 +132,7 @@ class Dataset:
                 f"{path} is not a DATA folder (no manifest.json in it); "
                 f"make one with: ingest prepare SOURCE --out {path}"
             ) from None
-        except ValueError as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise DataError(f"{path / 'manifest.json'} is not JSON ({error})") from None
         version = manifest.get("format") if isinstance(manifest, dict) else None
         if version != DATA_FORMAT:
@@ -109,6 +140,7 @@ class Dataset:
                 f"{path} has DATA format {version}, expected {DATA_FORMAT}; "
                 "run ingest prepare again"
             )
+        _check_manifest(path, manifest)
         return cls(path, manifest)
 
     @property
@@ -122,10 +154,23 @@ class Dataset:
         return int(self.manifest["counts"]["passages"])
 
     def passages(self, *, batch_size: int = 2048) -> Iterator[Passage]:
-        """Stream the passages in stored order, `batch_size` of them in memory at a time."""
+        """Stream the passages in stored order, `batch_size` of them in memory at a time.
+
+        Raises:
+            DataError: the file is damaged, or a row of it is no passage.
+        """
         for batch in self._batches("passages.parquet", PASSAGES, batch_size):
             for row in batch:
-                fields = json.loads(row["fields"]) if row["fields"] else NO_FIELDS
+                try:
+                    fields = json.loads(row["fields"]) if row["fields"] else NO_FIELDS
+                    fault = fields and _fields_fault(fields)
+                except (ValueError, RecursionError):
+                    fault = "has fields that are no JSON"
+                if fault:
+                    raise DataError(
+                        f"{self.path / 'passages.parquet'}: passage {row['passage_id'][:80]!r} "
+                        f"{fault}; run ingest prepare again"
+                    )
                 yield Passage(row["passage_id"], row["text"], row["title"], row["url"], fields)
 
     def queries(self, split: str | None = None) -> list[Query]:
@@ -173,8 +218,8 @@ class Dataset:
         path = self.path / name
         try:
             file = pq.ParquetFile(path)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise DataError(f"{path} cannot be read as Parquet ({error})") from None
+        except (OSError, pa.ArrowException) as error:
+            raise _damaged(path, error) from None
         with file:
             stored = file.schema_arrow
             if (stored.names, stored.types) != (schema.names, schema.types):
@@ -182,8 +227,51 @@ class Dataset:
                     f"{path} has columns {_columns(stored)}, expected {_columns(schema)}; "
                     "run ingest prepare again"
                 )
-            for batch in file.iter_batches(batch_size=batch_size):
-                yield batch.to_pylist()
+            batches = file.iter_batches(batch_size=batch_size)
+            while True:
+                try:
+                    batch = next(batches, None)
+                    if batch is None:
+                        return
+                    batch.validate(full=True)
+                    rows = batch.to_pylist()
+                except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+                    raise _damaged(path, error) from None
+                if nulls := [column.name for column in schema if batch[column.name].null_count]:
+                    raise DataError(
+                        f"{path} has a row without {nulls[0]}; run ingest prepare again"
+                    )
+                yield rows
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    reason = " ".join(str(error).split())[:200]
+    return DataError(f"{path} cannot be read as Parquet ({reason}); run ingest prepare again")
+
+
+def _check_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Refuse a manifest that lacks what readers rely on.
+
+    Raises:
+        DataError: a key is missing or of another kind than the writer makes it.
+    """
+    try:
+        _Manifest.model_validate(manifest, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))[:80]
+        raise DataError(
+            f"{path / 'manifest.json'} is broken at {where} ({first['msg'][:80]}); "
+            "run ingest prepare again"
+        ) from None
+
+
+def _fields_fault(fields: Any) -> str | None:
+    """Return what is wrong with a passage's fields, in words that follow its name."""
+    if not isinstance(fields, dict):
+        return "has fields that are no JSON object"
+    fault = storage_fault(fields)
+    return f"has fields of which one {fault}" if fault else None
 
 
 def _columns(schema: pa.Schema) -> str:

@@ -30,3 +30,19 @@ class PromptTooLong(EndpointError):  # noqa: N818
 
 class TrainingError(TwoTowerError):
     """Training cannot start or go on (no labelled queries, collapse, other checkpoint)."""
+
+
+def is_panic(error: BaseException) -> bool:
+    """Return whether compiled Rust code gave up: such an error is no `Exception`."""
+    return type(error).__module__ == "pyo3_runtime"
+
+
+def of_panic(error: BaseException, kind: type[TwoTowerError], what: str) -> BaseException:
+    """Return an error of `kind` for a panic, any other error as it is.
+
+    Every door to Rust code has this: `except BaseException as error: raise of_panic(…) from None`.
+    """
+    if not is_panic(error):
+        return error
+    reason = " ".join(str(error).split())[:200]
+    return kind(f"{what} failed inside ({reason})")

@@ -1,13 +1,34 @@
 """Files and folders that appear complete or not at all, and whether a process still runs."""
 
 import contextlib
+import ctypes
 import fcntl
+import glob
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from two_tower.models.errors import ConfigError
+
+
+def require_place(path: Path) -> None:
+    """Refuse a folder to be made, before the work whose results it is for; make nothing yet.
+
+    Raises:
+        ConfigError: it cannot be made, or nothing can be written into it.
+    """
+    existing = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be written ({error.strerror or error}); choose another --out"
+        ) from None
 
 
 @contextlib.contextmanager
@@ -16,6 +37,8 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
     partial = path.with_name(f".{path.name}.partial")
     try:
         with partial.open("wb") as file:
+            with contextlib.suppress(OSError):  # not every disk can; see `remove_leftovers`
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -37,11 +60,23 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_bytes(path, f"{text}\n".encode())
 
 
+def remove_leftovers(folder: Path, pattern: str) -> None:
+    """Remove what killed processes left of the files `pattern`, whose `new_file` nobody holds."""
+    for leftover in folder.glob(f".{pattern}.partial"):
+        with contextlib.suppress(OSError), leftover.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            leftover.unlink()
+
+
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Give an empty folder beside `path` that takes its place when the block ends well."""
     path = path.resolve()
     work = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        maker = leftover.name.split(".")[-2]
+        if maker.isdecimal() and not is_alive(int(maker)):
+            shutil.rmtree(leftover, ignore_errors=True)
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     try:
@@ -52,13 +87,29 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def put_in_place(work: Path, path: Path) -> None:
-    """Move the complete folder `work` to `path`, and remove the folder that was there."""
+    """Move the complete folder `work` to `path`, and remove the folder that was there.
+
+    There is a folder at `path` all the time, where the disk can exchange two of them.
+    """
     old = path.with_name(f".{path.name}.old")
     shutil.rmtree(old, ignore_errors=True)
-    if path.exists():
-        path.rename(old)
-    work.rename(path)
+    if path.exists() and _exchange(work, path):
+        work.rename(old)
+    else:
+        if path.exists():
+            path.rename(old)
+        work.rename(path)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange what stands at two paths in one step; False where the system cannot."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):  # an old C library
+        return False
+    here = -100  # AT_FDCWD
+    return bool(rename(here, bytes(one), here, bytes(other), 2) == 0)  # RENAME_EXCHANGE
 
 
 def lock_folder(path: Path) -> int:

@@ -21,6 +21,7 @@ and exit code 1. A caller's bug is a plain `ValueError`. The first seven stand i
         EngineClosed         it was closed, or opened by the process that this one is a fork of
         EngineLocked         another process holds the embedded folder or loads the collection
         CollectionNotFound   no collection or alias of that name
+        CollectionDamaged    the embedded engine cannot open one of its collections
         CollectionMismatch   a collection exists but does not fit the bundle or the schema
           VersionNotFollowed a name stands for a version whose bundle is not found
         VerificationFailed   what is in the collection is not what DATA says
@@ -71,6 +72,10 @@ class EngineLocked(EngineError):  # noqa: N818
 
 class CollectionNotFound(EngineError):  # noqa: N818
     """No collection or alias of that name."""
+
+
+class CollectionDamaged(EngineError):  # noqa: N818
+    """The embedded engine cannot open one of its collections; the others are not concerned."""
 
 
 class CollectionMismatch(EngineError):  # noqa: N818

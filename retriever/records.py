@@ -1,5 +1,7 @@
 """What comes out of a search."""
 
+import json
+import math
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -102,3 +104,20 @@ class SearchResult:
             "stages_run": list(self.stages_run),
             "skipped": list(self.skipped),
         }
+
+
+def to_json(content: Any, *, compact: bool = False) -> str:
+    """Return JSON on one line; a number that JSON cannot write becomes null."""
+    separators = (",", ":") if compact else (", ", ": ")
+    try:
+        return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=separators)
+    except ValueError:
+        return json.dumps(_finite(content), ensure_ascii=False, separators=separators)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value

@@ -45,7 +45,7 @@ def test_nothing_but_two_tower_and_three_commands(wheel: Path) -> None:
     metadata = entry_points.split("/")[0]
     assert {name.split("/")[0] for name in names} == {"two_tower", metadata}
     assert {section: dict(parser[section]) for section in parser.sections()} == {
-        "console_scripts": {name: f"two_tower.{name}.cli:app" for name in PACKAGES}
+        "console_scripts": {name: f"two_tower.commands:{name}" for name in PACKAGES}
     }
 
 

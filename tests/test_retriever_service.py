@@ -240,6 +240,7 @@ def test_health_and_collection(service: Service, collection: str, retriever: Ret
         "fingerprint": retriever.metadata.bundle_fingerprint,
         "passages": 120,
         "is_current": True,
+        "warnings": [],
     }
     about = service.get("/collection").json
     assert about["fields"]["kind"] == "keyword"

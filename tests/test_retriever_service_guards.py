@@ -108,7 +108,8 @@ def test_what_cannot_start_says_why_in_one_line(
     load(folder, tiny_bundle, PASSAGES, path=folder / "another")
     cases = [
         ((NAME, "--bundle", other, "--path", folder / "another"), "was loaded with bundle"),
-        (("nope", "--bundle", tiny_bundle, "--path", folder / "empty"), "no collection 'nope'"),
+        (("nope", "--bundle", tiny_bundle, "--path", folder / "another"), "no collection 'nope'"),
+        ((NAME, "--bundle", tiny_bundle, "--path", folder / "no"), "there is no embedded engine"),
         ((NAME, "--bundle", folder / "no"), "no"),
         ((NAME, "--bundle", tiny_bundle, "--path", folder / "edge"), "is in use by process"),
         (

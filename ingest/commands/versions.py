@@ -86,7 +86,7 @@ def _rows(listed: "Sequence[Version]") -> list[list[str]]:
                 "*" if version.in_use else "-" if version.collection in previous else "",
                 version.name,
                 version.collection,
-                f"{version.points:,}{expected}",
+                "damaged" if version.is_damaged else f"{version.points:,}{expected}",
                 version.metadata.bundle_fingerprint[:12],
                 _age(version.metadata.age_s),
             ]
@@ -116,10 +116,16 @@ def drop(
 ) -> None:
     """Delete a version that is not in use, or with --yes a name and all its versions."""
     from two_tower.ingest.versions import versions
+    from two_tower.retriever.errors import CollectionNotFound
 
     with opened_engine(url, path) as engine:
-        for collection in versions.drop(engine, name, yes=yes):
-            typer.echo(f"Dropped {collection}")
+        try:
+            for collection in versions.drop(engine, name, yes=yes):
+                typer.echo(f"Dropped {collection}")
+        except CollectionNotFound as error:
+            if not yes:
+                raise
+            say(f"Nothing to drop: {error}")  # as when an earlier call was stopped at its end
 
 
 def snapshot(
@@ -162,7 +168,7 @@ def restore(
     from two_tower.retriever.collection.schema import base_name
 
     with opened_engine(url, path, create=True) as engine:
-        restored = snapshots.restore(engine, file, name=collection)
+        restored = snapshots.restore(engine, file, name=collection, again=promote)
         typer.echo(f"{restored.collection}: restored and verified {restored.points:,} points")
         if promote:
             name = base_name(restored.collection)

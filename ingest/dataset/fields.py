@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from two_tower.ingest.dataset.cleaning import clean
+from two_tower.models.data import MOST_FIELDS
+from two_tower.models.storable import MOST_DEPTH
 
 # The names that a payload has for itself: `RESERVED` of the collection's schema, without its
 # imports.
 RESERVED = frozenset({"passage_id", "title", "text", "url", "cluster", "content_hash"})
-
-_MAX_FIELDS = 64
 
 _MAX_VALUES = 10_000
 
@@ -22,7 +22,8 @@ _TYPES = {bool: "bool", int: "integer", float: "float", str: "keyword", dict: "o
 def clean_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return `fields` as plain JSON values, without the empty ones.
 
-    A reserved name gets the prefix `source_`.
+    A reserved name gets the prefix `source_`. What is nested too deep stays as it is:
+    `storage_fault` refuses it.
     """
     cleaned = {clean(str(name)): _clean_value(value) for name, value in fields.items()}
     return {
@@ -32,17 +33,20 @@ def clean_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _clean_value(value: Any) -> Any:
+def _clean_value(value: Any, depth: int = 1) -> Any:
     if isinstance(value, str):
         return clean(value)
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
+    if depth > MOST_DEPTH:
+        return value
     if isinstance(value, Mapping):
-        return {clean(str(key)): _clean_value(item) for key, item in sorted(value.items(), key=str)}
+        items = sorted(value.items(), key=lambda item: str(item[0]))
+        return {clean(str(key)): _clean_value(item, depth + 1) for key, item in items}
     if isinstance(value, list | tuple | set):
-        return [_clean_value(item) for item in value]
+        return [_clean_value(item, depth + 1) for item in value]
     return clean(str(value))
 
 
@@ -57,7 +61,7 @@ class FieldCensus:
         """Count the fields of one passage."""
         for name, value in fields.items():
             if name not in self._types:
-                if len(self._types) >= _MAX_FIELDS:
+                if len(self._types) >= MOST_FIELDS:
                     continue
                 self._types[name], self._values[name] = set(), set()
             for item in value if isinstance(value, list) else (value,):

@@ -25,6 +25,7 @@ from two_tower.ingest.dataset.folder import MANIFEST, data_folder, require_free
 from two_tower.ingest.dataset.ledger import Ledger
 from two_tower.models.data import DATA_FORMAT, PASSAGES, QRELS, QUERIES, Passage, Qrel, Query
 from two_tower.models.errors import DataError
+from two_tower.models.storable import storage_fault
 
 _GROUP_ROWS = 16_384
 
@@ -37,6 +38,11 @@ content: the same title and text; an id that comes again with another text is re
 id: the same id; without one, the same content, URL and fields.
 hint: the same title and text; an id that is taken gives way to one made of the content.
 """
+
+LARGEST_PASSAGE_BYTES = 28 * 2**20
+"""In JSON; an engine takes 30 MiB for a point, and its vectors need some of them."""
+
+LARGEST_CHARACTER = 6  # bytes in JSON, where it must be escaped
 
 _INT32 = range(-(2**31), 2**31)
 
@@ -182,6 +188,9 @@ class DatasetWriter:
             return None
         text, title, url = clean(passage.text or ""), clean(passage.title), clean(passage.url)
         own_id, fields = clean(passage.passage_id), clean_fields(passage.fields)
+        if reason := _unstorable(fields, title, text, url):
+            self.reject(reason=reason, where=where, row=_row(passage))
+            return None
         dumped = json.dumps(fields, ensure_ascii=False, sort_keys=True) if fields else ""
         passage_id, stored_id, is_new = self._claim(own_id, (title, text), (url, dumped), identity)
         if is_new:
@@ -257,8 +266,11 @@ class DatasetWriter:
         self._rejected[reason] += 1
         self._first_rejected.setdefault(reason, where)
         entry = {"reason": reason, "where": where, "row": row}
-        # ASCII, because a rejected row may hold what UTF-8 cannot.
-        self._rejected_file.write(json.dumps(entry, default=str) + "\n")
+        try:  # in ASCII, because a rejected row may hold what UTF-8 cannot
+            line = json.dumps(entry, default=str)
+        except (RecursionError, ValueError, TypeError):  # too deep, in a circle, with odd keys
+            line = json.dumps({**entry, "row": None})
+        self._rejected_file.write(line + "\n")
 
     @property
     def reasons(self) -> list[str]:
@@ -368,6 +380,19 @@ def is_dev(query_id: str, dev_fraction: float) -> bool:
 def _row(passage: Passage) -> dict[str, Any]:
     """Return a passage as DATA has it."""
     return {name: getattr(passage, name) for name in PASSAGES.names}
+
+
+def _unstorable(fields: Mapping[str, Any], *texts: str) -> str | None:
+    """Return why no engine could keep a passage, None where one can."""
+    if fault := storage_fault(fields):
+        return f"passage: a field {fault}"
+    if sum(map(len, texts)) * LARGEST_CHARACTER > LARGEST_PASSAGE_BYTES:
+        size = len(json.dumps([*texts, fields]))
+    else:
+        size = 0 if not fields else len(json.dumps(fields))
+    if size > LARGEST_PASSAGE_BYTES:
+        return f"passage: more than {LARGEST_PASSAGE_BYTES:,} bytes, which no engine takes at once"
+    return None
 
 
 def _fault(passage: Passage) -> str | None:

@@ -8,6 +8,7 @@ from qdrant_client import models as qm
 
 from two_tower.ingest.loading.points import chunks
 from two_tower.models.data import Passage
+from two_tower.models.errors import DataError
 from two_tower.retriever.collection.schema import (
     CONTENT_HASH,
     RESERVED,
@@ -130,8 +131,18 @@ def find_changes(
 def _changed_passages(
     passages: Iterable[Passage], stored: StoredHashes
 ) -> Iterator[tuple[Passage, bool]]:
-    """Yield passages without a stored point of the same content, and whether they have none."""
-    for passage in passages:
+    """Yield passages without a stored point of the same content, and whether they have none.
+
+    Raises:
+        DataError: two passages have the same id; one point cannot be both.
+    """
+    seen: set[int] = set()  # numbers take a third of the memory of the ids
+    for count, passage in enumerate(passages, 1):
+        seen.add(hash(passage.passage_id))
+        if len(seen) < count:
+            raise DataError(
+                f"DATA has passage {passage.passage_id[:80]!r} twice; run ingest prepare again"
+            )
         old = stored.pop(point_id(passage.passage_id)) if stored else None
         if old is None or old != content_hash(passage):
             yield passage, old is None

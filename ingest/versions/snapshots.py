@@ -7,7 +7,7 @@ import re
 import stat
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -20,7 +20,7 @@ from two_tower.ingest.versions.versions import PREVIOUS
 from two_tower.models.config import configuration, from_mapping
 from two_tower.models.console import progress
 from two_tower.models.errors import ConfigError, DataError
-from two_tower.models.files import new_file
+from two_tower.models.files import new_file, remove_leftovers
 from two_tower.retriever.collection.schema import CollectionMetadata, base_name, collection_name
 from two_tower.retriever.engine.protocol import Engine, stored_metadata
 from two_tower.retriever.engine.snapshots import CHUNK, SnapshotFile
@@ -31,6 +31,9 @@ ARCHIVE_MANIFEST = "manifest.json"
 LARGEST_MANIFEST = 64 * 2**20
 PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,254}")
 DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)  # what zipfile raises
+LARGEST_CONTENT, LARGEST_RATIO = 16 * 2**30, 64
+"""An archive may unpack to so many bytes, or so many times its own size, whichever is more."""
+
 QUICK = 1  # zeros shrink at the lowest level of deflate, and the rest at none
 
 
@@ -91,6 +94,7 @@ def snapshot(engine: Engine, name: str, out: Path) -> SnapshotReport:
     """
     try:
         out.mkdir(parents=True, exist_ok=True)  # a wrong folder is refused before the work
+        remove_leftovers(out, "*--*.zip")
     except OSError as error:
         raise DataError(
             f"cannot make the folder {out} ({error.strerror or error}); give another --out"
@@ -112,10 +116,13 @@ def snapshot(engine: Engine, name: str, out: Path) -> SnapshotReport:
     return SnapshotReport(collection, points, target)
 
 
-def restore(engine: Engine, file: Path, *, name: str | None = None) -> SnapshotReport:
+def restore(
+    engine: Engine, file: Path, *, name: str | None = None, again: bool = False
+) -> SnapshotReport:
     """Make a collection from a file that `snapshot` wrote, for its old alias or for `name`.
 
-    No alias changes.
+    No alias changes. With `again`, a collection that is there already is good enough where it has
+    the metadata and the number of points that the file has: an earlier call was stopped after it.
 
     Raises:
         DataError: the file is incomplete, altered, or of the other kind of engine.
@@ -129,7 +136,15 @@ def restore(engine: Engine, file: Path, *, name: str | None = None) -> SnapshotR
                 f"{file} is a snapshot of {kinds[manifest.embedded]} and cannot be restored to "
                 f"{kinds[engine.is_embedded]}; restore it to its own kind, then run: ingest copy"
             )
-        collection = _free_name(engine, manifest, file, name)
+        collection = _versioned(manifest, file, name)
+        if engine.collection_exists(collection):
+            if again and _is_restored(engine, collection, manifest):
+                return SnapshotReport(collection, manifest.points, file)
+            raise EngineError(
+                f"there is a collection {collection!r} already; if it is the one that you want, "
+                f"run: ingest promote {base_name(collection)} --to {collection}. Or restore {file} "
+                f"beside it with --collection NAME, or first run: ingest drop {collection}"
+            )
         engine.restore_snapshot(collection, files)
         try:
             _check(engine, collection, manifest)
@@ -140,19 +155,24 @@ def restore(engine: Engine, file: Path, *, name: str | None = None) -> SnapshotR
     return SnapshotReport(collection, manifest.points, file)
 
 
-def _free_name(engine: Engine, manifest: Manifest, file: Path, name: str | None) -> str:
+def _versioned(manifest: Manifest, file: Path, name: str | None) -> str:
     try:
         metadata = CollectionMetadata.from_dict(manifest.metadata)
     except ValueError as error:
         raise DataError(f"{file} is of no collection that ingest load made ({error})") from None
-    alias = name or base_name(manifest.collection)
-    collection = collection_name(alias, metadata.bundle_fingerprint)
-    if engine.collection_exists(collection):
-        raise EngineError(
-            f"there is a collection {collection!r} already; restore {file} beside it with "
-            f"--collection NAME, or first run: ingest drop {collection}"
-        )
-    return collection
+    return collection_name(name or base_name(manifest.collection), metadata.bundle_fingerprint)
+
+
+def _is_restored(engine: Engine, collection: str, manifest: Manifest) -> bool:
+    """Return whether a collection is what an earlier restore of the same file made."""
+
+    def described(metadata: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in metadata.items() if key not in (PREVIOUS, LEASE)}
+
+    return (
+        described(stored_metadata(engine, collection)) == described(manifest.metadata)
+        and engine.count(collection, exact=True).count == manifest.points
+    )
 
 
 def _check(engine: Engine, collection: str, manifest: Manifest) -> None:
@@ -253,6 +273,9 @@ def _read_manifest(source: zipfile.ZipFile) -> Manifest:
 
 def _check_entries(source: zipfile.ZipFile, manifest: Manifest) -> None:
     """Refuse names that lead elsewhere, entries that are no files, and any that is not declared."""
+    limit = max(LARGEST_CONTENT, LARGEST_RATIO * sum(i.compress_size for i in source.infolist()))
+    if (size := sum(info.file_size for info in source.infolist())) > limit:
+        raise _UnusableError(f"it would unpack to {size:,} bytes, at most {limit:,} are taken")
     declared = {ARCHIVE_MANIFEST, *(file.name for file in manifest.files)}
     if len(declared) != len(manifest.files) + 1:
         raise _UnusableError(f"its {ARCHIVE_MANIFEST} has a file twice")
@@ -270,6 +293,8 @@ def _check_entries(source: zipfile.ZipFile, manifest: Manifest) -> None:
 
 def _check_content(source: zipfile.ZipFile, file: StoredFile) -> None:
     digest, size = hashlib.sha256(), 0
+    if source.getinfo(file.name).file_size != file.size:
+        raise _UnusableError(f"{file.name!r} is not what its {ARCHIVE_MANIFEST} says")
     for chunk in _content(source, file.name):
         digest.update(chunk)
         size += len(chunk)

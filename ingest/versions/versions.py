@@ -12,7 +12,12 @@ from two_tower.ingest.loading.verify import verify_counts
 from two_tower.retriever.collection.schema import CollectionMetadata, base_name, check_name
 from two_tower.retriever.collection.serving import LATELY_S, served_lately
 from two_tower.retriever.engine.protocol import Engine, collection_names, stored_metadata
-from two_tower.retriever.errors import CollectionMismatch, CollectionNotFound, EngineError
+from two_tower.retriever.errors import (
+    CollectionDamaged,
+    CollectionMismatch,
+    CollectionNotFound,
+    EngineError,
+)
 
 PREVIOUS = "previous"  # in a collection's metadata: what its alias pointed to before
 
@@ -27,6 +32,7 @@ class Version(NamedTuple):
         aliases: the aliases that point to it.
         metadata: of the collection.
         previous: the version that the alias pointed to before; `rollback` returns there.
+        is_damaged: whether the engine cannot open it, and so cannot count its points.
     """
 
     name: str
@@ -35,11 +41,12 @@ class Version(NamedTuple):
     aliases: tuple[str, ...]
     metadata: CollectionMetadata
     previous: str | None
+    is_damaged: bool = False
 
     @property
     def complete(self) -> bool:
         """Whether it holds as many points as its last load expected."""
-        return self.points == self.metadata.expected_points
+        return not self.is_damaged and self.points == self.metadata.expected_points
 
     @property
     def in_use(self) -> bool:
@@ -54,6 +61,7 @@ class Version(NamedTuple):
             "points": self.points,
             "expected_points": self.metadata.expected_points,
             "complete": self.complete,
+            "is_damaged": self.is_damaged,
             "aliases": list(self.aliases),
             "previous": self.previous,
             "fingerprint": self.metadata.bundle_fingerprint,
@@ -68,19 +76,25 @@ def versions(engine: Engine, name: str | None = None) -> list[Version]:
     for collection in sorted(collection_names(engine)):
         if name not in (None, base_name(collection)):
             continue
-        stored = stored_metadata(engine, collection)
         try:
+            stored = stored_metadata(engine, collection)
             metadata = CollectionMetadata.from_dict(stored)
-        except ValueError:
+        except (ValueError, CollectionDamaged):
             continue
+        points, is_damaged = 0, False
+        try:
+            points = engine.count(collection, exact=True).count
+        except CollectionDamaged:
+            is_damaged = True
         ours.append(
             Version(
                 name=base_name(collection),
                 collection=collection,
-                points=engine.count(collection, exact=True).count,
+                points=points,
                 aliases=tuple(sorted(a for a, target in aliases.items() if target == collection)),
                 metadata=metadata,
                 previous=stored.get(PREVIOUS),
+                is_damaged=is_damaged,
             )
         )
     ours.sort(key=lambda version: version.metadata.created_at, reverse=True)

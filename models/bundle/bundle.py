@@ -58,6 +58,9 @@ from two_tower.models.threads import one_blas_thread
 from two_tower.models.vector_cache import cached_rows, cached_vectors
 from two_tower.models.vectors import ByteArray, FloatArray
 
+MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What files raise whose parts are right, and do not fit each other."""
+
 
 class ModelBundle:
     """Encoders of queries and passages, and a PCA.
@@ -184,7 +187,11 @@ class ModelBundle:
         path = Path(path)
         card = read_card(path)
         files, extras = read_deciding(path, card), read_extras(path, card)
-        bundle = cls(files, card, extras=extras, threads=threads)
+        try:
+            bundle = cls(files, card, extras=extras, threads=threads)
+        except MALFORMED as error:
+            reason = " ".join(repr(error).split())[:200]
+            raise BundleError(f"{path} is broken ({reason}); train the bundle again") from None
         bundle.folder = path.resolve()
         return bundle
 

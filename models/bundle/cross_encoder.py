@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from two_tower.models.bundle.encoders import open_session
+from two_tower.models.bundle.encoders import open_session, run_session
 from two_tower.models.text.pair_tokenizer import Pair, PairTokenizer
 from two_tower.models.text.tokenizer import TokenizerConfig, TokenRows
 from two_tower.models.text.transformer_tokenizer import INPUT, TYPES
@@ -63,4 +63,4 @@ class CrossEncoderScorer:
         inputs = {INPUT: pair.ids[None]}
         if self._reads_types:
             inputs[TYPES] = pair.types[None]
-        return float(self._session.run(None, inputs)[0][0])
+        return float(run_session(self._session, None, inputs)[0][0])

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from two_tower.models.bundle.files import CONFIG, DOCUMENTS, TOKENIZER, TOWERS, parse_arrays
+from two_tower.models.bundle.onnx_graph import check_graph
 from two_tower.models.bundle.recurrent_encoder import open_recurrent_encoder
 from two_tower.models.config import from_mapping
 from two_tower.models.errors import BundleError, ConfigError
@@ -188,7 +189,12 @@ class OnnxEncoder:
         self._session = open_session(content, inputs=(INPUT,), outputs=1 + with_tokens)
         outputs = self._session.get_outputs()
         self._names = [output.name for output in outputs]
-        self.dim = int(outputs[0].shape[1])
+        shape = outputs[0].shape
+        if len(shape) != 2 or not isinstance(shape[1], int):
+            raise BundleError(
+                f"the transformer's graph gives {shape}, expected (1, dim); train the bundle again"
+            )
+        self.dim = shape[1]
 
     def encode(self, rows: TokenRows, *, threads: int = 0) -> FloatArray:
         """Return (n, dim) float32, L2-normalised, on at most `threads` cores (0: all)."""
@@ -208,7 +214,7 @@ class OnnxEncoder:
         """Return the outputs of each text by these names."""
 
         def run(ids: IntArray) -> list[FloatArray]:
-            return [output[0] for output in self._session.run(names, {INPUT: ids[None]})]
+            return [output[0] for output in run_session(self._session, names, {INPUT: ids[None]})]
 
         texts = np.split(rows.ids, rows.offsets[1:-1])
         if len(texts) == 1:
@@ -295,6 +301,19 @@ def token_graph(graph: bytes) -> bytes:
     return content
 
 
+def run_session(session: Any, names: list[str] | None, inputs: Mapping[str, IntArray]) -> Any:
+    """Return what a graph computes.
+
+    Raises:
+        BundleError: it cannot compute it.
+    """
+    try:
+        return session.run(names, inputs)
+    except Exception as error:  # the package's errors have no common class
+        reason = " ".join(str(error).split())[:300]
+        raise BundleError(f"the transformer's graph fails ({reason}); train it again") from None
+
+
 def open_session(graph: bytes, *, inputs: Sequence[str], outputs: int = 1) -> Any:
     """Open a graph that reads `inputs`, or the first of them, and has so many outputs.
 
@@ -306,13 +325,14 @@ def open_session(graph: bytes, *, inputs: Sequence[str], outputs: int = 1) -> An
         import onnxruntime
     except ImportError:
         raise ConfigError(MISSING.format(name="onnxruntime")) from None
+    check_graph(graph)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1  # the threads are spent on texts
     options.log_severity_level = 3
     try:
         session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the package's errors have no common class
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split())[:300]
         raise BundleError(
             f"the transformer's graph cannot be opened ({reason}); train the bundle again"
         ) from None

@@ -7,15 +7,17 @@ which decide a rank but no vector: the fingerprint leaves them out, the card has
 import contextlib
 import hashlib
 import json
+import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from safetensors import SafetensorError
+from pydantic import BaseModel, Field, ValidationError
 from safetensors.numpy import load as load_arrays
 
-from two_tower.models.errors import BundleError
+from two_tower.models.errors import BundleError, is_panic
 from two_tower.models.text.transformer_tokenizer import (
     CROSS_GRAPH,
     CROSS_TEXT,
@@ -58,15 +60,19 @@ def read_card(path: Path) -> dict[str, Any]:
         BundleError: there is no bundle, or one that is unfinished or of another format.
     """
     try:
-        card = json.loads((path / CARD).read_text(encoding="utf-8"))
-    except OSError:
+        content = read_inside(path, CARD)
+    except (FileNotFoundError, NotADirectoryError):
         if (path / "manifest.json").is_file():
             what, command = "a DATA folder", f"models train {path} --out BUNDLE"
         else:
             what = f"unfinished: no {CARD}" if path.is_dir() else "no such folder"
             command = f"models train DATA --out {path}"
         raise BundleError(f"{path} is not a bundle ({what}); make one with: {command}") from None
-    except ValueError as error:
+    except OSError as error:
+        raise BundleError(f"{path / CARD} cannot be read ({error.strerror or error})") from None
+    try:
+        card = json.loads(content)
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{path / CARD} is not JSON ({error}); train the bundle again") from None
     version = card.get("format") if isinstance(card, dict) else None
     if version != BUNDLE_FORMAT:
@@ -101,10 +107,12 @@ def read_extras(path: Path, card: Mapping[str, Any]) -> dict[str, bytes]:
     Raises:
         BundleError: one is missing, was changed or is not in the card.
     """
-    recorded = dict(card.get("extras", {}))
+    recorded = card.get("extras", {})
+    if not isinstance(recorded, dict):
+        raise BundleError(f"{path / CARD} has extras {recorded!r:.80}, expected names and hashes")
     if unknown := sorted(recorded.keys() - set(EXTRA_FILES)):
         raise BundleError(f"{path / CARD} names {unknown[0]!r}, expected {', '.join(EXTRA_FILES)}")
-    present = {name for name in EXTRA_FILES if (path / name).exists()}
+    present = {name for name in EXTRA_FILES if os.path.lexists(path / name)}
     extras = {name: _read(path, name) for name in sorted(recorded.keys() | present)}
     for name, digest in digests(extras).items():
         if digest != recorded.get(name):
@@ -117,11 +125,30 @@ def read_extras(path: Path, card: Mapping[str, Any]) -> dict[str, bytes]:
 
 def _read(path: Path, name: str) -> bytes:
     try:
-        return (path / name).read_bytes()
+        return read_inside(path, name)
     except OSError as error:
         raise BundleError(
-            f"{path} cannot be read ({error.strerror}: {error.filename}); train it again"
+            f"{path} cannot be read ({error.strerror or error}: {path / name}); train it again"
         ) from None
+
+
+def read_inside(path: Path, name: str) -> bytes:
+    """Return the content of a plain file of a bundle folder.
+
+    Raises:
+        OSError: there is none, or it is a link that leads elsewhere, a pipe, a device.
+    """
+    try:
+        target = (path / name).resolve(strict=True)
+    except RuntimeError:
+        raise OSError("a link in a circle") from None
+    if not target.is_relative_to(path.resolve()):
+        raise OSError("a link that leads out of the folder")
+    file = os.open(target, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+    with open(file, "rb") as content:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise OSError("no plain file")
+        return content.read()
 
 
 def digests(files: Mapping[str, bytes]) -> dict[str, str]:
@@ -184,14 +211,41 @@ def parse_config(content: bytes) -> dict[str, Any]:
     """
     try:
         config = json.loads(content)
-        prefixes = config.get("prefixes", {})
-        required = config["tower"]["kind"], config["tower"]["shared"], config["pca_dims"]
-        texts = [required[0], prefixes.get("query", ""), prefixes.get("passage", "")]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        _Config.model_validate(config, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise BundleError(
+            f"{CONFIG} is broken at {where} ({first['msg']}); train the bundle again"
+        ) from None
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{CONFIG} is broken ({error!r}); train the bundle again") from None
-    if not all(isinstance(text, str) for text in texts):
-        raise BundleError(f"{CONFIG} is broken (kind or prefixes: {texts}); train the bundle again")
     return dict(config)
+
+
+class _Tower(BaseModel):
+    """What every tower says of itself."""
+
+    kind: str
+    shared: bool
+
+
+class _Prefixes(BaseModel):
+    """What stands before every text."""
+
+    query: str = ""
+    passage: str = ""
+
+
+class _Config(BaseModel):
+    """What every config.json must say; kinds of towers have more."""
+
+    tower: _Tower
+    pca_dims: list[Annotated[int, Field(gt=0)]]
+    prefixes: _Prefixes = _Prefixes()
+    tokenizer: dict[str, Any] = {}
+    late: dict[str, Any] | None = None
+    documents: dict[str, Any] | None = None
 
 
 def parse_arrays(name: str, content: bytes) -> dict[str, FloatArray]:
@@ -202,8 +256,11 @@ def parse_arrays(name: str, content: bytes) -> dict[str, FloatArray]:
     """
     try:
         arrays = load_arrays(content)
-    except SafetensorError as error:
-        raise BundleError(f"{name} is broken ({error}); train the bundle again") from None
+    except BaseException as error:
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise BundleError(f"{name} is broken ({reason}); train the bundle again") from None
     if any(a.dtype != np.float32 or not np.isfinite(a).all() for a in arrays.values()):
         raise BundleError(f"{name} holds numbers that are not finite float32; train again")
     return arrays

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from two_tower.models.errors import BundleError, ConfigError
+from two_tower.models.errors import BundleError, ConfigError, is_panic, of_panic
 from two_tower.models.text.tokenizer import RowTokenizer, TokenizerConfig
 
 TEXT, SETTINGS, GRAPH = "tokenizer.json", "transformer.json", "transformer.onnx"
@@ -46,7 +46,10 @@ class TransformerTokenizer(RowTokenizer):
 
     def _token_ids(self, texts: Sequence[str], *, limit: int, threads: int) -> list[list[int]]:
         encode = self._by_limit[limit].encode_batch
-        return [e.ids for e in encode(texts, add_special_tokens=self._special_tokens)]
+        try:
+            return [e.ids for e in encode(texts, add_special_tokens=self._special_tokens)]
+        except BaseException as error:
+            raise of_panic(error, BundleError, TEXT) from None
 
     @property
     def _any(self) -> Any:
@@ -66,7 +69,9 @@ def rust_tokenizer(model: bytes, *, limit: int) -> Any:
         raise ConfigError(MISSING.format(name="tokenizers")) from None
     try:
         tokenizer = Tokenizer.from_str(model.decode())
-    except Exception as error:  # the package raises nothing more precise
+    except BaseException as error:  # the package raises nothing more precise, or panics
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         raise BundleError(
             f"tokenizer.json is broken ({' '.join(str(error).split())}); train the bundle again"
         ) from None

@@ -152,9 +152,19 @@ class RunFolder:
             path.unlink(missing_ok=True)
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Replace the checkpoint in one step."""
+        """Replace the checkpoint in one step.
+
+        Raises:
+            TrainingError: it cannot be written; the one before stays.
+        """
         metadata = {"progress": json.dumps(checkpoint.progress._asdict())}
-        write_bytes(self._checkpoint, save_arrays(checkpoint.arrays, metadata=metadata))
+        try:
+            write_bytes(self._checkpoint, save_arrays(checkpoint.arrays, metadata=metadata))
+        except OSError as error:
+            raise TrainingError(
+                f"{self._checkpoint} cannot be written ({error.strerror or error}); make room and "
+                "run the same command again: it goes on at the checkpoint before"
+            ) from None
 
     def load(self) -> Checkpoint:
         """Read the checkpoint.

@@ -9,7 +9,11 @@ from collections.abc import Sequence
 import qdrant_edge
 from qdrant_client import models as qm
 
+from two_tower.models.errors import of_panic
 from two_tower.models.text.bm25 import Analyzer, Bm25Config
+from two_tower.retriever.errors import EngineError
+
+ANALYZER = "the engine's analyzer"
 
 # With b=0 a term's weight is tf (k + 1) / (tf + k); so large a k keeps all of tf's digits in it.
 COUNTING_K = 2.0**20
@@ -25,7 +29,10 @@ class EngineAnalyzer:
 
     def term_counts(self, text: str) -> dict[int, int]:
         """Return term id -> how often the term occurs, in the order of the engine's vectors."""
-        vector = self._model.embed_document(text)
+        try:
+            vector = self._model.embed_document(text)
+        except BaseException as error:
+            raise of_panic(error, EngineError, ANALYZER) from None
         return {
             term: round(weight * COUNTING_K / (COUNTING_K + 1.0 - weight))
             for term, weight in zip(vector.indices, vector.values, strict=True)
@@ -41,7 +48,10 @@ class Bm25Encoder:
 
     def encode_passages(self, texts: Sequence[str]) -> list[qdrant_edge.SparseVector]:
         """Return one sparse vector of saturated term frequencies per text, as the engine has it."""
-        return [self._model.embed_document(text) for text in texts]
+        try:
+            return [self._model.embed_document(text) for text in texts]
+        except BaseException as error:
+            raise of_panic(error, EngineError, ANALYZER) from None
 
     def encode_expanded(
         self, texts: Sequence[str], expansions: Sequence[Sequence[str]], *, weight: float
@@ -58,7 +68,10 @@ class Bm25Encoder:
 
     def encode_query(self, text: str) -> qm.SparseVector:
         """Return the query's sparse vector: weight 1 for each of its terms."""
-        vector = self._model.embed_query(text)
+        try:
+            vector = self._model.embed_query(text)
+        except BaseException as error:
+            raise of_panic(error, EngineError, ANALYZER) from None
         # Valid as it comes from the engine; checking it again would double the time.
         return qm.SparseVector.model_construct(
             indices=list(vector.indices), values=list(vector.values)

@@ -98,10 +98,12 @@ def evaluate(
     path: Path_ = None,
 ) -> None:
     """Measure systems over the whole corpus: quality, what chance could do, time and size."""
+    from two_tower.models.files import require_place
     from two_tower.retriever.evaluation import run
     from two_tower.retriever.evaluation.requirements import misses, read_requirement
     from two_tower.retriever.search.settings import SearchSettings, read_settings
 
+    require_place(out)
     search_settings = SearchSettings() if settings is None else read_settings(settings)
     with opened_engine(url, path) as engine:
         others = {}

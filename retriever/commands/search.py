@@ -1,13 +1,12 @@
 """`retriever search`: where queries come from and where results go."""
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from typing import Annotated
 
 import typer
 
-from two_tower.models.console import say
+from two_tower.models.console import print_json, say
 from two_tower.models.errors import TwoTowerError
 from two_tower.retriever.commands.flags import Bundle, Name, Path_, Settings, Url
 
@@ -55,6 +54,7 @@ def search(
 ) -> None:
     """Search, best hits first; without a query, interactively."""
     from two_tower.retriever.commands.terminal import print_result
+    from two_tower.retriever.records import to_json
     from two_tower.retriever.search.filters import parse_filters
     from two_tower.retriever.search.retriever import Retriever
     from two_tower.retriever.search.settings import read_settings
@@ -69,7 +69,7 @@ def search(
         def answer(query: str) -> None:
             result = retriever.explain(query, k=k, filter=conditions, budget_ms=budget_ms)
             if as_json:
-                typer.echo(json.dumps(result.to_dict(), ensure_ascii=False))
+                print_json(to_json(result.to_dict()))
             else:
                 print_result(result, language=language, explain=explain)
 

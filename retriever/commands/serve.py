@@ -2,8 +2,11 @@
 
 import contextlib
 import logging
+import math
 import os
+import signal
 import socket
+import time
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +19,8 @@ from two_tower.retriever.commands.flags import Bundle, Name, Path_, Settings, Ur
 from two_tower.retriever.errors import EngineUnavailable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from two_tower.retriever.service.config import ServiceConfig
 
 BACKLOG = 2048
@@ -34,6 +39,14 @@ def serve(
         typer.Option(
             help="File with the key that clients must send as a bearer token; "
             "TWO_TOWER_SERVICE_KEY where this is not given. Without either, everybody may search."
+        ),
+    ] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Name that clients may ask for, beside this machine's own; repeat for more. Where "
+            "--host is a loopback address no other is answered, elsewhere any while this is not "
+            "given."
         ),
     ] = None,
     cors_origin: Annotated[
@@ -72,6 +85,7 @@ def serve(
         waiting=waiting,
         timeout_s=timeout,
         key=read_key(KEY_VARIABLE, file=key_file, shortest=SHORTEST_KEY),
+        hosts=_hosts(host, allowed_host or ()),
         origins=tuple(cors_origin or ()),
         examples=tuple(example or ()),
         dashboard=dashboard,
@@ -80,10 +94,20 @@ def serve(
     run(config, host=host, port=port)
 
 
-def run(config: "ServiceConfig", *, host: str, port: int) -> None:
-    """Serve until SIGINT or SIGTERM, then answer what is under way and leave.
+def _hosts(host: str, more: "Sequence[str]") -> tuple[str, ...]:
+    """Return the names that clients may ask for; none, for any, where others can reach `host`."""
+    from two_tower.retriever.service.config import LOOPBACK
 
-    A server that does not answer yet is waited for.
+    is_local = host in LOOPBACK or host.startswith("127.")
+    if not is_local and not more:
+        return ()
+    return tuple(dict.fromkeys([*LOOPBACK, host, *more]))
+
+
+def run(config: "ServiceConfig", *, host: str, port: int) -> None:
+    """Serve until SIGINT, SIGTERM or SIGHUP, then answer what is under way and leave.
+
+    A server that does not answer yet is waited for; a folder that cannot be opened is not.
 
     Raises:
         ConfigError: the extra is not installed, or the port is taken.
@@ -94,16 +118,20 @@ def run(config: "ServiceConfig", *, host: str, port: int) -> None:
         import uvicorn
 
         from two_tower.retriever.service.app import create_app
+        from two_tower.retriever.service.connections import connection_class
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"retriever serve needs {error.name}, which is not installed; "
             "run: pip install 'two-tower-search[serve]'"
         ) from None
+    from two_tower.retriever.engine.address import EngineAddress
     from two_tower.retriever.service.backend import Backend
 
     logging.getLogger("two_tower").handlers.clear()  # a service's log has levels and names
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    for name in ("asyncio", "uvicorn.error"):
+        logging.getLogger(name).addFilter(Unrepeated())
     with _listen(host, port) as listener:
         # By name, as nothing below retriever/ imports from ingest/, which builds on it.
         changes = import_module("two_tower.ingest.changes.collection")
@@ -111,6 +139,8 @@ def run(config: "ServiceConfig", *, host: str, port: int) -> None:
         try:
             backend.open()
         except EngineUnavailable as error:
+            if EngineAddress.find(url=config.url, path=config.path).path is not None:
+                raise  # a folder does not come by itself
             logging.getLogger(__name__).warning("%s; waiting for it", error)
         settings = uvicorn.Config(
             create_app(backend),
@@ -119,12 +149,37 @@ def run(config: "ServiceConfig", *, host: str, port: int) -> None:
             log_config=None,
             log_level=logging.WARNING,
             server_header=False,
+            http=connection_class(config.timeout_s),
+            ws="none",
             timeout_graceful_shutdown=int(config.timeout_s) + 1,
         )
         shown = f"[{host}]" if ":" in host else host
         say(f"Serving {config.name} at http://{shown}:{port}")
+        server = uvicorn.Server(settings)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(signal.SIGHUP, lambda *_: setattr(server, "should_exit", True))
         with contextlib.suppress(KeyboardInterrupt):  # the server has ended in good order
-            uvicorn.Server(settings).run(sockets=[listener])
+            server.run(sockets=[listener])
+
+
+class Unrepeated(logging.Filter):
+    """Lets a message of others' code pass once a minute: a flood of them would fill the disk."""
+
+    SECONDS = 60.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Say whether the message is new."""
+        now, key = time.monotonic(), f"{record.name} {record.msg}"[:200]
+        if now - self._seen.get(key, -math.inf) < self.SECONDS:
+            return False
+        if len(self._seen) > 1000:
+            self._seen.clear()
+        self._seen[key] = now
+        return True
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -72,6 +72,7 @@ def tune(
     setting meets the goal; the report is written all the same.
     """
     from two_tower.models.data import Dataset
+    from two_tower.models.files import require_place
     from two_tower.retriever.evaluation.measures import judged_queries
     from two_tower.retriever.search.bundles import find_bundle, load_bundle
     from two_tower.retriever.search.retriever import Retriever
@@ -81,6 +82,7 @@ def tune(
     from two_tower.retriever.tuning.grid import parse_sweeps
     from two_tower.retriever.tuning.page import write_tuning
 
+    require_place(out)
     target, tried_sweeps = parse_goal(goal), parse_sweeps(sweeps)
     judged = judged_queries(Dataset.open(data), split, count=queries)
     with opened_engine(url, path) as engine:

@@ -23,6 +23,7 @@ from pydantic import ValidationError
 from qdrant_client import models as qm
 from qdrant_client.http.models import QueryResponse
 
+from two_tower.models.errors import is_panic, of_panic
 from two_tower.models.files import write_json
 from two_tower.retriever.engine import edge_types
 from two_tower.retriever.engine.edge_config import Description
@@ -44,7 +45,12 @@ from two_tower.retriever.engine.protocol import (
 )
 from two_tower.retriever.engine.snapshots import SnapshotFile
 from two_tower.retriever.engine.wire import AnyPoint, PayloadChange, Scored
-from two_tower.retriever.errors import CollectionNotFound, EngineClosed, EngineError
+from two_tower.retriever.errors import (
+    CollectionDamaged,
+    CollectionNotFound,
+    EngineClosed,
+    EngineError,
+)
 
 OPTIMIZE = (
     "import sys, qdrant_edge as e; s = e.EdgeShard.load(sys.argv[1]); s.optimize(); s.close()"
@@ -61,12 +67,17 @@ def _translated(method: Callable[P, T]) -> Callable[P, T]:
 
     @wraps(method)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        engine: Any = args[0]
         try:
             return method(*args, **kwargs)
-        except Exception as error:
-            if type(error) is not Exception:  # that is all that Edge's bindings ever raise
-                raise
-            engine: Any = args[0]
+        except OSError as error:
+            reason = error.strerror or error
+            raise EngineError(f"cannot write to {engine.where} ({reason})") from None
+        except RecursionError:
+            raise EngineError(f"{engine.where}: the request is nested too deep") from None
+        except BaseException as error:
+            if type(error) is not Exception:  # that, or a panic, is all that Edge ever raises
+                raise of_panic(error, EngineError, f"{engine.where}: the engine") from None
             raise EngineError(f"{engine.where}: {one_line(error)}") from None
 
     return call
@@ -131,15 +142,36 @@ class EdgeEngine(Engine):
                 home = store.folder.home(name)
                 name = home.name
             if name not in store.shards:
-                store.shards[name] = edge.EdgeShard.load(str(home / SHARD))
+                store.shards[name] = self._loaded(home)
             return store.shards[name]
+
+    def _loaded(self, home: Path) -> edge.EdgeShard:
+        """Open the shard in a collection's folder.
+
+        Raises:
+            CollectionDamaged: it cannot be read.
+            EngineError: there is no room to open it.
+        """
+        self._folder.require_room(home.name)
+        try:
+            return edge.EdgeShard.load(str(home / SHARD))
+        except BaseException as error:
+            if not isinstance(error, Exception) and not is_panic(error):
+                raise
+            raise CollectionDamaged(
+                f"{self.where}: collection {home.name!r} is damaged and cannot be opened "
+                f"({one_line(error)}); the others can be used. Restore a snapshot of it, or run "
+                f"ingest drop {home.name} --yes and load it again"
+            ) from None
 
     def _description(self, name: str) -> Description:
         try:
             return Description(**self._folder.description(name))
         except ValidationError as error:
             field = ".".join(map(str, error.errors()[0]["loc"]))
-            raise EngineError(f"{self.where}: {name} is broken at {field}; load it again") from None
+            raise CollectionDamaged(
+                f"{self.where}: {name} is broken at {field}; load it again"
+            ) from None
 
     def resolve(self, name: str) -> str:
         collection = self._folder.find(name)
@@ -190,7 +222,16 @@ class EdgeEngine(Engine):
 
     @_translated
     def get_collection(self, collection_name: str) -> qm.CollectionInfo:
-        info = self._shard(collection_name).info()
+        try:
+            info = self._shard(collection_name).info()
+        except CollectionDamaged:
+            return qm.CollectionInfo(
+                status=qm.CollectionStatus.RED,
+                optimizer_status=qm.OptimizersStatusOneOf.OK,
+                segments_count=0,
+                config=self._description(collection_name).to_client(),
+                payload_schema={},
+            )
         return qm.CollectionInfo(
             status=qm.CollectionStatus.GREEN,
             optimizer_status=qm.OptimizersStatusOneOf.OK,

@@ -22,6 +22,7 @@ from two_tower.models.errors import DataError
 from two_tower.models.files import new_folder, write_json
 from two_tower.retriever.engine.snapshots import SnapshotFile, chunks_of
 from two_tower.retriever.errors import (
+    CollectionDamaged,
     CollectionNotFound,
     EngineError,
     EngineLocked,
@@ -106,6 +107,28 @@ class EdgeFolder:
                 f"{LEAST_FREE / 1e6:,.0f} or more; free some space and run the same command again"
             )
 
+    def require_room(self, name: str) -> None:
+        """Refuse to open a collection whose files cannot all be in memory where the disk is memory.
+
+        The engine allots its files far ahead and maps them. On such a disk opening fills the holes
+        in them, and a hole that finds no room ends the process.
+
+        Raises:
+            EngineError: there is less room than they have holes.
+        """
+        home = self._home(name)
+        if not _is_memory(home):
+            return
+        stats = [path.stat() for path in home.rglob("*") if path.is_file()]
+        holes = sum(max(0, stat.st_size - stat.st_blocks * 512) for stat in stats)
+        free = shutil.disk_usage(home).free
+        if free < holes:
+            raise EngineError(
+                f"to open {name} takes {holes / 1e6:,.0f} MB more of {self.path}, which is in "
+                f"memory (tmpfs) and has {free / 1e6:,.0f} MB left; give it more, or put the "
+                "folder on a disk"
+            )
+
     def names(self) -> list[str]:
         """Return the names of the collections, sorted."""
         return sorted(p.name for p in self._collections.iterdir() if FOLDER_NAME.fullmatch(p.name))
@@ -139,7 +162,15 @@ class EdgeFolder:
 
     def description(self, name: str) -> dict[str, Any]:
         """Return what is stored about the collection `name` beside its shard."""
-        return _read_json(self.home(name) / DESCRIPTION)
+        home = self.home(name)
+        try:
+            return _read_json(home / DESCRIPTION)
+        except (OSError, EngineError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise CollectionDamaged(
+                f"collection {home.name!r} is damaged: {DESCRIPTION} cannot be read ({reason}); "
+                f"run ingest drop {home.name} --yes and load it again"
+            ) from None
 
     @contextmanager
     def new_collection(self, name: str) -> Iterator[Path]:
@@ -170,10 +201,25 @@ class EdgeFolder:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise EngineError(
             f"{path} is not JSON ({error}); mend it, or load the collections into a new folder"
         ) from None
+
+
+def _is_memory(path: Path) -> bool:
+    """Return whether a path is on a disk that is memory."""
+    device = path.stat().st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    for line in mounts.splitlines():
+        mount, _, source = line.partition(" - ")
+        if mount.split()[2] == number:
+            return source.split()[0] in ("tmpfs", "ramfs")
+    return False
 
 
 def folder_files(home: Path) -> list[SnapshotFile]:
@@ -190,6 +236,7 @@ def write_folder(home: Path, files: Iterable[SnapshotFile]) -> None:
 
     Raises:
         DataError: they are not the files of an embedded collection.
+        EngineError: the disk is nearly full.
     """
     names = set()
     for file in files:
@@ -200,6 +247,8 @@ def write_folder(home: Path, files: Iterable[SnapshotFile]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("xb") as target:
             for chunk in file.chunks:
+                if shutil.disk_usage(home).free < LEAST_FREE:
+                    raise EngineError(f"the disk of {home.parent} is full; free some space")
                 # The engine allots its files far ahead; written out they would be 200 times as
                 # large as what is in them.
                 if chunk.count(0) < len(chunk):

@@ -12,6 +12,7 @@ import qdrant_edge as edge
 from pydantic import BaseModel
 from qdrant_client import models as qm
 
+from two_tower.models.storable import storage_fault
 from two_tower.retriever.engine.wire import AnyPoint, PayloadChange
 from two_tower.retriever.errors import EngineError
 
@@ -113,7 +114,14 @@ def to_point(point: AnyPoint) -> edge.Point:
     if not isinstance(point.vector, dict):
         raise unsupported("PointStruct with an unnamed vector")
     vectors = {name: to_vector(vector) for name, vector in point.vector.items()}
+    _require_storable(point.payload, of=f"point {point.id}")
     return edge.Point(id=point.id, vector=vectors, payload=point.payload or {})
+
+
+def _require_storable(payload: Any, *, of: str) -> None:
+    """Refuse a payload that the engine would write but could not read from its own log again."""
+    if fault := storage_fault(payload):
+        raise EngineError(f"the payload of {of} {fault}; the embedded engine keeps no such value")
 
 
 def to_payload_change(operation: PayloadChange) -> edge.UpdateOperation:
@@ -125,6 +133,7 @@ def to_payload_change(operation: PayloadChange) -> edge.UpdateOperation:
     else:
         raise unsupported(operation)
     allow_only(change, "payload", "points")
+    _require_storable(change.payload, of=f"points {', '.join(map(str, change.points or ()))}"[:100])
     return converted([*(change.points or ())], change.payload)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from two_tower.models.data import Dataset
-from two_tower.models.errors import ConfigError
+from two_tower.models.files import require_place
 from two_tower.retriever.evaluation.contrast import find_contrasts
 from two_tower.retriever.evaluation.evaluate import Report, measure_all
 from two_tower.retriever.evaluation.page import write_report
@@ -51,7 +51,9 @@ def evaluate(
         EngineError: the engine does not answer.
     """
     dataset = data if isinstance(data, Dataset) else Dataset.open(data)
-    folder = None if out is None else _writable(Path(out))
+    folder = None if out is None else Path(out)
+    if folder:
+        require_place(folder)
     measured = choose_systems(retriever, None if systems is None else [*systems], others=others)
     every = [*(run_system(Path(file)) for file in runs), *measured]
     for text in require:
@@ -68,19 +70,3 @@ def evaluate(
     if folder:
         write_report(evaluation, find_contrasts(evaluation, retriever.passages()), folder)
     return evaluation.report
-
-
-def _writable(folder: Path) -> Path:
-    """Try what writing a report needs, so that it fails before the work; nothing is left of it."""
-    made = [each for each in (folder / "runs", folder, *folder.parents) if not each.exists()]
-    try:
-        (folder / "runs").mkdir(parents=True, exist_ok=True)
-        (folder / "runs" / ".writable").touch()
-        (folder / "runs" / ".writable").unlink()
-        for each in made:
-            each.rmdir()
-    except OSError as error:
-        raise ConfigError(
-            f"cannot write a report into {folder} ({error.strerror or error}); give another --out"
-        ) from None
-    return folder

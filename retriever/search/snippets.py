@@ -6,6 +6,7 @@ A word matches when the engine's own analyzer gives it a term of the query, so t
 
 import re
 import unicodedata
+from collections import Counter, deque
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -15,6 +16,9 @@ from two_tower.retriever.collection.bm25_vectors import EngineAnalyzer
 WORD = re.compile(r"\w+")
 
 WIDTH = 180
+
+LOOKED_AT = 40_000
+"""Characters of a text that are looked at: what takes longer than a search is not worth a mark."""
 
 ELLIPSIS = "…"
 
@@ -41,12 +45,20 @@ def printable(text: str) -> str:
 
 
 def highlight(text: str, query: str, *, language: str = "english") -> list[Segment]:
-    """Return the whole text in pieces; joined they are the text itself."""
-    return _cut(text, _matches(text, query, language), 0, len(text))
+    """Return the whole text in pieces; joined they are the text itself.
+
+    Words behind the first `LOOKED_AT` characters are not marked.
+    """
+    return _cut(text, _matches(text[:LOOKED_AT], query, language), 0, len(text))
 
 
 def snippet(
-    text: str, query: str, *, width: int = WIDTH, language: str = "english"
+    text: str,
+    query: str,
+    *,
+    width: int = WIDTH,
+    language: str = "english",
+    looked_at: int = LOOKED_AT,
 ) -> list[Segment]:
     """Return the stretch of at most `width` characters with the most different query terms.
 
@@ -58,13 +70,17 @@ def snippet(
         query: what was searched.
         width: characters at most, "…" included; 20 or more.
         language: the analyzer's.
+        looked_at: the stretch is one of the text's first so many characters.
 
     Raises:
         ValueError: `width` is below 20.
     """
     if width < 20:
         raise ValueError(f"width is {width}; expected 20 or more")
-    text = " ".join(text.split())
+    whole, text = text, " ".join(text[:looked_at].split())
+    if whole[looked_at:].strip():
+        # The last word may be a part of one.
+        text = f"{text.rpartition(' ')[0] or text} {ELLIPSIS}"
     spans = _matches(text, query, language)
     if len(text) <= width:
         return _cut(text, spans, 0, len(text))
@@ -76,7 +92,7 @@ def snippet(
 
 
 def _matches(text: str, query: str, language: str) -> list[_Span]:
-    query_terms = frozenset(_analyzer(language).term_counts(query))
+    query_terms = _terms_of_query(query, language)
     if not query_terms:
         return []
     # Most words match nothing: look each different one up once and make spans of the others only.
@@ -95,10 +111,19 @@ def _window(text: str, spans: Sequence[_Span], room: int) -> tuple[int, int]:
     """Return where the best stretch begins and ends: most different terms, then most matches."""
     best_score = (0, 0)
     first = last = 0
-    window: list[_Span] = []
+    window: deque[_Span] = deque()
+    counts: Counter[int] = Counter()
+    different = 0
     for span in spans:
-        window = [s for s in [*window, span] if span.end - s.start <= room]
-        score = (len(frozenset().union(*(s.terms for s in window))), len(window))
+        window.append(span)
+        for term in span.terms:
+            different += not counts[term]
+            counts[term] += 1
+        while window and span.end - window[0].start > room:
+            for term in window.popleft().terms:
+                counts[term] -= 1
+                different -= not counts[term]
+        score = (different, len(window))
         if window and score > best_score:
             best_score, first, last = score, window[0].start, window[-1].end
     # Widen it to `room` characters around its middle, then shrink it to whole words.
@@ -139,6 +164,11 @@ def _merge(segments: Sequence[Segment]) -> list[Segment]:
 @lru_cache(maxsize=8)
 def _analyzer(language: str) -> EngineAnalyzer:
     return EngineAnalyzer(language)
+
+
+@lru_cache(maxsize=64)  # one query is asked of every hit's title and text
+def _terms_of_query(query: str, language: str) -> frozenset[int]:
+    return frozenset(_analyzer(language).term_counts(query))
 
 
 @lru_cache(maxsize=16_384)

@@ -11,7 +11,6 @@ GET  /metrics     for Prometheus
 GET  /            the page; GET /openapi.json describes the rest
 """
 
-import json
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -31,7 +30,7 @@ from starlette.types import ASGIApp
 from two_tower.models.config import refusal
 from two_tower.models.data import Passage
 from two_tower.models.errors import TwoTowerError
-from two_tower.retriever.records import SearchResult
+from two_tower.retriever.records import SearchResult, to_json
 from two_tower.retriever.search.filters import FilterLike, parse_filters
 from two_tower.retriever.search.retriever import DEFAULT_VALUES, Retriever
 from two_tower.retriever.service import bodies
@@ -42,6 +41,8 @@ from two_tower.retriever.service.middleware import (
     BEARER,
     BearerKey,
     BodyLimit,
+    Head,
+    KnownHost,
     Measured,
     Metrics,
     SecurityHeaders,
@@ -68,6 +69,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         401: "The key is missing or wrong.",
         403: "This needs a service with a key.",
         404: "There is no such path or passage.",
+        421: "The service was asked by a name that it does not have.",
         413: "The body is too large.",
         422: "The request has not the right form.",
         429: "Too many searches at once; see Retry-After.",
@@ -96,6 +98,7 @@ def create_app(backend: Backend) -> ASGIApp:
         description=f"Search in {config.name}.",
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # a redirect would lead to whatever host the client named
         lifespan=partial(_lifespan, backend),
         responses=ERRORS,
     )
@@ -125,7 +128,9 @@ def _guard(app: ASGIApp, backend: Backend, metrics: Metrics) -> ASGIApp:
             allow_headers=["Authorization", "Content-Type"],
             expose_headers=["Retry-After"],
         )
-    return SecurityHeaders(Measured(app, metrics, paths=PATHS))
+    if config.hosts:
+        app = KnownHost(app, hosts=config.hosts)
+    return SecurityHeaders(Measured(Head(app), metrics, paths=PATHS))
 
 
 @asynccontextmanager
@@ -291,8 +296,9 @@ def _add_state(app: FastAPI, guarded: APIRouter, backend: Backend, metrics: Metr
 
 
 def _json(content: dict[str, Any]) -> Response:
-    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
-    return Response(text.encode("utf-8", "replace"), media_type="application/json")
+    return Response(
+        to_json(content, compact=True).encode("utf-8", "replace"), media_type="application/json"
+    )
 
 
 def _add_page(app: FastAPI) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from shutil import disk_usage
 from typing import Any, Generic, Protocol, TypeVar
 
 from threadpoolctl import threadpool_limits
@@ -21,6 +22,7 @@ from two_tower.retriever.collection.schema import read_metadata
 from two_tower.retriever.collection.serving import NOTE_EVERY_S, note_served
 from two_tower.retriever.engine.address import EngineAddress
 from two_tower.retriever.engine.connect import connect
+from two_tower.retriever.engine.edge_folder import LEAST_FREE
 from two_tower.retriever.engine.protocol import Engine
 from two_tower.retriever.errors import (
     CollectionMismatch,
@@ -127,22 +129,44 @@ class Batches(Generic[T]):
 
 
 def _answer_batch(batch: list[Question[T]]) -> None:
-    """Give every search of a batch its answer or its own failure."""
+    """Give every search of a batch its answer or its own failure, whatever happens.
+
+    A search without either would keep its place in the service for ever.
+    """
     try:
         results = batch[0].ask([question.query for question in batch])
-    except Exception as error:
+        pairs = list(zip(batch, results, strict=True))
+    except BaseException as error:  # a panic of the engine is no `Exception`
         if len(batch) == 1 or isinstance(error, EngineError):
             for question in batch:
-                question.answer.set_exception(error)
+                question.answer.set_exception(_told(error))
         else:  # one query may be at fault, so each is asked alone
             for question in batch:
                 _answer_batch([question])
         return
-    for question, result in zip(batch, results, strict=True):
+    for question, result in pairs:
         try:
-            question.answer.set_result(question.show(result))
-        except Exception as error:
-            question.answer.set_exception(error)
+            answer = question.show(result)
+        except BaseException as error:
+            question.answer.set_exception(_told(error))
+        else:
+            question.answer.set_result(answer)
+
+
+def _told(error: BaseException) -> Exception:
+    """Return a failure as an `Exception`, which alone becomes an answer."""
+    if isinstance(error, Exception):
+        return error
+    log.error("%s: %s", type(error).__name__, error)
+    return EngineError(f"the search ended in {type(error).__name__}")
+
+
+def _guarded(job: Callable[[], T]) -> T:
+    """Run a job whose failure, whatever it is, comes out as an `Exception`."""
+    try:
+        return job()
+    except BaseException as error:
+        raise _told(error) from None
 
 
 class ChangeReport(Protocol):
@@ -215,7 +239,7 @@ class Backend:
             return self._retriever
 
     def _connect(self) -> Retriever:
-        engine = connect(url=self.config.url, path=self.config.path)
+        engine = connect(url=self.config.url, path=self.config.path, create=False)
         try:
             settings = self.config.settings
             bundle = self._bundle or find_bundle(engine, self.config.name)
@@ -274,7 +298,9 @@ class Backend:
             ServiceFailure: all threads and waiting places are taken, or it takes too long.
             TwoTowerError: what the job raises.
         """
-        return await self._within_limits(lambda: self._pool.submit(lambda: self._run(job)))
+        return await self._within_limits(
+            lambda: self._pool.submit(_guarded, lambda: self._run(job))
+        )
 
     async def answer(
         self,
@@ -323,7 +349,11 @@ class Backend:
     async def _within_limits(self, start: "Callable[[], Future[T]]") -> T:
         if not self._slots.acquire(blocking=False):
             raise ServiceFailure(OVERLOADED)
-        future = start()
+        try:
+            future = start()
+        except BaseException:
+            self._slots.release()
+            raise
         # A job that timed out keeps its thread, so it keeps its place until it really ends.
         future.add_done_callback(lambda _: self._slots.release())
         return await self._within_time(future)
@@ -343,18 +373,19 @@ class Backend:
             EngineError: this service cannot search.
         """
         try:
-            return await self._within_time(self._checks.submit(self._check))
+            return await self._within_time(self._checks.submit(_guarded, self._check))
         except ServiceFailure:
             raise EngineUnavailable("the engine did not answer the health check in time") from None
 
     def _check(self) -> dict[str, Any]:
         retriever = self.open()
         collection = retriever.collection
-        read_metadata(retriever.engine, collection)
+        metadata = read_metadata(retriever.engine, collection)
         try:
             is_current = retriever.engine.resolve(self.config.name) == collection
         except EngineError:
             is_current = False
+        retriever.engine.scroll(collection, limit=1)  # it may answer about, and not from, a shard
         return {
             "status": "ready",
             "collection": collection,
@@ -362,6 +393,7 @@ class Backend:
             "passages": retriever.size,
             "is_current": is_current,
             **({"note": self._behind} if self._behind else {}),
+            "warnings": _warnings(retriever.engine, metadata.expected_points, collection),
         }
 
     def describe(self) -> dict[str, Any]:
@@ -394,6 +426,20 @@ class Backend:
         self._batches.close()
         if self._retriever is not None:
             self._retriever.close()
+
+
+def _warnings(engine: Engine, expected: int, collection: str) -> list[str]:
+    """Return what does not stop searches and still asks for somebody."""
+    warnings = []
+    points = engine.count(collection, exact=True).count
+    if points != expected:
+        warnings.append(
+            f"the collection holds {points:,} passages, its last load meant {expected:,}; "
+            "run: ingest verify"
+        )
+    if engine.is_embedded and (free := disk_usage(engine.where).free) < LEAST_FREE:
+        warnings.append(f"the disk of the embedded engine has {free / 1e6:,.0f} MB left")
+    return warnings
 
 
 def _titles(engine: Engine, collection: str) -> tuple[str, ...]:

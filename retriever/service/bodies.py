@@ -9,11 +9,14 @@ from two_tower.retriever.collection.schema import RESERVED, point_id
 from two_tower.retriever.records import Hit, SearchResult
 from two_tower.retriever.search.queries import MAX_QUERY_CHARS
 from two_tower.retriever.search.settings import SearchSettings
-from two_tower.retriever.search.snippets import highlight, snippet
+from two_tower.retriever.search.snippets import LOOKED_AT, highlight, snippet
 from two_tower.retriever.service.config import MOST_CANDIDATES
 from two_tower.retriever.service.failures import Failure, ServiceFailure
 
 SNIPPET_CHARS = 240
+
+LOOKED_AT_TOGETHER = 10 * LOOKED_AT
+"""Characters of all texts of an answer: a hundred hits take no longer than ten."""
 
 HitCount = Annotated[int, Field(ge=1, description="Number of hits; the service sets the most.")]
 
@@ -181,7 +184,8 @@ class HealthAnswer(BaseModel):
     """The service can search: its collection, and the bundle of both.
 
     `is_current` is false from when the alias points to another collection until the service has
-    followed it, some seconds; `note` says why it cannot.
+    followed it, some seconds; `note` says why it cannot. `warnings` say what does not stop searches
+    and still asks for somebody.
     """
 
     status: Literal["ready"]
@@ -190,6 +194,7 @@ class HealthAnswer(BaseModel):
     passages: int
     is_current: bool
     note: str | None = None
+    warnings: list[str]
 
 
 class CollectionAnswer(BaseModel):
@@ -220,15 +225,21 @@ class ErrorAnswer(BaseModel):
 
 def search_answer(result: SearchResult) -> dict[str, Any]:
     """Return a `SearchAnswer`."""
-    return {**result.to_dict(), "hits": [hit_answer(hit, result.query) for hit in result.hits]}
+    looked_at = LOOKED_AT_TOGETHER // max(10, len(result.hits))
+    hits = [hit_answer(hit, result.query, looked_at=looked_at) for hit in result.hits]
+    return {**result.to_dict(), "hits": hits}
 
 
-def hit_answer(hit: Hit, query: str) -> dict[str, Any]:
-    """Return a `HitAnswer`, marked by the words of `query`."""
+def hit_answer(hit: Hit, query: str, *, looked_at: int = LOOKED_AT) -> dict[str, Any]:
+    """Return a `HitAnswer`, marked by the words of `query`.
+
+    The snippet is of the text's first `looked_at` characters.
+    """
+    text = snippet(hit.text, query, width=SNIPPET_CHARS, looked_at=looked_at)
     return {
         **hit.to_dict(),
         "point_id": point_id(hit.passage_id),
         "fields": {name: value for name, value in hit.payload.items() if name not in RESERVED},
         "marked_title": [part._asdict() for part in highlight(hit.title, query)],
-        "snippet": [part._asdict() for part in snippet(hit.text, query, width=SNIPPET_CHARS)],
+        "snippet": [part._asdict() for part in text],
     }

@@ -18,6 +18,9 @@ MOST_CANDIDATES = 1000
 
 MOST_BODY_BYTES = 64 * 1024
 
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+"""Names of this machine for itself."""
+
 
 @configuration()
 class ServiceConfig:
@@ -32,6 +35,7 @@ class ServiceConfig:
         waiting: searches that may wait for a thread; one more is answered 429.
         timeout_s: a search that takes longer is answered 504.
         key: what clients must send as `Authorization: Bearer <key>`; None lets everybody in.
+        hosts: names that clients may ask for in the Host header; any where there is none.
         origins: web origins that may call the service from their own pages; none by default.
         examples: queries that the page offers before the first search.
         dashboard: address of Qdrant's dashboard as browsers reach it; by default that of `url`.
@@ -46,6 +50,7 @@ class ServiceConfig:
     waiting: int = Field(default=32, ge=0)
     timeout_s: float = Field(default=10.0, gt=0)
     key: str | None = Field(default=None, repr=False)
+    hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
     examples: tuple[str, ...] = ()
     dashboard: str | None = None

@@ -1,4 +1,4 @@
-"""Middleware: headers for browsers, the key, the size of bodies, metrics.
+"""Middleware: headers for browsers, the host asked, the key, the size of bodies, metrics.
 
 Plain ASGI, one class per concern; `app.create_app` puts them around the application.
 """
@@ -6,7 +6,9 @@ Plain ASGI, one class per concern; `app.create_app` puts them around the applica
 import asyncio
 import hashlib
 import hmac
+import logging
 import time
+from collections import OrderedDict
 from collections.abc import Collection
 
 from fastapi.security import HTTPBearer
@@ -17,6 +19,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from two_tower.retriever.records import SearchResult
 from two_tower.retriever.service.failures import UNAUTHORIZED, Failure
+
+log = logging.getLogger(__name__)
 
 # The page is three files of our own: nothing inline, nothing from elsewhere.
 CONTENT_SECURITY_POLICY = "; ".join(
@@ -58,13 +62,57 @@ class SecurityHeaders:
         await self._app(scope, receive, add_headers)
 
 
+class Head:
+    """Middleware: answers HEAD as GET; the server leaves the body out."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}
+        await self._app(scope, receive, send)
+
+
+class KnownHost:
+    """Middleware: answers 421 to a request for a host that this service is not.
+
+    A page of a stranger can make its own name point to this machine (DNS rebinding); the browser
+    then lets it read what it gets, but still says whose name it asked.
+    """
+
+    def __init__(self, app: ASGIApp, *, hosts: Collection[str]) -> None:
+        self._app = app
+        self._hosts = frozenset(host.lower() for host in hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] == "http":
+            host = host_name(Headers(scope=scope).get("host", ""))
+            if host not in self._hosts:
+                message = f"this service is not {host[:100]!r}; start it with --allowed-host"
+                await Failure(421, "unknown_host", message).response()(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+def host_name(header: str) -> str:
+    """Return the name or address in a Host header, in lower case, without port and brackets."""
+    host = header.strip().lower()
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.rpartition(":")[0] if host.count(":") == 1 else host
+
+
 BEARER = HTTPBearer(auto_error=False, description="The key that the operator gives out.")
 
 
 class BearerKey:
     """Middleware: answers 401 to a request without the key, before its body is read.
 
-    `open_paths` need no key; a path that ends in / stands for all below it.
+    `open_paths` need no key; a path that ends in / stands for all below it. Wrong keys are logged,
+    and each makes the next answer to the same address later.
     """
 
     def __init__(self, app: ASGIApp, *, key: str, open_paths: Collection[str]) -> None:
@@ -72,6 +120,7 @@ class BearerKey:
         self._digest = _digest(key)
         self._open = frozenset(open_paths)
         self._folders = tuple(path for path in open_paths if path.endswith("/") and path != "/")
+        self._guesses = Guesses()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -81,6 +130,9 @@ class BearerKey:
             if sent is None or not hmac.compare_digest(
                 _digest(sent.credentials.strip()), self._digest
             ):
+                if sent is not None:
+                    client = scope.get("client") or ("an unknown address", 0)
+                    await asyncio.sleep(self._guesses.record(client[0]))
                 await UNAUTHORIZED.response()(scope, receive, send)
                 return
         await self._app(scope, receive, send)
@@ -91,6 +143,31 @@ class BearerKey:
 
 def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+
+
+class Guesses:
+    """Wrong keys, by the address that they came from."""
+
+    MOST_ADDRESSES = 1024
+    FORGOTTEN_AFTER_S = 300.0
+    LONGEST_WAIT_S = 2.0
+
+    def __init__(self) -> None:
+        self._counts: OrderedDict[str, tuple[int, float]] = OrderedDict()
+
+    def record(self, address: str) -> float:
+        """Count a wrong key, and log it; return after how many seconds to answer."""
+        now = time.monotonic()
+        count, since = self._counts.pop(address, (0, now))
+        if now - since > self.FORGOTTEN_AFTER_S:
+            count, since = 0, now
+        count += 1
+        self._counts[address] = (count, since)
+        if len(self._counts) > self.MOST_ADDRESSES:
+            self._counts.popitem(last=False)
+        if count & (count - 1) == 0:  # the first, second, fourth, eighth …
+            log.warning("a wrong key from %s, number %d in %.0f s", address, count, now - since)
+        return float(min(self.LONGEST_WAIT_S, 0.05 * 2.0 ** min(count - 1, 10)))
 
 
 class BodyLimit:

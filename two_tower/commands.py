@@ -1,0 +1,28 @@
+"""The three commands as they are installed: Ctrl-C ends them in one line from the first moment."""
+
+import sys
+from importlib import import_module
+
+
+def _run(package: str) -> None:
+    try:
+        app = import_module(f"two_tower.{package}.cli").app
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        raise SystemExit(130) from None
+    app()
+
+
+def ingest() -> None:
+    """Run `ingest`."""
+    _run("ingest")
+
+
+def models() -> None:
+    """Run `models`."""
+    _run("models")
+
+
+def retriever() -> None:
+    """Run `retriever`."""
+    _run("retriever")
