@@ -15,8 +15,8 @@ from typing import Any, BinaryIO
 from two_tower.models.errors import ConfigError
 
 
-def require_place(path: Path) -> None:
-    """Refuse a folder to be made, before the work whose results it is for; make nothing yet.
+def require_place(path: Path, *, what: str) -> None:
+    """Refuse a folder to be made, before the work on `what` it is for; make nothing yet.
 
     Raises:
         ConfigError: it cannot be made, or nothing can be written into it.
@@ -27,7 +27,7 @@ def require_place(path: Path) -> None:
             pass
     except OSError as error:
         raise ConfigError(
-            f"{path} cannot be written ({error.strerror or error}); choose another --out"
+            f"cannot write {what} into {path} ({error.strerror or error}); give another --out"
         ) from None
 
 

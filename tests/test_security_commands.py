@@ -157,20 +157,20 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
     data = write_data(tmp_path / "DATA", make_passages(3)).path
-    with pytest.raises(ConfigError, match="cannot be written"):
-        require_place(Path(place))
+    with pytest.raises(ConfigError, match="cannot write a thing into"):
+        require_place(Path(place), what="a thing")
     for command in ("evaluate", "tune"):
         words = [command, "c", data, "--bundle", tiny_bundle, "--out", place, "--path", "no"]
         done = CliRunner().invoke(retriever_app, list(map(str, words)))
         assert done.exit_code == 1
-        assert "cannot be written" in done.stderr  # and not that there is no engine
+        assert "cannot write a report" in done.stderr  # and not that there is no engine
     prepared = CliRunner().invoke(ingest_app, ["prepare", "file", "--out", place])
     assert prepared.exit_code == 1
     assert len(prepared.stderr.splitlines()) == 1
 
 
 def test_a_good_place_is_not_made_before_the_work(tmp_path: Path) -> None:
-    require_place(tmp_path / "a" / "b")
+    require_place(tmp_path / "a" / "b", what="a thing")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -103,7 +103,7 @@ def evaluate(
     from two_tower.retriever.evaluation.requirements import misses, read_requirement
     from two_tower.retriever.search.settings import SearchSettings, read_settings
 
-    require_place(out)
+    require_place(out, what="a report")
     search_settings = SearchSettings() if settings is None else read_settings(settings)
     with opened_engine(url, path) as engine:
         others = {}

@@ -82,7 +82,7 @@ def tune(
     from two_tower.retriever.tuning.grid import parse_sweeps
     from two_tower.retriever.tuning.page import write_tuning
 
-    require_place(out)
+    require_place(out, what="a report")
     target, tried_sweeps = parse_goal(goal), parse_sweeps(sweeps)
     judged = judged_queries(Dataset.open(data), split, count=queries)
     with opened_engine(url, path) as engine:

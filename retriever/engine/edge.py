@@ -17,7 +17,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-import numpy as np
 import qdrant_edge as edge
 from pydantic import ValidationError
 from qdrant_client import models as qm
@@ -362,7 +361,7 @@ class EdgeEngine(Engine):
                         f"it has {', '.join(sorted(known))}"
                     )
                 expected = widths.get(name)
-                for width in _dense_widths(vector) - {expected}:
+                for width in edge_types.dense_widths(vector) - {expected}:
                     raise EngineError(
                         f"vector {name!r} of point {point.id} has {width} dimensions; "
                         f"collection {collection_name!r} expects {expected or 'a sparse one'}"
@@ -495,13 +494,3 @@ class EdgeEngine(Engine):
             Scored([str(point.id) for point in points], [point.score for point in points])
             for points in self._shard(collection_name).query_batch(batch)
         ]
-
-
-def _dense_widths(vector: object) -> set[int]:
-    """Return the dimensions of a dense vector, or of several under one name; empty for a sparse."""
-    if isinstance(vector, np.ndarray):
-        return {int(vector.shape[-1])}
-    if not isinstance(vector, list):
-        return set()
-    rows = vector if vector and isinstance(vector[0], list) else [vector]
-    return {len(row) for row in rows}

@@ -88,6 +88,16 @@ def to_vector(vector: Any) -> Any:
     raise unsupported(vector)
 
 
+def dense_widths(vector: object) -> set[int]:
+    """Return the dimensions of a dense vector, or of several under one name; empty for a sparse."""
+    if isinstance(vector, np.ndarray):
+        return {int(vector.shape[-1])}
+    if not isinstance(vector, list):
+        return set()
+    rows = vector if vector and isinstance(vector[0], list) else [vector]
+    return {len(row) for row in rows}
+
+
 def from_record(record: edge.Record | edge.ScoredPoint) -> qm.Record:
     """Return a stored point or a hit, without its score."""
     vector: Any = record.vector

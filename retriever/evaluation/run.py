@@ -53,7 +53,7 @@ def evaluate(
     dataset = data if isinstance(data, Dataset) else Dataset.open(data)
     folder = None if out is None else Path(out)
     if folder:
-        require_place(folder)
+        require_place(folder, what="a report")
     measured = choose_systems(retriever, None if systems is None else [*systems], others=others)
     every = [*(run_system(Path(file)) for file in runs), *measured]
     for text in require:
