@@ -93,7 +93,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         """Return the next node."""
         if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise yaml.YAMLError(f"an alias in line {mark.line + 1}; write it out")
         return super().compose_node(parent, index)
 
@@ -161,7 +161,7 @@ TYPES = {
 
 SHORT = reprlib.Repr()
 SHORT.maxstring = SHORT.maxother = 120  # a message is one line
-SHORT.maxlevel, SHORT.maxdict, SHORT.maxlist = 3, 3, 3
+SHORT.maxlevel = 3
 
 LONGEST_REFUSAL = 1000
 
