@@ -183,6 +183,12 @@ class Dataset:
             if judged is None or row["query_id"] in judged
         ]
 
+    def some_queries(self, count: int, *, longest: int) -> list[str]:
+        """Return the texts of the first few queries that have at most `longest` characters."""
+        first = next(self._batches("queries.parquet", QUERIES, 256), [])
+        texts = (" ".join(row["text"].split()) for row in first)
+        return list(dict.fromkeys(text for text in texts if len(text) <= longest))[:count]
+
     def qrels(self, split: str) -> list[Qrel]:
         """Return the judgements of `split`.
 

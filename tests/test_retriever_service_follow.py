@@ -8,11 +8,16 @@ import pytest
 from conftest import Server, make_bundle, make_passages, server_engine, write_data
 from services import running_service, until
 
+from two_tower.ingest.dataset.writer import DatasetWriter
 from two_tower.ingest.loading import loader
 from two_tower.ingest.versions import versions as collections
 from two_tower.models.bundle.bundle import ModelBundle
+from two_tower.models.data import Dataset, Query
 from two_tower.retriever.collection.serving import served_lately
+from two_tower.retriever.engine.connect import connect
 from two_tower.retriever.errors import EngineError
+from two_tower.retriever.service.backend import Backend
+from two_tower.retriever.service.config import ServiceConfig
 
 PASSAGES = make_passages(40)
 BODY = {"query": "storm on the river bank", "k": 3}
@@ -76,3 +81,19 @@ def test_a_service_follows_promote_and_rollback_without_dropping_a_request(
             assert service.post("/search", BODY).status == 200  # at once
             assert serves(new)
         assert "Traceback" not in service.log.read_text()
+
+
+def test_the_page_offers_queries_of_data(tmp_path: Path, tiny_bundle: Path) -> None:
+    with DatasetWriter(tmp_path / "DATA", source="test") as writer:
+        for passage in PASSAGES:
+            writer.add_passage(passage)
+        for number, text in enumerate(["storm  on the river", "x" * 61, "boats", "boats", "tide"]):
+            writer.add_query(Query(f"q{number}", text))
+    engine = connect(path=tmp_path / "edge")
+    bundle, data = ModelBundle.load(tiny_bundle), Dataset.open(tmp_path / "DATA")
+    collection = loader.load(engine, data, bundle, name="mine").collection
+    engine.close()
+    config = ServiceConfig(name=collection, bundle=tiny_bundle, path=tmp_path / "edge")
+    backend = Backend(config)
+    assert backend.describe()["examples"] == ["storm on the river", "boats", "tide"]
+    backend.close()

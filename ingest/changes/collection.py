@@ -5,8 +5,10 @@ says how many points there must be. A process that ends in the middle of a chang
 there (`LACKING`), by which the next change puts the number right.
 """
 
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -127,7 +129,7 @@ class Collection:
     @one_blas_thread()
     def add_data(self, dataset: Dataset) -> LoadReport:
         """Add the passages of DATA as `add` does; what DATA lacks stays as it is."""
-        report = LoadReport(self.name)
+        report, start = LoadReport(self.name), time.perf_counter()
         with self._change() as metadata:
             self._index(dataset)
             maker = PointMaker(self.bundle, metadata)
@@ -142,7 +144,8 @@ class Collection:
                         self.engine.upsert(self.name, batch, wait=True)
                     if changes.payloads:
                         self.engine.batch_update_points(self.name, changes.payloads, wait=True)
-        return report.ended(dataset.passage_count, beside=0, prune=False)
+        report = report.ended(dataset.passage_count, beside=0, prune=False)
+        return replace(report, seconds=time.perf_counter() - start)
 
     def delete(self, passage_ids: Iterable[str]) -> int:
         """Delete passages; an id that is not there is passed over.

@@ -24,6 +24,9 @@ from two_tower.retriever.collection.options import (
     indexable_fields,
 )
 from two_tower.retriever.collection.schema import (
+    EXAMPLES,
+    LONGEST_EXAMPLE,
+    MOST_EXAMPLES,
     CollectionMetadata,
     CollectionSchema,
     collection_name,
@@ -222,4 +225,5 @@ def describe(dataset: Dataset, *, kept: int) -> dict[str, Any]:
         "kept": kept,
         "selection": dataset.manifest.get("selection"),
         "expansion": dataset.manifest.get("expansion"),
+        EXAMPLES: dataset.some_queries(MOST_EXAMPLES, longest=LONGEST_EXAMPLE),
     }

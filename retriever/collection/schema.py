@@ -37,6 +37,9 @@ CONTENT_HASH = "content_hash"
 CLUSTER = "cluster"
 RESERVED = ("title", "text", "url", "passage_id", CLUSTER, CONTENT_HASH)
 
+EXAMPLES = "examples"  # in the metadata's `data`: queries of DATA, for a page to offer
+MOST_EXAMPLES, LONGEST_EXAMPLE = 4, 60
+
 POINT_NAMESPACE = uuid.UUID("6f6b2d0e-5a86-5d0f-9a53-2d6f0c1e7b41")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}")
 VERSIONED = re.compile(r"(?P<name>.+)--[0-9a-f]{8}")
@@ -216,7 +219,8 @@ class CollectionMetadata:
         dim: width of `dense`.
         pca_dims: widths of the reduced vectors.
         data: `source`, `content_hash` and `counts` of DATA, `kept`, the number of points beside it
-            that an earlier DATA left, and `expansion`, whose queries BM25 reads beside the texts.
+            that an earlier DATA left, `expansion`, whose queries BM25 reads beside the texts, and
+            `examples`, a few queries of DATA.
         bm25: the `Bm25Config` of its `bm25` vectors.
         created_at: when, in ISO 8601 with time zone.
         options: how it is stored.

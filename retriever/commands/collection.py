@@ -16,6 +16,8 @@ NAMES_WIDTH = 14
 
 SHOWN_VALUES = 5
 
+ID = "passage_id"  # whose values say nothing: each is that of one passage
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -89,7 +91,7 @@ def fields(
                 print_table(rows, _tsv, align="lr")
             return
         listed = {
-            one: (kind, count(one, k or SHOWN_VALUES) if kind in COUNTED else [])
+            one: (kind, count(one, k or SHOWN_VALUES) if kind in COUNTED and one != ID else [])
             for one, kind in known.items()
         }
     if as_json:

@@ -55,7 +55,10 @@ def serve(
     ] = None,
     example: Annotated[
         list[str] | None,
-        typer.Option(help="Query that the page offers; repeat for more. Titles by default."),
+        typer.Option(
+            help="Query that the page offers; repeat for more. By default some of the DATA that "
+            "was loaded, or titles where it has none."
+        ),
     ] = None,
     dashboard: Annotated[
         str | None,

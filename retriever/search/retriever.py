@@ -92,7 +92,8 @@ class Retriever:
         self.collection = engine.resolve(name)
         self.metadata = read_metadata(engine, self.collection)
         self.size = engine.count(self.collection, exact=True).count
-        self.fields = field_types(engine.get_collection(self.collection))
+        info = engine.get_collection(self.collection)
+        self.fields, self._rough_size = field_types(info), info.points_count
         self._require_match(bundle, name=name)
         require_possible(settings, bundle.pca_dims, self.metadata.options)
         encoder = QueryEncoder(bundle, Bm25Encoder(Bm25Config(**self.metadata.bm25)))
@@ -361,10 +362,11 @@ class Retriever:
             EngineError: the engine does not answer, or the name stands for nothing.
         """
         if self.engine.resolve(self.name) == self.collection:
-            size = self.engine.count(self.collection, exact=True).count
-            fields = field_types(self.engine.get_collection(self.collection))
-            if (size, fields) != (self.size, self.fields):
-                self.__dict__ = self.__dict__ | {"size": size, "fields": fields}
+            info = self.engine.get_collection(self.collection)
+            if info.points_count != self._rough_size:  # counting a large collection takes time
+                self.size = self.engine.count(self.collection, exact=True).count
+                self._rough_size = info.points_count
+            self.fields = field_types(info)
             return False
         bundle = find_bundle(self.engine, self.name)
         fresh = type(self)(self.engine, self.name, bundle, settings=self.settings)

@@ -17,8 +17,13 @@ from threadpoolctl import threadpool_limits
 
 from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.data import Passage
-from two_tower.models.errors import BundleError, ConfigError, TwoTowerError
-from two_tower.retriever.collection.schema import read_metadata
+from two_tower.models.errors import BundleError, ConfigError
+from two_tower.retriever.collection.schema import (
+    EXAMPLES,
+    LONGEST_EXAMPLE,
+    MOST_EXAMPLES,
+    read_metadata,
+)
 from two_tower.retriever.collection.serving import NOTE_EVERY_S, note_served
 from two_tower.retriever.engine.address import EngineAddress
 from two_tower.retriever.engine.connect import connect
@@ -42,8 +47,6 @@ from two_tower.retriever.service.failures import OVERLOADED, TIMED_OUT, ServiceF
 T = TypeVar("T")
 
 MOST_TOGETHER = 8
-
-EXAMPLES, LONGEST_EXAMPLE = 4, 60
 
 MODES: Mapping[str, Mapping[str, Any]] = {
     "bm25": {"legs": {"bm25": 100}, "rerank": False},
@@ -257,13 +260,15 @@ class Backend:
             retriever = self.open()
             try:
                 self._refresh(retriever)
-            except TwoTowerError as error:
-                if str(error) != self._behind:
+            except Exception as error:  # whatever it is: without this thread nothing is followed
+                if str(error) != self._behind and not self._ended.is_set():
                     log.warning("still searching %s: %s", retriever.collection, error)
                 self._behind = str(error)
             if retriever.collection != noted or time.monotonic() >= next_note:
                 noted, next_note = retriever.collection, time.monotonic() + NOTE_EVERY_S
-                with suppress(EngineError):  # a key that may only read, or the engine is away
+                with suppress(
+                    EngineError, OSError
+                ):  # a key that may only read, or the engine is away
                     note_served(retriever.engine, retriever.collection)
 
     def _refresh(self, retriever: Retriever) -> bool:
@@ -397,9 +402,16 @@ class Backend:
         }
 
     def describe(self) -> dict[str, Any]:
-        """Return the content of a `CollectionAnswer`; example titles are read once."""
+        """Return the content of a `CollectionAnswer`; examples are read once.
+
+        They are those of the configuration, else queries of DATA, else titles.
+        """
         retriever = self.open()
-        self._examples = self._examples or _titles(retriever.engine, retriever.collection)
+        self._examples = (
+            self._examples
+            or tuple(retriever.metadata.data.get(EXAMPLES, ()))
+            or _titles(retriever.engine, retriever.collection)
+        )
         return {
             "name": self.config.name,
             "collection": retriever.collection,
@@ -424,6 +436,8 @@ class Backend:
         for pool in (self._pool, self._checks):
             pool.shutdown(wait=True, cancel_futures=True)
         self._batches.close()
+        if self._follower.ident is not None:
+            self._follower.join(self.config.timeout_s)
         if self._retriever is not None:
             self._retriever.close()
 
@@ -448,4 +462,4 @@ def _titles(engine: Engine, collection: str) -> tuple[str, ...]:
     payloads = [record.payload or {} for record in records]
     titles = (p.get("title") or " ".join(p.get("text", "").split()[:6]) for p in payloads)
     short = (text for text in titles if 0 < len(text) <= LONGEST_EXAMPLE)
-    return tuple(dict.fromkeys(short))[:EXAMPLES]
+    return tuple(dict.fromkeys(short))[:MOST_EXAMPLES]
