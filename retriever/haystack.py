@@ -43,7 +43,7 @@ class TwoTowerRetriever:
 
         Args:
             collection: alias or versioned name.
-            bundle: folder that `models train` wrote; TWO_TOWER_BUNDLE otherwise.
+            bundle: folder that `models train` wrote; found by its fingerprint otherwise.
             url: a Qdrant server.
             path: folder of the embedded engine.
             top_k: number of documents where a run does not say; 10, or all there are, if None.
