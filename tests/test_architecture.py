@@ -43,7 +43,7 @@ BEFORE: dict[str, set[str]] = {
     },
     "ingest/versions": {"ingest/loading", *(f"retriever/{name}" for name in SEARCHING)},
     "ingest/changes": {
-        *(f"ingest/{name}" for name in ("dataset", "sources", "loading")),
+        *(f"ingest/{name}" for name in ("dataset", "sources", "loading", "versions")),
         *(f"retriever/{name}" for name in SEARCHING),
     },
     "ingest/commands": {

@@ -170,6 +170,21 @@ def test_another_bundle_is_refused(mine: Collection) -> None:
         Collection(mine.engine, mine.name, HashEncoder(seed=1))
 
 
+def test_the_whole_way_in_python(tmp_path: Path, tiny_bundle: Path, make_data: MakeData) -> None:
+    data = make_data(PASSAGES)
+    edge = tmp_path / "edge"
+    with Collection.load("mine", data.path, bundle=tiny_bundle, path=edge) as collection:
+        assert len(collection) == 40
+        assert collection.add([NEW]).added == 1
+    with Retriever.open("mine", path=edge) as retriever:
+        assert retriever.count(["new", "p1"]) == 2
+    with Collection.load("mine", data, bundle=tiny_bundle, path=edge, promote=False) as again:
+        assert len(again) == 41  # what was added stays
+        assert again.add_data(data).unchanged == 40
+    with pytest.raises(DataError, match="not a DATA folder"):
+        Collection.load("mine", tmp_path / "none", bundle=tiny_bundle, path=edge)
+
+
 def test_the_commands(tmp_path: Path, tiny_bundle: Path, make_data: MakeData) -> None:
     from two_tower.retriever.engine.connect import connect
 

@@ -15,15 +15,18 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from two_tower.ingest.dataset.writer import DatasetWriter
+from two_tower.ingest.loading import loader
 from two_tower.ingest.loading.diff import StoredHashes, find_changes
 from two_tower.ingest.loading.lease import Lease
-from two_tower.ingest.loading.loader import LoadReport
+from two_tower.ingest.loading.loader import LoadReport, LoadSettings
 from two_tower.ingest.loading.points import PassageEncoder, PointMaker, chunks
+from two_tower.ingest.loading.verify import verify
+from two_tower.ingest.versions import versions
 from two_tower.models.config import SHORT
 from two_tower.models.data import Dataset, Passage
-from two_tower.models.errors import DataError
+from two_tower.models.errors import ConfigError, DataError
 from two_tower.models.threads import one_blas_thread
-from two_tower.retriever.collection.options import indexable_fields
+from two_tower.retriever.collection.options import CollectionOptions, indexable_fields
 from two_tower.retriever.collection.schema import (
     CONTENT_HASH,
     CollectionMetadata,
@@ -103,6 +106,57 @@ class Collection:
             engine.close()
             raise
 
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        data: str | Path | Dataset,
+        *,
+        bundle: "str | Path | ModelBundle",
+        url: str | None = None,
+        path: str | Path | None = None,
+        api_key: str | None = None,
+        options: CollectionOptions | None = None,
+        settings: LoadSettings | None = None,
+        promote: bool = True,
+    ) -> "Collection":
+        """Make the collection of `name` and this bundle equal to DATA, as `ingest load` does.
+
+        It is loaded, verified, and then what `name` stands for; the same call goes on after a stop.
+
+        Args:
+            name: that searches will use.
+            data: what `prepare` made.
+            bundle: what `train` made.
+            url: a Qdrant server.
+            path: folder of the embedded engine, made where it is missing.
+            api_key: for the server.
+            options: how to store it; as it is stored, or the default.
+            settings: how to load.
+            promote: whether the name is pointed to it.
+
+        Raises:
+            BundleError: no complete bundle there.
+            DataError: DATA is missing, broken or empty.
+            VerificationFailed: what is there is not what DATA says.
+            EngineError: the engine fails, or something else has the name.
+        """
+        encoder, dataset = load_bundle(bundle), _opened(data)
+        if encoder is None:
+            raise ConfigError("no bundle is named; expected the folder that `models train` wrote")
+        engine = connect(url=url, path=path, api_key=api_key)
+        try:
+            report = loader.load(
+                engine, dataset, encoder, name=name, options=options, settings=settings
+            )
+            verify(engine, report.collection, dataset, encoder)
+            if promote:
+                versions.promote(engine, name, report.collection)
+            return cls(engine, report.collection, encoder)
+        except BaseException:
+            engine.close()
+            raise
+
     def __len__(self) -> int:
         return self.engine.count(self.name, exact=True).count
 
@@ -127,8 +181,9 @@ class Collection:
             return self.add_data(_written(passages, Path(folder, "DATA")))
 
     @one_blas_thread()
-    def add_data(self, dataset: Dataset) -> LoadReport:
+    def add_data(self, data: str | Path | Dataset) -> LoadReport:
         """Add the passages of DATA as `add` does; what DATA lacks stays as it is."""
+        dataset = _opened(data)
         report, start = LoadReport(self.name), time.perf_counter()
         with self._change() as metadata:
             self._index(dataset)
@@ -211,6 +266,10 @@ class Collection:
         for field, index in indexable_fields(dataset.manifest.get("fields", {})).items():
             if field not in known:
                 self.engine.create_payload_index(self.name, field, index)
+
+
+def _opened(data: str | Path | Dataset) -> Dataset:
+    return data if isinstance(data, Dataset) else Dataset.open(data)
 
 
 def _written(passages: Iterable[Passage], folder: Path) -> Dataset:

@@ -245,7 +245,10 @@ class Backend:
         engine = connect(url=self.config.url, path=self.config.path, create=False)
         try:
             settings = self.config.settings
-            bundle = self._bundle or find_bundle(engine, self.config.name)
+            try:
+                bundle = self._bundle or find_bundle(engine, self.config.name)
+            except (BundleError, ConfigError) as error:
+                raise VersionNotFollowed(str(error)) from None
             retriever = Retriever(engine, self.config.name, bundle, settings=settings)
             threadpool_limits(1, user_api="blas")  # one search on many threads slows down others
         except BaseException:
