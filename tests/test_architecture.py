@@ -34,7 +34,11 @@ BEFORE: dict[str, set[str]] = {
         for name in (*SEARCHING, "evaluation", "tuning", "calibration", "service")
     },
     "ingest/dataset": set(),
-    "ingest/sources": {"ingest/dataset"},
+    # The engine's analyzer tells which part of a cut document a judgement goes to.
+    "ingest/sources": {
+        "ingest/dataset",
+        *(f"retriever/{name}" for name in ("root", "engine", "collection")),
+    },
     "ingest/generation": {"ingest/dataset"},
     "ingest/loading": {f"retriever/{name}" for name in SEARCHING},
     "ingest/adoption": {
@@ -232,8 +236,8 @@ def test_exported_names() -> None:
     assert two_tower.__all__ == [
         *("AnnSettings", "Collection", "CollectionOptions", "Dataset", "Hit", "ModelBundle"),
         *("Passage", "Retriever", "SearchResult", "SearchSettings", "TwoTowerError", "connect"),
-        *("copy", "drop", "evaluate", "load", "promote", "read_config", "read_settings"),
-        *("restore", "rollback", "snapshot", "train", "train_bundle", "tune", "verify"),
+        *("copy", "drop", "evaluate", "load", "prepare", "promote", "read_config"),
+        *("read_settings", "restore", "rollback", "snapshot", "train", "train_bundle", "tune", "verify"),
     ]
     for name in two_tower.__all__:
         assert getattr(two_tower, name).__name__ == name

@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # what type checkers and editors follow
     from two_tower.ingest.changes.collection import Collection as Collection
     from two_tower.ingest.loading.loader import load as load
     from two_tower.ingest.loading.verify import verify as verify
+    from two_tower.ingest.sources.prepare import prepare as prepare
     from two_tower.ingest.versions.copying import copy as copy
     from two_tower.ingest.versions.snapshots import restore as restore
     from two_tower.ingest.versions.snapshots import snapshot as snapshot
@@ -59,6 +60,7 @@ _MODULES = {  # where the same names are at run time, imported at first use
     "drop": "two_tower.ingest.versions.versions",
     "evaluate": "two_tower.retriever.evaluation.run",
     "load": "two_tower.ingest.loading.loader",
+    "prepare": "two_tower.ingest.sources.prepare",
     "promote": "two_tower.ingest.versions.versions",
     "read_config": "two_tower.models.training.recipe",
     "read_settings": "two_tower.retriever.search.settings",

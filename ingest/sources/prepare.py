@@ -1,0 +1,70 @@
+"""`prepare`: from a source to DATA in one call, as `ingest prepare` does it."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from two_tower.ingest.dataset.writer import DatasetWriter
+from two_tower.ingest.sources.choose import open_source
+from two_tower.ingest.sources.long_documents import SplitConfig
+from two_tower.models.data import Dataset
+
+NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
+
+DEV_FRACTION = 0.1
+
+
+def prepare(
+    source: str | Path,
+    out: str | Path,
+    *,
+    config: str | None = None,
+    columns: Mapping[str, str] = NO_COLUMNS,
+    dev_fraction: float = DEV_FRACTION,
+    limit: int | None = None,
+    passage_words: int | None = None,
+    overlap_words: int = 0,
+    force: bool = False,
+    notify: Callable[[str], None] = lambda line: None,
+) -> Dataset:
+    """Turn a source into one DATA folder: passages, queries, judgements and a manifest.
+
+    Args:
+        source: a file, a folder, a Hugging Face Hub id, or `python-docs`.
+        out: the folder to make.
+        config: of a Hub dataset.
+        columns: role -> name of a table's column, where it is none of the usual names; the roles
+            are query, passage, title, url, passage_id, query_id, relevance and split.
+        dev_fraction: the share of the queries that becomes split dev where there is only train.
+        limit: passages of python-docs at most.
+        passage_words: cut long texts into passages of at most so many words.
+        overlap_words: words of a passage that the next one repeats.
+        force: replace a DATA folder.
+        notify: is told what is worth knowing about the source, a line each.
+
+    Returns:
+        DATA; `manifest["counts"]` says what is in it and what was set aside.
+
+    Raises:
+        ConfigError: an option that this kind of source does not take.
+        DataError: there is no such source, nothing in it can be used, or `out` must not be written.
+    """
+    split = None
+    if passage_words or overlap_words:
+        from two_tower.retriever.collection.bm25_vectors import EngineAnalyzer
+
+        split = (SplitConfig(passage_words or 0, overlap_words), EngineAnalyzer())
+    opened = open_source(
+        str(source), config=config, columns=dict(columns), limit=limit, split=split
+    )
+    with DatasetWriter(
+        out,
+        source=opened.name,
+        details=opened.details,
+        dev_fraction=dev_fraction,
+        overwrite=force,
+    ) as writer:
+        opened.write_to(writer)
+    for note in writer.notes:
+        notify(note)
+    return Dataset.open(out)
