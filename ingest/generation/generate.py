@@ -189,10 +189,15 @@ def generate(
         overwrite: replace a DATA folder.
 
     Raises:
-        ConfigError: the prompt leaves no room for a passage.
+        ConfigError: `out` is DATA itself, or the prompt leaves no room for a passage.
         DataError: `out` must not be written, or no passage is long enough.
         EndpointError: the model does not answer; what it answered is kept.
     """
+    if out.resolve() == data.path.resolve():
+        raise ConfigError(
+            f"--out is {out}, DATA itself; generated queries go into a folder of their own, beside "
+            "those of people"
+        )
     drawn = draw(data.passages(), at_most=config.at_most, seed=config.seed)
     if not drawn.passage_ids:
         raise DataError(f"{data.path} has no passage long enough to write queries for")

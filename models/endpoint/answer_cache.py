@@ -24,14 +24,12 @@ class CachedModel:
 
     Attributes:
         asked: prompts that the service was asked.
-        remembered: prompts that the cache answered.
     """
 
     def __init__(self, model: LanguageModel) -> None:
         """Open the cache in front of a model."""
         self.model = model
         self.asked = 0
-        self.remembered = 0
         self._lock = Lock()
         self._cache: Cache | None = None
         try:
@@ -60,7 +58,7 @@ class CachedModel:
         self, prompt: str, sampling: Sampling, *, timeout_s: float | None = None
     ) -> list[str]:
         """Return what the model answered before, else ask it; see `LanguageModel.complete`."""
-        key = cache_key(json.dumps([self.model.model, prompt, sampling._asdict()]))
+        key = self._key(prompt, sampling)
         if (texts := self._stored(key)) is not None:
             return texts
         texts = self.model.complete(prompt, sampling, timeout_s=timeout_s)
@@ -75,9 +73,10 @@ class CachedModel:
 
     def holds(self, prompt: str, sampling: Sampling) -> bool:
         """Say whether the cache knows the answer."""
-        key = cache_key(json.dumps([self.model.model, prompt, sampling._asdict()]))
-        with self._lock:
-            return bool(self._cache and self._cache.read([key]))
+        return self._stored(self._key(prompt, sampling)) is not None
+
+    def _key(self, prompt: str, sampling: Sampling) -> bytes:
+        return cache_key(json.dumps([self.model.model, prompt, sampling._asdict()]))
 
     def _stored(self, key: bytes) -> list[str] | None:
         with self._lock:
@@ -88,7 +87,6 @@ class CachedModel:
             except (OSError, sqlite3.Error) as error:
                 self._do_without(error)
                 return None
-            self.remembered += content is not None
         return None if content is None else [str(text) for text in json.loads(content)]
 
     def _do_without(self, error: Exception) -> None:

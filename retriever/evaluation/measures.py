@@ -1,15 +1,18 @@
 """Rankings and judgements in, one value per query out; ir-measures does the arithmetic."""
 
+import logging
 from collections.abc import Mapping, Sequence
 
 import ir_measures
 import numpy as np
 from ir_measures import AP, RR, R, nDCG
 
-from two_tower.models.data import Dataset, Qrel, Query
+from two_tower.models.data import PEOPLE, Dataset, Qrel, Query
 from two_tower.models.errors import DataError
 from two_tower.models.vectors import Float64Array
 from two_tower.retriever.records import Run
+
+log = logging.getLogger(__name__)
 
 DEPTH = 100
 
@@ -47,7 +50,8 @@ def judged_queries(
 ) -> tuple[list[Query], list[Qrel]]:
     """Return the answerable queries of a split and their qrels, in the same order of queries.
 
-    `count` of them are drawn at random, the same ones each time; None takes all.
+    `count` of them are drawn at random, the same ones each time; None takes all. The log says so
+    where a model wrote the queries.
 
     Raises:
         DataError: there is none.
@@ -61,6 +65,8 @@ def judged_queries(
             f"{dataset.path} has no query with a relevant passage{grade} in split {split!r}; "
             f"its splits: {', '.join(dataset.splits)}"
         )
+    if (judge := dataset.judge(split)) != PEOPLE:
+        log.warning("the judgements of split %s are %s, not made by people", split, judge)
     if count is not None:
         order = np.random.default_rng(0).permutation(len(queries))[:count]
         queries = [queries[row] for row in order]
