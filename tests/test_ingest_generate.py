@@ -107,9 +107,11 @@ def test_a_real_model_writes_queries_that_find_their_passages(
     assert sum(map(len, written.values())) + sum(dropped.values()) == 36
 
     _all_are_found_by_another_bm25(written)
-    rows = list(csv.DictReader(table.open(encoding="utf-8", newline="")))
-    assert {row["id"]: [v for k, v in row.items() if k > "query" and v] for row in rows} == written
-    assert set(rows[0]) == {"id", "text", "query_1", "query_2", "query_3"}
+    with table.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    columns = ("query_1", "query_2", "query_3")
+    assert {row["id"]: [row[c] for c in columns if row[c]] for row in rows} == written
+    assert set(rows[0]) == {"id", "text", *columns}
 
     again = run(facts, out, gemma_url, *words, "--force")
     assert "0 (12 answered before)" in again.output

@@ -23,7 +23,7 @@ from two_tower.models.bundle.fusion import (
     fit_hybrid,
     fit_late,
 )
-from two_tower.models.data import Dataset
+from two_tower.models.data import PEOPLE, Dataset
 from two_tower.models.errors import BundleError
 from two_tower.models.examples.candidates import CandidateLists, candidate_lists, joined
 from two_tower.models.examples.corpus import Corpus, Notify
@@ -111,6 +111,10 @@ class RankingTrainer:
         """
         finished, cross = towers.arrays(), self.config.cross
         if not self.corpus.train.texts:
+            return {FUSION: Fusion(WITHOUT_LABELS).to_bytes()}
+        if (judge := self.data.judge("train")) != PEOPLE:
+            # Such queries repeat their passage's words: with them BM25 needs no tower beside it.
+            self.notify(f"queries {judge} do not say what a cosine is worth; it is not learnt")
             return {FUSION: Fusion(WITHOUT_LABELS).to_bytes()}
         if self.config.tower.kind == "transformer":
             # Too slow to train again for every fold, and a few labels hardly change it.
