@@ -87,6 +87,8 @@ class SearchResult:
         stages_run: the stages that took part, in their order: rewrite, legs, rerank, cross,
             groups, diversity.
         skipped: stages that the settings ask for and `budget_ms` leaves no time for.
+        answerable: the chance that the likeliest of the candidates answers the query; None where
+            no cross-scorer read them.
     """
 
     query: str
@@ -94,6 +96,7 @@ class SearchResult:
     timings_ms: Mapping[str, float]
     stages_run: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
+    answerable: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form that `retriever search --json` prints."""
@@ -103,6 +106,7 @@ class SearchResult:
             "timings_ms": {name: round(ms, 3) for name, ms in self.timings_ms.items()},
             "stages_run": list(self.stages_run),
             "skipped": list(self.skipped),
+            "answerable": None if self.answerable is None else round(self.answerable, 4),
         }
 
 

@@ -20,6 +20,7 @@ from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.bundle.fusion import FinalWeights
 from two_tower.models.bundle.recurrence import Cell
 from two_tower.models.data import Dataset, Query
+from two_tower.models.errors import ConfigError
 from two_tower.models.text.bm25 import Bm25Config, Bm25Index
 from two_tower.retriever import Hit, Retriever, SearchSettings
 from two_tower.retriever.collection.bm25_vectors import EngineAnalyzer
@@ -100,6 +101,35 @@ def test_the_best_by_hybrid_are_ranked_by_the_final_score(retriever: Retriever) 
     assert all("cross" not in hit.stages for hit in result.hits[15:])
     scores = [hit.score for hit in result.hits]
     assert scores == sorted(scores, reverse=True)
+
+
+def test_the_chance_of_an_answer_leaves_out_what_is_unlikely(retriever: Retriever) -> None:
+    result = retriever.explain(QUERY, k=40)
+    assert result.answerable == pytest.approx(1 / (1 + math.exp(-result.hits[0].score)))
+    assert result.to_dict()["answerable"] == pytest.approx(result.answerable, abs=1e-4)
+    chances = [1 / (1 + math.exp(-hit.score)) for hit in result.hits]
+    for least in (chances[0], chances[2], 0.5, 1e-9):
+        likely = retriever.explain(QUERY, k=40, settings=replace(EVERYTHING, at_least=least))
+        assert ids(likely.hits) == [
+            hit.passage_id
+            for hit, chance in zip(result.hits, chances, strict=True)
+            if chance >= least * (1 - 1e-9)
+        ]
+    assert retriever.search(QUERY, settings=replace(EVERYTHING, at_least=1.0)) == []
+    assert retriever.explain(QUERY, settings=WITHOUT).answerable is None
+    many = retriever.search_many([QUERY, "iron"], settings=replace(EVERYTHING, at_least=0.3))
+    assert ids(many[0]) == ids(retriever.search(QUERY, settings=replace(EVERYTHING, at_least=0.3)))
+
+
+@pytest.mark.parametrize("changes", [{"cross": False}, {"fusion": "rrf"}, {"legs": {"bm25": 50}}])
+def test_scores_that_are_no_chances_are_not_compared_with_one(
+    edge_retriever: Retriever, changes: dict[str, object]
+) -> None:
+    settings = replace(EVERYTHING, at_least=0.5, **changes)  # type: ignore[arg-type]
+    if changes == {"legs": {"bm25": 50}}:  # rerank stands for the tower there
+        settings = replace(settings, rerank=False)
+    with pytest.raises(ConfigError, match=r"at_least is 0\.5, but these scores are no chances"):
+        edge_retriever.search(QUERY, settings=settings)
 
 
 def test_without_the_cross_scorer_the_learnt_fusion_ranks(retriever: Retriever) -> None:

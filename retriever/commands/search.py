@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -32,6 +33,13 @@ Budget = Annotated[
     float | None, typer.Option(help="Skip optional stages that would end later than this.")
 ]
 
+AtLeast = Annotated[
+    float | None,
+    typer.Option(
+        min=0, max=1, help="Only hits with such a chance to answer; it takes a cross-scorer."
+    ),
+]
+
 
 def search(
     name: Name,
@@ -41,6 +49,7 @@ def search(
         int | None, typer.Option("-k", help="Number of hits.", show_default="10, or all")
     ] = None,
     filters: Filters = None,
+    at_least: AtLeast = None,
     budget_ms: Budget = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="Show each stage's score and rank.")
@@ -57,9 +66,11 @@ def search(
     from two_tower.retriever.records import to_json
     from two_tower.retriever.search.filters import parse_filters
     from two_tower.retriever.search.retriever import Retriever
-    from two_tower.retriever.search.settings import read_settings
+    from two_tower.retriever.search.settings import SearchSettings, read_settings
 
-    search_settings = None if settings is None else read_settings(settings)
+    search_settings = SearchSettings() if settings is None else read_settings(settings)
+    if at_least is not None:
+        search_settings = replace(search_settings, at_least=at_least)
     with Retriever.open(
         name, bundle=bundle, url=url, path=path, settings=search_settings
     ) as retriever:

@@ -29,6 +29,9 @@ SMALLEST_PERCENT = 0.1
 
 MATCH = "bold yellow"
 
+UNLIKELY = 0.2
+"""A query with a smaller chance of an answer gets a word of doubt."""
+
 
 class Look(NamedTuple):
     """How results are shown.
@@ -61,6 +64,9 @@ def print_result(result: SearchResult, *, language: str, explain: bool) -> None:
 def show_hits(result: SearchResult, look: Look) -> Text:
     """Return the query, and a block of lines for each hit."""
     blocks = [_show_hit(hit, result, look) for hit in result.hits] or [Text("No hit.\n")]
+    if result.answerable is not None and result.answerable < UNLIKELY:
+        doubt = f"Probably nothing here answers that: the chance is {result.answerable:.0%}."
+        blocks.insert(0, Text(f"{doubt}\n"))
     return Text("\n").join([Text(look.clean(result.query), "bold"), Text(), *blocks])
 
 

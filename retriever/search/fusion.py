@@ -77,12 +77,14 @@ class Ranking(NamedTuple):
         order: `(n,)` rows of the candidates, best first.
         scores: `(n,)`, what each row is ranked by.
         cosines: `(n,)`, what a learnt fusion read beside BM25; None where none is used.
+        answerable: the chance of the likeliest answer; None where no cross-scorer read them.
     """
 
     candidates: Candidates
     order: IntArray
     scores: Float64Array
     cosines: Float64Array | None = None
+    answerable: float | None = None
 
 
 def gather(requests: Mapping[str, qm.QueryRequest], answers: Sequence[Scored]) -> Candidates:
@@ -242,4 +244,7 @@ def reorder(ranking: Ranking, logits: FloatArray, weights: "FinalWeights") -> Ra
         floors=np.append(known.floors, np.nan),
     )
     order = np.concatenate([window[np.argsort(-worth, kind="stable")], rest])
-    return ranking._replace(candidates=candidates, order=order, scores=scores)
+    answerable = float(0.5 + 0.5 * np.tanh(final.max() / 2))  # the logistic function
+    return ranking._replace(
+        candidates=candidates, order=order, scores=scores, answerable=answerable
+    )

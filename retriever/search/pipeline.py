@@ -8,6 +8,7 @@ or before it those of all that the cross-scorer reads. What a query asks the eng
 `queries`, what the scores add up to in `fusion`.
 """
 
+import math
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +19,7 @@ import numpy as np
 from qdrant_client import models as qm
 
 from two_tower.models.data import Passage
+from two_tower.models.errors import ConfigError
 from two_tower.retriever.collection.clusters import Centroids
 from two_tower.retriever.collection.schema import BM25, DENSE, LATE
 from two_tower.retriever.engine.protocol import Engine
@@ -110,7 +112,11 @@ class Pipeline:
             settings: how to answer.
             filter: which passages may be hits; None for all.
             budget_ms: time per query; optional stages that do not fit are skipped.
+
+        Raises:
+            ConfigError: the settings want chances of hits, which only a cross-scorer gives.
         """
+        self._require_chances(settings)
         watch = Stopwatch(self._costs, queries=len(queries), budget_ms=budget_ms)
         # Rerank and late interaction travel with the candidates: whether to pay is decided before.
         late = self.has_late and settings.late and is_learnt(settings) and watch.affords(LATE)
@@ -132,7 +138,7 @@ class Pipeline:
         rankings = self._cross(queries, rankings, payloads=payloads, settings=settings, watch=watch)
 
         last_stages = []
-        rows = [ranking.order.tolist() for ranking in rankings]
+        rows = [likely_rows(ranking, settings.at_least) for ranking in rankings]
         if settings.group_by is not None:
             rows = self._group(rankings, rows, settings.group_by, size=settings.group_size)
             watch.lap(GROUPS)
@@ -153,9 +159,18 @@ class Pipeline:
                 watch.laps_ms,
                 (*early_stages, *ranking.candidates.stages, *last_stages),
                 tuple(watch.skipped),
+                ranking.answerable,
             )
             for query, ranking, best in zip(queries, rankings, rows, strict=True)
         ]
+
+    def _require_chances(self, settings: SearchSettings) -> None:
+        if settings.at_least and not (self._final and settings.cross and is_learnt(settings)):
+            raise ConfigError(
+                f"at_least is {settings.at_least:g}, but these scores are no chances; expected "
+                "cross: true, the learnt fusion of both legs, and a bundle with a cross-scorer: "
+                "models train --config fast"
+            )
 
     def similar(
         self, vector: list[float], *, k: int, filter: qm.Filter, ann: AnnSettings
@@ -264,6 +279,18 @@ def ask(
     requests = [request for stages in plans for request in stages.values()]
     answers = iter(engine.query_scores(collection, requests) if requests else [])
     return [gather(stages, [next(answers) for _ in stages]) for stages in plans]
+
+
+def likely_rows(ranking: Ranking, at_least: float) -> list[int]:
+    """Return the rows of a ranking, best first, whose chance to answer is `at_least` so much.
+
+    Where the budget left no time for the cross-scorer, there are no chances, and all stay.
+    """
+    rows: list[int] = ranking.order.tolist()
+    if not at_least or ranking.answerable is None:
+        return rows
+    least = math.log(at_least / (1 - at_least)) if at_least < 1 else math.inf
+    return [row for row in rows if ranking.scores[row] >= least]
 
 
 def point_ids(rankings: Sequence[Ranking], rows: Sequence[Iterable[int]]) -> set[str]:

@@ -157,6 +157,7 @@ class SearchAnswer(BaseModel):
     timings_ms: dict[str, float]
     stages_run: list[str]
     skipped: list[str]
+    answerable: float | None = None
 
 
 class SimilarAnswer(BaseModel):

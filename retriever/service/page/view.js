@@ -4,6 +4,9 @@ const MODE_NAMES = { bm25: "BM25", hybrid: "Hybrid", reranked: "Reranked", cross
 const STAGE_NAMES = { bm25: "BM25", dense: "Tower", rerank: "Rerank", cross: "Cross" };
 const STEP_NAMES = { payload: "passages" };
 
+// A query with a smaller chance of an answer gets a word of doubt.
+const UNLIKELY = 0.2;
+
 export function element(name, attributes = {}, ...children) {
   const node = document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) {
@@ -37,10 +40,13 @@ export function column({ title, answer, other, isSecond, back, about, actions })
   const list = hits.length
     ? element("ol", { class: "hits" }, ...hits)
     : element("p", { class: "none" }, "No passage passes. Try other words or fewer filters.");
+  const doubt = (answer.answerable ?? 1) < UNLIKELY
+    ? element("p", { class: "none" }, `Probably nothing here answers that: the chance is ${Math.round(answer.answerable * 100)}%.`)
+    : null;
   const count = element("small", {}, `${hits.length} ${hits.length === 1 ? "hit" : "hits"}`);
   return element("section", { class: "column", "aria-label": title },
     element("div", { class: "head" }, element("h2", {}, title, " ", count), timings(answer),
-      back ? element("button", { type: "button", class: "back", onclick: back }, "← Back") : null), list);
+      back ? element("button", { type: "button", class: "back", onclick: back }, "← Back") : null), doubt, list);
 }
 
 function timings(answer) {
