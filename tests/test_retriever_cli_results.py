@@ -66,7 +66,7 @@ def test_evaluate_writes_the_report(loaded: list[str], tmp_path: Path) -> None:
     assert list(report) == [
         *("collection", "passages", "data", "split", "bundle", "commit", "systems"),
         *("baseline", "relevant_from", "highest_grade", "answers", "missing_answers"),
-        "own_left_out",
+        *("own_left_out", "worths", "headroom", "judge"),
     ]
     systems = {row["system"]: row for row in report["systems"]}
     fused = ["rrf", "dbsf", "hybrid", "rerank"]
@@ -83,7 +83,8 @@ def test_evaluate_writes_the_report(loaded: list[str], tmp_path: Path) -> None:
     # A passage's own words find it.
     assert systems["bm25"]["metrics"]["recall@1"] == 1.0
     rows = (out / "report.md").read_text().count("\n| ")
-    assert rows == 10 + 9  # 8 systems; 7 compared with bm25; two lines of head each
+    # 9 systems; 8 compared with bm25; hybrid and rerank over the stage before; two lines of head each
+    assert rows == 11 + 10 + 4
     assert "| rerank |" in result.stdout
 
 
@@ -152,6 +153,6 @@ def one_line(result: Result, message: str) -> None:
 
 
 def test_wrong_usage_is_exit_code_2(loaded: list[str]) -> None:
-    assert run("search", "things").exit_code == 2
-    assert run("search", "things", "x").exit_code == 2
+    assert run("search").exit_code == 2
+    assert run("search", "things", "x", "-k").exit_code == 2
     assert run("search", "things", "x", "--nope", *loaded).exit_code == 2
