@@ -83,7 +83,7 @@ def test_evaluate_writes_the_report(loaded: list[str], tmp_path: Path) -> None:
     # A passage's own words find it.
     assert systems["bm25"]["metrics"]["recall@1"] == 1.0
     rows = (out / "report.md").read_text().count("\n| ")
-    # 9 systems; 8 compared with bm25; hybrid and rerank over the stage before; two lines of head each
+    # 9 systems; 8 beside bm25; hybrid and rerank beside the stage before; two lines of head each
     assert rows == 11 + 10 + 4
     assert "| rerank |" in result.stdout
 
