@@ -47,11 +47,11 @@ def test_judged_examples_hold_the_scores_of_the_engine(
     queries, qrels = judged_queries(place[0], "dev")
     examples = judged_examples(retriever, queries, qrels)
     answers = {(q.query_id, q.passage_id) for q in qrels if q.relevance > 0}
-    only = {"dense": SearchSettings(legs={"dense": 100}, rerank=False)}
-    only["bm25"] = SearchSettings(legs={"bm25": 100}, rerank=False)
+    only = {"dense": SearchSettings(legs={"dense": 120}, rerank=False)}
+    only["bm25"] = SearchSettings(legs={"bm25": 120}, rerank=False)
     for row, query in enumerate(queries[:5]):
         found = {
-            leg: {h.passage_id: h.score for h in retriever.search(query.text, k=100, settings=s)}
+            leg: {h.passage_id: h.score for h in retriever.search(query.text, k=200, settings=s)}
             for leg, s in only.items()
         }
         scores = examples.bm25[row][np.isfinite(examples.bm25[row])]

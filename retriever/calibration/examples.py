@@ -17,8 +17,8 @@ from two_tower.retriever.search.fusion import RERANK
 from two_tower.retriever.search.retriever import Retriever
 from two_tower.retriever.search.settings import SearchSettings
 
-DEPTH = 100
-"""Candidates of each leg."""
+DEPTH = 200
+"""Candidates of a query, and of each leg."""
 
 BOTH_LEGS = SearchSettings(legs={DENSE: DEPTH, BM25: DEPTH}, cross=False, late=False)
 
@@ -114,19 +114,23 @@ def cut_examples(retriever: Retriever, *, count: int, seed: int) -> Examples:
 def _search(retriever: Retriever, texts: Sequence[str]) -> list[list[tuple[str, float, float]]]:
     """Return passage id, BM25 and cosine of each query's candidates."""
     both = retriever.with_settings(BOTH_LEGS)
-    found = both.search_many(texts, k=min(2 * DEPTH, retriever.size)) if texts else []
+    found = both.search_many(texts, k=min(DEPTH, retriever.size)) if texts else []
     return [_scores(hits) for hits in found]
 
 
 def _scores(hits: Sequence[Hit]) -> list[tuple[str, float, float]]:
-    """Return the scores of both legs; what a full list of BM25 lacks is as good as its last."""
-    known = [hit.stages[BM25].score for hit in hits if BM25 in hit.stages]
-    floor = min(known) if len(known) >= DEPTH else 0.0
+    """Return both scores; one that is missing is as good as the least of a full list, or 0.
+
+    A cosine is missing where passages of equal BM25 scores end the list that rerank reads.
+    """
+    bm25 = [hit.stages[BM25].score for hit in hits if BM25 in hit.stages]
+    cosines = [hit.stages[RERANK].score for hit in hits if RERANK in hit.stages]
+    words, tower = min(bm25) if len(bm25) >= DEPTH else 0.0, min(cosines, default=0.0)
     return [
         (
             hit.passage_id,
-            hit.stages[BM25].score if BM25 in hit.stages else floor,
-            hit.stages[RERANK].score,
+            hit.stages[BM25].score if BM25 in hit.stages else words,
+            hit.stages[RERANK].score if RERANK in hit.stages else tower,
         )
         for hit in hits
     ]
