@@ -152,7 +152,10 @@ def train(
     if dev := bundle.card["dev"].get("dense"):
         typer.echo(" ".join(f"{name}={value:.4f}" for name, value in dev.items()))
     else:
-        say("nothing was measured: DATA has no labelled query")
+        say(
+            "not learnt, for want of labelled queries: the towers' last phase, the weights of the "
+            "fusion, a cross-scorer; nothing was measured (--queries of ingest prepare adds some)"
+        )
 
 
 MinedOut = Annotated[Path, typer.Option(help="Parquet file to write.")]

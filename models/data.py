@@ -202,7 +202,9 @@ class Dataset:
             if row["split"] == split
         ]
         if not qrels:
-            splits = ", ".join(self.splits) or "none"
+            splits = ", ".join(self.splits)
+            if not splits:
+                splits = "none; to add some run: ingest prepare SOURCE --out DATA --queries FILE"
             raise DataError(
                 f"{self.path} has no labelled query in split {split!r}; its splits: {splits}"
             )

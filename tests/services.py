@@ -69,13 +69,13 @@ def send(request: urllib.request.Request) -> Answer:
 
 @contextmanager
 def running_service(
-    folder: Path, bundle: Path, *flags: str | Path, name: str = NAME, **environment: str
+    folder: Path, bundle: Path | None, *flags: str | Path, name: str = NAME, **environment: str
 ) -> Iterator[Service]:
     """Run `retriever serve` on a free port until the block ends."""
     (port,) = free_ports(1)
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / f"service-{port}.log"
-    words = ["serve", name, "--bundle", bundle, "--port", port, *flags]
+    words = ["serve", name, "--port", port, *flags, *(["--bundle", bundle] if bundle else [])]
     with log.open("wb") as file:
         process = subprocess.Popen(
             [sys.executable, "-W", "error", "-c", START, *map(str, words)],

@@ -14,7 +14,7 @@ from two_tower.retriever.collection.options import (
     HnswOptions,
     QuantizationOptions,
 )
-from two_tower.retriever.search.retriever import require_possible
+from two_tower.retriever.search.abilities import require_possible
 from two_tower.retriever.search.settings import (
     AnnSettings,
     SearchSettings,

@@ -10,13 +10,19 @@ import typer
 from two_tower.retriever.commands.flags import Name, Path_, Url, opened_engine
 
 if TYPE_CHECKING:
-    from two_tower.models.bundle.bundle import ModelBundle
+    from two_tower.ingest.loading.points import PassageEncoder
     from two_tower.models.data import Dataset
     from two_tower.retriever.collection.options import CollectionOptions
 
 LoadBundle = Annotated[
-    Path,
-    typer.Option("--bundle", help="Folder that `models train` wrote.", envvar="TWO_TOWER_BUNDLE"),
+    Path | None,
+    typer.Option(
+        "--bundle",
+        help="Folder that `models train` wrote; without it BM25 alone searches, and no vector is "
+        "made.",
+        envvar="TWO_TOWER_BUNDLE",
+        show_default=False,
+    ),
 ]
 
 Options = Annotated[
@@ -69,8 +75,8 @@ TakeOver = Annotated[
 
 def load(
     data: Annotated[Path, typer.Argument(help="DATA folder that `ingest prepare` wrote.")],
-    bundle: LoadBundle,
     collection: Annotated[str, typer.Option(help="Name that searches will use.")],
+    bundle: LoadBundle = None,
     options: Options = None,
     expand: Expand = None,
     where: Where = None,
@@ -84,7 +90,7 @@ def load(
     url: Url = None,
     path: Path_ = None,
 ) -> None:
-    """Encode the passages of DATA into a collection; run it again to go on or to update.
+    """Load the passages of DATA into a collection; run it again to go on or to update.
 
     Each bundle gets a collection of its own beside the others, named after both. Only missing and
     changed passages are sent, and only those with another title or text are encoded. The name
@@ -97,7 +103,8 @@ def load(
     from two_tower.ingest.loading import verify as verifier
     from two_tower.ingest.loading.selection import Selection, select
     from two_tower.ingest.versions import versions
-    from two_tower.models.bundle.bundle import ModelBundle
+    from two_tower.models.bundle.no_tower import NoTower
+    from two_tower.retriever.search.bundles import load_bundle
     from two_tower.retriever.search.settings import read_file
 
     selection = Selection(tuple(where or ()), limit)
@@ -105,8 +112,11 @@ def load(
         selection.require_no_prune()
     settings = loader.LoadSettings(prune, rate_limit, retry_for, take_over)
     storage = read_file(options).collection if options else None
-    dataset, encoder = select(_opened(data, expand), selection), ModelBundle.load(bundle)
-    require_documents_model(encoder, bundle)
+    dataset = select(_opened(data, expand), selection)
+    trained = load_bundle(bundle)
+    if trained and bundle:
+        require_documents_model(trained, bundle)
+    encoder = trained or NoTower()
     if dry_run:
         _plan(dataset, encoder, collection, storage, url=url, path=path, prune=prune)
         return
@@ -134,7 +144,7 @@ def _opened(data: Path, expand: Path | None) -> "Dataset":
 
 def _plan(
     dataset: "Dataset",
-    encoder: "ModelBundle",
+    encoder: "PassageEncoder",
     name: str,
     options: "CollectionOptions | None",
     *,
@@ -180,27 +190,32 @@ def verify(
     url: Url = None,
     path: Path_ = None,
 ) -> None:
-    """Check a collection: its count, and with --data and --bundle every passage and a sample.
+    """Check a collection: its count, and with --data (and --bundle) every passage and a sample.
 
     The sample is encoded anew and compared, vectors and payload. In a cluster a passage counts
     where all replicas agree on it; --repair makes them agree again.
     """
     from two_tower.ingest.loading import verify as verifier
 
-    if (data is None) != (bundle is None):
-        raise typer.BadParameter("--data and --bundle go together")
-    if repair and data is None:
-        raise typer.BadParameter("--repair needs --data and --bundle")
+    if bundle and not data:
+        raise typer.BadParameter("--bundle needs --data")
+    if repair and not data:
+        raise typer.BadParameter("--repair needs --data and --bundle; for BM25 alone, --data")
     with opened_engine(url, path) as engine:
         collection = engine.resolve(name)
-        if data is None or bundle is None:
+        if data is None:
             typer.echo(verifier.verify_counts(engine, collection))
             return
         from two_tower.ingest.adoption.adopt import encoder_for
-        from two_tower.models.bundle.bundle import ModelBundle
+        from two_tower.models.bundle.no_tower import NoTower
         from two_tower.retriever.collection.schema import read_metadata
+        from two_tower.retriever.search.bundles import find_bundle, load_bundle
 
-        encoder = encoder_for(engine, read_metadata(engine, collection), ModelBundle.load(bundle))
+        metadata = read_metadata(engine, collection)
+        trained = load_bundle(bundle) or find_bundle(engine, collection)
+        encoder: PassageEncoder = trained
+        if not isinstance(trained, NoTower):
+            encoder = encoder_for(engine, metadata, trained)
         dataset = _opened(data, expand)
         if repair:
             typer.echo(verifier.repair(engine, collection, dataset, encoder))

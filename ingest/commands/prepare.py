@@ -21,8 +21,9 @@ def _column(content: str) -> Any:
 SourceName = Annotated[
     str,
     typer.Argument(
-        help="A BEIR folder, a JSONL, CSV, TSV or Parquet table (or a folder of them), "
-        "MS MARCO rows on disk or under a Hugging Face Hub id, python-docs, or DATA to be split."
+        help="A text file or a folder of them (.txt, .md), a JSONL, CSV, TSV or Parquet table (or "
+        "a folder of them), a BEIR folder, MS MARCO rows on disk or under a Hugging Face Hub id, "
+        "python-docs, or DATA to be split."
     ),
 ]
 
@@ -43,10 +44,20 @@ DevFraction = Annotated[
 
 Limit = Annotated[int | None, typer.Option(min=1, help="At most so many passages of python-docs.")]
 
+QueriesFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="Questions in a file of their own: a JSONL, CSV or TSV table with the column query "
+        "and, where they are judged, passage_id (perhaps relevance, split, query_id), or a .txt "
+        "with one a line."
+    ),
+]
+
 PassageWords = Annotated[
     int | None,
     typer.Option(
-        min=1, help="Cut the texts of a DATA folder into passages of at most so many words."
+        min=1,
+        help="Cut text files, or the texts of DATA, into passages of at most so many words.",
     ),
 ]
 
@@ -61,6 +72,7 @@ def prepare(
     source: SourceName = DEFAULT_SOURCE,
     *,
     out: Out,
+    queries: QueriesFile = None,
     config: Config = None,
     query_column: Annotated[str | None, _column("query (usual names are found)")] = None,
     passage_column: Annotated[str | None, _column("passage (usual names are found)")] = None,
@@ -82,7 +94,9 @@ def prepare(
     """
     from two_tower.ingest.dataset.writer import DatasetWriter
     from two_tower.ingest.sources.choose import open_source
+    from two_tower.ingest.sources.documents import TextDocuments
     from two_tower.ingest.sources.long_documents import SplitConfig
+    from two_tower.ingest.sources.questions import Questions
 
     started = time.monotonic()
     columns = {
@@ -107,9 +121,13 @@ def prepare(
         limit=limit,
         split=split,
     )
+    questions = Questions(queries) if queries else None
     about: dict[str, Any] = {"source": opened.name, "details": opened.details}
     with DatasetWriter(out, dev_fraction=dev_fraction, overwrite=force, **about) as writer:
         opened.write_to(writer)
+        if questions:
+            part_for = opened.part_for if isinstance(opened, TextDocuments) else None
+            questions.write_to(writer, part_for=part_for)
     pairs = summary(writer.counts)
     if roles := opened.details.get("columns"):
         pairs.insert(0, ("columns", ", ".join(f"{role}: {c}" for role, c in roles.items())))
@@ -117,14 +135,17 @@ def prepare(
     print_pairs(pairs, width=NAMES_WIDTH)
     for note in writer.notes:
         say(f"Note: {note}")
-    if warning := _warning(set(writer.counts["labelled_queries"])):
+    if warning := _warning(set(writer.counts["labelled_queries"]), out):
         say(f"Warning: {warning}")
 
 
-def _warning(splits: set[str]) -> str:
+def _warning(splits: set[str], out: Path) -> str:
     """Return what cannot be done with DATA whose judgements are of these splits."""
     if not splits:
-        return "no labelled query; models train needs some in split train"
+        return (
+            "no labelled query, so nothing can be measured; to search by words (BM25) run: "
+            f"ingest load {out} --collection NAME"
+        )
     if splits == {"train"}:
         return (
             "no labelled query but in split train; a larger --dev-fraction takes some to "

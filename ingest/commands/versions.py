@@ -87,7 +87,7 @@ def _rows(listed: "Sequence[Version]") -> list[list[str]]:
                 version.name,
                 version.collection,
                 "damaged" if version.is_damaged else f"{version.points:,}{expected}",
-                version.metadata.bundle_fingerprint[:12],
+                version.metadata.bundle_fingerprint[:12] if version.metadata.has_tower else "none",
                 _age(version.metadata.age_s),
             ]
         )

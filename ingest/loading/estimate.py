@@ -69,7 +69,7 @@ class PointSize(NamedTuple):
     """What one point of a collection brings.
 
     Attributes:
-        widths: of its dense vectors, the full one first.
+        widths: of its dense vectors, the full one first; none where there is BM25 alone.
         terms: different words for bm25.
         payload: bytes of its payload.
         indexes: payload indexes that it is in.
@@ -129,7 +129,7 @@ def estimate(
     sample = list(islice(dataset.passages(), 0, None, step))
     terms = Bm25Encoder(Bm25Config(avg_len=1.0)).encode_passages([p.content for p in sample])
     point = PointSize(
-        widths=(encoder.dim, *encoder.pca_dims),
+        widths=(encoder.dim, *encoder.pca_dims) if encoder.dim else (),
         terms=fmean(len(vector.indices) for vector in terms),
         payload=fmean(len(json.dumps(to_payload(p)).encode()) for p in sample),
         indexes=2 + len(indexable_fields(dataset.manifest.get("fields", {}), options.indexes)),
@@ -175,7 +175,7 @@ def _shard_size(
     """Return bytes of one copy of one shard: on disk, in memory after a load, after a restart."""
     is_edge, widths = process is EDGE, point.widths
     vectors = FLOAT_BYTES * points * sum(widths)
-    widest = points * max(FLOAT_BYTES * max(widths), point.late)
+    widest = points * max(FLOAT_BYTES * max(widths, default=0), point.late)
     names = len(widths) + (point.late > 0)
 
     # Graphs and quantized copies are built in segments above a size alone; small ones are merged.
@@ -203,7 +203,7 @@ def _shard_size(
 
     # Full vectors that are scanned are mapped a second time. A load touches only the filled part of
     # the vector files, opening reads all of them. Edge cuts the files of built segments to size.
-    scanned = 0.0 if built else FLOAT_BYTES * points * widths[0]
+    scanned = 0.0 if built else FLOAT_BYTES * points * sum(widths[:1])
     share = FLOAT_BYTES * points / segments / CHUNK_BYTES
     whole_files = CHUNK_BYTES * segments * sum(math.ceil(share * width) for width in widths)
     files = vectors if built and is_edge else whole_files

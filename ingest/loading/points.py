@@ -39,7 +39,7 @@ class PassageEncoder(Protocol):
 
     @property
     def dim(self) -> int:
-        """Width of a passage vector."""
+        """Width of a passage vector; 0 for none: BM25 alone."""
 
     @property
     def pca_dims(self) -> tuple[int, ...]:
@@ -124,6 +124,8 @@ class PointMaker:
             full, late = self._encoder.encode_passages_late(texts)
         else:
             full = dense_vectors(self._encoder, passages)
+        if not self._encoder.dim:
+            return {}, []
         vectors = {DENSE: full}
         vectors |= {pca_name(dim): part for dim, part in self._encoder.reduce(full).items()}
         expected = {DENSE: self._encoder.dim} | {pca_name(d): d for d in self._encoder.pca_dims}

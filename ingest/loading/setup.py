@@ -131,6 +131,11 @@ def fit_centroids(dataset: Dataset, encoder: PassageEncoder, *, clusters: int) -
     """
     if not clusters:
         return ""
+    if not encoder.dim:
+        raise ConfigError(
+            f"clusters is {clusters:,}, but they are of a bundle's vectors, and none is named; "
+            "add --bundle BUNDLE"
+        )
     if dataset.passage_count < clusters:
         raise ConfigError(
             f"clusters is {clusters:,}, but {dataset.path} has {dataset.passage_count:,} passages; "

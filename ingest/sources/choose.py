@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from two_tower.ingest.dataset.folder import MANIFEST
 from two_tower.ingest.dataset.writer import DatasetWriter
 from two_tower.ingest.sources.beir import BeirFolder
+from two_tower.ingest.sources.documents import TextDocuments, text_files
 from two_tower.ingest.sources.folders import table_files
 from two_tower.ingest.sources.long_documents import LongDocuments, SplitConfig
 from two_tower.ingest.sources.ms_marco import DEFAULT_CONFIG, DEFAULT_ID, MsMarco
@@ -18,9 +19,13 @@ from two_tower.models.text.bm25 import Analyzer
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
+TEXTS_PER_TABLE = 10
+"""In a folder with fewer text files, they are about its tables: README.md."""
+
 _EXPECTED = (
     "expected a BEIR folder (corpus.jsonl, queries.jsonl, qrels/), tables "
-    "(.jsonl, .csv, .tsv, .parquet), a Hub id such as microsoft/ms_marco, or python-docs"
+    "(.jsonl, .csv, .tsv, .parquet), texts (.txt, .md), a Hub id such as microsoft/ms_marco, or "
+    "python-docs"
 )
 
 
@@ -49,12 +54,13 @@ def open_source(
     """Find out what `spec` means; nothing but the heads of files is read yet.
 
     Args:
-        spec: `python-docs`, a file, a folder (DATA to be split among them), or a dataset id on the
-            Hugging Face Hub.
+        spec: `python-docs`, a file, a folder (of texts, or DATA to be split, among others), or a
+            dataset id on the Hugging Face Hub.
         config: of a Hub dataset.
         columns: role -> name of a table's column, where it is none of the usual names.
         limit: passages of python-docs at most.
-        split: how to cut the documents of DATA, and what tells which part a judgement goes to.
+        split: how to cut texts, or the documents of DATA, and what tells which part a judgement
+            goes to.
 
     Raises:
         DataError: there is no such source, or it is of no known kind.
@@ -87,21 +93,19 @@ def open_source(
     if path.is_dir() and BeirFolder.fits(path):
         _refuse_others(options, spec)
         return BeirFolder(path)
-    files = _table_files(path)
+    files = table_files(path)
+    if len(text_files(path)) > TEXTS_PER_TABLE * len(files):
+        _refuse_others(options, spec, takes="--passage-words")
+        return TextDocuments(path, split=split)
+    if not files:
+        some = sorted(path.iterdir()) if path.is_dir() else [path]
+        names = ", ".join(file.name for file in some[:5]) or "nothing"
+        raise DataError(f"{path} is of no known kind (found: {names}); {_EXPECTED}")
     if not columns and MsMarco.fits(files):
         _refuse_others(options, spec)
         return MsMarco(spec, files=files)
     _refuse_others(options, spec, takes="--*-column")
     return Tables(spec, files, columns or {})
-
-
-def _table_files(path: Path) -> list[Path]:
-    tables = table_files(path)
-    if not tables:
-        files = sorted(path.iterdir()) if path.is_dir() else [path]
-        names = ", ".join(file.name for file in files[:5]) or "nothing"
-        raise DataError(f"{path} is of no known kind (found: {names}); {_EXPECTED}")
-    return tables
 
 
 def _refuse_others(options: Mapping[str, object], spec: str, *, takes: str = "") -> None:

@@ -49,7 +49,8 @@ class Corpus(NamedTuple):
 def read_split(data: Dataset, *, dev_share: float, seed: int, notify: Notify) -> Split:
     """Read the labelled queries; without a dev split, hold out a seeded share of train.
 
-    Of generated queries `ingest generate` has held some out: those of other passages.
+    Of generated queries `ingest generate` has held some out: those of other passages. A single
+    query, that could only be measured with after it was learnt from, is left out.
 
     Raises:
         TrainingError: no judgement is positive, or one names an unknown passage.
@@ -70,6 +71,12 @@ def read_split(data: Dataset, *, dev_share: float, seed: int, notify: Notify) ->
             notify(f"the queries of split {name} are {judge}, not of people")
     if dev_name or not train.texts:
         return Split(train, dev)
+    if len(train.texts) == 1:
+        notify(
+            f"{data.path} has one labelled query, too few to learn from and to measure with: what "
+            "is learnt comes from the passages alone"
+        )
+        return Split(no_queries(len(row_of)), dev)
     split = hold_out(train, share=dev_share, seed=seed)
     notify(
         f"{data.path} has no dev split: {len(split.dev.texts)} of {len(train.texts)} "

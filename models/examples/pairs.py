@@ -82,10 +82,8 @@ def no_queries(passages: int) -> Labelled:
 
 
 def hold_out(labelled: Labelled, *, share: float, seed: int) -> Split:
-    """Set a seeded share of the queries aside; a single query serves as both parts."""
+    """Set a seeded share of the queries aside: one at least, where another one is left."""
     count = len(labelled.texts)
-    if count < 2:
-        return Split(labelled, labelled)
     order = np.random.default_rng(seed).permutation(count)
     size = min(max(1, round(count * share)), count - 1)
     return Split(labelled.take(np.sort(order[size:])), labelled.take(np.sort(order[:size])))

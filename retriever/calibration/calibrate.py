@@ -24,7 +24,7 @@ from two_tower.models.bundle.fusion import (
     reciprocal_ranks,
 )
 from two_tower.models.data import Qrel, Query
-from two_tower.models.errors import DataError
+from two_tower.models.errors import ConfigError, DataError
 from two_tower.models.vectors import Float64Array
 from two_tower.retriever.calibration.examples import Examples, cut_examples, judged_examples
 from two_tower.retriever.search.retriever import Retriever
@@ -68,6 +68,11 @@ def calibrate(
         ConfigError: the model that reads the passages is not installed.
         DataError: too few passages that queries can be cut from.
     """
+    if not retriever.metadata.has_tower:
+        raise ConfigError(
+            f"{retriever.collection} has BM25 alone: there is no cosine to weigh; load it with "
+            "ingest load --bundle BUNDLE"
+        )
     judged = _answered(judged_examples(retriever, queries, qrels)) if queries else None
     if judged is not None and len(judged.relevant) >= FEWEST_QUERIES:
         return _from_judged(judged, _weights_before(retriever))

@@ -29,7 +29,7 @@ def describe(engine: Engine, name: str) -> dict[str, Any]:
         "aliases": sorted(a.alias_name for a in aliases if a.collection_name == collection),
         "passages": engine.count(collection, exact=True).count,
         "expected_passages": metadata.expected_points,
-        "bundle": metadata.bundle_fingerprint,
+        "bundle": metadata.bundle_fingerprint if metadata.has_tower else None,
         "created_at": metadata.created_at,
         "source": metadata.data.get("source"),
         "data": metadata.data.get("content_hash"),

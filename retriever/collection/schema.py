@@ -2,7 +2,8 @@
 
 collection   <name>--<first 8 digits of the bundle's fingerprint>, behind the alias <name>
 vectors      dense (the tower's output), pca_<d> (reduced), bm25 (sparse, IDF in the engine),
-             late (several a passage, where the bundle brings late interaction)
+             late (several a passage, where the bundle brings late interaction); bm25 alone where
+             it was loaded without a bundle
 payload      title, text, url, passage_id, the source's own fields, content_hash, cluster if asked
 metadata     `CollectionMetadata`
 """
@@ -124,7 +125,7 @@ class CollectionSchema:
     """Vectors and payload indexes of a collection.
 
     Attributes:
-        dim: width of `dense`.
+        dim: width of `dense`; 0 for a collection of BM25 alone, which has no such vector.
         pca_dims: widths of the reduced vectors.
         fields: payload indexes on the source's own fields.
         options: how all that is stored.
@@ -140,7 +141,8 @@ class CollectionSchema:
     @property
     def widths(self) -> dict[str, int]:
         """Width of each vector that can find something, by its name; `late` cannot."""
-        return {DENSE: self.dim} | {pca_name(dim): dim for dim in self.pca_dims}
+        dense = {DENSE: self.dim} if self.dim else {}
+        return dense | {pca_name(dim): dim for dim in self.pca_dims}
 
     @property
     def dense_config(self) -> dict[str, qm.VectorParams]:
@@ -215,8 +217,8 @@ class CollectionMetadata:
     """What a collection says about itself.
 
     Attributes:
-        bundle_fingerprint: of the bundle that made its vectors.
-        dim: width of `dense`.
+        bundle_fingerprint: of the bundle that made its vectors, or of `NoTower`.
+        dim: width of `dense`; 0 for a collection of BM25 alone.
         pca_dims: widths of the reduced vectors.
         data: `source`, `content_hash` and `counts` of DATA, `kept`, the number of points beside it
             that an earlier DATA left, `expansion`, whose queries BM25 reads beside the texts, and
@@ -247,6 +249,11 @@ class CollectionMetadata:
     def expected_points(self) -> int:
         """How many points the collection has when its last load is complete."""
         return int(self.data["counts"]["passages"]) + int(self.data.get("kept", 0))
+
+    @property
+    def has_tower(self) -> bool:
+        """Whether there are vectors of a bundle beside BM25."""
+        return self.dim > 0
 
     @property
     def age_s(self) -> float:

@@ -16,7 +16,8 @@ Bundle = Annotated[
     Path | None,
     typer.Option(
         help="Folder that `models train` wrote; by default it is found by its fingerprint: where "
-        "TWO_TOWER_BUNDLE says (a bundle, or a folder of them), or where the load took it from.",
+        "TWO_TOWER_BUNDLE says (a bundle, or a folder of them), or where the load took it from. A "
+        "collection of BM25 alone needs none.",
         show_default=False,
     ),
 ]

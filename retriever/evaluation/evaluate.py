@@ -1,5 +1,6 @@
 """Measures systems on judged queries: the whole corpus is ranked, never a pool of candidates."""
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,8 @@ from two_tower.retriever.evaluation.significance import Comparison, bootstrap_in
 from two_tower.retriever.evaluation.systems import Ranker, System
 from two_tower.retriever.evaluation.verdict import StageWorth, headroom, stage_worths
 from two_tower.retriever.search.retriever import Retriever
+
+log = logging.getLogger(__name__)
 
 DEFAULT_BASELINE = "bm25"
 
@@ -221,6 +224,8 @@ def _measure(
             own: [id_ for id_ in ranking if id_ != own or (own, own) in judged][:DEPTH]
             for own, ranking in rankings.items()
         }
+    if remark := ranker.remark():
+        log.warning("%s: %s", system.name, remark)
     values = per_query(rankings, qrels, relevant_from=relevant_from)
     intervals = bootstrap_intervals(np.stack(list(values.values()), axis=1))
     row = SystemResult(

@@ -1,5 +1,6 @@
 """An evaluation from beginning to end: systems chosen, measured, and written down."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -12,6 +13,8 @@ from two_tower.retriever.evaluation.page import write_report
 from two_tower.retriever.evaluation.requirements import read_requirement
 from two_tower.retriever.evaluation.systems import choose_systems, run_system
 from two_tower.retriever.search.retriever import Retriever
+
+log = logging.getLogger(__name__)
 
 NO_OTHERS: Mapping[str, Retriever] = MappingProxyType({})
 
@@ -48,6 +51,7 @@ def evaluate(
     Raises:
         ConfigError: an unknown system, an impossible requirement, or `out` cannot be written.
         DataError: DATA or a run cannot be used, or no query of the split has an answer there.
+        EndpointError: the settings name a language model that does not answer.
         EngineError: the engine does not answer.
     """
     dataset = data if isinstance(data, Dataset) else Dataset.open(data)
@@ -58,6 +62,8 @@ def evaluate(
     every = [*(run_system(Path(file)) for file in runs), *measured]
     for text in require:
         read_requirement(text, [system.name for system in every])
+    if retriever.rewriting:
+        retriever.rewriting.check()
     evaluation = measure_all(
         retriever,
         dataset,
@@ -67,6 +73,11 @@ def evaluate(
         relevant_from=relevant_from,
         keep_own=keep_own,
     )
+    if split == "train" and dataset.content_hash in retriever.bundle.card.get("labels", ()):
+        log.warning(
+            "the bundle learnt from these very queries, so its rows say too much; measure with "
+            "split dev, which ingest prepare --dev-fraction sets aside"
+        )
     if folder:
         write_report(evaluation, find_contrasts(evaluation, retriever.passages()), folder)
     return evaluation.report

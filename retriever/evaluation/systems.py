@@ -22,6 +22,8 @@ from two_tower.retriever.search.queries import searched_vectors
 from two_tower.retriever.search.retriever import Retriever
 from two_tower.retriever.search.settings import SearchSettings, read_settings
 
+HYDE = "hyde"
+
 SAMPLE = 1000
 
 FLOAT_BYTES = 4
@@ -46,11 +48,13 @@ class Ranker(NamedTuple):
         rank: (queries, k) -> for each the ids of its `k` best passages, best first.
         index_mb: size of its vectors or terms; None where that is not known.
         is_timed: whether a time of `rank` means anything; not where a file has the rankings.
+        remark: gives what is to be known of times and rankings; empty for nothing.
     """
 
     rank: Callable[[Sequence[Query], int], list[list[str]]]
     index_mb: float | None
     is_timed: bool = True
+    remark: Callable[[], str] = str
 
 
 class System(NamedTuple):
@@ -73,15 +77,21 @@ def system_names(retriever: Retriever) -> list[str]:
     `hybrid` and `rerank` fuse with the weights that the bundle learnt; where it has any, `weighted`
     is `rerank` with the fixed weight. `late` is `rerank` and late interaction, where bundle and
     collection have it. `cross` needs a bundle with a cross-scorer, `settings` a retriever that was
-    opened with settings of its own.
+    opened with settings of its own, `hyde` one whose settings rewrite the query: it is all of them
+    together, and the others leave that out. A collection of BM25 alone has nothing beside it.
     """
+    lexical = ["tfidf", "rank_bm25", BM25]
+    own = ["settings"] if replace(retriever.settings, rewrite=None) != SearchSettings() else []
+    own += [HYDE] if retriever.settings.rewrite else []
+    if not retriever.metadata.has_tower:
+        return lexical + own
     reduced = [f"pca_{dim}" for dim in retriever.metadata.pca_dims]
-    names = ["tfidf", "rank_bm25", "bm25", "dense", *reduced, "rrf", "dbsf"]
+    names = [*lexical, DENSE, *reduced, "rrf", "dbsf"]
     names += ["weighted"] if retriever.fusion else []
     names += ["hybrid", "rerank"]
     names += [LATE] if retriever.has_late else []
     names += [CROSS] if retriever.bundle.has_cross_scorer else []
-    return names + (["settings"] if retriever.settings != SearchSettings() else [])
+    return names + own
 
 
 def default_systems(retriever: Retriever) -> list[str]:
@@ -167,11 +177,17 @@ def _start_engine(retriever: Retriever, settings: SearchSettings) -> Ranker:
         results = variant.search_many(texts, k=min(k, variant.size))
         return [[hit.passage_id for hit in hits] for hits in results]
 
-    return Ranker(rank, index_mb(retriever, settings))
+    rewriting = variant.rewriting
+    if rewriting is None:
+        return Ranker(rank, index_mb(retriever, settings))
+    return Ranker(rank, index_mb(retriever, settings), remark=rewriting.remark)
 
 
 def _system_settings(system: str, default: SearchSettings) -> SearchSettings:
     """Return the settings that make the engine behave as `system`."""
+    if system == HYDE:
+        return default
+    default = replace(default, rewrite=None)
     if system == "settings":
         return default
     if system == CROSS:

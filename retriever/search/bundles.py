@@ -21,25 +21,32 @@ from two_tower.retriever.engine.protocol import Engine
 
 if TYPE_CHECKING:
     from two_tower.models.bundle.bundle import ModelBundle
+    from two_tower.models.bundle.no_tower import NoTower
 
 VARIABLE = "TWO_TOWER_BUNDLE"
 
 BUNDLES = "bundles"
 
 
-def find_bundle(engine: Engine, name: str) -> "ModelBundle":
+def find_bundle(engine: Engine, name: str) -> "ModelBundle | NoTower":
     """Return the bundle that a collection was loaded with; the module says where it is looked for.
+
+    A collection of BM25 alone needs none.
 
     Raises:
         BundleError: it is not complete.
         ConfigError: it is not found.
         EngineError: there is no such collection.
     """
+    collection = engine.resolve(name)
+    metadata = read_metadata(engine, collection)
+    if not metadata.has_tower:
+        from two_tower.models.bundle.no_tower import NoTower
+
+        return NoTower()
     from two_tower.models.bundle.bundle import ModelBundle
 
-    collection = engine.resolve(name)
-    folder = find_bundle_folder(engine, collection, read_metadata(engine, collection))
-    return ModelBundle.load(folder)
+    return ModelBundle.load(find_bundle_folder(engine, collection, metadata))
 
 
 def load_bundle(bundle: "str | Path | ModelBundle | None") -> "ModelBundle | None":
@@ -49,9 +56,11 @@ def load_bundle(bundle: "str | Path | ModelBundle | None") -> "ModelBundle | Non
         BundleError: no complete bundle there.
         ConfigError: it is neither a folder nor a bundle.
     """
+    if bundle is None:
+        return None
     from two_tower.models.bundle.bundle import ModelBundle
 
-    if bundle is None or isinstance(bundle, ModelBundle):
+    if isinstance(bundle, ModelBundle):
         return bundle
     if not isinstance(bundle, str | Path):
         raise ConfigError(

@@ -26,6 +26,7 @@ from two_tower.retriever.search.settings import SearchSettings
 if TYPE_CHECKING:
     from two_tower.models.bundle.bundle import ModelBundle
     from two_tower.models.bundle.fusion import FinalWeights
+    from two_tower.models.bundle.no_tower import NoTower
     from two_tower.retriever.collection.schema import CollectionMetadata
 
 RERANK, CROSS = "rerank", "cross"
@@ -35,7 +36,9 @@ LEXICAL = frozenset({"bm25", "tfidf"})
 RRF_K = 60
 
 
-def collection_fusion(metadata: "CollectionMetadata", bundle: "ModelBundle") -> "Fusion | None":
+def collection_fusion(
+    metadata: "CollectionMetadata", bundle: "ModelBundle | NoTower"
+) -> "Fusion | None":
     """Return the weights that a search uses.
 
     Raises:

@@ -1,7 +1,7 @@
 """The way of a batch of queries through the stages, top to bottom in `Pipeline.run`.
 
-    encode -> candidates of every leg, rescored by the query tower, by (late) interaction -> fusion
-           -> (cross) -> (groups) -> (diversity) -> payload of the best k
+    (rewrite) -> encode -> candidates of every leg, rescored by the query tower, by (late)
+           interaction -> fusion -> (cross) -> (groups) -> (diversity) -> payload of the best k
 
 Candidates and rescoring are one engine request; the payloads of the k winners a second, small one,
 or before it those of all that the cross-scorer reads. What a query asks the engine stands in
@@ -27,6 +27,7 @@ from two_tower.retriever.records import Hit, SearchResult, Stage
 from two_tower.retriever.search.diversity import at_most_per_group, mmr
 from two_tower.retriever.search.fusion import (
     CROSS,
+    LEXICAL,
     RERANK,
     Candidates,
     Ranking,
@@ -42,7 +43,13 @@ from two_tower.retriever.search.queries import (
     search_params,
     searched_vectors,
 )
-from two_tower.retriever.search.settings import AnnSettings, SearchSettings
+from two_tower.retriever.search.rewriting import Answers, AnswerWriter, Rewriting
+from two_tower.retriever.search.settings import (
+    AnnSettings,
+    RewriteSettings,
+    SearchSettings,
+    without_tower,
+)
 
 if TYPE_CHECKING:
     from two_tower.models.bundle.fusion import Fusion
@@ -63,6 +70,7 @@ class Pipeline:
     Attributes:
         encoder: of the queries.
         has_late: whether late interaction can score candidates.
+        own_rewriting: what imagines passages for every query, whatever the settings say.
     """
 
     def __init__(
@@ -74,10 +82,12 @@ class Pipeline:
         fusion: "Fusion | None" = None,
         centroids: Centroids | None = None,
         has_late: bool = False,
+        rewriting: Rewriting | None = None,
     ) -> None:
         """Load the cross-scorer where the bundle brings one, so that no search has to wait for it.
 
         `fusion` has the learnt weights; `has_late` says whether the collection has token vectors.
+        `rewriting` comes before the one that settings name.
 
         Raises:
             BundleError: the bundle's scorer is broken.
@@ -87,10 +97,14 @@ class Pipeline:
         self.encoder = encoder
         self._centroids = centroids
         self._bundle = encoder.bundle
+        self._has_tower = encoder.bundle.dim > 0
         self._learnt = fusion.hybrid if fusion else None
         self._final = fusion.final if fusion and self._bundle.has_cross_scorer else None
         self.has_late = has_late and self._learnt is not None and self._learnt.late > 0
         self._costs = Costs()
+        self.own_rewriting = rewriting
+        self._rewritings: dict[RewriteSettings, Rewriting] = {}
+        self._lock = threading.Lock()
         if self._final:
             nothing = np.zeros(1, dtype=np.float32)
             self._bundle.cross_scores("warm", ["up"], bm25=nothing, cosine=nothing)
@@ -118,10 +132,15 @@ class Pipeline:
         """
         self._require_chances(settings)
         watch = Stopwatch(self._costs, queries=len(queries), budget_ms=budget_ms)
+        if not self._has_tower:
+            settings = without_tower(settings)
         # Rerank and late interaction travel with the candidates: whether to pay is decided before.
         late = self.has_late and settings.late and is_learnt(settings) and watch.affords(LATE)
         names = searched_vectors(settings) | ({LATE} if late else frozenset())
-        vectors = self.encoder.encode(queries, names)
+        answers: Sequence[Answers | None] = ()
+        if self.own_rewriting or settings.rewrite:
+            answers = self._imagine(queries, settings, watch)
+        vectors = self.encoder.encode(queries, names, answers)
         watch.lap("encode")
 
         if settings.rerank and not watch.affords(RERANK):
@@ -151,18 +170,54 @@ class Pipeline:
         rows = [best[:k] for best in rows]
         payloads |= self._payloads(point_ids(rankings, rows) - payloads.keys())
         watch.lap(LAST_STEP)
-        early_stages = [REWRITE] if self.encoder.rewriter else []
-        return [
+        results = [
             SearchResult(
                 query,
                 top_hits(ranking, best, payloads),
                 watch.laps_ms,
-                (*early_stages, *ranking.candidates.stages, *last_stages),
+                (*ranking.candidates.stages, *last_stages),
                 tuple(watch.skipped),
                 ranking.answerable,
             )
             for query, ranking, best in zip(queries, rankings, rows, strict=True)
         ]
+        if not answers:
+            return results
+        return [rewritten(*each) for each in zip(results, answers, strict=True)]
+
+    def rewriting(self, settings: RewriteSettings) -> Rewriting:
+        """Return the language model that imagines passages, opened at its first use.
+
+        Raises:
+            ConfigError: its URL or prompt cannot be used.
+        """
+        with self._lock:
+            if settings not in self._rewritings:
+                writer = AnswerWriter(settings)
+                self._rewritings[settings] = Rewriting(writer, within_s=settings.within_s)
+            return self._rewritings[settings]
+
+    def close(self) -> None:
+        """Close the language models."""
+        with self._lock:
+            for rewriting in self._rewritings.values():
+                rewriting.close()
+            self._rewritings.clear()
+
+    def _imagine(
+        self, queries: Sequence[str], settings: SearchSettings, watch: "Stopwatch"
+    ) -> list[Answers | None]:
+        """Return the passages imagined for each query; nothing where no vector would be moved."""
+        moves = settings.rerank or not LEXICAL.issuperset(settings.legs)
+        if not moves or not watch.affords(REWRITE):
+            return []
+        rewriting = self.own_rewriting
+        if rewriting is None:
+            assert settings.rewrite is not None
+            rewriting = self.rewriting(settings.rewrite)
+        answers = rewriting.answers(queries, most_s=watch.left_s)
+        watch.lap(REWRITE)
+        return answers
 
     def _require_chances(self, settings: SearchSettings) -> None:
         if settings.at_least and not (self._final and settings.cross and is_learnt(settings)):
@@ -272,6 +327,13 @@ class Pipeline:
         return {str(record.id): record.payload or {} for record in records}
 
 
+def rewritten(result: SearchResult, answers: Answers | None) -> SearchResult:
+    """Return a result that says whether the query was searched with imagined passages."""
+    if answers is None:
+        return replace(result, skipped=(REWRITE, *result.skipped))
+    return replace(result, stages_run=(REWRITE, *result.stages_run))
+
+
 def ask(
     engine: Engine, collection: str, plans: Sequence[Mapping[str, qm.QueryRequest]]
 ) -> list[Candidates]:
@@ -368,6 +430,14 @@ class Stopwatch:
         self._start = self._last = time.perf_counter()
         self.laps_ms: dict[str, float] = {}
         self.skipped: list[str] = []
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds that the budget of all queries leaves; None without a budget."""
+        if self._budget_ms is None:
+            return None
+        spent_s = time.perf_counter() - self._start
+        return max(0.001, self._budget_ms * self._queries / 1000.0 - spent_s)
 
     def lap(self, step: str, *, cost_of: str | None = None) -> None:
         """End a step; `cost_of` is the optional stage that ran in it under another name."""

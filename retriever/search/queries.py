@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -15,10 +15,12 @@ from two_tower.retriever.collection.clusters import Centroids
 from two_tower.retriever.collection.schema import BM25, DENSE, LATE, pca_name
 from two_tower.retriever.errors import QueryError
 from two_tower.retriever.search.fusion import LEXICAL, RERANK
+from two_tower.retriever.search.rewriting import Answers
 from two_tower.retriever.search.settings import AnnSettings, SearchSettings
 
 if TYPE_CHECKING:
     from two_tower.models.bundle.bundle import ModelBundle
+    from two_tower.models.bundle.no_tower import NoTower
 
 MAX_QUERY_CHARS = 10_000
 
@@ -27,11 +29,8 @@ REMEMBERED = 512  # queries
 BY_THEMSELVES = qm.SearchParams(quantization=qm.QuantizationSearchParams(ignore=True))
 """Score vectors by themselves, and not by quantized copies."""
 
-Rewriter = Callable[[str], Sequence[str]]
-"""query -> hypothetical passages that answer it."""
-
-Key = tuple[str, tuple[str, ...]]
-"""A query and the names of the vectors that it is encoded to."""
+Key = tuple[str, tuple[str, ...], Answers]
+"""A query, the names of the vectors that it is encoded to, the passages imagined for it."""
 
 
 class QueryVectors(NamedTuple):
@@ -74,53 +73,56 @@ class QueryEncoder:
 
     Attributes:
         bundle: encodes them.
-        rewriter: imagines answers to them; None for none.
     """
 
-    def __init__(
-        self, bundle: "ModelBundle", bm25: Bm25Encoder, *, rewriter: Rewriter | None = None
-    ) -> None:
+    def __init__(self, bundle: "ModelBundle | NoTower", bm25: Bm25Encoder) -> None:
         self.bundle = bundle
         self._bm25 = bm25
-        self.rewriter = rewriter
         self._recent: OrderedDict[Key, QueryVectors] = OrderedDict()  # used last comes last
         self._lock = threading.Lock()
 
-    def with_rewriter(self, rewriter: Rewriter | None) -> "QueryEncoder":
-        """Return an encoder with another rewriter; it remembers no query yet."""
-        return QueryEncoder(self.bundle, self._bm25, rewriter=rewriter)
+    def fresh(self) -> "QueryEncoder":
+        """Return an encoder that remembers no query yet."""
+        return QueryEncoder(self.bundle, self._bm25)
 
-    def encode(self, queries: Sequence[str], names: Iterable[str]) -> list[QueryVectors]:
+    def encode(
+        self,
+        queries: Sequence[str],
+        names: Iterable[str],
+        answers: Sequence[Answers | None] | None = None,
+    ) -> list[QueryVectors]:
         """Encode queries to the vectors of these names, and to the query tower's.
 
-        Raises:
-            QueryError: the rewriter gives something else than passages.
+        `answers` are passages imagined for each: the tower's vectors are then the mean.
         """
         names = tuple(sorted(names))
+        imagined = [a or () for a in answers] if answers else [()] * len(queries)
+        keys: list[Key] = [(q, names, a) for q, a in zip(queries, imagined, strict=True)]
         known = {}
         with self._lock:
-            for query in queries:
-                if (vectors := self._recent.get((query, names))) is not None:
-                    self._recent.move_to_end((query, names))
-                    known[query] = vectors
-        missing = [query for query in dict.fromkeys(queries) if query not in known]
+            for key in keys:
+                if (vectors := self._recent.get(key)) is not None:
+                    self._recent.move_to_end(key)
+                    known[key] = vectors
+        missing = [key for key in dict.fromkeys(keys) if key not in known]
         if missing:
             known |= dict(zip(missing, self._encode(missing, names), strict=True))
             with self._lock:
-                for query in missing:
-                    self._recent[query, names] = known[query]
-                    self._recent.move_to_end((query, names))
+                for key in missing:
+                    self._recent[key] = known[key]
+                    self._recent.move_to_end(key)
                 while len(self._recent) > REMEMBERED:
                     self._recent.popitem(last=False)
-        return [known[query] for query in queries]
+        return [known[key] for key in keys]
 
-    def _encode(self, queries: list[str], names: Sequence[str]) -> list[QueryVectors]:
+    def _encode(self, keys: list[Key], names: Sequence[str]) -> list[QueryVectors]:
+        queries = [query for query, _, _ in keys]
         if LATE in names:
             towers, late = self.bundle.encode_queries_late(queries)
         else:
             towers, late = self.bundle.encode_queries(queries), []  # (n, dim)
-        if self.rewriter is not None:
-            towers = self._mean_with_answers(queries, towers)
+        if any(answers for _, _, answers in keys):
+            towers = self._mean_with_answers([answers for _, _, answers in keys], towers)
         dense = {DENSE: towers}
         if any(name not in (DENSE, BM25, LATE) for name in names):
             dense |= {pca_name(dim): part for dim, part in self.bundle.reduce(towers).items()}
@@ -134,22 +136,11 @@ class QueryEncoder:
             encoded.append(QueryVectors(towers[row], by_name))
         return encoded
 
-    def _mean_with_answers(self, queries: list[str], towers: FloatArray) -> FloatArray:
-        assert self.rewriter is not None
-        answers = [_passages(self.rewriter(query)) for query in queries]
+    def _mean_with_answers(self, answers: list[Answers], towers: FloatArray) -> FloatArray:
         flat = self.bundle.encode_passages([text for texts in answers for text in texts])
         ends = np.cumsum([len(texts) for texts in answers])
         parts = np.split(flat, ends[:-1])  # one (answers, dim) per query
         return np.stack([average(*pair) for pair in zip(towers, parts, strict=True)])
-
-
-def _passages(texts: Sequence[str]) -> list[str]:
-    """Return what a rewriter gives without blank texts."""
-    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-        raise QueryError(
-            f"the rewriter returned {type(texts).__name__}; expected a list of passages"
-        )
-    return [text for text in texts if text.strip()]
 
 
 def average(query: FloatArray, passages: FloatArray) -> FloatArray:

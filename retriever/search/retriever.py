@@ -14,17 +14,14 @@ from qdrant_client import models as qm
 
 from two_tower.models.config import SHORT
 from two_tower.models.data import Passage
-from two_tower.models.errors import ConfigError, TwoTowerError
+from two_tower.models.errors import TwoTowerError
 from two_tower.models.text.bm25 import Bm25Config
 from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
 from two_tower.retriever.collection.clusters import Centroids
-from two_tower.retriever.collection.options import CollectionOptions
 from two_tower.retriever.collection.schema import (
-    BM25,
     DENSE,
     base_name,
     from_payload,
-    pca_name,
     point_id,
     read_metadata,
 )
@@ -32,6 +29,7 @@ from two_tower.retriever.engine.connect import connect
 from two_tower.retriever.engine.protocol import Engine, scroll_all
 from two_tower.retriever.errors import CollectionMismatch, PassageNotFound, QueryError
 from two_tower.retriever.records import Hit, SearchResult
+from two_tower.retriever.search.abilities import require_possible
 from two_tower.retriever.search.bundles import find_bundle, load_bundle
 from two_tower.retriever.search.facets import FieldValue, field_values
 from two_tower.retriever.search.filters import FilterLike, field_types, to_filter
@@ -39,15 +37,15 @@ from two_tower.retriever.search.fusion import collection_fusion
 from two_tower.retriever.search.pipeline import Pipeline
 from two_tower.retriever.search.queries import (
     QueryEncoder,
-    Rewriter,
     check_query,
-    searched_vectors,
 )
+from two_tower.retriever.search.rewriting import Rewriter, Rewriting
 from two_tower.retriever.search.settings import SearchSettings
 
 if TYPE_CHECKING:
     from two_tower.models.bundle.bundle import ModelBundle
     from two_tower.models.bundle.fusion import Fusion
+    from two_tower.models.bundle.no_tower import NoTower
 
 DEFAULT_K = 10
 
@@ -72,7 +70,8 @@ class Retriever:
 
     Attributes:
         engine: that holds the collection.
-        bundle: encodes queries, and may bring a learnt fusion and a cross-scorer.
+        bundle: encodes queries, and may bring a learnt fusion and a cross-scorer; `NoTower` where
+            the collection has BM25 alone.
         name: by which it was opened.
         collection: the versioned collection that the name stands for; see `open` and `refresh`.
         metadata: what `ingest load` recorded about it.
@@ -82,7 +81,12 @@ class Retriever:
     """
 
     def __init__(
-        self, engine: Engine, name: str, bundle: "ModelBundle", *, settings: SearchSettings
+        self,
+        engine: Engine,
+        name: str,
+        bundle: "ModelBundle | NoTower",
+        *,
+        settings: SearchSettings,
     ) -> None:
         self.engine = engine
         self.name = name
@@ -95,7 +99,7 @@ class Retriever:
         info = engine.get_collection(self.collection)
         self.fields, self._rough_size = field_types(info), info.points_count
         self._require_match(bundle, name=name)
-        require_possible(settings, bundle.pca_dims, self.metadata.options)
+        self._require_possible(settings)
         encoder = QueryEncoder(bundle, Bm25Encoder(Bm25Config(**self.metadata.bm25)))
         self._centroids = Centroids.from_metadata(self.metadata)
         self._pipeline = self._make_pipeline(encoder)
@@ -122,7 +126,8 @@ class Retriever:
             name: alias or versioned name of a collection.
             bundle: the folder that `models train` wrote, or a bundle already loaded; otherwise it
                 is found by its fingerprint: where TWO_TOWER_BUNDLE says, in the folder `bundles`
-                of an embedded engine, or where `ingest load` took it from.
+                of an embedded engine, or where `ingest load` took it from. A collection of BM25
+                alone needs none.
             url: a Qdrant server; QDRANT_URL where neither this nor `path` is given.
             path: folder of the embedded engine; `.qdrant` where nothing names an engine.
             api_key: for the server; QDRANT_API_KEY otherwise.
@@ -227,7 +232,7 @@ class Retriever:
             self._look()
         k = self._checked_k(k)
         if settings is not None:
-            require_possible(settings, self.bundle.pca_dims, self.metadata.options)
+            self._require_possible(settings)
         if budget_ms is not None and not (
             isinstance(budget_ms, Real) and budget_ms > 0 and math.isfinite(budget_ms)
         ):
@@ -266,10 +271,15 @@ class Retriever:
 
         Raises:
             PassageNotFound: no such passage.
-            QueryError: what `search` refuses.
+            QueryError: what `search` refuses, or the collection has BM25 alone.
         """
         if time.monotonic() >= self._next_look:
             self._look()
+        if not self.metadata.has_tower:
+            raise QueryError(
+                f"{self.collection} has BM25 alone, and neighbours are those of a bundle's "
+                "vectors; load it with ingest load --bundle BUNDLE"
+            )
         k = self._checked_k(k)
         condition = None if filter is None else to_filter(filter, self.fields)
         if not isinstance(passage_id, str):
@@ -288,7 +298,7 @@ class Retriever:
 
     def with_settings(self, settings: SearchSettings) -> "Retriever":
         """Return a retriever on the same engine with other settings."""
-        require_possible(settings, self.bundle.pca_dims, self.metadata.options)
+        self._require_possible(settings)
         twin = self.__copy__()
         twin.settings = settings
         return twin
@@ -303,18 +313,30 @@ class Retriever:
         """Whether late interaction can score candidates: bundle and collection have it."""
         return self._pipeline.has_late
 
-    def with_rewriter(self, rewriter: Rewriter | None) -> "Retriever":
+    def with_rewriter(
+        self, rewriter: Rewriter | None, *, within_s: float | None = None
+    ) -> "Retriever":
         """Return a retriever on the same engine that searches with imagined answers (HyDE).
 
+        `SearchSettings.rewrite` does the same by a language model.
+
         Args:
-            rewriter: query -> passages that could answer it, e.g. by a language model. The
-                tower's stages search with the mean of their vectors and the query's; BM25 keeps
-                to the query. Answers to the latest queries are remembered. None ends it.
+            rewriter: query -> passages that could answer it. The tower's stages search with the
+                mean of their vectors and the query's; BM25 keeps to the query. Answers to the
+                latest queries are remembered. None ends it.
+            within_s: seconds after which a search goes on without them; None waits.
         """
         twin = self.__copy__()
-        encoder = self._pipeline.encoder.with_rewriter(rewriter)
-        twin._pipeline = self._make_pipeline(encoder)
+        rewriting = Rewriting(rewriter, within_s=within_s) if rewriter else None
+        twin._pipeline = self._make_pipeline(self._pipeline.encoder.fresh(), rewriting)
         return twin
+
+    @property
+    def rewriting(self) -> Rewriting | None:
+        """What imagines passages by the retriever's own settings; None where nothing does."""
+        if self.settings.rewrite is None or not self.metadata.has_tower:
+            return None
+        return self._pipeline.rewriting(self.settings.rewrite)
 
     def passages(self) -> Iterator[Passage]:
         """Stream everything that the collection holds, in the engine's order."""
@@ -370,8 +392,8 @@ class Retriever:
             return False
         bundle = find_bundle(self.engine, self.name)
         fresh = type(self)(self.engine, self.name, bundle, settings=self.settings)
-        if rewriter := self._pipeline.encoder.rewriter:
-            fresh = fresh.with_rewriter(rewriter)
+        own = self._pipeline.own_rewriting
+        fresh._pipeline = fresh._make_pipeline(fresh._pipeline.encoder, own)
         fresh._follow_s, fresh._next_look = self._follow_s, self._next_look
         self.__dict__ = fresh.__dict__  # in one step: other threads see all of it or nothing
         log.info("searching %s", self.collection)
@@ -391,6 +413,7 @@ class Retriever:
         An embedded folder can be opened by another process when all retrievers of this one that
         share it are closed or dropped.
         """
+        self._pipeline.close()
         self.engine.close()
 
     def __repr__(self) -> str:
@@ -417,7 +440,7 @@ class Retriever:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def _make_pipeline(self, encoder: QueryEncoder) -> Pipeline:
+    def _make_pipeline(self, encoder: QueryEncoder, rewriting: Rewriting | None = None) -> Pipeline:
         return Pipeline(
             self.engine,
             self.collection,
@@ -425,9 +448,14 @@ class Retriever:
             fusion=self.fusion,
             centroids=self._centroids,
             has_late=self.metadata.late_dim > 0,
+            rewriting=rewriting,
         )
 
-    def _require_match(self, bundle: "ModelBundle", *, name: str) -> None:
+    def _require_possible(self, settings: SearchSettings) -> None:
+        has_tower = self.metadata.has_tower
+        require_possible(settings, self.bundle.pca_dims, self.metadata.options, has_tower=has_tower)
+
+    def _require_match(self, bundle: "ModelBundle | NoTower", *, name: str) -> None:
         loaded_with = self.metadata.bundle_fingerprint
         if loaded_with == bundle.fingerprint:
             return
@@ -435,6 +463,11 @@ class Retriever:
         mend = f"ingest load DATA --bundle BUNDLE --collection {base_name(self.collection)}"
         if self.engine.collection_exists(own):
             mend = f"ingest promote {base_name(self.collection)} --to {own}, or search {own}"
+        if not self.metadata.has_tower:
+            raise CollectionMismatch(
+                f"collection {name!r} was loaded without a bundle and has BM25 alone; leave the "
+                f"bundle out, or run: {mend}"
+            )
         raise CollectionMismatch(
             f"collection {name!r} was loaded with bundle {loaded_with[:12]}, this is bundle "
             f"{bundle.fingerprint[:12]}; name the other bundle, or run: {mend}"
@@ -447,43 +480,6 @@ class Retriever:
         if not isinstance(k, Integral) or isinstance(k, bool) or k < 1:
             raise QueryError(f"k is {SHORT.repr(k)}; expected a whole number from 1")
         return min(int(k), self.size) or 1
-
-
-def require_possible(
-    settings: SearchSettings, pca_dims: Iterable[int], options: CollectionOptions
-) -> None:
-    """Refuse what a collection cannot do.
-
-    Args:
-        settings: how to search.
-        pca_dims: widths of its reduced vectors.
-        options: how it is stored.
-
-    Raises:
-        ConfigError: the settings name a vector, or more clusters, than there are, or want to add
-            up scores of different kinds; or they are something else.
-    """
-    if not isinstance(settings, SearchSettings):
-        raise ConfigError(
-            f"the settings are {SHORT.repr(settings)}; expected SearchSettings(…), or "
-            "read_settings(FILE)"
-        )
-    known = [DENSE, *map(pca_name, pca_dims), BM25]
-    for name in sorted(searched_vectors(settings)):
-        if name not in known:
-            raise ConfigError(f"unknown leg {name!r}; this bundle has {', '.join(known)}")
-    ann = settings.ann
-    if ann.n_probe is not None and ann.n_probe > options.clusters:
-        raise ConfigError(
-            f"ann.n_probe is {ann.n_probe}, but the collection has {options.clusters or 'no'} "
-            "clusters; a new one has them with clusters in the file of ingest load --options"
-        )
-    is_binary = options.quantization.kind == "binary" and not ann.ignore_quantized
-    if is_binary and not ann.rescore and len(settings.legs) > 1:
-        raise ConfigError(
-            "ann.rescore is false, but scores of the collection's binary copies are no cosines and "
-            "cannot be added to BM25; expected rescore: true"
-        )
 
 
 def _point_id(passage_id: str) -> str:

@@ -1,7 +1,7 @@
 """How a query is answered: `SearchSettings`, the section `search:` of a settings file."""
 
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -52,6 +52,26 @@ class AnnSettings:
             )
 
 
+@configuration("search.rewrite")
+class RewriteSettings:
+    """Who imagines passages that could answer a query, for the tower's stages (HyDE).
+
+    Attributes:
+        llm: URL of a language model, as OpenAI's: `http://localhost:8000/v1`. Its key comes from
+            TWO_TOWER_API_KEY alone.
+        model: the model's name there.
+        passages: how many are imagined.
+        prompt: file of a text in which {query} stands for the query; None for the one that ships.
+        within_s: seconds after which a search goes on without them.
+    """
+
+    llm: str
+    model: str
+    passages: int = Field(default=1, ge=1, le=16)
+    prompt: str | None = None
+    within_s: float = Field(default=5.0, gt=0, le=120)
+
+
 @configuration("search")
 class SearchSettings:
     """How a query is answered.
@@ -79,6 +99,7 @@ class SearchSettings:
         group_by: payload field of which each value gives at most `group_size` hits, e.g. a
             document's id or `title`; a passage without it is in no group.
         group_size: see there.
+        rewrite: who imagines passages for the query; see `RewriteSettings`. None for nobody.
         ann: how the tower's legs are searched; see `AnnSettings`.
     """
 
@@ -101,11 +122,20 @@ class SearchSettings:
         ),
     ] = None
     group_size: Annotated[int, Field(ge=1, le=1000)] = 1
+    rewrite: RewriteSettings | None = None
     ann: AnnSettings = field(default_factory=AnnSettings)
 
     def __post_init__(self) -> None:
         if not self.legs:
             raise ConfigError("search settings name no leg; expected e.g. dense, bm25")
+
+
+def without_tower(settings: SearchSettings) -> SearchSettings:
+    """Return the settings for a collection of BM25 alone: its one leg, and what follows it."""
+    legs = {"bm25": settings.legs.get("bm25", DEFAULT_LEGS["bm25"])}
+    return replace(
+        settings, legs=legs, rerank=False, late=False, cross=False, rewrite=None, ann=AnnSettings()
+    )
 
 
 @configuration()

@@ -16,9 +16,11 @@ from typing import Any, Generic, Protocol, TypeVar
 from threadpoolctl import threadpool_limits
 
 from two_tower.models.bundle.bundle import ModelBundle
+from two_tower.models.bundle.no_tower import NoTower
 from two_tower.models.data import Passage
 from two_tower.models.errors import BundleError, ConfigError
 from two_tower.retriever.collection.schema import (
+    BM25,
     EXAMPLES,
     LONGEST_EXAMPLE,
     MOST_EXAMPLES,
@@ -49,7 +51,7 @@ T = TypeVar("T")
 MOST_TOGETHER = 8
 
 MODES: Mapping[str, Mapping[str, Any]] = {
-    "bm25": {"legs": {"bm25": 100}, "rerank": False},
+    BM25: {"legs": {BM25: 100}, "rerank": False},
     "hybrid": {"rerank": False},
     "reranked": {},
 }
@@ -57,8 +59,10 @@ MODES: Mapping[str, Mapping[str, Any]] = {
 log = logging.getLogger(__name__)
 
 
-def modes(bundle: ModelBundle) -> dict[str, dict[str, Any]]:
+def modes(bundle: ModelBundle | NoTower) -> dict[str, dict[str, Any]]:
     """Return the settings that the page compares; the last are the service's default."""
+    if not bundle.dim:
+        return {BM25: {}}
     if not bundle.has_cross_scorer:
         return {name: dict(settings) for name, settings in MODES.items()}
     return {name: {**settings, "cross": False} for name, settings in MODES.items()} | {CROSS: {}}
@@ -327,7 +331,8 @@ class Backend:
             ServiceFailure: as `search`.
             TwoTowerError: what `ask` raises.
         """
-        # A cross-scorer reads one query at a time, which is nearly all of such a search.
+        # A cross-scorer reads one query at a time, which is nearly all of such a search; a language
+        # model may be late for one of them.
         has_cross_scorer = self._retriever is None or self._retriever.bundle.has_cross_scorer
         crosses = (settings or self.config.settings).cross and has_cross_scorer
         question = Question(
@@ -335,7 +340,7 @@ class Backend:
             key,
             lambda queries: self._run(lambda retriever: ask(retriever, queries)),
             show,
-            most_together=1 if crosses else MOST_TOGETHER,
+            most_together=1 if crosses or self.config.settings.rewrite else MOST_TOGETHER,
         )
         answer: T = await self._within_limits(lambda: self._batches.submit(question))
         return answer

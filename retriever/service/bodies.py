@@ -63,7 +63,8 @@ class PartialSettings(Body):
 OPTIONAL_FIELDS: dict[str, Any] = {
     name: (annotation | None, None)
     for name, annotation in get_type_hints(SearchSettings, include_extras=True).items()
-    if name != "ann"  # a stranger who may ask for exact search can overload the engine
+    # A stranger could overload the engine by exact search, and name any URL to be asked.
+    if name not in ("ann", "rewrite")
 }
 
 SettingsBody = create_model(

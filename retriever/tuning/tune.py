@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from two_tower.models.data import Qrel, Query
+from two_tower.models.errors import ConfigError
 from two_tower.retriever.collection.options import CollectionOptions
 from two_tower.retriever.collection.schema import DENSE, point_id
 from two_tower.retriever.engine.protocol import Engine
@@ -92,9 +93,15 @@ def tune(
     among them. `say` receives one line for each long step.
 
     Raises:
+        ConfigError: the collection has BM25 alone.
         EngineLocked: another run has a copy of the collection.
         EngineError: the engine fails; copies are dropped all the same.
     """
+    if not retriever.metadata.has_tower:
+        raise ConfigError(
+            f"{retriever.collection} has BM25 alone, which is exact: there is nothing to tune; "
+            "load it with ingest load --bundle BUNDLE"
+        )
     clear_leftovers(engine, retriever.collection)
     points = min(passages or retriever.size, retriever.size)
     qrels = [qrel._replace(passage_id=point_id(qrel.passage_id)) for qrel in qrels]

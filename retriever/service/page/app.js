@@ -149,6 +149,7 @@ function showControls() {
   by("modes").append(...modes.map((mode) => element("label", {},
     element("input", { type: "radio", name: "mode", value: mode, checked: mode === asked.mode }),
     element("span", {}, modeName(mode)))));
+  by("modes").hidden = document.querySelector(".compare").hidden = modes.length < 2;
   const other = asked.other ?? modes.find((mode) => mode !== asked.mode);
   by("other").append(...modes.map((mode) => option(mode, mode === other, modeName(mode))));
   by("compare").checked = Boolean(asked.other);

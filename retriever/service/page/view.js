@@ -89,7 +89,8 @@ function card({ hit, at, spans, badge, about, actions }) {
         hit.url && hit.url !== hit.title ? element("p", { class: "url" }, hit.url) : null,
         element("p", { class: "snippet" }, ...marked(hit.snippet)),
         element("div", { class: "foot" }, ...fieldButtons(hit, about, actions),
-          element("button", { type: "button", class: "quiet", onclick: () => actions.similar(hit) }, "Similar"),
+          Object.keys(about.modes).length > 1  // BM25 alone has no neighbours
+            ? element("button", { type: "button", class: "quiet", onclick: () => actions.similar(hit) }, "Similar") : null,
           fullText(hit, about))),
       bars(hit, spans)));
 }
