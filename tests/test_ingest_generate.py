@@ -151,7 +151,7 @@ def test_what_a_passage_says_reaches_no_other_passage(
 
 
 def test_a_passage_longer_than_the_context_is_cut(gemma_url: str, tmp_path: Path) -> None:
-    long = Passage("long", " ".join(["Electroencephalographically7"] * 290))
+    long = Passage("long", "\u00b69\u00a78" * 2000)  # one word, of a token and more a character
     data = write_data(tmp_path / "DATA", [long, PASSAGES[0]])
     words = ("--per-passage", "1", "--round-trip", "0", "--max-tokens", "8")
     result = run(data, tmp_path / "out", gemma_url, *words)
@@ -347,7 +347,7 @@ def test_a_query_is_a_duplicate_for_any_passage() -> None:
 
 
 def test_a_draw_goes_over_all_documents() -> None:
-    long = "a passage of more than eight words about the number"
+    long = "a passage of more than forty characters, number"
     parts = [
         Passage(f"{doc}#{part}", f"{long} {part}", fields={"document_id": doc})
         for doc in "abc"

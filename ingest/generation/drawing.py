@@ -7,7 +7,7 @@ from typing import NamedTuple
 from two_tower.ingest.dataset.cleaning import order_key
 from two_tower.models.data import Passage
 
-FEWEST_WORDS = 8  # a shorter passage gives a language model nothing to ask about
+FEWEST_CHARS = 40  # a shorter passage gives a language model nothing to ask about
 
 
 class Draw(NamedTuple):
@@ -15,7 +15,7 @@ class Draw(NamedTuple):
 
     Attributes:
         passage_ids: theirs.
-        too_short: passages of fewer than `FEWEST_WORDS` words, which get none.
+        too_short: passages of fewer than `FEWEST_CHARS` characters, which get none.
     """
 
     passage_ids: frozenset[str]
@@ -30,7 +30,7 @@ def draw(passages: Iterable[Passage], *, at_most: int | None, seed: int) -> Draw
     """
     keys, too_short = [], 0
     for passage in passages:
-        if len(passage.content.split()) < FEWEST_WORDS:
+        if len(passage.content) < FEWEST_CHARS:
             too_short += 1
             continue
         document = str(passage.fields.get("document_id", passage.passage_id))

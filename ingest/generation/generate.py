@@ -37,8 +37,8 @@ NOT_FOUND = "not found by the round trip"
 
 TOP_P = 0.9
 
-LONGEST_WORDS = 300  # of a passage
-SHORTEST_CUT = 8  # words below which a passage is cut no further
+LONGEST_CHARS = 2000  # of a passage
+SHORTEST_CUT = 40  # characters below which a passage is cut no further
 CHARS_PER_TOKEN = 4  # of English, roughly
 
 
@@ -152,7 +152,7 @@ def estimate(
     drawn = draw(data.passages(), at_most=config.at_most, seed=config.seed)
     calls = chars = 0
     for passage in _drawn(data, drawn):
-        asked = prompt.fill(_beginning(passage, LONGEST_WORDS))
+        asked = prompt.fill(_beginning(passage, LONGEST_CHARS))
         if not model.holds(asked, config.sampling):
             calls, chars = calls + 1, chars + len(asked)
     answers = calls * config.per_passage * config.max_tokens
@@ -173,8 +173,6 @@ def generate(
     overwrite: bool = False,
 ) -> Report:
     """Write DATA with all passages and the queries that a language model wrote for some of them.
-
-    Run it again after a kill: what was answered is known.
 
     Args:
         data: whose passages; its own queries and judgements are people's, and stay there.
@@ -202,27 +200,28 @@ def generate(
     if not drawn.passage_ids:
         raise DataError(f"{data.path} has no passage long enough to write queries for")
     about = _about(data, prompt, model.model.model, config, bundle)
-    name = f"generated for {data.manifest.get('source', {}).get('name', data.path)}"
+    name = _name(data)
     with DatasetWriter(out, source=name, details=about, overwrite=overwrite, merge=False) as writer:
         report = Report(len(drawn.passage_ids), drawn.too_short)
         asker = _Asker(prompt, model, config.sampling)
         queries = _written(asker.ask_all(_drawn(data, drawn), at_once, report), analyzer, report)
         passages = list(data.passages())
         if config.round_trip:
-            within = config.round_trip
-            queries = _round_trip(queries, passages, within, analyzer, bundle, report)
+            queries = _round_trip(queries, passages, config, analyzer, bundle, report)
         by_passage: dict[str, list[str]] = defaultdict(list)
         for query in queries:
             by_passage[query.passage_id].append(query.text)
         report.kept, report.with_query = len(queries), len(by_passage)
-        for passage in passages:
-            writer.add_passage(passage)
-        _add_queries(writer, by_passage, dev_share=config.dev_share)
+        _write(writer, passages, by_passage, dev_share=config.dev_share)
         for reason, count in report.dropped.items():
             writer.leave_out(f"generated text: {reason}", count)
         if table is not None:
             write_table(table, by_passage, passages, columns=config.per_passage)
     return report
+
+
+def _name(data: Dataset) -> str:
+    return f"generated for {data.manifest.get('source', {}).get('name', data.path)}"
 
 
 def _about(
@@ -267,21 +266,21 @@ class _Asker:
         report.asked, report.cut = self._model.asked - asked, self._cut
 
     def _ask(self, passage: Passage) -> list[str]:
-        length = len(passage.content.split())
-        words = min(LONGEST_WORDS, length)
+        length = len(_flat(passage))
+        chars = min(LONGEST_CHARS, length)
         while True:
-            asked = self._prompt.fill(_beginning(passage, words))
+            asked = self._prompt.fill(_beginning(passage, chars))
             try:
                 texts = self._model.complete(asked, self._sampling)
             except PromptTooLong as error:
-                words //= 2
-                if words < SHORTEST_CUT:
+                chars //= 2
+                if chars < SHORTEST_CUT:
                     raise ConfigError(
                         f"the prompt {self._prompt.name} leaves no room for a passage ({error}); "
                         "shorten it, or give the server a larger context"
                     ) from None
             else:
-                self._cut += words < length
+                self._cut += chars < length
                 return texts
 
 
@@ -299,7 +298,7 @@ def _written(
 def _round_trip(
     queries: Sequence[Written],
     passages: Sequence[Passage],
-    within: int,
+    config: GenerationConfig,
     analyzer: Analyzer,
     bundle: ModelBundle | None,
     report: Report,
@@ -310,7 +309,7 @@ def _round_trip(
         [query.text for query in queries],
         np.array([row_of[query.passage_id] for query in queries], dtype=np.int64),
         [passage.content for passage in passages],
-        within=within,
+        within=config.round_trip,
         analyzer=analyzer,
         bundle=bundle,
     )
@@ -323,14 +322,29 @@ def _drawn(data: Dataset, drawn: Draw) -> Iterator[Passage]:
     return (p for p in data.passages() if p.passage_id in drawn.passage_ids)
 
 
-def _beginning(passage: Passage, words: int) -> str:
-    return " ".join(passage.content.split()[:words])
+def _flat(passage: Passage) -> str:
+    return " ".join(passage.content.split())
 
 
-def _add_queries(
-    writer: DatasetWriter, by_passage: Mapping[str, Sequence[str]], *, dev_share: float
+def _beginning(passage: Passage, chars: int) -> str:
+    """Return so much of a passage, without a part of a word at its end where words have spaces."""
+    text = _flat(passage)
+    if len(text) <= chars:
+        return text
+    whole, space, _ = text[:chars].rpartition(" ")
+    return whole if space and len(whole) > chars // 2 else text[:chars]
+
+
+def _write(
+    writer: DatasetWriter,
+    passages: Iterable[Passage],
+    by_passage: Mapping[str, Sequence[str]],
+    *,
+    dev_share: float,
 ) -> None:
-    """Add queries and judgements; all queries of a passage go to the same split."""
+    """Add passages, queries and judgements; all queries of a passage go to the same split."""
+    for passage in passages:
+        writer.add_passage(passage)
     for passage_id, texts in by_passage.items():
         split = DEV if is_dev(passage_id, dev_share) else TRAIN
         for number, text in enumerate(texts, 1):
