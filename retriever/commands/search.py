@@ -24,8 +24,8 @@ Filters = Annotated[
     list[str] | None,
     typer.Option(
         "--filter",
-        help="field=value, field>=value (also > <= <), or field~words for full text; again "
-        "for more. The same field=… twice: either.",
+        help="field=value, field>=value (also > <= <), or field~words where the field has a text "
+        "index; again for more. The same field=… twice: either.",
     ),
 ]
 

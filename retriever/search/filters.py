@@ -183,7 +183,8 @@ def _show(value: object) -> str:
 
 def _no_index(field: str, fields: Fields) -> str:
     return (
-        f"cannot filter by {field}: it has no payload index here; "
+        f"cannot filter by {field}: it has no payload index here (ingest load --options FILE makes "
+        "one, by collection: {indexes: {FIELD: TYPE}}, where TYPE is text for words); "
         f"fields that have one: {', '.join(fields) or 'none'}"
     )
 
