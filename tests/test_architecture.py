@@ -47,7 +47,7 @@ BEFORE: dict[str, set[str]] = {
     },
     "ingest/versions": {"ingest/loading", *(f"retriever/{name}" for name in SEARCHING)},
     "ingest/changes": {
-        *(f"ingest/{name}" for name in ("dataset", "sources", "loading", "versions")),
+        *(f"ingest/{name}" for name in ("dataset", "sources", "loading", "adoption", "versions")),
         *(f"retriever/{name}" for name in SEARCHING),
     },
     "ingest/commands": {

@@ -185,6 +185,17 @@ def test_the_whole_way_in_python(tmp_path: Path, tiny_bundle: Path, make_data: M
         Collection.load("mine", tmp_path / "none", bundle=tiny_bundle, path=edge)
 
 
+def test_a_collection_of_bm25_alone_is_changed_without_a_bundle(
+    tmp_path: Path, make_data: MakeData
+) -> None:
+    with Collection.load("mine", make_data(PASSAGES), path=tmp_path / "edge") as collection:
+        assert collection.add([NEW]).added == 1
+    with Retriever.open("mine", path=tmp_path / "edge") as retriever:
+        assert retriever.search("zeppelin mast")[0].passage_id == "new"
+    with Collection.open("mine", path=tmp_path / "edge") as again:
+        assert again.delete(["new"]) == 1
+
+
 def test_the_commands(tmp_path: Path, tiny_bundle: Path, make_data: MakeData) -> None:
     from two_tower.retriever.engine.connect import connect
 

@@ -6,7 +6,7 @@ there (`LACKING`), by which the next change puts the number right.
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from two_tower.ingest.adoption.adopt import require_documents_model
 from two_tower.ingest.dataset.writer import DatasetWriter
 from two_tower.ingest.loading import loader
 from two_tower.ingest.loading.diff import StoredHashes, find_changes
@@ -22,9 +23,10 @@ from two_tower.ingest.loading.loader import LoadReport, LoadSettings
 from two_tower.ingest.loading.points import PassageEncoder, PointMaker, chunks
 from two_tower.ingest.loading.verify import verify
 from two_tower.ingest.versions import versions
+from two_tower.models.bundle.no_tower import NoTower
 from two_tower.models.config import SHORT
 from two_tower.models.data import Dataset, Passage
-from two_tower.models.errors import ConfigError, DataError
+from two_tower.models.errors import DataError
 from two_tower.models.threads import one_blas_thread
 from two_tower.retriever.collection.options import CollectionOptions, indexable_fields
 from two_tower.retriever.collection.schema import (
@@ -112,13 +114,14 @@ class Collection:
         name: str,
         data: str | Path | Dataset,
         *,
-        bundle: "str | Path | ModelBundle",
+        bundle: "str | Path | ModelBundle | None" = None,
         url: str | None = None,
         path: str | Path | None = None,
         api_key: str | None = None,
         options: CollectionOptions | None = None,
         settings: LoadSettings | None = None,
         promote: bool = True,
+        notify: Callable[[str], None] = lambda line: None,
     ) -> "Collection":
         """Make the collection of `name` and this bundle equal to DATA, as `ingest load` does.
 
@@ -127,31 +130,36 @@ class Collection:
         Args:
             name: that searches will use.
             data: what `prepare` made.
-            bundle: what `train` made.
+            bundle: what `train` made; None for BM25 alone.
             url: a Qdrant server.
             path: folder of the embedded engine, made where it is missing.
             api_key: for the server.
             options: how to store it; as it is stored, or the default.
             settings: how to load.
             promote: whether the name is pointed to it.
+            notify: is told what was done, a line each.
 
         Raises:
-            BundleError: no complete bundle there.
+            BundleError: no complete bundle there, or one that encodes no passages.
             DataError: DATA is missing, broken or empty.
             VerificationFailed: what is there is not what DATA says.
             EngineError: the engine fails, or something else has the name.
         """
-        encoder, dataset = load_bundle(bundle), _opened(data)
-        if encoder is None:
-            raise ConfigError("no bundle is named; expected the folder that `models train` wrote")
+        trained, dataset = load_bundle(bundle), _opened(data)
+        if trained:
+            require_documents_model(trained, trained.folder or Path("BUNDLE"))
+        encoder, settings = trained or NoTower(), settings or LoadSettings()
         engine = connect(url=url, path=path, api_key=api_key)
         try:
             report = loader.load(
                 engine, dataset, encoder, name=name, options=options, settings=settings
             )
-            verify(engine, report.collection, dataset, encoder)
+            notify(str(report))
+            patient = engine.with_retry(settings.retry_for_s)
+            notify(str(verify(patient, report.collection, dataset, encoder)))
             if promote:
-                versions.promote(engine, name, report.collection)
+                versions.promote(patient, name, report.collection)
+                notify(f"{name} -> {report.collection}")
             return cls(engine, report.collection, encoder)
         except BaseException:
             engine.close()

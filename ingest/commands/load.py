@@ -99,10 +99,9 @@ def load(
     What --options changes of a collection that is there changes in place, and is said, or refused.
     """
     from two_tower.ingest.adoption.adopt import require_documents_model
+    from two_tower.ingest.changes.collection import Collection
     from two_tower.ingest.loading import loader
-    from two_tower.ingest.loading import verify as verifier
     from two_tower.ingest.loading.selection import Selection, select
-    from two_tower.ingest.versions import versions
     from two_tower.models.bundle.no_tower import NoTower
     from two_tower.retriever.search.bundles import load_bundle
     from two_tower.retriever.search.settings import read_file
@@ -116,20 +115,21 @@ def load(
     trained = load_bundle(bundle)
     if trained and bundle:
         require_documents_model(trained, bundle)
-    encoder = trained or NoTower()
     if dry_run:
-        _plan(dataset, encoder, collection, storage, url=url, path=path, prune=prune)
+        _plan(dataset, trained or NoTower(), collection, storage, url=url, path=path, prune=prune)
         return
-    with opened_engine(url, path, create=True) as engine:
-        report = loader.load(
-            engine, dataset, encoder, name=collection, options=storage, settings=settings
-        )
-        typer.echo(report)
-        engine = engine.with_retry(retry_for)
-        typer.echo(verifier.verify(engine, report.collection, dataset, encoder))
-        if promote:
-            versions.promote(engine, collection, report.collection)
-            typer.echo(f"{collection} -> {report.collection}")
+    loaded = Collection.load(
+        collection,
+        dataset,
+        bundle=trained,
+        url=url,
+        path=path,
+        options=storage,
+        settings=settings,
+        promote=promote,
+        notify=typer.echo,
+    )
+    loaded.close()
 
 
 def _opened(data: Path, expand: Path | None) -> "Dataset":

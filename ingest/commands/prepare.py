@@ -92,11 +92,7 @@ def prepare(
 
     Identical passages are merged; rows that cannot be used are set aside in rejected.jsonl.
     """
-    from two_tower.ingest.dataset.writer import DatasetWriter
-    from two_tower.ingest.sources.choose import open_source
-    from two_tower.ingest.sources.documents import TextDocuments
-    from two_tower.ingest.sources.long_documents import SplitConfig
-    from two_tower.ingest.sources.questions import Questions
+    from two_tower.ingest.sources import prepare as preparing
 
     started = time.monotonic()
     columns = {
@@ -109,33 +105,29 @@ def prepare(
         "relevance": relevance_column,
         "split": split_column,
     }
-    split = None
-    if passage_words or overlap_words:
-        from two_tower.retriever.collection.bm25_vectors import EngineAnalyzer
-
-        split = (SplitConfig(passage_words or 0, overlap_words), EngineAnalyzer())
-    opened = open_source(
+    notes: list[str] = []
+    data = preparing.prepare(
         source,
+        out,
+        queries=queries,
         config=config,
         columns={role: name for role, name in columns.items() if name is not None},
+        dev_fraction=dev_fraction,
         limit=limit,
-        split=split,
+        passage_words=passage_words,
+        overlap_words=overlap_words,
+        force=force,
+        notify=notes.append,
     )
-    questions = Questions(queries) if queries else None
-    about: dict[str, Any] = {"source": opened.name, "details": opened.details}
-    with DatasetWriter(out, dev_fraction=dev_fraction, overwrite=force, **about) as writer:
-        opened.write_to(writer)
-        if questions:
-            part_for = opened.part_for if isinstance(opened, TextDocuments) else None
-            questions.write_to(writer, part_for=part_for)
-    pairs = summary(writer.counts)
-    if roles := opened.details.get("columns"):
+    counts = data.manifest["counts"]
+    pairs = summary(counts)
+    if roles := data.manifest["source"].get("columns"):
         pairs.insert(0, ("columns", ", ".join(f"{role}: {c}" for role, c in roles.items())))
     pairs.append(("DATA", f"{out} in {time.monotonic() - started:.1f} s"))
     print_pairs(pairs, width=NAMES_WIDTH)
-    for note in writer.notes:
+    for note in notes:
         say(f"Note: {note}")
-    if warning := _warning(set(writer.counts["labelled_queries"]), out):
+    if warning := _warning(set(counts["labelled_queries"]), out):
         say(f"Warning: {warning}")
 
 

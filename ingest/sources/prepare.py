@@ -6,7 +6,9 @@ from types import MappingProxyType
 
 from two_tower.ingest.dataset.writer import DatasetWriter
 from two_tower.ingest.sources.choose import open_source
+from two_tower.ingest.sources.documents import TextDocuments
 from two_tower.ingest.sources.long_documents import SplitConfig
+from two_tower.ingest.sources.questions import Questions
 from two_tower.models.data import Dataset
 
 NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
@@ -18,6 +20,7 @@ def prepare(
     source: str | Path,
     out: str | Path,
     *,
+    queries: str | Path | None = None,
     config: str | None = None,
     columns: Mapping[str, str] = NO_COLUMNS,
     dev_fraction: float = DEV_FRACTION,
@@ -32,6 +35,7 @@ def prepare(
     Args:
         source: a file, a folder, a Hugging Face Hub id, or `python-docs`.
         out: the folder to make.
+        queries: questions in a file of their own, a table or one a line.
         config: of a Hub dataset.
         columns: role -> name of a table's column, where it is none of the usual names; the roles
             are query, passage, title, url, passage_id, query_id, relevance and split.
@@ -57,6 +61,7 @@ def prepare(
     opened = open_source(
         str(source), config=config, columns=dict(columns), limit=limit, split=split
     )
+    questions = Questions(Path(queries)) if queries else None
     with DatasetWriter(
         out,
         source=opened.name,
@@ -65,6 +70,9 @@ def prepare(
         overwrite=force,
     ) as writer:
         opened.write_to(writer)
+        if questions:
+            part_for = opened.part_for if isinstance(opened, TextDocuments) else None
+            questions.write_to(writer, part_for=part_for)
     for note in writer.notes:
         notify(note)
     return Dataset.open(out)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.data import Dataset
 from two_tower.models.errors import ConfigError
+from two_tower.models.training.config import TrainConfig
 from two_tower.models.training.recipe import read_config
 from two_tower.models.training.run import Inputs, RunOptions, train_bundle
 from two_tower.models.training.tracking import wandb_options
@@ -47,8 +48,7 @@ def train(
         data: what `prepare` made.
         out: the bundle's folder to make.
         config: a recipe's name or a YAML file; the default otherwise, or `light` with `documents`.
-        changes: dotted key -> value, as in `{"labelled.epochs": 3}`, which wins over `config`;
-            None leaves a key as it is.
+        changes: dotted key -> value, as in `{"labelled.epochs": 3}`; they win over `config`.
         negatives: file of hard negatives, as `models mine` makes it.
         start: a bundle to begin from.
         only: which parts to learn, of query, fusion and cross; the others are those of `start`.
@@ -61,22 +61,18 @@ def train(
         notify: is told what happens, a line each.
 
     Raises:
-        ConfigError: an unknown key or recipe, an impossible value, or what does not go together.
+        ConfigError: an unknown key or recipe, or an impossible value.
         DataError: DATA is missing or broken.
         TrainingError: the training cannot start or go on.
         BundleError: `out` or `start` is no bundle, or `out` is one and `force` is off.
     """
     dataset = data if isinstance(data, Dataset) else Dataset.open(data)
-    settings = read_config(config, changes)
     if documents and config is None:
         settings = read_config("light", changes).without_model()
+    else:
+        settings = read_config(config, changes)
     if only is not None:
-        if "query" not in only and start is None:
-            raise ConfigError(
-                f"only {', '.join(only)} is to be learnt, which needs towers: add --start BUNDLE "
-                "or query"
-            )
-        settings = settings.only(list(only))
+        settings = _only(settings, only, has_start=start is not None)
     if start is not None and not isinstance(start, ModelBundle):
         start = ModelBundle.load(start)
     vectors = _stored_vectors(dataset, documents, url, path) if documents else None
@@ -89,6 +85,15 @@ def train(
         inputs=Inputs(Path(negatives) if negatives else None, start, vectors),
         notify=notify,
     )
+
+
+def _only(config: TrainConfig, parts: Sequence[str], *, has_start: bool) -> TrainConfig:
+    if "query" not in parts and not has_start:
+        raise ConfigError(
+            f"only {', '.join(parts)} is to be learnt, which needs towers: add --start BUNDLE "
+            "or query"
+        )
+    return config.only(list(parts))
 
 
 def _stored_vectors(

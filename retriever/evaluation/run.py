@@ -52,7 +52,6 @@ def evaluate(
         ConfigError: an unknown system, an impossible requirement, or `out` cannot be written.
         DataError: DATA or a run cannot be used, or no query of the split has an answer there.
         EndpointError: the settings name a language model that does not answer.
-        EngineError: the engine does not answer.
     """
     dataset = data if isinstance(data, Dataset) else Dataset.open(data)
     folder = None if out is None else Path(out)
@@ -60,8 +59,7 @@ def evaluate(
         require_place(folder, what="a report")
     measured = choose_systems(retriever, None if systems is None else [*systems], others=others)
     every = [*(run_system(Path(file)) for file in runs), *measured]
-    for text in require:
-        read_requirement(text, [system.name for system in every])
+    _check(require, [system.name for system in every])
     if retriever.rewriting:
         retriever.rewriting.check()
     evaluation = measure_all(
