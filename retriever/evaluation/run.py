@@ -79,3 +79,8 @@ def evaluate(
     if folder:
         write_report(evaluation, find_contrasts(evaluation, retriever.passages()), folder)
     return evaluation.report
+
+
+def _check(requirements: Sequence[str], systems: Sequence[str]) -> None:
+    for text in requirements:
+        read_requirement(text, systems)
