@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,7 +79,8 @@ def test_the_life_of_a_collection(
     assert "--yes" in bad("drop", name, *where)
     assert good("drop", second, *where) == f"Dropped {second}\n"
     assert good("drop", name, "--yes", *where) == f"Dropped {first}\n"
-    assert "ingest list" in bad("drop", name, "--yes", *where)
+    again = run("drop", name, "--yes", *where)  # done, as it was meant
+    assert (again.exit_code, "Nothing to drop" in again.output) == (0, True)
     listed = json.loads(good("list", "--json", *where))
     assert not [version for version in listed if version["name"] == name]
 
@@ -163,8 +166,13 @@ def test_what_options_change_is_said(
 
 def test_a_locked_folder_is_told_in_one_line(tmp_path: Path) -> None:
     engine = connect(path=tmp_path)
-    assert f"in use by process {os.getpid()}" in bad("list", "--path", tmp_path)
+    program = "from two_tower.ingest.cli import app; app()"
+    words = [sys.executable, "-c", program, "list", "--path", str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True)
     engine.close()
+    assert done.returncode == 1
+    assert f"in use by process {os.getpid()}" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_a_broken_parquet_is_told_in_one_line(tmp_path: Path, tiny_bundle: Path) -> None:
