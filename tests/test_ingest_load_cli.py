@@ -12,6 +12,9 @@ from conftest import free_ports, make_bundle, make_passages, running_server, wri
 from typer.testing import CliRunner, Result
 
 from two_tower.ingest.cli import app
+from two_tower.models.bundle.bundle import ModelBundle
+from two_tower.models.bundle.files import FUSION
+from two_tower.models.bundle.fusion import WITHOUT_LABELS, Fusion, HybridWeights
 from two_tower.retriever.engine.connect import connect
 
 
@@ -181,3 +184,36 @@ def test_a_broken_parquet_is_told_in_one_line(tmp_path: Path, tiny_bundle: Path)
     arguments = ["--bundle", tiny_bundle, "--collection", "c", "--path", tmp_path / "e"]
     assert "passages.parquet cannot be read" in bad("load", data, *arguments)
     assert "c--" not in good("list", "--path", tmp_path / "e")
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "fusion", "is_noted"),
+    [
+        ("these", HybridWeights(30.0), False),
+        ("others", HybridWeights(30.0), True),
+        ("others", WITHOUT_LABELS, False),  # a fixed rule that holds anywhere
+        ("others", None, False),
+        (None, HybridWeights(30.0), False),  # a bundle that does not say
+    ],
+)
+def test_a_weight_of_other_passages_is_noted(
+    tmp_path: Path,
+    tiny_bundle: Path,
+    trained_on: str | None,
+    fusion: HybridWeights | None,
+    is_noted: bool,
+) -> None:
+    data = write_data(tmp_path / "DATA", make_passages(20))
+    hashes = {"these": data.content_hash, "others": "0" * 64}
+    bundle = ModelBundle.load(tiny_bundle)
+    if fusion:
+        bundle = bundle.with_extras({FUSION: Fusion(fusion).to_bytes()})
+    if trained_on:
+        bundle.card["data"] = {"content_hash": hashes[trained_on]}
+    bundle.save(tmp_path / "bundle")
+    done = run(
+        *("load", data.path, "--bundle", tmp_path / "bundle", "--collection", "pages"),
+        *("--path", tmp_path / "edge"),
+    )
+    assert done.exit_code == 0, done.output
+    assert ("retriever calibrate pages" in done.stderr) is is_noted

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from two_tower.models.console import say
 from two_tower.retriever.commands.flags import Name, Path_, Url, opened_engine
 
 if TYPE_CHECKING:
     from two_tower.ingest.loading.points import PassageEncoder
+    from two_tower.models.bundle.bundle import ModelBundle
     from two_tower.models.data import Dataset
     from two_tower.retriever.collection.options import CollectionOptions
 
@@ -130,6 +132,18 @@ def load(
         notify=typer.echo,
     )
     loaded.close()
+    if trained and _is_foreign(trained, dataset):
+        say(
+            "Note: what a cosine is worth was learnt on other passages; check it on these: "
+            f"retriever calibrate {collection}"
+        )
+
+
+def _is_foreign(bundle: "ModelBundle", dataset: "Dataset") -> bool:
+    """Say whether the weight of a bundle's cosine comes from the labels of other DATA."""
+    known = dict(bundle.card.get("data") or {}).get("content_hash")
+    is_learnt = bundle.fusion is not None and not bundle.fusion.hybrid.normalised
+    return is_learnt and known is not None and known != dataset.content_hash
 
 
 def _opened(data: Path, expand: Path | None) -> "Dataset":
