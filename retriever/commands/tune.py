@@ -52,6 +52,16 @@ Passages = Annotated[
 ]
 
 
+TuneSettings = Annotated[
+    Path | None,
+    typer.Option(
+        "--settings",
+        help="YAML file whose search.rewrite names a language model: HyDE is measured too.",
+        show_default=False,
+    ),
+]
+
+
 def tune(
     name: Name,
     data: Data,
@@ -62,6 +72,7 @@ def tune(
     queries: QueryCount = 400,
     sweeps: Sweeps = None,
     passages: Passages = None,
+    settings: TuneSettings = None,
     url: Url = None,
     path: Path_ = None,
 ) -> None:
@@ -76,18 +87,20 @@ def tune(
     from two_tower.retriever.evaluation.measures import judged_queries
     from two_tower.retriever.search.bundles import find_bundle, load_bundle
     from two_tower.retriever.search.retriever import Retriever
-    from two_tower.retriever.search.settings import SearchSettings
+    from two_tower.retriever.search.settings import SearchSettings, read_settings
     from two_tower.retriever.tuning import tune as tuning
     from two_tower.retriever.tuning.goals import parse_goal
     from two_tower.retriever.tuning.grid import parse_sweeps
     from two_tower.retriever.tuning.page import write_tuning
 
     require_place(out, what="a report")
+    asked = SearchSettings() if settings is None else read_settings(settings)
+    asked = SearchSettings(rewrite=asked.rewrite)
     target, tried_sweeps = parse_goal(goal), parse_sweeps(sweeps)
     judged = judged_queries(Dataset.open(data), split, count=queries)
     with opened_engine(url, path) as engine:
         loaded = load_bundle(bundle) or find_bundle(engine, name)
-        retriever = Retriever(engine, name, loaded, settings=SearchSettings())
+        retriever = Retriever(engine, name, loaded, settings=asked)
         measured = tuning.tune(
             engine,
             retriever,

@@ -1,7 +1,7 @@
 """Which measured settings to keep: the front, the fusion, the recommended one, and its ties."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -87,16 +87,17 @@ def changes(value: Any, default: Any) -> dict[str, Any]:
     changed: dict[str, Any] = {}
     for name in (field.name for field in fields(value)):
         own, other = getattr(value, name), getattr(default, name)
-        if own != other and is_dataclass(own):
+        if own != other and is_dataclass(own) and other is not None:
             changed[name] = changes(own, other)
         elif own != other:
-            changed[name] = dict(own) if isinstance(own, Mapping) else own
+            plain = asdict(own) if is_dataclass(own) and not isinstance(own, type) else own
+            changed[name] = dict(plain) if isinstance(plain, Mapping) else plain
     return changed
 
 
 def count_changes(value: Any, default: Any) -> int:
     """Return how many fields differ, each one of a section by itself."""
-    if not is_dataclass(value):
+    if not is_dataclass(value) or default is None:
         return int(value != default)
     names = (field.name for field in fields(value))
     return sum(count_changes(getattr(value, name), getattr(default, name)) for name in names)

@@ -29,6 +29,7 @@ from two_tower.retriever.search.fusion import Candidates, fuse
 from two_tower.retriever.search.pipeline import ask
 from two_tower.retriever.search.queries import QueryEncoder, plan
 from two_tower.retriever.search.retriever import QUERIES_PER_REQUEST, Retriever
+from two_tower.retriever.search.rewriting import Answers
 from two_tower.retriever.search.settings import AnnSettings, SearchSettings
 from two_tower.retriever.tuning.goals import OF_EXACT
 from two_tower.retriever.tuning.grid import HYBRID, Setting
@@ -159,9 +160,18 @@ class Benchmark:
     """Measures settings of one collection, or of copies of it, on the same queries."""
 
     def __init__(
-        self, engine: Engine, retriever: Retriever, queries: Sequence[Query], qrels: Sequence[Qrel]
+        self,
+        engine: Engine,
+        retriever: Retriever,
+        queries: Sequence[Query],
+        qrels: Sequence[Qrel],
+        *,
+        answers: Sequence[Answers | None] | None = None,
     ) -> None:
-        """Encode the queries and search exactly, once for all settings; qrels name point ids."""
+        """Encode the queries and search exactly, once for all settings.
+
+        qrels name point ids; `answers` are passages imagined for each query.
+        """
         self._engine = engine
         self._query_ids = [query.query_id for query in queries]
         self._texts = [query.text for query in queries]
@@ -170,7 +180,7 @@ class Benchmark:
         self._groups: list[tuple[list[Row], float]] = []  # with p50 of the default search beside
         self._widths = retriever.metadata.schema.widths
         encoder = QueryEncoder(retriever.bundle, Bm25Encoder(Bm25Config(**retriever.metadata.bm25)))
-        self._vectors = encoder.encode(self._texts, [*self._widths, BM25])
+        self._vectors = encoder.encode(self._texts, [*self._widths, BM25], answers)
         fusion = retriever.fusion
         self._learnt = fusion.hybrid if fusion else None
         self._posting_bytes = count_posting_bytes(retriever)
@@ -259,6 +269,35 @@ class Benchmark:
         for start in range(0, len(plans), QUERIES_PER_REQUEST):
             batch = plans[start : start + QUERIES_PER_REQUEST]
             yield from ask(self._engine, retriever.collection, batch)
+
+
+def rewritten_row(
+    engine: Engine,
+    retriever: Retriever,
+    queries: Sequence[Query],
+    qrels: Sequence[Qrel],
+    *,
+    setting: Setting,
+) -> Row:
+    """Measure a search that asks a language model first (HyDE): its time is added to the search's.
+
+    The retriever's own settings name the model. A query that gets no answer in time is searched
+    without, as the engine does.
+    """
+    rewriting = retriever.rewriting
+    assert rewriting is not None, "asked of retrievers whose settings rewrite"
+    answers, times_ms = [], []
+    for query in progress(queries, label="rewrite"):
+        start = time.perf_counter()
+        answers += rewriting.answers([query.text])
+        times_ms.append((time.perf_counter() - start) * 1000.0)
+    benchmark = Benchmark(engine, retriever, queries, qrels, answers=answers)
+    plain = replace(setting, search=replace(setting.search, rewrite=None))
+    (row,) = benchmark.measure(retriever, [plain], label="rewrite")
+    more_ms = np.percentile(times_ms, [50, 95]).tolist()
+    pairs = zip(row.latency, more_ms, strict=True)
+    latency = Latency(*(each._replace(ms=each.ms + more) for each, more in pairs))
+    return replace(row, setting=setting, latency=latency)
 
 
 def _nearest(exact: Candidates) -> list[str]:

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 TITLES = {
     "fusion": "Fusion weights, both legs",
     "candidates": "Candidates per leg, both legs",
+    "rewrite": "A language model imagines an answer first (HyDE), both legs",
     "ef": "HNSW ef, and exact search",
     "pca": "PCA vectors, alone and rescored",
     "clusters": "Clusters and how many are looked into",

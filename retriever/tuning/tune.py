@@ -33,7 +33,7 @@ from two_tower.retriever.tuning.grid import (
     quantization_options,
     quantization_settings,
 )
-from two_tower.retriever.tuning.measure import Benchmark, Row
+from two_tower.retriever.tuning.measure import Benchmark, Row, rewritten_row
 
 HYBRIDS_PER_GROUP = 2
 
@@ -90,10 +90,12 @@ def tune(
     """Measure every setting of the sweeps, some of `SWEEPS`, and recommend one for the goal.
 
     `qrels` are in the order of `queries`. `passages` measures on a copy of so many, all answers
-    among them. `say` receives one line for each long step.
+    among them. `say` receives one line for each long step. Where the retriever's settings rewrite
+    the query, that is measured beside the best search without it.
 
     Raises:
         ConfigError: the collection has BM25 alone.
+        EndpointError: the language model of the settings does not answer.
         EngineLocked: another run has a copy of the collection.
         EngineError: the engine fails; copies are dropped all the same.
     """
@@ -102,6 +104,9 @@ def tune(
             f"{retriever.collection} has BM25 alone, which is exact: there is nothing to tune; "
             "load it with ingest load --bundle BUNDLE"
         )
+    rewrite = retriever.settings.rewrite
+    if rewrite and retriever.rewriting:
+        retriever.rewriting.check()
     clear_leftovers(engine, retriever.collection)
     points = min(passages or retriever.size, retriever.size)
     qrels = [qrel._replace(passage_id=point_id(qrel.passage_id)) for qrel in qrels]
@@ -124,6 +129,14 @@ def tune(
         for options, settings in _storage_settings(source, sweeps):
             _measure_dense(benchmark, copy.store(options), settings, hybrid=hybrid)
         rows = benchmark.levelled_rows()
+        if rewrite:
+            label = f"rewritten by {rewrite.model}, both legs {hybrid.legs[DENSE]}"
+            search = replace(hybrid, rewrite=rewrite)
+            setting = Setting("rewrite", label, source.metadata.options, search)
+            asking = source.with_settings(search)
+            rows.append(rewritten_row(engine, asking, queries, qrels, setting=setting))
+            if asking.rewriting and (note := asking.rewriting.remark()):
+                say(f"Note: {label}: {note}")
         recommended, tied = recommend(rows, goal)
         return Tuning(
             collection=retriever.collection,
