@@ -105,7 +105,7 @@ def test_search_evaluate_and_tune_read_it_from_a_settings_file(
     rows = json.loads((tmp_path / "report" / "report.json").read_text())["systems"]
     bm25, rerank, hyde = rows
     assert [bm25["system"], rerank["system"], hyde["system"]] == ["bm25", "rerank", "hyde"]
-    assert hyde["p50_ms"] > rerank["p50_ms"]
+    assert hyde["p95_ms"] > rerank["p95_ms"]
     tuned = ("tune", "pages", data.path, "--out", tmp_path / "tuned", *flags)
     run(*tuned, "--sweeps", "fusion", "--goal", "max recall@10")
     with (tmp_path / "tuned" / "tune.csv").open() as file:
@@ -269,7 +269,7 @@ def test_a_function_may_have_a_limit_too(retriever: Retriever) -> None:
 
 
 def test_a_stranger_names_no_url(tiny_bundle: Path, tmp_path: Path, gemma_url: str) -> None:
-    load(tmp_path, tiny_bundle, PASSAGES)
+    load(tmp_path, tiny_bundle, PASSAGES, path=tmp_path / "edge")
     rewrite = f"{{llm: '{gemma_url}', model: gemma, within_s: 8}}"
     (tmp_path / "hyde.yaml").write_text(f"search: {{rewrite: {rewrite}}}\n")
     flags = ("--path", tmp_path / "edge", "--settings", tmp_path / "hyde.yaml")

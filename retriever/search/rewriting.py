@@ -9,6 +9,7 @@ Gao, Ma, Lin and Callan, "Precise Zero-Shot Dense Retrieval without Relevance La
 import logging
 import math
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -71,6 +72,7 @@ class AnswerWriter:
         self._given = 0  # answers
         self._prompt = read_prompt(settings.prompt)
         self._model = CachedModel(LanguageModel(settings.llm, settings.model))
+        weakref.finalize(self, self._model.close)  # of retrievers that are dropped, not closed
         self._timeout_s = LATE_FACTOR * settings.within_s
         self._sampling = Sampling(
             n=settings.passages,
