@@ -270,9 +270,9 @@ def test_a_function_may_have_a_limit_too(retriever: Retriever) -> None:
 
 def test_a_stranger_names_no_url(tiny_bundle: Path, tmp_path: Path, gemma_url: str) -> None:
     load(tmp_path, tiny_bundle, PASSAGES, path=tmp_path / "edge")
-    rewrite = f"{{llm: '{gemma_url}', model: gemma, within_s: 8}}"
+    rewrite = f"{{llm: '{gemma_url}', model: gemma, within_s: 90}}"
     (tmp_path / "hyde.yaml").write_text(f"search: {{rewrite: {rewrite}}}\n")
-    flags = ("--path", tmp_path / "edge", "--settings", tmp_path / "hyde.yaml")
+    flags = ("--path", tmp_path / "edge", "--settings", tmp_path / "hyde.yaml", "--timeout", "100")
     with running_service(tmp_path, tiny_bundle, *flags) as service:
         answer = service.post("/search", {"query": QUERY}).json
         assert answer["stages_run"][0] == "rewrite"
