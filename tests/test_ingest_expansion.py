@@ -20,6 +20,7 @@ from two_tower.retriever.collection.options import CollectionOptions, ExpansionO
 from two_tower.retriever.collection.schema import point_id, read_metadata
 from two_tower.retriever.engine.protocol import Engine
 from two_tower.retriever.errors import CollectionMismatch
+from two_tower.retriever.search.retriever import Retriever
 
 PASSAGES = make_passages(40)
 QUERIES = {
@@ -216,4 +217,20 @@ def test_the_commands(data: Dataset, generated: Dataset, tiny_bundle: Path, tmp_
     check = ["verify", "c", "--data", str(data.path), *bundle, *engine]
     assert CliRunner().invoke(app, check).exit_code == 1
     done = CliRunner().invoke(app, [*check, *expand])
+    assert done.exit_code == 0, done.output
+
+
+def test_bm25_alone_finds_by_the_queries_of_a_passage(
+    data: Dataset, generated: Dataset, tmp_path: Path
+) -> None:
+    edge = ["--path", str(tmp_path / "edge")]
+    load = ["load", str(data.path), "--collection", "c", "--expand", str(generated.path), *edge]
+    done = CliRunner().invoke(app, load)
+    assert done.exit_code == 0, done.output
+    with Retriever.open("c", path=tmp_path / "edge") as retriever:
+        (hit,) = retriever.search("a quokka", k=1)
+        assert hit.passage_id == "p7"
+        assert "quokka" not in str(hit.payload) + hit.text
+        assert not retriever.search("held", k=1)
+    done = CliRunner().invoke(app, ["verify", "c", "--data", str(data.path), *load[4:]])
     assert done.exit_code == 0, done.output

@@ -147,7 +147,7 @@ def test_a_configuration_survives_plain_values() -> None:
         {"pca_dims": [0]},
         {"labelled.batch_size": 1},
         {"labelled.epochs": -1},
-        {"labelled.patience": 0},
+        {"labelled.patience": -1},
         {"labelled.margin": 0.0},
         {"labelled.loss": "hinge"},
     ],

@@ -78,7 +78,9 @@ class Service:
         patience_s = PATIENCE_S if timeout_s is None else timeout_s
         while True:
             pause = wait
-            left = max(start + patience_s - time.monotonic(), 0.001) if timeout_s else ANSWER_S
+            left = ANSWER_S
+            if timeout_s is not None:
+                left = max(start + patience_s - time.monotonic(), 0.001)
             limit = httpx.Timeout(left, connect=min(left, CONNECT_S))
             try:
                 answer = client.post(url, json={"model": self.model, **body}, timeout=limit)

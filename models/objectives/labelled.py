@@ -24,7 +24,8 @@ class LabelledConfig:
         loss: `in_batch` (softmax over the batch), `triplet` (cosine, with a margin) or
             `margin_mse` (a teacher's margins; needs mined negatives with teacher scores).
         epochs: passes over the pairs at most.
-        patience: stop after so many epochs without a better recall@10 on dev.
+        patience: stop after so many epochs without a better recall@10 on dev, and go back to the
+            best; 0 never stops, and keeps the last.
         batch_size: pairs per step, each the others' negative.
         learning_rate: Adam's peak rate.
         temperature: of the in-batch softmax.
@@ -40,7 +41,7 @@ class LabelledConfig:
 
     loss: Literal["in_batch", "triplet", "margin_mse"] = "in_batch"
     epochs: int = Field(default=12, ge=0)
-    patience: int = Field(default=3, ge=1)
+    patience: int = Field(default=3, ge=0)
     batch_size: int = Field(default=2048, ge=2)
     learning_rate: float = Field(default=3e-3, gt=0)
     temperature: float = Field(default=0.05, gt=0)

@@ -122,7 +122,8 @@ def labelled_phase(
     sampler = _pair_sampler(corpus, negatives, per_query=labelled.hard_negatives)
     phase = _phase(LABELLED, config, labelled, sampler=sampler, loss=labelled_loss(labelled))
     margin = labelled.margin if labelled.loss == "triplet" else None
-    return phase._replace(patience=labelled.patience, margin=margin, chunk_size=labelled.chunk_size)
+    patience = labelled.patience or None
+    return phase._replace(patience=patience, margin=margin, chunk_size=labelled.chunk_size)
 
 
 def _hard_phase(config: TrainConfig, corpus: Corpus, *, mine: Callable[[], HardNegatives]) -> Phase:
