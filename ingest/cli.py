@@ -3,6 +3,7 @@
 from two_tower.ingest.commands.adopt import adopt
 from two_tower.ingest.commands.change import add, delete
 from two_tower.ingest.commands.generate import generate
+from two_tower.ingest.commands.judge import judge
 from two_tower.ingest.commands.load import load, verify
 from two_tower.ingest.commands.prepare import prepare
 from two_tower.ingest.commands.versions import (
@@ -19,6 +20,7 @@ from two_tower.models.console import application
 app = application("Turn labelled rows into DATA, and DATA into a verified Qdrant collection.")
 app.command()(prepare)
 app.command()(generate)
+app.command()(judge)
 app.command()(load)
 app.command()(add)
 app.command()(delete)

@@ -28,7 +28,9 @@ Config = Annotated[
 ]
 Tower = Annotated[
     str | None,
-    typer.Option(help="Kind of tower: mean, gru, lstm or transformer.", show_default=RECIPE),
+    typer.Option(
+        help="Kind of tower: mean, gru, lstm, transformer or endpoint.", show_default=RECIPE
+    ),
 ]
 LossName = Annotated[
     str | None,
@@ -86,6 +88,20 @@ EnginePath = Annotated[
         "--path", help="Folder of the embedded engine with --documents.", show_default=".qdrant"
     ),
 ]
+Embeddings = Annotated[
+    str | None,
+    typer.Option(
+        help="OpenAI-style server whose model reads passages and queries, as "
+        "http://localhost:8000/v1; with --config light passages alone. Its key comes from "
+        "TWO_TOWER_API_KEY.",
+        metavar="URL",
+        show_default=False,
+    ),
+]
+ModelName = Annotated[
+    str | None,
+    typer.Option("--model", help="The model's name there.", metavar="NAME", show_default=False),
+]
 Seed = Annotated[int | None, typer.Option(help="Seed of every random choice.", show_default=RECIPE)]
 Wandb = Annotated[str, typer.Option(help="disabled, offline or online.")]
 Force = Annotated[
@@ -109,6 +125,8 @@ def train(
     start: Start = None,
     only: Only = None,
     documents: Documents = None,
+    embeddings: Embeddings = None,
+    model: ModelName = None,
     seed: Seed = None,
     device: Device = "auto",
     wandb: Wandb = "disabled",
@@ -128,10 +146,14 @@ def train(
         "labelled.epochs": epochs,
         "pretrain.epochs": pretrain_epochs,
         "word2vec.cbow": cbow,
+        "documents.url": embeddings,
+        "documents.model": model,
         "seed": seed,
     }
     from two_tower.models.training.train import train as train_to
 
+    if embeddings and config is None:
+        config = "endpoint"
     bundle = train_to(
         data,
         out,
@@ -178,6 +200,13 @@ MaxScore = Annotated[float | None, typer.Option(help="Leave out what scores abov
 TeacherName = Annotated[
     str | None, typer.Option(help="Model whose scores to add, by name or folder.")
 ]
+TeacherUrl = Annotated[
+    str | None,
+    typer.Option(
+        help="OpenAI-style server of embeddings that knows --teacher by that name.",
+        show_default=False,
+    ),
+]
 
 
 @app.command()
@@ -194,6 +223,7 @@ def mine(
     margin: Margin = None,
     max_score: MaxScore = None,
     teacher: TeacherName = None,
+    teacher_url: TeacherUrl = None,
 ) -> None:
     """Mine hard negatives: passages ranked high for a query that do not answer it.
 
@@ -221,10 +251,12 @@ def mine(
     if "dense" in config.sources and bundle is None:
         raise ConfigError(f"--source is {config.source}, which needs towers: add --bundle BUNDLE")
     scorer = None
+    if teacher_url and not teacher:
+        raise ConfigError("--teacher-url needs --teacher, the model's name there")
     if teacher:
         from two_tower.models.objectives.distillation import score_pairs
 
-        scorer = PairScorer(teacher, partial(score_pairs, teacher))
+        scorer = PairScorer(teacher, partial(score_pairs, teacher, url=teacher_url))
     counts = mine_file(
         Dataset.open(data),
         out,

@@ -39,7 +39,7 @@ def cached_rows(
         encode: gives each text (numbers,) float32 that depend on nothing but the text.
         texts: in any order; equal ones are encoded once.
         encoder: names what `encode` does, in a file name; equal names mean equal vectors.
-        label: of the progress bar.
+        label: of the progress bar; empty for none.
     """
     keys = list(map(cache_key, texts))
     text_of = dict(zip(keys, texts, strict=True))
@@ -49,7 +49,7 @@ def cached_rows(
             vectors = {key: np.frombuffer(row, dtype=np.float32) for key, row in stored.items()}
             missing = [key for key in text_of if key not in vectors]
             batches = list(parts(missing, ENCODED_AT_ONCE))
-            for batch in progress(batches, label=label) if batches else ():
+            for batch in progress(batches, label=label) if batches and label else batches:
                 encoded = list(encode([text_of[key] for key in batch]))
                 rows = [vector.astype(np.float32).tobytes() for vector in encoded]
                 cache.write(dict(zip(batch, rows, strict=True)))

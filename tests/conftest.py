@@ -230,6 +230,7 @@ class HashEncoder:
 
     fusion = None
     has_cross_scorer = False
+    asks_endpoint = False
     late_dim = 0
 
     def __init__(self, *, dim: int = 16, pca_dims: tuple[int, ...] = (8, 4), seed: int = 0) -> None:

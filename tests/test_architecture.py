@@ -41,6 +41,11 @@ BEFORE: dict[str, set[str]] = {
     },
     "ingest/generation": {"ingest/dataset"},
     "ingest/loading": {f"retriever/{name}" for name in SEARCHING},
+    "ingest/judging": {
+        "ingest/dataset",
+        "ingest/sources",
+        *(f"retriever/{name}" for name in (*SEARCHING, "evaluation")),
+    },
     "ingest/adoption": {
         *(f"ingest/{name}" for name in ("dataset", "sources", "loading")),
         *(f"retriever/{name}" for name in SEARCHING),
@@ -51,9 +56,9 @@ BEFORE: dict[str, set[str]] = {
         *(f"retriever/{name}" for name in SEARCHING),
     },
     "ingest/commands": {
-        *(f"ingest/{name}" for name in ("dataset", "sources", "generation", "loading")),
+        *(f"ingest/{name}" for name in ("dataset", "sources", "generation", "loading", "judging")),
         *(f"ingest/{name}" for name in ("adoption", "changes", "versions")),
-        *(f"retriever/{name}" for name in (*SEARCHING, "commands")),
+        *(f"retriever/{name}" for name in (*SEARCHING, "evaluation", "commands")),
     },
 }
 BEFORE["models/cli"] = {f"models/{name}" for name in MODELS}

@@ -124,13 +124,14 @@ def test_a_number_in_scientific_notation_is_a_number(tmp_path: Path) -> None:
 
 
 def test_recipes_are_complete_configurations() -> None:
-    assert recipe_names() == ["fast", "genq", "light", "rnn", "taught", "transformer", "triplet"]
+    names = ["endpoint", "fast", "genq", "light", "rnn", "taught", "transformer", "triplet"]
+    assert recipe_names() == names
     assert read_config("fast", {"cross.epochs": 0}) == TrainConfig() == read_config(None, {})
     assert read_config("triplet", {}).labelled.loss == "triplet"
     assert read_config("triplet", {"labelled.epochs": 2}).labelled.epochs == 2
     assert read_config("rnn", {}).tower.kind == "gru"
     assert read_config("rnn", {}).pretrain == TrainConfig().pretrain
-    with pytest.raises(ConfigError, match=r"no recipe is named 'fats'; .*: fast, genq, light, "):
+    with pytest.raises(ConfigError, match=r"no recipe is named 'fats'; .*: endpoint, fast, genq, "):
         read_config("fats", {})
 
 

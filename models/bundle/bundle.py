@@ -30,6 +30,7 @@ from two_tower.models.bundle.files import (
     CONFIG,
     CROSS_SCORER,
     DOCUMENTS,
+    ENDPOINT,
     FUSION,
     LATE,
     PCA,
@@ -74,6 +75,8 @@ class ModelBundle:
         fingerprint: 64 hex digits; equal fingerprints mean equal vectors.
         extras: name -> content of the files that decide no vector.
         fusion: how the scores of the stages are put together, None where that was not learnt.
+        asks_endpoint: whether a model behind a URL reads queries and passages.
+        documents: the encoder of the documents where the bundle has none of its own, else None.
         late: makes the bytes of late interaction; None where the bundle has none.
         folder: where it lies; None for one that was neither loaded nor saved.
     """
@@ -101,6 +104,7 @@ class ModelBundle:
         """
         self.config = parse_config(files[CONFIG])
         self._files = {name: files[name] for name in deciding_files(self.config)}
+        self.asks_endpoint = self.config["tower"]["kind"] == ENDPOINT
         self._threads = threads
         self.extras = dict(extras or {})
         self.fingerprint = fingerprint(self._files)
@@ -109,7 +113,7 @@ class ModelBundle:
             self.card["extras"] = digests(self.extras)
         self.fusion = Fusion.of_bytes(self.extras[FUSION]) if FUSION in self.extras else None
         self._encoder = open_encoder(self.config, self._files)
-        self._documents = self._open_documents()
+        self.documents = self._open_documents()
         self.late = self._open_late()
         self._prefixes = {"query": "", "passage": "", **self.config.get("prefixes", {})}
         self._reduction = Reduction.of_arrays(
@@ -126,7 +130,8 @@ class ModelBundle:
         if DOCUMENTS not in self._files:
             return None
         arrays = parse_arrays(DOCUMENTS, self._files[DOCUMENTS])
-        documents = Documents.of_parts(self.config["documents"], arrays)
+        card = self.card if self.asks_endpoint else None
+        documents = Documents.of_parts(self.config["documents"], arrays, card=card)
         if documents.dim != self.dim:
             raise BundleError(
                 f"{DOCUMENTS} is for {documents.dim} dims, the query tower has {self.dim}; "
@@ -285,19 +290,27 @@ class ModelBundle:
         if not texts:
             return np.zeros((0, self.dim), dtype=np.float32)
         texts = self._prefixed("passage", texts)
-        if self._documents is not None:
-            return self._documents.encode(texts)
+        if self.documents is not None:
+            return self.documents.encode(texts)
         if GRAPH in self._files:
             encode = partial(self._encoder.encode_passages, threads=self._threads)
             name = passages_of(graph_fingerprint(self._files))
             return cached_vectors(encode, texts, encoder=name, label="encoding passages")
         return self._encoder.encode_passages(texts, threads=self._threads)
 
-    def encode_queries(self, texts: Sequence[str]) -> FloatArray:
-        """Return (n, dim) float32, L2-normalised, for n queries."""
+    def encode_queries(self, texts: Sequence[str], *, limit_s: float | None = None) -> FloatArray:
+        """Return (n, dim) float32, L2-normalised, for n queries.
+
+        An endpoint has `limit_s` for what is not in the cache; as long as for passages if None.
+
+        Raises:
+            BundleError, EndpointError: it is another model than in training, or late.
+        """
         if not texts:
             return np.zeros((0, self.dim), dtype=np.float32)
         texts = self._prefixed("query", texts)
+        if self.asks_endpoint and self.documents is not None:
+            return self.documents.encode_queries(texts, limit_s=limit_s)
         return self._encoder.encode_queries(texts, threads=self._threads)
 
     def late_arrays(self) -> dict[str, FloatArray]:
@@ -348,8 +361,8 @@ class ModelBundle:
             ConfigError: it is not installed.
         """
         texts = self._prefixed("passage", texts)
-        if self._documents is not None:
-            return self._documents.encode_with_tokens(texts)
+        if self.documents is not None:
+            return self.documents.encode_with_tokens(texts)
         encoder = self._token_encoder
         return encoder.passages_with_tokens(texts, threads=self._threads)
 
@@ -381,7 +394,7 @@ class ModelBundle:
     @property
     def has_documents(self) -> bool:
         """Whether another encoder reads the documents."""
-        return self._documents is not None
+        return self.documents is not None
 
     @cached_property
     def _token_encoder(self) -> TokenEncoder:

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from two_tower.models.bundle.documents import endpoint_url
+from two_tower.models.bundle.files import ENDPOINT
 from two_tower.models.data import Dataset
 from two_tower.models.provenance import commit, versions
 
@@ -40,11 +42,14 @@ def describe(card: Mapping[str, Any], config: Mapping[str, Any]) -> list[tuple[s
     source, counts = data.get("source"), data.get("counts") or {}
     name = source.get("name", source) if isinstance(source, Mapping) else source
     content = str(data.get("content_hash"))[:8]
+    kind = f"{tower['kind']}, {'shared' if tower['shared'] else 'separate'}"
+    if tower["kind"] == ENDPOINT:
+        kind = f"{ENDPOINT}, {config['documents']['model']} at {endpoint_url(card)}"
     widths = ", ".join(f"pca_{d}" for d in config["pca_dims"]) or "no PCA"
     queries = card.get("queries", {})
     return [
         ("fingerprint", card["fingerprint"]),
-        ("tower", f"{tower['kind']}, {'shared' if tower['shared'] else 'separate'}"),
+        ("tower", kind),
         ("vectors", f"dense {tower['dim']}, {widths}"),
         ("vocabulary", f"{card.get('vocabulary', '?')} tokens"),
         ("data", f"{name}, {counts.get('passages', '?')} passages, content {content}"),

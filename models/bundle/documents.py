@@ -5,6 +5,8 @@ which encoder that is; whoever searches never opens it.
 """
 
 import hashlib
+import os
+import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -20,6 +22,9 @@ from two_tower.models.vector_cache import cached_vectors
 from two_tower.models.vectors import FloatArray
 
 ABOUT = ("model", "url", "fingerprint", "source")
+
+URL_VARIABLE = "TWO_TOWER_ENDPOINT_URL"
+"""Where the endpoint of a bundle is today, if not where it was while training."""
 
 
 @configuration("documents")
@@ -48,12 +53,17 @@ class DocumentReader(Protocol):
         """64 hex digits; equal ones mean equal vectors."""
         ...
 
+    @property
+    def probes(self) -> FloatArray:
+        """(10, dim) float32, what it makes of `PROBES`."""
+        ...
+
     def encode_passages(self, texts: Sequence[str]) -> FloatArray:
         """Return (n, dim) float32, L2-normalised."""
         ...
 
-    def encode_queries(self, texts: Sequence[str]) -> FloatArray:
-        """Return (n, dim) float32, L2-normalised."""
+    def encode_queries(self, texts: Sequence[str], *, limit_s: float | None = None) -> FloatArray:
+        """Return (n, dim) float32, L2-normalised; a server has `limit_s` for it."""
         ...
 
 
@@ -67,7 +77,16 @@ class TransformerReader:
         self.fingerprint = graph_fingerprint(files)
         self.tokenizer = encoder.tokenizer
         self.encode_passages = partial(encoder.encode_passages, threads=0)
-        self.encode_queries = partial(encoder.encode_queries, threads=0)
+        self._encoder = encoder
+
+    def encode_queries(self, texts: Sequence[str], *, limit_s: float | None = None) -> FloatArray:
+        """Return (n, dim) float32, L2-normalised; nothing here is waited for."""
+        return self._encoder.encode_queries(texts, threads=0)
+
+    @property
+    def probes(self) -> FloatArray:
+        """(10, dim) float32, what it makes of `PROBES`."""
+        return self.encode_passages(PROBES)
 
     @cached_property
     def tokens(self) -> TokenEncoder:
@@ -112,18 +131,36 @@ def graph_fingerprint(files: Mapping[str, bytes]) -> str:
     return hashlib.sha256(b"".join(files[name] for name in (GRAPH, TEXT, SETTINGS))).hexdigest()
 
 
-def open_reader(model: str, url: str | None) -> DocumentReader:
-    """Open the encoder that `DocumentsConfig` names.
+def open_reader(model: str, url: str | None, *, limit_s: float | None = None) -> DocumentReader:
+    """Open the encoder that `DocumentsConfig` names; a server has `limit_s` to answer.
 
     Raises:
         BundleError: a file is broken.
-        ConfigError: there is no such model or server, or the extra is not installed.
+        ConfigError: there is no such model, or the extra is not installed.
+        EndpointError: no server is there, or it does not answer in time.
     """
     if url:
         from two_tower.models.endpoint.embeddings import EndpointReader
 
-        return EndpointReader(url, model)
+        return EndpointReader(url, model, limit_s=limit_s)
     return TransformerReader.open(model)
+
+
+def endpoint_url(card: Mapping[str, Any]) -> str:
+    """Return where the endpoint of a bundle is; the bundle stays the same when it moves.
+
+    Raises:
+        BundleError: neither the environment nor the card says it.
+    """
+    if url := os.environ.get(URL_VARIABLE, "").strip():
+        return url
+    try:
+        url = card["config"]["documents"]["url"]
+    except (KeyError, TypeError):
+        url = ""
+    if not isinstance(url, str) or not url:
+        raise BundleError(f"{CARD} does not say where the endpoint is; set {URL_VARIABLE}")
+    return url
 
 
 class Documents:
@@ -143,11 +180,14 @@ class Documents:
         """
         self._about = about
         self._probes = probes
+        self._reader: DocumentReader | None = None
         self.dim = int(probes.shape[1])
 
     @classmethod
-    def of_parts(cls, about: Any, arrays: Mapping[str, FloatArray]) -> "Documents":
-        """Take what a bundle says about it.
+    def of_parts(
+        cls, about: Any, arrays: Mapping[str, FloatArray], *, card: Mapping[str, Any] | None = None
+    ) -> "Documents":
+        """Take what a bundle says about it; its card where an endpoint may have moved.
 
         Raises:
             BundleError: it says something else.
@@ -157,7 +197,13 @@ class Documents:
         is_text = all(isinstance(known.get(name, 0), str | None) for name in ABOUT)
         if probes is None or probes.ndim != 2 or not is_text:
             raise BundleError(f"{CONFIG} or {DOCUMENTS} is broken; train the bundle again")
-        return cls({name: known[name] for name in ABOUT}, probes)
+        url = {} if card is None else {"url": endpoint_url(card)}
+        return cls({**{name: known[name] for name in ABOUT}, **url}, probes)
+
+    @property
+    def model(self) -> str:
+        """What the encoder is called; empty where it is unknown."""
+        return self._about["model"] or ""
 
     def encode(self, texts: Sequence[str]) -> FloatArray:
         """Return (n, dim) float32, L2-normalised; texts that were met before come from the cache.
@@ -176,27 +222,57 @@ class Documents:
             BundleError: no transformer of these documents can be opened here.
             ConfigError: it is not installed.
         """
-        if not isinstance(self._reader, TransformerReader):
+        reader = self.open()
+        if not isinstance(reader, TransformerReader):
             raise BundleError(
                 f"{self._about['model']} at {self._about['url']} gives no token vectors; late "
                 "interaction needs a model that is installed, or a folder"
             )
-        return self._reader.tokens.passages_with_tokens(texts)
+        return reader.tokens.passages_with_tokens(texts)
+
+    def encode_queries(self, texts: Sequence[str], *, limit_s: float | None = None) -> FloatArray:
+        """Return (n, dim) float32, L2-normalised; what was met before comes from the cache.
+
+        Raises:
+            BundleError: the encoder is another one than in training, or unknown.
+            EndpointError: it does not answer within `limit_s`, or as long as documents are waited
+                for.
+        """
+        name = queries_of(str(self._about["fingerprint"]))
+        encode = partial(self._encode_new_queries, limit_s=limit_s)
+        label = "encoding queries" if limit_s is None else ""  # no bar in the way of a search
+        return cached_vectors(encode, texts, encoder=name, label=label)
 
     def _encode_new(self, texts: Sequence[str]) -> FloatArray:
-        return self._reader.encode_passages(texts)
+        return self.open().encode_passages(texts)
 
-    @cached_property
-    def _reader(self) -> DocumentReader:
+    def _encode_new_queries(self, texts: Sequence[str], *, limit_s: float | None) -> FloatArray:
+        start = time.monotonic()
+        reader = self.open(limit_s=limit_s)
+        if limit_s is not None:
+            limit_s = max(limit_s - (time.monotonic() - start), 0.001)
+        return reader.encode_queries(texts, limit_s=limit_s)
+
+    def open(self, *, limit_s: float | None = None) -> DocumentReader:
+        """Return the encoder; the first call compares it with that of the training.
+
+        Raises:
+            BundleError: it is another one, or unknown.
+            ConfigError: it is not installed.
+            EndpointError: it does not answer within `limit_s`.
+        """
+        if self._reader is not None:
+            return self._reader
         model, url = self._about["model"], self._about["url"]
         if model is None:
             raise BundleError(
                 f"this bundle searches documents that {self._about['source']} encoded, and cannot "
                 "encode more of them; add passages there"
             )
-        reader = open_reader(model, url)
+        reader = open_reader(model, url, limit_s=limit_s)
         if url or reader.fingerprint != self._about["fingerprint"]:  # a name at a URL says little
-            check_probes(self._probes, reader.encode_passages(PROBES), name=model)
+            check_probes(self._probes, reader.probes, name=model)
+        self._reader = reader
         return reader
 
 

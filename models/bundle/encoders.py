@@ -12,7 +12,14 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from two_tower.models.bundle.files import CONFIG, DOCUMENTS, TOKENIZER, TOWERS, parse_arrays
+from two_tower.models.bundle.files import (
+    CONFIG,
+    DOCUMENTS,
+    ENDPOINT,
+    TOKENIZER,
+    TOWERS,
+    parse_arrays,
+)
 from two_tower.models.bundle.onnx_graph import check_graph
 from two_tower.models.bundle.recurrent_encoder import open_recurrent_encoder
 from two_tower.models.config import from_mapping
@@ -87,12 +94,16 @@ def open_encoder(config: Mapping[str, Any], files: Mapping[str, bytes]) -> Encod
     if config["tower"]["kind"] == "transformer":
         encoder = open_transformer_encoder(files)
         return encoder if own_documents else replace(encoder, passage=None)
-    arrays = parse_arrays(TOWERS, files[TOWERS])
     try:
         limits = from_mapping(TokenizerConfig, config["tokenizer"], where="tokenizer.")
     except (ConfigError, KeyError) as error:
         raise BundleError(f"{CONFIG} is broken ({error}); train the bundle again") from None
     tokenizer: RowTokenizer
+    if config["tower"]["kind"] == ENDPOINT:
+        return Encoder(
+            Tokenizer(files[TOKENIZER], limits), RemoteTower(config["tower"]["dim"]), None
+        )
+    arrays = parse_arrays(TOWERS, files[TOWERS])
     if TEXT in files:
         tokenizer = TransformerTokenizer(files[TEXT], limits, special_tokens=False)
     else:
@@ -143,6 +154,24 @@ def _tower(config: Mapping[str, Any], arrays: Mapping[str, FloatArray], *, side:
     if vectors.ndim != 2 or weights.shape != vectors.shape[:1]:
         raise BundleError(f"{TOWERS} has {vectors.shape} vectors for {weights.shape} weights")
     return MeanEncoder(vectors, weights)
+
+
+class RemoteTower(NamedTuple):
+    """Stands where an endpoint reads the queries: `bundle.documents` encodes them.
+
+    Attributes:
+        dim: width of the vectors.
+    """
+
+    dim: int
+
+    def encode(self, rows: TokenRows, *, threads: int = 0) -> FloatArray:
+        """Refuse.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("there is no query tower; see bundle.documents")
 
 
 class MeanEncoder:

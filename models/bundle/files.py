@@ -35,11 +35,15 @@ CONFIG, PCA = "config.json", "pca.safetensors"
 
 TOKENIZER, TOWERS = "tokenizer.model", "towers.safetensors"
 
+ENDPOINT = "endpoint"
+"""The kind of tower of a bundle whose texts are read behind a URL, queries and passages alike."""
+
 DECIDING_FILES = (CONFIG, PCA, TOKENIZER, TOWERS)  # of towers that read SentencePiece tokens
 
 DECIDING_BY_KIND: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("mean", "gru", "lstm"), DECIDING_FILES),
     "transformer": (CONFIG, PCA, TEXT, SETTINGS, GRAPH),
+    ENDPOINT: (CONFIG, PCA, TOKENIZER),  # the cross-scorer's tokens
 }
 
 DOCUMENTS = "documents.safetensors"
@@ -168,7 +172,7 @@ def deciding_files(config: Mapping[str, Any]) -> tuple[str, ...]:
     """Return which files decide a vector, by the content of config.json.
 
     Raises:
-        BundleError: the kind of tower is unknown.
+        BundleError: the kind of tower is unknown, or its endpoint.
     """
     kind = config["tower"]["kind"]
     if kind not in DECIDING_BY_KIND:
@@ -178,6 +182,8 @@ def deciding_files(config: Mapping[str, Any]) -> tuple[str, ...]:
     if config.get("late") is not None:
         names = (*names, LATE)
     if config.get("documents") is None:
+        if kind == ENDPOINT:
+            raise BundleError(f"{CONFIG} names no model at an endpoint; train the bundle again")
         return names
     if config.get("tokenizer", {}).get("vocabulary") == "documents":
         names = tuple(TEXT if name == TOKENIZER else name for name in names)

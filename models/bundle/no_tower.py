@@ -22,15 +22,17 @@ class NoTower:
     fingerprint = hashlib.sha256(b"BM25 without a tower").hexdigest()
     dim = late_dim = cross_candidates = 0
     pca_dims: tuple[int, ...] = ()
-    has_cross_scorer = False
-    fusion = None
+    has_cross_scorer = asks_endpoint = False
+    fusion = documents = None
     card: Mapping[str, Any] = MappingProxyType({})
 
     def encode_passages(self, texts: Sequence[str]) -> FloatArray:
         """Return `(n, 0) float32`."""
         return np.zeros((len(texts), 0), dtype=np.float32)
 
-    encode_queries = encode_passages
+    def encode_queries(self, texts: Sequence[str], *, limit_s: float | None = None) -> FloatArray:
+        """Return `(n, 0) float32`."""
+        return self.encode_passages(texts)
 
     def encode_queries_late(self, texts: Sequence[str]) -> tuple[FloatArray, list[ByteArray]]:
         """Return vectors as `encode_queries` does, and no token vectors."""

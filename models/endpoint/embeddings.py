@@ -1,6 +1,7 @@
 """Vectors from an embeddings service that answers as OpenAI's does."""
 
 import hashlib
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -31,16 +32,18 @@ class EndpointReader:
         url: where texts are posted.
         model: its name there.
         dim: width of the vectors.
+        probes: (10, dim) float32, what it makes of `PROBES`.
         fingerprint: of the model's name and width. The URL is no part of it, and services are not
             exact to the bit: compare `probes.PROBES` to learn whether the model is the same.
     """
 
-    def __init__(self, url: str, model: str) -> None:
+    def __init__(self, url: str, model: str, *, limit_s: float | None = None) -> None:
         """Ask the service for ten vectors.
 
         Args:
             url: `https://host`, `https://host/v1` or the whole `…/embeddings`.
             model: the model's name there.
+            limit_s: how long this may take; without it as long as passages are waited for.
 
         Raises:
             ConfigError: the URL cannot be one.
@@ -51,7 +54,9 @@ class EndpointReader:
         self.url = f"{self._service.base}/{PATH}"
         self.model = model
         self.dim = 0
-        probes = self._encode(PROBES)
+        self._client = self._service.client()
+        weakref.finalize(self, self._client.close)
+        self.probes = probes = self._encode(PROBES, limit_s)
         self.dim = probes.shape[1]
         self.fingerprint = hashlib.sha256(f"endpoint\n{model}\n{self.dim}".encode()).hexdigest()
         self._check_cache(probes)
@@ -75,26 +80,31 @@ class EndpointReader:
         """
         return self._encode(texts)
 
-    def encode_queries(self, texts: Sequence[str]) -> FloatArray:
-        """Return the same as `encode_passages`: the interface has one way to read a text."""
-        return self._encode(texts)
+    def encode_queries(self, texts: Sequence[str], *, limit_s: float | None = None) -> FloatArray:
+        """Return the same as `encode_passages`: the interface has one way to read a text.
 
-    def _encode(self, texts: Sequence[str]) -> FloatArray:
+        `limit_s` is the time for all of it.
+        """
+        return self._encode(texts, limit_s)
+
+    def _encode(self, texts: Sequence[str], limit_s: float | None = None) -> FloatArray:
         ready = [text[:LONGEST_CHARS] if text.strip() else BLANK for text in texts]
         parts = [ready[i : i + TEXTS_PER_REQUEST] for i in range(0, len(ready), TEXTS_PER_REQUEST)]
         if not parts:
             return np.zeros((0, self.dim), dtype=np.float32)
-        with self._service.client() as client, ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+        if len(parts) == 1:
+            return normalized(self._vectors(parts[0], limit_s))
+        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
             try:
-                vectors = list(pool.map(lambda part: self._vectors(client, part), parts))
+                vectors = list(pool.map(lambda part: self._vectors(part, limit_s), parts))
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
         return normalized(np.concatenate(vectors))
 
-    def _vectors(self, client: httpx.Client, texts: Sequence[str]) -> FloatArray:
+    def _vectors(self, texts: Sequence[str], limit_s: float | None) -> FloatArray:
         body = {"input": list(texts), "encoding_format": "float"}
-        answer = self._service.post(client, PATH, body)
+        answer = self._service.post(self._client, PATH, body, timeout_s=limit_s)
         if answer.status_code != httpx.codes.OK:
             raise EndpointError(self._service.refusal(answer))
         try:

@@ -47,6 +47,11 @@ def export_bundle(bundle: ModelBundle, out: Path, *, form: str) -> None:
     """
     if form not in FORMS:
         raise ConfigError(f"--as is {form!r}, expected {' or '.join(FORMS)}")
+    if bundle.asks_endpoint:
+        raise BundleError(
+            f"{bundle.config['documents']['model']}, behind a URL, reads queries and passages: the "
+            "bundle holds no tower to export"
+        )
     if out.exists():
         raise BundleError(f"{out} is there already; remove it or choose another --out")
     try:

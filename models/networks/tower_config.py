@@ -56,13 +56,14 @@ class TowerConfig:
 
     Attributes:
         kind: how tokens become one vector; the query tower's where another encoder reads documents.
+            `endpoint` has no tower: what reads the documents at `documents.url` reads queries too.
         dim: width of that vector.
         shared: whether queries and passages are read by the same tower.
         rnn: the network of kind `gru` or `lstm`.
         idf: whether token weights start as their IDF, or all as 1.
     """
 
-    kind: Literal["mean", "gru", "lstm", "transformer"] = "mean"
+    kind: Literal["mean", "gru", "lstm", "transformer", "endpoint"] = "mean"
     dim: int = Field(default=256, ge=1)
     shared: bool = True
     rnn: RnnConfig = field(default_factory=RnnConfig)

@@ -27,7 +27,6 @@ from two_tower.models.bundle.documents import (
     queries_of,
 )
 from two_tower.models.config import configuration
-from two_tower.models.endpoint.probes import PROBES
 from two_tower.models.errors import ConfigError
 from two_tower.models.examples.corpus import Corpus, PrefixConfig
 from two_tower.models.examples.pairs import Batch
@@ -36,7 +35,7 @@ from two_tower.models.objectives.distillation import random_spans, token_texts
 from two_tower.models.objectives.losses import Encoded, in_batch_softmax
 from two_tower.models.text.tokenizer import RowTokenizer, TokenRows, concat_rows
 from two_tower.models.vector_cache import cached_vectors
-from two_tower.models.vectors import FloatArray, IntArray
+from two_tower.models.vectors import FloatArray, IntArray, Vectors
 
 SHORTEST_SPAN, LONGEST_SPAN = 3, 10  # words
 
@@ -108,12 +107,18 @@ class FrozenDocuments:
     @property
     def probes(self) -> FloatArray:
         """What the bundle keeps to know the encoder again: (10, dim), (0, dim) without one."""
-        return self.vectors[:0] if self.reader is None else self.reader.encode_passages(PROBES)
+        return self.vectors[:0] if self.reader is None else self.reader.probes
 
     @property
     def tokenizer(self) -> RowTokenizer | None:
         """The encoder's own, None where it is unknown or elsewhere."""
         return getattr(self.reader, "tokenizer", None)
+
+    def vectors_with(self, queries: Sequence[str], *, rows: IntArray) -> Vectors:
+        """Return what the encoder makes of some queries, beside the documents at `rows`."""
+        read = self.read_queries(queries) if queries else self.vectors[:0]
+        assert read is not None, "asked of documents whose encoder is at hand"
+        return Vectors(read, self.vectors[rows])
 
     def read_queries(self, texts: Sequence[str]) -> FloatArray | None:
         """Return (n, dim) float32, what the encoder makes of queries; None without one."""

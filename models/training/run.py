@@ -1,11 +1,11 @@
 """From a DATA folder to a bundle: vocabulary, token vectors, phases, PCA, ranking, card."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from hashlib import sha256
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,8 +15,13 @@ from safetensors.numpy import save as save_arrays
 from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.bundle.card import make_card
 from two_tower.models.bundle.encoders import OnnxEncoder
-from two_tower.models.bundle.files import BUNDLE_FORMAT, DOCUMENTS, TOKENIZER, TOWERS, check_target
-from two_tower.models.bundle.reduction import Reduction, fit_reduction
+from two_tower.models.bundle.files import (
+    DOCUMENTS,
+    TOKENIZER,
+    TOWERS,
+    check_target,
+)
+from two_tower.models.bundle.reduction import fit_reduction
 from two_tower.models.cache import cache_folder
 from two_tower.models.data import Dataset
 from two_tower.models.errors import ConfigError, TrainingError
@@ -52,7 +57,7 @@ from two_tower.models.objectives.losses import mean_pairwise_cosine
 from two_tower.models.objectives.tsdae import restore_texts
 from two_tower.models.provenance import Clock, environment
 from two_tower.models.text.bm25 import Analyzer
-from two_tower.models.text.tokenizer import RowTokenizer, Tokenizer, TokenizerConfig
+from two_tower.models.text.tokenizer import RowTokenizer, Tokenizer
 from two_tower.models.text.transformer_tokenizer import GRAPH, TEXT, TransformerTokenizer
 from two_tower.models.training.checkpoint import (
     Arrays,
@@ -62,7 +67,7 @@ from two_tower.models.training.checkpoint import (
     parts,
     run_path,
 )
-from two_tower.models.training.config import TrainConfig
+from two_tower.models.training.config import TrainConfig, deciding_config
 from two_tower.models.training.dev_metrics import ranking_metrics, reduced_metrics, tower_vectors
 from two_tower.models.training.loop import Phase, Trainer
 from two_tower.models.training.out_of_fold import RankingTrainer
@@ -166,6 +171,7 @@ def train_bundle(
     negatives = read_negatives(inputs.negatives, data, split.train) if inputs.negatives else None
     check_negatives(config, negatives)
     check_reranker(config.cross)
+    config.check_endpoint()
     folder = RunFolder(run_path(out))
     with folder.held():
         identity = {"config": config.to_dict(), "data": data.content_hash, **inputs.identity()}
@@ -212,7 +218,8 @@ class _TrainingRun:
         frozen, prefixes = self._documents, config.prefixes
         if frozen:
             clock.lap("documents")
-            prefixes = replace(prefixes, query="")  # for their encoder alone
+            if not self.config.asks_endpoint:
+                prefixes = replace(prefixes, query="")  # for their encoder alone
         tokenizer = self._tokenizer(split.train)
         clock.lap("vocabulary")
         corpus = tokenise(
@@ -220,7 +227,7 @@ class _TrainingRun:
         )
         dev = dev_corpus(corpus, size=config.dev_passages, seed=config.seed)
         clock.lap("tokenising")
-        if frozen:
+        if frozen and not self.config.asks_endpoint:
             total, seed = config.align.spans, config.seed
             self.alignment = Alignment(frozen, tokenizer, self._texts, total, seed)
         towers = self._towers(corpus, tokenizer, resumed=resumed).to(self.device)
@@ -340,6 +347,9 @@ class _TrainingRun:
             if self.config.tsdae.epochs and resumed is None:
                 self._learn_corpus(tower)
                 self.folder.save(Checkpoint(Progress(), parts(towers=towers.arrays())))
+        elif self.config.asks_endpoint and self._documents is not None:
+            table = FrozenVectors(self._documents.vectors)
+            return TwoTower(FrozenVectors(self._documents.vectors[:0]), table)  # nothing is learnt
         else:
             towers = self._token_towers(corpus, tokenizer, fresh=resumed is None)
         if resumed is not None:
@@ -438,6 +448,9 @@ class _TrainingRun:
                 rows.encode(corpus.dev_queries),
                 rows.encode(passages) if frozen is None else frozen.vectors[passages.ids],
             )
+        elif self.config.asks_endpoint and frozen is not None:
+            files = {TOKENIZER: tokenizer.model}
+            vectors = frozen.vectors_with(corpus.dev.texts, rows=corpus.passages.ids)
         else:
             file = TEXT if isinstance(tokenizer, TransformerTokenizer) else TOKENIZER
             files = {file: tokenizer.model, TOWERS: save_arrays(towers.arrays())}
@@ -468,8 +481,11 @@ class _TrainingRun:
         )
         if frozen is not None:
             deciding["tower"]["shared"] = False
-            deciding["prefixes"]["query"] = ""
             deciding["documents"] = dict(frozen.about)
+            if self.config.asks_endpoint:
+                deciding["documents"]["url"] = None  # it may move; the card has it
+            else:
+                deciding["prefixes"]["query"] = ""
             files[DOCUMENTS] = save_arrays({"probes": frozen.probes})
             if TEXT in files and GRAPH not in files:
                 deciding["tokenizer"]["vocabulary"] = "documents"
@@ -480,19 +496,3 @@ class _TrainingRun:
         """What the card calls the labels of DATA."""
         name = self.data.manifest.get("source", {}).get("name", self.data.path)
         return {self.data.content_hash, str(name)}
-
-
-def deciding_config(
-    config: TrainConfig, tower: TowerConfig, tokenizer: TokenizerConfig, *, reduction: Reduction
-) -> dict[str, Any]:
-    """Return the content of config.json."""
-    return {
-        "format": BUNDLE_FORMAT,
-        "tower": {**tower.deciding(), "dim": len(reduction.mean)},
-        "prefixes": asdict(config.prefixes),
-        "tokenizer": {
-            "max_passage_tokens": tokenizer.max_passage_tokens,
-            "max_query_tokens": tokenizer.max_query_tokens,
-        },
-        "pca_dims": list(reduction.dims),
-    }

@@ -42,11 +42,12 @@ Baseline = Annotated[
 ]
 
 RelevantFrom = Annotated[
-    int,
+    int | None,
     typer.Option(
         help="Grade from which a passage is relevant to recall, MRR and MAP; TREC Deep Learning "
         "asks for 2. nDCG takes all grades.",
         min=1,
+        show_default="1, and 2 for grades of ingest judge",
     ),
 ]
 
@@ -88,7 +89,7 @@ def evaluate(
     split: Split = "dev",
     systems: Systems = None,
     baseline: Baseline = None,
-    relevant_from: RelevantFrom = 1,
+    relevant_from: RelevantFrom = None,
     keep_own: KeepOwn = False,
     also: Also = None,
     runs: Runs = None,

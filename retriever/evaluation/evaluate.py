@@ -14,6 +14,16 @@ from two_tower.models.console import progress
 from two_tower.models.data import PEOPLE, Dataset, Qrel, Query
 from two_tower.models.errors import ConfigError, DataError
 from two_tower.models.provenance import commit
+from two_tower.retriever.evaluation.judging import (
+    MODEL_FROM,
+    PEOPLE_FROM,
+    Check,
+    is_judged,
+    judge_error,
+    judge_errors,
+    read_check,
+    widened,
+)
 from two_tower.retriever.evaluation.measures import (
     DEPTH,
     Rankings,
@@ -22,8 +32,8 @@ from two_tower.retriever.evaluation.measures import (
     per_query,
 )
 from two_tower.retriever.evaluation.significance import Comparison, bootstrap_intervals, compare
-from two_tower.retriever.evaluation.systems import Ranker, System
-from two_tower.retriever.evaluation.verdict import StageWorth, headroom, stage_worths
+from two_tower.retriever.evaluation.systems import Ranker, System, read_ahead
+from two_tower.retriever.evaluation.verdict import MEASURE, StageWorth, headroom, stage_worths
 from two_tower.retriever.search.retriever import Retriever
 
 log = logging.getLogger(__name__)
@@ -75,7 +85,10 @@ class Report:
     `answers` counts the relevant passages, `missing_answers` those that are not in the collection,
     `own_left_out` the queries that are passages themselves and whose own is left out. `worths` is
     what each stage gains over the one before, `headroom` the nDCG@10 of all that the legs found in
-    its ideal order, None where no leg was measured. `judge` says whose judgements they are.
+    its ideal order, None where no leg was measured. `judge` says whose judgements they are. Where a
+    model judged, `check` says in lines how far it agrees with people, and `checked_queries` on how
+    many its error was measured. `read_by` is the model behind a URL that had read the queries
+    before; empty where a tower reads them.
     """
 
     collection: str
@@ -94,6 +107,9 @@ class Report:
     worths: tuple[StageWorth, ...] = ()
     headroom: float | None = None
     judge: str = PEOPLE
+    read_by: str = ""
+    check: tuple[str, ...] = ()
+    checked_queries: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready mapping."""
@@ -131,15 +147,17 @@ def measure_all(
     systems: Sequence[System],
     split: str = "dev",
     baseline: str | None = None,
-    relevant_from: int = 1,
+    relevant_from: int | None = None,
     keep_own: bool = False,
 ) -> Evaluation:
     """Run every judged query through each system.
 
     The others are compared with `baseline`: by default bm25 where it is measured, else none. From
-    the grade `relevant_from` a passage is relevant to recall, MRR and MAP; nDCG takes every grade
-    above 0. TREC Deep Learning asks for 2. A query that is itself a passage, by its id, would find
-    that first; unless `keep_own`, or where it is judged, that passage is left out, as BEIR does.
+    the grade `relevant_from` a passage is relevant to recall, MRR and MAP: by default 1, and 2
+    where a model graded, as TREC Deep Learning asks; nDCG takes every grade above 0. Where people
+    judged beside a model, intervals hold its error. A query that is itself a passage, by its id,
+    would find that first; unless `keep_own`, or where it is judged, that passage is left out, as
+    BEIR does.
 
     Raises:
         ConfigError: two systems of one name, or a baseline that is not among them.
@@ -147,6 +165,8 @@ def measure_all(
             the collection.
     """
     baseline = _baseline([system.name for system in systems], baseline)
+    if relevant_from is None:
+        relevant_from = MODEL_FROM if is_judged(dataset, split) else PEOPLE_FROM
     queries, qrels = judged_queries(dataset, split, relevant_from=relevant_from)
     answers = {qrel.passage_id for qrel in qrels if qrel.relevance >= relevant_from}
     present = retriever.count(answers)
@@ -156,6 +176,9 @@ def measure_all(
             f"{dataset.path}, split {split!r}; expected a collection loaded from that DATA "
             "or one with the same ids: ingest list"
         )
+    check = read_check(dataset, split)
+    asked = [*queries, *(check.queries if check else ())]
+    read_ahead(retriever, asked)
     own = 0 if keep_own else retriever.count({query.query_id for query in queries})
     rows: dict[str, SystemResult] = {}
     rankings: dict[str, Rankings] = {}
@@ -164,7 +187,7 @@ def measure_all(
         name = system.name
         rows[name], rankings[name], values[name] = _measure(
             system,
-            queries,
+            asked,
             qrels,
             size=retriever.size,
             relevant_from=relevant_from,
@@ -192,8 +215,43 @@ def measure_all(
         ),
         headroom=headroom(rankings, qrels),
         judge=dataset.judge(split),
+        read_by=_reader(retriever),
     )
+    if check:
+        report = _checked(report, check, rankings)
+        ids = {query.query_id for query in queries}
+        rankings = {
+            name: {id_: ranking for id_, ranking in each.items() if id_ in ids}
+            for name, each in rankings.items()
+        }
     return Evaluation(report, tuple(queries), tuple(qrels), rankings, values)
+
+
+def _checked(report: Report, check: Check, rankings: Mapping[str, Rankings]) -> Report:
+    """Return the report with intervals that hold the error of the model that judged."""
+    gaps = {name: check.gaps(each) for name, each in rankings.items()}
+    systems = []
+    for row in report.systems:
+        errors = judge_errors(gaps[row.system])
+        intervals = {m: widened(interval, errors[m]) for m, interval in row.intervals.items()}
+        comparisons = {}
+        for measure, each in row.comparisons.items():
+            error = judge_error(gaps[row.system][measure] - gaps[str(report.baseline)][measure])
+            interval = widened(each.interval, error)
+            comparisons[measure] = replace(each, interval=interval, judge_error=error)
+        systems.append(replace(row, intervals=intervals, comparisons=comparisons))
+    worths = []
+    for worth in report.worths:
+        error = judge_error(gaps[worth.system][MEASURE] - gaps[worth.over][MEASURE])
+        interval = widened(worth.interval, error)
+        worths.append(replace(worth, interval=interval, judge_error=error))
+    return replace(
+        report,
+        systems=tuple(systems),
+        worths=tuple(worths),
+        check=tuple(check.says),
+        checked_queries=len(check.queries),
+    )
 
 
 def _measure(
@@ -207,7 +265,8 @@ def _measure(
 ) -> tuple[SystemResult, Rankings, Values]:
     """Time some of the queries one by one, then rank the corpus of `size` for every query.
 
-    Times come first, for the engine caches the encoded queries.
+    Those without judgement in `qrels` are ranked alone. Times come first, for the engine caches the
+    encoded queries.
     """
     ranker = system.start()
     p50_ms, p95_ms = _percentiles(ranker, queries, k=min(TIMED_K, size))
@@ -230,7 +289,7 @@ def _measure(
     intervals = bootstrap_intervals(np.stack(list(values.values()), axis=1))
     row = SystemResult(
         system=system.name,
-        queries=len(queries),
+        queries=len(next(iter(values.values()))),
         metrics={measure: float(each.mean()) for measure, each in values.items()},
         intervals=dict(zip(values, intervals, strict=True)),
         p50_ms=p50_ms,
@@ -256,6 +315,11 @@ def _percentiles(
         times_ms.append((time.perf_counter() - start) * 1000.0)
     p50, p95 = np.percentile(times_ms, [50, 95])
     return float(p50), float(p95)
+
+
+def _reader(retriever: Retriever) -> str:
+    bundle = retriever.bundle
+    return bundle.documents.model if bundle.asks_endpoint and bundle.documents else ""
 
 
 def _baseline(names: Sequence[str], baseline: str | None) -> str | None:

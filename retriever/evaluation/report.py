@@ -56,6 +56,11 @@ def caption(report: Report) -> str:
             f" These judgements are {report.judge}, not made by people: what is better here may "
             "not be on the queries of people."
         )
+    if report.checked_queries:
+        text += (
+            f" Intervals hold the error of the model that judged, as {report.checked_queries:,} "
+            f"queries show that people judged, too: {'. '.join(report.check)}."
+        )
     if report.highest_grade > 1:
         text += (
             f" Grades go up to {report.highest_grade}: recall, MRR and MAP count a passage from "
@@ -69,8 +74,13 @@ def caption(report: Report) -> str:
 
 
 def notes(report: Report) -> list[str]:
-    """Return how sizes are computed, and where systems from outside come from."""
+    """Return how sizes are computed, and what was done outside."""
     sources = [f"{s.system}: {s.source}." for s in report.systems if s.source]
+    if report.read_by:
+        sources.append(
+            f"{report.read_by}, behind a URL, had read the queries before: its own time comes on "
+            "top of p50 and p95."
+        )
     return [f"{SIZE_NOTE}.", *sources] if _has_sizes(report) else sources
 
 

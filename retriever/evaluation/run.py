@@ -29,7 +29,7 @@ def evaluate(
     others: Mapping[str, Retriever] = NO_OTHERS,
     runs: Sequence[str | Path] = (),
     baseline: str | None = None,
-    relevant_from: int = 1,
+    relevant_from: int | None = None,
     keep_own: bool = False,
     require: Sequence[str] = (),
 ) -> Report:
@@ -44,7 +44,8 @@ def evaluate(
         others: name -> another collection, whose systems are `name/dense` and the like.
         runs: TREC run files of other engines.
         baseline: system that the others are compared with; bm25 by default, where it is measured.
-        relevant_from: grade from which a passage is relevant to recall, MRR and MAP.
+        relevant_from: grade from which a passage is relevant to recall, MRR and MAP; by default 1,
+            and 2 for grades of a model.
         keep_own: count the passage that a query is itself, by its id.
         require: what `requirements.misses` will be asked; checked before anything is measured.
 

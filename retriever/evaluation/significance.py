@@ -28,17 +28,20 @@ class Comparison:
         interval: [low, high], its 95% bootstrap interval.
         p: two-sided, of the paired randomisation test.
         p_holm: `p` corrected for all systems that were compared by this measure.
+        judge_error: how far a model that judged may have led the difference astray; the interval
+            is longer by it at both ends.
     """
 
     difference: float
     interval: tuple[float, float]
     p: float
     p_holm: float
+    judge_error: float = 0.0
 
     @property
     def is_significant(self) -> bool:
-        """Whether the corrected p is below 5%."""
-        return self.p_holm < ALPHA
+        """Whether the corrected p is below 5%, and the difference more than the judge's error."""
+        return self.p_holm < ALPHA and abs(self.difference) >= self.judge_error
 
 
 def bootstrap_intervals(columns: Float64Array) -> list[tuple[float, float]]:

@@ -144,6 +144,18 @@ def _settings_system(name: str, file: Path, retriever: Retriever) -> System:
     return System(name, f"settings {file}", lambda: _start_engine(retriever, settings))
 
 
+def read_ahead(retriever: Retriever, queries: Sequence[Query]) -> None:
+    """Let a model behind a URL read queries patiently; searches then find them in the cache.
+
+    Without such a model nothing is done.
+
+    Raises:
+        EndpointError: it does not answer, or not in time.
+    """
+    if retriever.bundle.asks_endpoint:
+        retriever.bundle.encode_queries([query.text for query in queries])
+
+
 def run_system(path: Path) -> System:
     """Return the system of a TREC run file, named after the file.
 

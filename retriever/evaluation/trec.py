@@ -41,10 +41,7 @@ def read_run(path: Path) -> dict[str, list[str]]:
     Raises:
         DataError: the file cannot be read, or a line is none of a run, named by `file:line`.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as a TREC run ({error})") from None
+    text = _text(path, "a TREC run")
     lines: dict[str, list[tuple[float, int, str]]] = defaultdict(list)
     for number, content in enumerate(text.split("\n"), 1):
         if content.strip():
@@ -63,6 +60,13 @@ def read_run(path: Path) -> dict[str, list[str]]:
                 "expected each at most once"
             )
     return rankings
+
+
+def _text(path: Path, kind: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as {kind} ({error})") from None
 
 
 def _parse(content: str, *, where: str) -> tuple[str, str, int, float]:

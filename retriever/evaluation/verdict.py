@@ -51,6 +51,8 @@ class StageWorth:
         queries_needed: how many would show a gain of .03.
         ms: median time that it adds to a query; None for what was not timed.
         mb: megabytes that it adds in memory; None where that is not known.
+        judge_error: how far a model that judged may have led the difference astray; the interval
+            is longer by it at both ends.
     """
 
     system: str
@@ -63,11 +65,12 @@ class StageWorth:
     queries_needed: int
     ms: float | None = None
     mb: float | None = None
+    judge_error: float = 0.0
 
     @property
     def is_significant(self) -> bool:
-        """Whether the corrected p is below 5%."""
-        return self.p_holm < ALPHA
+        """Whether the corrected p is below 5%, and the difference more than the judge's error."""
+        return self.p_holm < ALPHA and abs(self.difference) >= self.judge_error
 
 
 def stage_worths(
@@ -153,6 +156,8 @@ def verdict(worth: StageWorth, *, queries: int) -> str:
         return f"{worth.system}: {gain} over {worth.over}{price}, in {worth.held:.0%} of the splits"
     if worth.is_significant:
         return f"{worth.system}: {gain}, worse than {worth.over}; leave it out"
+    if worth.p_holm < ALPHA:
+        return f"{worth.system}: {gain} over {worth.over}, which may be the judge's error alone"
     if not any(worth.interval) and not worth.detectable:
         return f"{worth.system}: no difference from {worth.over} in any of {queries:,} queries"
     if worth.detectable <= SMALL:

@@ -25,6 +25,7 @@ from two_tower.retriever.collection.schema import BM25, DENSE, LATE
 from two_tower.retriever.engine.protocol import Engine
 from two_tower.retriever.records import Hit, SearchResult, Stage
 from two_tower.retriever.search.diversity import at_most_per_group, mmr
+from two_tower.retriever.search.endpoint import ask_endpoint, compare_model
 from two_tower.retriever.search.fusion import (
     CROSS,
     LEXICAL,
@@ -90,8 +91,9 @@ class Pipeline:
         `rewriting` comes before the one that settings name.
 
         Raises:
-            BundleError: the bundle's scorer is broken.
+            BundleError: the bundle's scorer is broken, or the model another one.
         """
+        compare_model(encoder.bundle)
         self._engine = engine
         self._collection = collection
         self.encoder = encoder
@@ -125,10 +127,13 @@ class Pipeline:
             k: number of hits.
             settings: how to answer.
             filter: which passages may be hits; None for all.
-            budget_ms: time per query; optional stages that do not fit are skipped.
+            budget_ms: time per query; optional stages that do not fit are skipped, and so is a
+                tower behind a URL that does not answer in time.
 
         Raises:
             ConfigError: the settings want chances of hits, which only a cross-scorer gives.
+            EndpointError: such a tower does not answer, and without a budget, or without BM25
+                among the legs, nothing can take its place.
         """
         self._require_chances(settings)
         watch = Stopwatch(self._costs, queries=len(queries), budget_ms=budget_ms)
@@ -140,7 +145,18 @@ class Pipeline:
         answers: Sequence[Answers | None] = ()
         if self.own_rewriting or settings.rewrite:
             answers = self._imagine(queries, settings, watch)
-        vectors = self.encoder.encode(queries, names, answers)
+        if self._bundle.asks_endpoint:
+            vectors, settings = ask_endpoint(
+                self.encoder,
+                queries,
+                names,
+                answers,
+                settings,
+                left_s=watch.left_s,
+                skipped=watch.skipped,
+            )
+        else:
+            vectors = self.encoder.encode(queries, names, answers)
         watch.lap("encode")
 
         if settings.rerank and not watch.affords(RERANK):

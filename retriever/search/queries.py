@@ -9,7 +9,7 @@ import numpy as np
 from qdrant_client import models as qm
 
 from two_tower.models.config import SHORT
-from two_tower.models.vectors import FloatArray
+from two_tower.models.vectors import ByteArray, FloatArray
 from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
 from two_tower.retriever.collection.clusters import Centroids
 from two_tower.retriever.collection.schema import BM25, DENSE, LATE, pca_name
@@ -37,7 +37,7 @@ class QueryVectors(NamedTuple):
     """One encoded query.
 
     Attributes:
-        tower: `(dim,) float32`, L2-normalised, from the query tower.
+        tower: `(dim,) float32`, L2-normalised, from the query tower; zeros for BM25 alone.
         by_name: vector name -> what that vector is searched with; no entry for an empty one.
     """
 
@@ -90,10 +90,16 @@ class QueryEncoder:
         queries: Sequence[str],
         names: Iterable[str],
         answers: Sequence[Answers | None] | None = None,
+        *,
+        limit_s: float | None = None,
     ) -> list[QueryVectors]:
         """Encode queries to the vectors of these names, and to the query tower's.
 
-        `answers` are passages imagined for each: the tower's vectors are then the mean.
+        `answers` are passages imagined for each: the tower's vectors are then the mean. For BM25
+        alone no tower reads them. One behind a URL has `limit_s` for the queries.
+
+        Raises:
+            EndpointError: a tower behind a URL does not answer in time.
         """
         names = tuple(sorted(names))
         imagined = [a or () for a in answers] if answers else [()] * len(queries)
@@ -106,7 +112,8 @@ class QueryEncoder:
                     known[key] = vectors
         missing = [key for key in dict.fromkeys(keys) if key not in known]
         if missing:
-            known |= dict(zip(missing, self._encode(missing, names), strict=True))
+            encoded = self._encode(missing, names, limit_s=limit_s)
+            known |= dict(zip(missing, encoded, strict=True))
             with self._lock:
                 for key in missing:
                     self._recent[key] = known[key]
@@ -115,13 +122,20 @@ class QueryEncoder:
                     self._recent.popitem(last=False)
         return [known[key] for key in keys]
 
-    def _encode(self, keys: list[Key], names: Sequence[str]) -> list[QueryVectors]:
+    def _encode(
+        self, keys: list[Key], names: Sequence[str], *, limit_s: float | None
+    ) -> list[QueryVectors]:
         queries = [query for query, _, _ in keys]
+        late: list[ByteArray] = []
         if LATE in names:
             towers, late = self.bundle.encode_queries_late(queries)
+        elif set(names) <= {BM25}:
+            towers = np.zeros((len(queries), self.bundle.dim), dtype=np.float32)
+        elif self.bundle.asks_endpoint:
+            towers = self.bundle.encode_queries(queries, limit_s=limit_s)
         else:
-            towers, late = self.bundle.encode_queries(queries), []  # (n, dim)
-        if any(answers for _, _, answers in keys):
+            towers = self.bundle.encode_queries(queries)  # (n, dim)
+        if any(answers for _, _, answers in keys) and not set(names) <= {BM25}:
             towers = self._mean_with_answers([answers for _, _, answers in keys], towers)
         dense = {DENSE: towers}
         if any(name not in (DENSE, BM25, LATE) for name in names):

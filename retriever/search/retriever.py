@@ -172,12 +172,14 @@ class Retriever:
                 ready `qm.Filter`.
             settings: for this call alone; the retriever's own otherwise.
             budget_ms: optional stages (cross, diversity, rerank) that would probably end later
-                are skipped; `explain` says which. Legs and payload are never skipped.
+                are skipped; `explain` says which. Legs and payload are never skipped, but for the
+                legs of a tower behind a URL that does not answer in time: BM25 goes on alone.
 
         Raises:
             QueryError: the query is empty, too long or not text, `k` is out of range, or the
                 filter names a field without index.
             ConfigError: the settings name an unknown leg.
+            EndpointError: a model behind a URL reads queries, and does not answer in time.
             EngineError: the engine does not answer.
         """
         (result,) = self.explain_many(

@@ -131,7 +131,7 @@ class SearchSettings:
 
 
 def without_tower(settings: SearchSettings) -> SearchSettings:
-    """Return the settings for a collection of BM25 alone: its one leg, and what follows it."""
+    """Return the settings for BM25 alone: its one leg, and what follows it."""
     legs = {"bm25": settings.legs.get("bm25", DEFAULT_LEGS["bm25"])}
     return replace(
         settings, legs=legs, rerank=False, late=False, cross=False, rewrite=None, ann=AnnSettings()

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from starlette.responses import JSONResponse
 
-from two_tower.models.errors import ConfigError, DataError
+from two_tower.models.errors import ConfigError, DataError, EndpointError
 from two_tower.retriever.errors import (
     CollectionMismatch,
     CollectionNotFound,
@@ -85,6 +85,9 @@ def failure_of(error: Exception, *, collection: str) -> Failure:
     if isinstance(error, EngineLocked):
         message = f"collection {collection!r} is being loaded; change it when that has ended"
         return Failure(503, "loading", message, 10)
+    if isinstance(error, EndpointError):
+        message = "the model that reads queries does not answer; a budget_ms goes on without it"
+        return Failure(503, "encoder_unavailable", message, 2)
     if isinstance(error, CollectionNotFound):
         message = f"there is no collection {collection!r}; it has to be loaded first"
         return Failure(503, "collection_missing", message, 10)

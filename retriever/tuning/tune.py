@@ -13,6 +13,7 @@ from two_tower.models.errors import ConfigError
 from two_tower.retriever.collection.options import CollectionOptions
 from two_tower.retriever.collection.schema import DENSE, point_id
 from two_tower.retriever.engine.protocol import Engine
+from two_tower.retriever.evaluation.systems import read_ahead
 from two_tower.retriever.search.retriever import Retriever
 from two_tower.retriever.search.settings import SearchSettings
 from two_tower.retriever.tuning.choice import QUALITY, choose_fusion, front, recommend
@@ -108,6 +109,7 @@ def tune(
     if rewrite and retriever.rewriting:
         retriever.rewriting.check()
     clear_leftovers(engine, retriever.collection)
+    read_ahead(retriever, queries)
     points = min(passages or retriever.size, retriever.size)
     qrels = [qrel._replace(passage_id=point_id(qrel.passage_id)) for qrel in qrels]
     with TemporaryCopy(

