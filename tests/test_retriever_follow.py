@@ -143,6 +143,18 @@ def test_an_open_retriever_follows_its_name_with_the_right_bundle(place: Place) 
         still.close()
 
 
+def test_a_version_that_was_dropped_is_left_at_once(place: Place) -> None:
+    with Retriever.open("mine", path=place.folder, follow_s=1000) as retriever:
+        assert retriever.collection == place.old
+        place.promote(place.new)
+        engine = connect(path=place.folder)
+        assert collections.drop(engine, place.old) == [place.old]
+        engine.close()
+        with Retriever.open(place.new, path=place.folder) as expected:
+            assert retriever.search(QUERY) == expected.search(QUERY)
+            assert retriever.search_many([QUERY] * 20)[7] == expected.search(QUERY)
+
+
 def test_a_version_without_a_bundle_is_not_followed_but_told(
     moved: Place, caplog: pytest.LogCaptureFixture
 ) -> None:

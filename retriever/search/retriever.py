@@ -27,7 +27,12 @@ from two_tower.retriever.collection.schema import (
 )
 from two_tower.retriever.engine.connect import connect
 from two_tower.retriever.engine.protocol import Engine, scroll_all
-from two_tower.retriever.errors import CollectionMismatch, PassageNotFound, QueryError
+from two_tower.retriever.errors import (
+    CollectionMismatch,
+    CollectionNotFound,
+    PassageNotFound,
+    QueryError,
+)
 from two_tower.retriever.records import Hit, SearchResult
 from two_tower.retriever.search.abilities import require_possible
 from two_tower.retriever.search.bundles import find_bundle, load_bundle
@@ -47,9 +52,7 @@ if TYPE_CHECKING:
     from two_tower.models.bundle.fusion import Fusion
     from two_tower.models.bundle.no_tower import NoTower
 
-DEFAULT_K = 10
-
-DEFAULT_VALUES = 20
+DEFAULT_K, DEFAULT_VALUES = 10, 20
 
 QUERIES_PER_REQUEST = 16
 
@@ -254,12 +257,19 @@ class Retriever:
         )
         for query in queries:
             check_query(query)
-        if len(queries) <= QUERIES_PER_REQUEST:
-            return run(queries) if queries else []
         starts = range(0, len(queries), QUERIES_PER_REQUEST)
         batches = [queries[start : start + QUERIES_PER_REQUEST] for start in starts]
-        with ThreadPoolExecutor(REQUESTS_IN_FLIGHT) as pool:
-            return [result for results in pool.map(run, batches) for result in results]
+        try:
+            if len(batches) <= 1:
+                return run(queries) if queries else []
+            with ThreadPoolExecutor(REQUESTS_IN_FLIGHT) as pool:
+                return [result for results in pool.map(run, batches) for result in results]
+        except CollectionNotFound:  # it was dropped since the last look
+            if self._follow_s == math.inf or not self.refresh():
+                raise
+        return self.explain_many(
+            queries, k=k, filter=filter, settings=settings, budget_ms=budget_ms
+        )
 
     def similar(
         self, passage_id: str, *, k: int | None = None, filter: FilterLike | None = None
