@@ -135,7 +135,8 @@ class Pipeline:
             EndpointError: such a tower does not answer, and without a budget, or without BM25
                 among the legs, nothing can take its place.
         """
-        self._require_chances(settings)
+        if settings.at_least:
+            self._require_chances(settings)
         watch = Stopwatch(self._costs, queries=len(queries), budget_ms=budget_ms)
         if not self._has_tower:
             settings = without_tower(settings)
@@ -173,7 +174,9 @@ class Pipeline:
         rankings = self._cross(queries, rankings, payloads=payloads, settings=settings, watch=watch)
 
         last_stages = []
-        rows = [likely_rows(ranking, settings.at_least) for ranking in rankings]
+        rows: list[list[int]] = [ranking.order.tolist() for ranking in rankings]
+        if settings.at_least:
+            rows = [likely_rows(ranking, settings.at_least) for ranking in rankings]
         if settings.group_by is not None:
             rows = self._group(rankings, rows, settings.group_by, size=settings.group_size)
             watch.lap(GROUPS)
@@ -236,7 +239,7 @@ class Pipeline:
         return answers
 
     def _require_chances(self, settings: SearchSettings) -> None:
-        if settings.at_least and not (self._final and settings.cross and is_learnt(settings)):
+        if not (self._final and settings.cross and is_learnt(settings)):
             raise ConfigError(
                 f"at_least is {settings.at_least:g}, but these scores are no chances; expected "
                 "cross: true, the learnt fusion of both legs, and a bundle with a cross-scorer: "
@@ -365,7 +368,7 @@ def likely_rows(ranking: Ranking, at_least: float) -> list[int]:
     Where the budget left no time for the cross-scorer, there are no chances, and all stay.
     """
     rows: list[int] = ranking.order.tolist()
-    if not at_least or ranking.answerable is None:
+    if ranking.answerable is None:
         return rows
     least = math.log(at_least / (1 - at_least)) if at_least < 1 else math.inf
     return [row for row in rows if ranking.scores[row] >= least]

@@ -58,9 +58,7 @@ QUERIES_PER_REQUEST = 16
 
 REQUESTS_IN_FLIGHT = 3  # two are searched for while the answer to the third is read
 
-SCROLL_PAGE = 1000
-
-FOLLOW_S = 5.0
+SCROLL_PAGE, FOLLOW_S = 1000, 5.0
 
 log = logging.getLogger(__name__)
 
