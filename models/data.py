@@ -128,11 +128,10 @@ class Dataset:
         try:
             manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
-            raise DataError(
-                f"{path} is not a DATA folder (no manifest.json in it); "
-                f"make one with: ingest prepare SOURCE --out {path}"
-            ) from None
-        except (OSError, ValueError, RecursionError) as error:
+            raise DataError(_no_data(path)) from None
+        except OSError as error:
+            raise DataError(f"{path} cannot be read ({error.strerror})") from None
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path / 'manifest.json'} is not JSON ({error})") from None
         version = manifest.get("format") if isinstance(manifest, dict) else None
         if version != DATA_FORMAT:
@@ -220,6 +219,24 @@ class Dataset:
         """Names of the splits that have judgements, sorted."""
         return sorted(self.manifest["counts"]["qrels"])
 
+    def merged_ids(self) -> dict[str, str]:
+        """Return passage id -> id of the equal passage that stands for it.
+
+        Raises:
+            DataError: `merged.jsonl` is damaged.
+        """
+        path, merged = self.path / "merged.jsonl", {}
+        if not path.exists():
+            return {}
+        try:
+            with path.open(encoding="utf-8") as file:
+                for row in map(json.loads, file):
+                    if "relevance" not in row:  # of a passage, not of a judgement
+                        merged[str(row["merged"])] = str(row["into"])
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise DataError(f"{path} is damaged ({error}); run ingest prepare again") from None
+        return {passage_id: into for passage_id, into in merged.items() if passage_id != into}
+
     def _batches(
         self, name: str, schema: pa.Schema, batch_size: int
     ) -> Iterator[list[dict[str, Any]]]:
@@ -280,6 +297,26 @@ def _fields_fault(fields: Any) -> str | None:
         return "has fields that are no JSON object"
     fault = storage_fault(fields)
     return f"has fields of which one {fault}" if fault else None
+
+
+def _no_data(path: Path) -> str:
+    """Return why a path holds no DATA, and what makes some."""
+    if (path / "card.json").is_file():
+        return f"{path} is not a DATA folder but a bundle; are DATA and BUNDLE swapped?"
+    if path.is_file():
+        advice = f"ingest prepare {path} --out {path.with_suffix('') if path.suffix else 'DATA'}"
+        return f"{path} is not a DATA folder but a file; make DATA of it first: {advice}"
+    if not path.exists():
+        return (
+            f"{path} is not a DATA folder (there is no such folder); make one with: "
+            f"ingest prepare SOURCE --out {path}"
+        )
+    if any(path.glob("*.partial")):
+        return f"{path} is not a DATA folder (unfinished); run ingest prepare again"
+    return (
+        f"{path} is not a DATA folder (no manifest.json in it); make one of it with: "
+        f"ingest prepare {path} --out DATA"
+    )
 
 
 def _columns(schema: pa.Schema) -> str:

@@ -1,5 +1,6 @@
 """Files and folders that appear complete or not at all, and whether a process still runs."""
 
+import codecs
 import contextlib
 import ctypes
 import fcntl
@@ -46,6 +47,18 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file that is in UTF-8, or in UTF-16 with a byte order mark, without it.
+
+    Raises:
+        OSError: it cannot be read.
+        UnicodeError: it is of another encoding.
+    """
+    content = path.read_bytes()
+    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if is_utf16 else "utf-8-sig")
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -193,8 +193,22 @@ def test_collections_of_others_are_left_alone(
     with pytest.raises(EngineError, match="--yes"):
         drop(engine, foreign)
     engine.create_collection(name, vectors_config=vectors)
-    with pytest.raises(CollectionMismatch, match="is a collection itself"):
+    with pytest.raises(CollectionMismatch, match="is a collection itself") as caught:
         loader.load(engine, data, encoder, name=name)
+    assert "drop" not in str(caught.value)
+
+
+def test_an_alias_of_others_is_refused_before_anything_is_loaded(
+    engine: Engine, name: str, encoder: HashEncoder, make_data: MakeData
+) -> None:
+    vectors = {"dense": qm.VectorParams(size=16, distance=qm.Distance.COSINE)}
+    engine.create_collection(f"{name}-theirs", vectors_config=vectors)
+    create = qm.CreateAlias(collection_name=f"{name}-theirs", alias_name=name)
+    engine.update_collection_aliases([qm.CreateAliasOperation(create_alias=create)])
+    with pytest.raises(CollectionMismatch, match="something else made") as caught:
+        loader.load(engine, make_data(PASSAGES[:5]), encoder, name=name)
+    assert "drop" not in str(caught.value)
+    assert not versions(engine, name)
 
 
 def test_a_collection_of_other_widths_is_refused(

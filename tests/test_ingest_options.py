@@ -11,6 +11,7 @@ from conftest import HashEncoder, make_passages
 from qdrant_client import models as qm
 
 from two_tower.ingest.loading import loader
+from two_tower.ingest.loading.declared import require_values
 from two_tower.models.data import Dataset
 from two_tower.models.errors import ConfigError
 from two_tower.retriever.collection.options import (
@@ -21,7 +22,7 @@ from two_tower.retriever.collection.options import (
 )
 from two_tower.retriever.collection.schema import CollectionMetadata, read_metadata
 from two_tower.retriever.engine.connect import connect
-from two_tower.retriever.engine.protocol import Engine
+from two_tower.retriever.engine.protocol import Engine, collection_names
 from two_tower.retriever.errors import CollectionMismatch, EngineError
 
 PASSAGES = make_passages(40)
@@ -194,3 +195,53 @@ def test_an_older_collection_has_the_default_options(
     assert CollectionMetadata.from_dict(old) == metadata
     with pytest.raises(ValueError, match=r"unknown configuration key collection\.new_option"):
         CollectionMetadata.from_dict(old | {"options": {"new_option": 1}})
+
+
+VALUES = {
+    "date": ["01.06.2015", "06/01/2015"],
+    "when": ["2015-06-01", "2015-06-01T10:00:00Z"],
+    "epoch": [1433116800, 1433203200],
+    "flag": ["false", "true"],
+    "yes": [True, False],
+    "code": ["000", "001"],
+    "price": ["0.50", "1.50"],
+    "weight": [1.5, 2],
+    "tags": [["a", "b"], []],
+}
+FITTING = {
+    "date": {"keyword", "text"},
+    "when": {"keyword", "text", "datetime"},
+    "epoch": {"integer", "float"},
+    "flag": {"keyword", "text"},
+    "yes": {"bool"},
+    "code": {"keyword", "text"},
+    "price": {"keyword", "text"},
+    "weight": {"float", "integer"},
+    "tags": {"keyword", "text"},
+}
+
+
+@pytest.mark.parametrize("field", VALUES)
+@pytest.mark.parametrize("kind", ["keyword", "text", "integer", "float", "bool", "datetime"])
+def test_an_index_of_a_type_that_no_value_has_is_refused(
+    make_data: MakeData, field: str, kind: str
+) -> None:
+    passages = [
+        p._replace(fields={field: v}) for p, v in zip(PASSAGES, VALUES[field], strict=False)
+    ]
+    data = make_data(passages)
+    if kind in FITTING[field]:
+        require_values(data, {field: kind})
+        return
+    with pytest.raises(ConfigError, match=rf"indexes has {field}: {kind}, but no value") as caught:
+        require_values(data, {field: kind})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_wrong_index_is_refused_before_anything_is_made(
+    engine: Engine, name: str, encoder: HashEncoder, make_data: MakeData
+) -> None:
+    options = CollectionOptions(indexes={"kind": "datetime"})
+    with pytest.raises(ConfigError, match="expected keyword, or values that are 2024-05-01"):
+        loader.load(engine, make_data(PASSAGES), encoder, name=name, options=options)
+    assert not any(found.startswith(name) for found in collection_names(engine))

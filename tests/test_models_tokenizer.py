@@ -1,8 +1,11 @@
+import time
+
 import numpy as np
 import pytest
 
 from two_tower.models.errors import BundleError, ConfigError, TrainingError
 from two_tower.models.text.tokenizer import (
+    CHARS_PER_TOKEN,
     UNKNOWN_ID,
     Tokenizer,
     TokenizerConfig,
@@ -121,3 +124,21 @@ def test_a_broken_model_is_an_error() -> None:
 def test_impossible_values_are_refused(values: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match=f"tokenizer.{next(iter(values))}"):
         TokenizerConfig(**values)
+
+
+def test_a_vocabulary_is_learnt_from_what_a_tower_reads() -> None:
+    config = TokenizerConfig(vocab_size=400, max_passage_tokens=8)
+    read = 8 * CHARS_PER_TOKEN
+    texts = [(text + " ") * 20 for text in TEXTS]
+    heads = [text[:read] for text in texts]
+    assert (
+        Tokenizer.train(texts, config, seed=0).model == Tokenizer.train(heads, config, seed=0).model
+    )
+
+
+def test_two_versions_of_a_long_text_take_no_square() -> None:
+    random = np.random.default_rng(0)
+    long = " ".join("".join(random.choice(list("abcdefgh"), 6)) for _ in range(100_000))
+    start = time.process_time()
+    Tokenizer.train([long, long + " x", *TEXTS], TokenizerConfig(vocab_size=400), seed=0)
+    assert time.process_time() - start < 20  # the square of 700,000 characters takes minutes

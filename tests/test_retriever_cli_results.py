@@ -131,8 +131,11 @@ def test_bad_evaluations_end_in_one_line(loaded: list[str], tmp_path: Path) -> N
     one_line(run(*words), "no labelled query in split 'dev'; its splits: test")
     one_line(run(*words, "--split", "test", "--systems", "nope"), "unknown system 'nope'")
     missing = ["evaluate", "things", tmp_path / "missing", "--out", out, *loaded]
-    one_line(run(*missing), "is not a DATA folder")
+    one_line(run(*missing), "is not a DATA folder (there is no such folder)")
     assert not out.exists()
+    (tmp_path / "file").touch()
+    words[words.index("--out") + 1] = tmp_path / "file" / "report"
+    one_line(run(*words, "--split", "test"), "cannot be written")
 
 
 def test_another_bundle_is_refused_with_both_fingerprints(

@@ -156,6 +156,8 @@ def test_a_report_that_cannot_be_written_fails_before_the_work(
         (["--systems", "bm25,sense"], "unknown system 'sense'; expected some of tfidf,"),
         (["--systems", "nowhere/bm25"], "unknown system 'nowhere/bm25'"),
         (["--systems", "dense,bm25", "--baseline", "tfidf"], "baseline 'tfidf' is not measured"),
+        (["--systems", "bm25,cross"], "'cross' is not here: this bundle has no cross-scorer"),
+        (["--systems", "late"], "'late' is not here: bundle and collection have no late"),
         (["--split", "test"], "no labelled query in split 'test'; its splits: dev"),
         (["--relevant-from", "3"], "no query with a relevant passage of grade 3 or more"),
         (["--run", "absent.trec"], "absent.trec cannot be read as a TREC run"),

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from datetime import date, datetime
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 from conftest import HashEncoder, make_passages
 from hypothesis import given
@@ -111,7 +113,7 @@ def test_fields_are_those_with_an_index(retriever: Retriever) -> None:
         ({"kind": []}, "a list of 0 values; expected 1 to 1,000"),
         ({"kind": ["x"] * 1001}, "a list of 1,001 values"),
         ({"kind": {"gte": "a"}}, "'kind' has a keyword index, which has no ranges"),
-        ({"kind": {"text": "a"}}, "full text needs a text index"),
+        ({"kind": {"text": "a"}}, "full text needs a text index: load again with --options FILE"),
         ({"year": True}, "'year' has True; expected an integer"),
         ({"year": 2**63}, "expected an integer"),
         ({"year": 3.5}, "'year' has 3.5; expected an integer"),
@@ -150,6 +152,35 @@ def test_conditions_of_kinds_that_corpora_here_lack() -> None:
     for value in (day, date(2024, 5, 1), "2024-05-01"):
         condition = qm.FieldCondition(key="when", range=qm.DatetimeRange(gte=day))
         assert to_filter({"when": {"gte": value}}, FIELDS) == qm.Filter(must=[condition])
+
+
+@pytest.mark.parametrize(
+    ("given_filter", "same"),
+    [
+        ({"year": 2003.0}, {"year": 2003}),
+        ({"year": np.int64(2003)}, {"year": 2003}),
+        ({"year": np.float32(2003)}, {"year": 2003}),
+        ({"year": np.array([2003, 2004])}, {"year": [2003, 2004]}),
+        ({"year": pd.Series([2003.0, 2004.0])}, {"year": [2003, 2004]}),
+        ({"year": {"gte": np.int8(3), "lt": 9.0}}, {"year": {"gte": 3, "lt": 9}}),
+        ({"rank": np.float64(2.5)}, {"rank": 2.5}),
+        ({"good": np.bool_(False)}, {"good": False}),
+        ({"good": np.array([True])}, {"good": [True]}),
+        ({"kind": np.str_("note")}, {"kind": "note"}),
+        ({"kind": pd.Series(["note"])}, {"kind": ["note"]}),
+        ({"when": np.datetime64("2024-05-01", "ns")}, {"when": datetime(2024, 5, 1)}),
+        ({"when": pd.Timestamp("2024-05-01")}, {"when": datetime(2024, 5, 1)}),
+    ],
+)
+def test_what_a_data_frame_gives_is_taken(given_filter: Any, same: Any) -> None:
+    assert to_filter(given_filter, FIELDS) == to_filter(same, FIELDS)
+
+
+@pytest.mark.parametrize("value", [np.float64("nan"), np.datetime64("NaT"), pd.NA, pd.NaT, 2003.5])
+@pytest.mark.parametrize("field", ["year", "kind", "good"])
+def test_what_it_lacks_is_refused(field: str, value: Any) -> None:
+    with pytest.raises(QueryError, match=f"'{field}' has"):
+        to_filter({field: value}, FIELDS)
 
 
 SCALARS = (

@@ -4,9 +4,11 @@ import ir_measures
 import pytest
 from ir_measures import RR, nDCG
 
-from two_tower.models.data import Qrel
+from two_tower.ingest.dataset.writer import DatasetWriter
+from two_tower.models.data import Dataset, Passage, Qrel, Query
 from two_tower.models.errors import DataError
 from two_tower.retriever.evaluation.measures import per_query
+from two_tower.retriever.evaluation.systems import run_system
 from two_tower.retriever.evaluation.trec import read_run, write_run
 
 RANKINGS = {"q1": ["b", "a", "c"], "q2": ["d"], "q3": ["e f", "%20"]}
@@ -59,3 +61,41 @@ def test_files_that_cannot_be_read_or_written(tmp_path: Path) -> None:
         read_run(tmp_path / "absent")
     with pytest.raises(DataError, match="no tab and no line break"):
         write_run(tmp_path / "run", {"q\t1": ["a"]}, tag="x")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_byte_order_mark_and_any_line_end(tmp_path: Path, encoding: str, end: str) -> None:
+    (tmp_path / "run").write_bytes(
+        end.join(["q1 Q0 a 1 2.0 x", "q2 Q0 b 1 1 x", ""]).encode(encoding)
+    )
+    assert read_run(tmp_path / "run") == {"q1": ["a"], "q2": ["b"]}
+
+
+def judged(path: Path, *, merge: bool) -> Dataset:
+    with DatasetWriter(path, source="test", merge=merge) as writer:
+        for number in range(4):
+            writer.add_passage(Passage(f"d{number}", f"text {number // 2}"))
+        for number in range(3):
+            writer.add_query(Query(f"q{number}", f"question {number}"))
+            writer.add_qrel(Qrel(f"q{number}", "d1", 1, "dev"))
+    return Dataset.open(path)
+
+
+def test_a_run_names_merged_passages(tmp_path: Path) -> None:
+    data = judged(tmp_path / "data", merge=True)
+    assert [p.passage_id for p in data.passages()] == ["d0", "d2"]
+    assert data.merged_ids() == {"d1": "d0", "d3": "d2"}
+    write_run(tmp_path / "other.trec", {f"q{n}": ["d3", "d1", "d2"] for n in range(3)}, tag="x")
+    ranker = run_system(tmp_path / "other.trec", data, split="dev").start()
+    assert ranker.rank(data.queries("dev"), 10) == [["d2", "d0"]] * 3
+
+
+def test_queries_in_common_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = judged(tmp_path / "data", merge=False)
+    write_run(tmp_path / "some.trec", {"q0": ["d1"], "other": ["d0"]}, tag="x")
+    run_system(tmp_path / "some.trec", data, split="dev")
+    assert "some.trec ranks 1 of the 3 queries of split 'dev'" in caplog.text
+    write_run(tmp_path / "none.trec", {"other": ["d0"]}, tag="x")
+    with pytest.raises(DataError, match=r"ranks 1 queries, none of the 3 of split 'dev'"):
+        run_system(tmp_path / "none.trec", data, split="dev")

@@ -9,8 +9,6 @@ import typer
 
 from two_tower.models.console import print_pairs, say
 
-DEFAULT_SOURCE = "microsoft/ms_marco"
-
 NAMES_WIDTH = 14
 
 
@@ -69,7 +67,7 @@ Force = Annotated[bool, typer.Option("--force", help="Replace a DATA folder.")]
 
 
 def prepare(
-    source: SourceName = DEFAULT_SOURCE,
+    source: SourceName,
     *,
     out: Out,
     queries: QueriesFile = None,

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from two_tower.ingest.loading.declared import require_values
 from two_tower.ingest.loading.expansion import average_expanded_length, require_expansion
 from two_tower.ingest.loading.points import PassageEncoder, chunks, dense_vectors
 from two_tower.ingest.loading.selection import SelectedData
@@ -29,6 +30,7 @@ from two_tower.retriever.collection.schema import (
     MOST_EXAMPLES,
     CollectionMetadata,
     CollectionSchema,
+    base_name,
     collection_name,
     read_metadata,
 )
@@ -63,8 +65,16 @@ def open_collection(
     if name in existing:
         raise CollectionMismatch(
             f"{name!r} is a collection itself and cannot be the alias of one; load into another "
-            f"name with --collection, or run: ingest drop {name} --yes"
+            "name with --collection"
         )
+    target = {a.alias_name: a.collection_name for a in engine.get_aliases().aliases}.get(name)
+    if target is not None and base_name(target) != name:
+        raise CollectionMismatch(
+            f"{name!r} is an alias of {target!r}, which something else made; load into another "
+            "name with --collection"
+        )
+    if options is not None:
+        require_values(dataset, options.indexes)
     if collection not in existing:
         fresh = _new_metadata(dataset, encoder, options or CollectionOptions())
         try:

@@ -13,7 +13,8 @@ from two_tower.models.errors import DataError
 
 _BATCH_ROWS = 1024
 
-_FAILURES = (OSError, pa.ArrowException, UnicodeDecodeError)
+_FAILURES = (OSError, SystemError, MemoryError, pa.ArrowException, UnicodeDecodeError)
+"""What damaged pages make of Arrow; a length that is negative is Python's SystemError."""
 
 
 def stored_names(file: Path) -> list[str]:

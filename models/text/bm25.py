@@ -4,9 +4,10 @@ A document's weights saturate term frequency; the IDF comes from the collection,
 score = sum over query terms of idf(t) * weight(t, d). The engine scores its `bm25` vectors alike.
 """
 
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import numpy as np
 from pydantic import Field
@@ -38,12 +39,28 @@ class Bm25Config:
     """BM25 parameters; a collection's metadata records the ones it was loaded with.
 
     k and b are the values tuned for short passages (Lin et al., Anserini: k1=0.9, b=0.4).
+
+    Attributes:
+        avg_len: mean number of terms of a passage.
+        k: how slowly repeated terms saturate.
+        b: how much longer passages count less.
+        language: of stop words and stems.
+        normalization: what texts and queries become before they are cut into terms, so that
+            "résumé", ligatures and full-width letters match however they are composed; `none` is
+            that of collections of earlier versions.
     """
 
     avg_len: float = Field(gt=0)
     k: float = Field(default=0.9, ge=0)
     b: float = Field(default=0.4, ge=0, le=1)
     language: str = "english"
+    normalization: Literal["nfkc", "none"] = "nfkc"
+
+    def normalized(self, text: str) -> str:
+        """Return a text in the form that its terms are taken from."""
+        if self.normalization == "none" or text.isascii():
+            return text
+        return unicodedata.normalize("NFKC", text)
 
 
 def average_length(texts: Iterable[str], analyzer: Analyzer) -> float:

@@ -157,12 +157,17 @@ class Tokenizer(RowTokenizer):
 
     @classmethod
     def train(cls, texts: Iterable[str], config: TokenizerConfig, *, seed: int) -> "Tokenizer":
-        """Learn a vocabulary from a stream of texts.
+        """Learn a vocabulary from a stream of texts, from what a tower reads of each.
+
+        SentencePiece takes the square of a stretch that two texts share; so the cost is that of
+        the number of texts.
 
         Raises:
             TrainingError: there is nothing to learn from.
         """
-        sample = [clean(text) for text in sample_texts(texts, size=SAMPLE_SIZE, seed=seed)]
+        most = config.max_passage_tokens * CHARS_PER_TOKEN
+        heads = (text[:most] for text in texts)
+        sample = [clean(text) for text in sample_texts(heads, size=SAMPLE_SIZE, seed=seed)]
         sample = [text for text in sample if text.strip()]
         if not sample:
             raise TrainingError("no text to learn a vocabulary from: all texts are blank")

@@ -1,7 +1,8 @@
 """The engine's own BM25 analyzer: terms of a text, and sparse vectors of term weights.
 
-It folds case, drops stop words and stems (Snowball), for Edge and server alike. The inverse
-document frequency is the engine's part (`Modifier.IDF`).
+It folds case, drops stop words and stems (Snowball), for Edge and server alike; texts are in NFKC
+before that, as the towers' tokenizer has them. The inverse document frequency is the engine's part
+(`Modifier.IDF`).
 """
 
 from collections.abc import Sequence
@@ -24,13 +25,13 @@ class EngineAnalyzer:
 
     def __init__(self, language: str = "english") -> None:
         self.language = language
-        config = Bm25Config(avg_len=1.0, k=COUNTING_K, b=0.0, language=language)
-        self._model = _engine_model(config)
+        self._config = Bm25Config(avg_len=1.0, k=COUNTING_K, b=0.0, language=language)
+        self._model = _engine_model(self._config)
 
     def term_counts(self, text: str) -> dict[int, int]:
         """Return term id -> how often the term occurs, in the order of the engine's vectors."""
         try:
-            vector = self._model.embed_document(text)
+            vector = self._model.embed_document(self._config.normalized(text))
         except BaseException as error:
             raise of_panic(error, EngineError, ANALYZER) from None
         return {
@@ -49,7 +50,7 @@ class Bm25Encoder:
     def encode_passages(self, texts: Sequence[str]) -> list[qdrant_edge.SparseVector]:
         """Return one sparse vector of saturated term frequencies per text, as the engine has it."""
         try:
-            return [self._model.embed_document(text) for text in texts]
+            return [self._model.embed_document(self.config.normalized(text)) for text in texts]
         except BaseException as error:
             raise of_panic(error, EngineError, ANALYZER) from None
 
@@ -69,7 +70,7 @@ class Bm25Encoder:
     def encode_query(self, text: str) -> qm.SparseVector:
         """Return the query's sparse vector: weight 1 for each of its terms."""
         try:
-            vector = self._model.embed_query(text)
+            vector = self._model.embed_query(self.config.normalized(text))
         except BaseException as error:
             raise of_panic(error, EngineError, ANALYZER) from None
         # Valid as it comes from the engine; checking it again would double the time.

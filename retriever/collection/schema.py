@@ -287,6 +287,9 @@ class CollectionMetadata:
         if missing := names - stored.keys() - later.keys():
             raise ValueError(f"{', '.join(sorted(missing))} missing")
         values = {name: stored.get(name, later.get(name)) for name in names}
+        if not isinstance(values["bm25"], Mapping):
+            raise ValueError("bm25 is no mapping")
+        values["bm25"] = {"normalization": "none", **values["bm25"]}  # not in an older collection
         try:
             options = CollectionOptions.from_dict(values["options"])
         except ConfigError as error:

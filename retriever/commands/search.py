@@ -112,8 +112,8 @@ def _answer_lines(answer: Callable[[str], None]) -> None:
 def _lines(read: Callable[[], str]) -> Iterator[str]:
     """Yield the lines that are not blank until `read` gives nothing at all."""
     while line := read():
-        if line.strip():
-            yield line.strip()
+        if query := line.removeprefix("\ufeff").strip():  # some systems begin a file with a mark
+            yield query
 
 
 def _prompt() -> str:

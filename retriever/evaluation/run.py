@@ -59,7 +59,7 @@ def evaluate(
     if folder:
         require_place(folder, what="a report")
     measured = choose_systems(retriever, None if systems is None else [*systems], others=others)
-    every = [*(run_system(Path(file)) for file in runs), *measured]
+    every = [*(run_system(Path(file), dataset, split=split) for file in runs), *measured]
     _check(require, [system.name for system in every])
     if retriever.rewriting:
         retriever.rewriting.check()

@@ -1,5 +1,6 @@
 """Systems by name: what can be measured, and how each ranks the corpus for a query."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -8,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from two_tower.models.data import Passage, Query
-from two_tower.models.errors import ConfigError
+from two_tower.models.data import Dataset, Passage, Query
+from two_tower.models.errors import ConfigError, DataError
 from two_tower.models.text.bm25 import Bm25Config
 from two_tower.models.vectors import Float64Array
 from two_tower.retriever.collection.bm25_vectors import Bm25Encoder, EngineAnalyzer
@@ -21,6 +22,8 @@ from two_tower.retriever.search.fusion import CROSS
 from two_tower.retriever.search.queries import searched_vectors
 from two_tower.retriever.search.retriever import Retriever
 from two_tower.retriever.search.settings import SearchSettings, read_settings
+
+log = logging.getLogger(__name__)
 
 HYDE = "hyde"
 
@@ -36,6 +39,14 @@ SIZE_NOTE = (
     f"add, {POSTING_BYTES} per BM25 posting (counted on up to {SAMPLE:,} passages), without graphs "
     "and payloads; tfidf is its matrix"
 )
+
+_NEEDS = {
+    CROSS: "this bundle has no cross-scorer; train one with: models train DATA --config fast",
+    LATE: "bundle and collection have no late interaction; train with late.dim, and load again",
+    "weighted": "this bundle has learnt no weights of fusion, and `rerank` is the fixed weight",
+    "settings": "it is what --settings FILE says, and there is none",
+}
+"""System that not every collection has -> what it is for want of."""
 
 FROM_RUN = "run "
 """Beginning of the source of a system whose rankings come from a file."""
@@ -127,6 +138,8 @@ def choose_systems(
             systems[name] = _settings_system(name, Path(file), retriever)
         elif stage and owner in others and stage in system_names(others[owner]):
             systems[name] = _stage_system(name, stage, others[owner])
+        elif name in _NEEDS and name not in own:
+            raise ConfigError(f"system {word!r} is not here: {_NEEDS[name]}")
         elif name not in own:
             raise ConfigError(f"unknown system {word!r}; expected some of {', '.join(own)}")
     ours = [_stage_system(name, name, retriever) for name in own if name in words]
@@ -156,13 +169,35 @@ def read_ahead(retriever: Retriever, queries: Sequence[Query]) -> None:
         retriever.bundle.encode_queries([query.text for query in queries])
 
 
-def run_system(path: Path) -> System:
+def run_system(path: Path, dataset: Dataset, *, split: str) -> System:
     """Return the system of a TREC run file, named after the file.
 
+    It may name passages that DATA has merged with equal ones: those stand for them. Queries of the
+    split that the file lacks are counted in a warning.
+
     Raises:
-        DataError: the file is not a TREC run.
+        DataError: the file is not a TREC run, or it has none of the split's queries.
     """
-    rankings = read_run(path)
+    merged = dataset.merged_ids()
+    rankings = {
+        query_id: list(dict.fromkeys(merged.get(passage_id, passage_id) for passage_id in ranking))
+        for query_id, ranking in read_run(path).items()
+    }
+    judged = {qrel.query_id for qrel in dataset.qrels(split) if qrel.relevance > 0}
+    common = len(judged & rankings.keys())
+    if judged and not common:
+        raise DataError(
+            f"{path} ranks {len(rankings):,} queries, none of the {len(judged):,} of split "
+            f"{split!r}; expected a run of that split: choose another with --split"
+        )
+    if common < len(judged):
+        log.warning(
+            "%s ranks %s of the %s queries of split %r; nothing is found for the others",
+            path,
+            f"{common:,}",
+            f"{len(judged):,}",
+            split,
+        )
 
     def rank(queries: Sequence[Query], k: int) -> list[list[str]]:
         return [rankings.get(query.query_id, [])[:k] for query in queries]
@@ -259,7 +294,10 @@ def tfidf_ranker(passages: Sequence[Passage]) -> Ranker:
 
     vectorizer = TfidfVectorizer(sublinear_tf=True, stop_words="english")
     contents = [passage.content for passage in passages]
-    matrix = vectorizer.fit_transform(contents).T.tocsr()  # (terms, passages)
+    try:
+        matrix = vectorizer.fit_transform(contents).T.tocsr()  # (terms, passages)
+    except ValueError:  # no text has a word
+        return Ranker(lambda queries, k: [[] for _ in queries], 0.0)
 
     def score(query: str) -> Float64Array:
         scores: Float64Array = (vectorizer.transform([query]) @ matrix).toarray()[0]

@@ -5,15 +5,19 @@ count down from the length of the list: no score of one stage gives the order of
 """
 
 import math
+import re
 from collections import defaultdict
 from pathlib import Path
 
 from two_tower.models.errors import DataError
+from two_tower.models.files import read_text
 from two_tower.retriever.evaluation.measures import Rankings
 
 COLUMNS = "query_id Q0 passage_id rank score tag"
 
 BREAKS = ("\t", "\n", "\r")
+
+LINE_END = re.compile(r"\r\n|\n|\r")
 
 
 def write_run(path: Path, rankings: Rankings, *, tag: str) -> None:
@@ -43,7 +47,7 @@ def read_run(path: Path) -> dict[str, list[str]]:
     """
     text = _text(path, "a TREC run")
     lines: dict[str, list[tuple[float, int, str]]] = defaultdict(list)
-    for number, content in enumerate(text.split("\n"), 1):
+    for number, content in enumerate(LINE_END.split(text), 1):
         if content.strip():
             query_id, passage_id, rank, score = _parse(content, where=f"{path}:{number}")
             lines[query_id].append((-score, rank, passage_id))
@@ -64,14 +68,13 @@ def read_run(path: Path) -> dict[str, list[str]]:
 
 def _text(path: Path, kind: str) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_text(path)
+    except (OSError, UnicodeError) as error:
         raise DataError(f"{path} cannot be read as {kind} ({error})") from None
 
 
 def _parse(content: str, *, where: str) -> tuple[str, str, int, float]:
     """Return query id, passage id, rank and score of a line."""
-    content = content.rstrip("\r")
     words = content.split("\t") if "\t" in content else content.split()
     try:
         query_id, _, passage_id, rank, score, _ = words

@@ -92,7 +92,10 @@ def _condition(field: object, value: object, fields: Fields) -> qm.Condition:
 def _text(field: str, value: Mapping[Any, Any], kind: Kind) -> qm.FieldCondition:
     words = value["text"]
     if kind is not Kind.TEXT:
-        raise QueryError(f"field {field!r} has a {kind.value} index; full text needs a text index")
+        raise QueryError(
+            f"field {field!r} has a {kind.value} index; full text needs a text index: load again "
+            f"with --options FILE, in which collection: has indexes: {{{field}: text}}"
+        )
     if len(value) > 1 or not isinstance(words, str) or not words.strip():
         raise QueryError(f'field {field!r} has {_show(value)}; expected {{"text": "some words"}}')
     return qm.FieldCondition(key=field, match=qm.MatchText(text=_require_text(field, words)))

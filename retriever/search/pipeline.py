@@ -21,11 +21,13 @@ from qdrant_client import models as qm
 from two_tower.models.data import Passage
 from two_tower.models.errors import ConfigError
 from two_tower.retriever.collection.clusters import Centroids
-from two_tower.retriever.collection.schema import BM25, DENSE, LATE
+from two_tower.retriever.collection.schema import BM25, DENSE, LATE, RESERVED
 from two_tower.retriever.engine.protocol import Engine
+from two_tower.retriever.errors import QueryError
 from two_tower.retriever.records import Hit, SearchResult, Stage
 from two_tower.retriever.search.diversity import at_most_per_group, mmr
 from two_tower.retriever.search.endpoint import ask_endpoint, compare_model
+from two_tower.retriever.search.filters import field_types
 from two_tower.retriever.search.fusion import (
     CROSS,
     LEXICAL,
@@ -315,8 +317,18 @@ class Pipeline:
         for ranking, best in zip(rankings, rows, strict=True):
             ids = ranking.candidates.point_ids
             groups = [payloads.get(ids[row], {}) for row in best]
+            if groups and not any(field in payload for payload in groups):
+                self._require_field(field, ids[best[0]])
             grouped.append([best[at] for at in at_most_per_group(groups, field, size=size)])
         return grouped
+
+    def _require_field(self, field: str, point_id: str) -> None:
+        """Refuse a field that neither an index nor a hit knows."""
+        indexed = field_types(self._engine.get_collection(self._collection))
+        if field not in indexed:
+            found = self._payloads([point_id]).get(point_id, {})
+            names = ", ".join(sorted({*indexed, *found}.difference(RESERVED)))
+            raise QueryError(f"group_by is {field!r}, which no hit has; its fields: {names}")
 
     def _diversify(
         self, rankings: Sequence[Ranking], rows: list[list[int]], diversity: float, *, k: int

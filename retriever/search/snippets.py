@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 from two_tower.retriever.collection.bm25_vectors import EngineAnalyzer
 
-WORD = re.compile(r"\w+")
+WORD = re.compile(r"\w[\w\u0300-\u036f\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f]*")
+"""A word and the accents that stand as characters of their own."""
 
 WIDTH = 180
 
