@@ -1,6 +1,7 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from terminals import run_in_terminal
@@ -98,3 +99,16 @@ def test_a_bar_is_for_terminals(capfd: pytest.CaptureFixture[str]) -> None:
     program = "from two_tower.models.console import progress; list(progress([1], label='a\\x1b['))"
     shown = run_in_terminal(program)
     assert "a␛[:   0%|" in shown
+
+
+@pytest.mark.parametrize("words", [["show", "nowhere"], ["--help"], ["--version"]])
+@pytest.mark.parametrize("stream", ["stdout", "both"])
+def test_a_full_disk_behind_stdout_is_one_line(words: list[str], stream: str) -> None:
+    command = [sys.executable, "-m", "two_tower.models.cli", *words]
+    with Path("/dev/full").open("w") as full:
+        to = full if stream == "both" else subprocess.PIPE
+        done = subprocess.run(command, stdout=full, stderr=to, text=True, check=False)
+    assert done.returncode == 1
+    if stream == "stdout":
+        assert done.stderr.count("\n") == 1
+        assert done.stderr.startswith("Error: ")

@@ -135,7 +135,7 @@ def test_bad_evaluations_end_in_one_line(loaded: list[str], tmp_path: Path) -> N
     assert not out.exists()
     (tmp_path / "file").touch()
     words[words.index("--out") + 1] = tmp_path / "file" / "report"
-    one_line(run(*words, "--split", "test"), "cannot be written")
+    one_line(run(*words, "--split", "test"), "cannot write a report into")
 
 
 def test_another_bundle_is_refused_with_both_fingerprints(

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from two_tower.ingest.dataset.cleaning import one_line
 from two_tower.ingest.sources.rows import Row, column_names, first_rows
 from two_tower.ingest.sources.values import as_integer, is_blank
 from two_tower.models.errors import DataError
@@ -51,7 +52,8 @@ def resolve_columns(
         DataError: the table has no column that was asked for, or none for a role that is needed.
     """
     names = column_names(file)
-    listed = ", ".join(names[:20]) + (", …" if len(names) > 20 else "") or "none"
+    shown = [one_line(name, limit=40) for name in names[:20]]
+    listed = ", ".join(shown) + (", …" if len(names) > 20 else "") or "none"
     for role, name in asked.items():
         if name not in names:
             flag = f"--{role.replace('_', '-')}-column"
