@@ -24,6 +24,9 @@ from two_tower.models.storable import storage_fault
 
 DATA_FORMAT = 1
 PEOPLE = "people"
+DAMAGE = (OSError, SystemError, MemoryError, pa.ArrowException, UnicodeDecodeError)
+"""What a damaged file makes of Arrow; a length that is negative is Python's SystemError."""
+
 NO_FIELDS: Mapping[str, Any] = MappingProxyType({})
 
 PASSAGES = pa.schema(
@@ -243,7 +246,7 @@ class Dataset:
         path = self.path / name
         try:
             file = pq.ParquetFile(path)
-        except (OSError, pa.ArrowException) as error:
+        except DAMAGE as error:
             raise _damaged(path, error) from None
         with file:
             stored = file.schema_arrow
@@ -260,7 +263,13 @@ class Dataset:
                         return
                     batch.validate(full=True)
                     rows = batch.to_pylist()
-                except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+                except (
+                    OSError,
+                    SystemError,
+                    MemoryError,
+                    pa.ArrowException,
+                    UnicodeDecodeError,
+                ) as error:
                     raise _damaged(path, error) from None
                 if nulls := [column.name for column in schema if batch[column.name].null_count]:
                     raise DataError(

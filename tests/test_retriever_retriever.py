@@ -129,6 +129,16 @@ def test_groups_are_a_walk_down_the_ranking(retriever: Retriever) -> None:
     assert len(retriever.search(QUERY, k=120, settings=replace(grouped, group_size=1))) == 20
 
 
+def test_a_group_that_no_hit_has_is_refused(retriever: Retriever) -> None:
+    for wrong in ("yaer", "kind2", "Year"):
+        with pytest.raises(QueryError, match=rf"group_by is '{wrong}', which no hit has.*kind"):
+            retriever.search(QUERY, settings=replace(EVERYTHING, group_by=wrong))
+    none = retriever.search(
+        QUERY, settings=replace(EVERYTHING, group_by="year"), filter={"year": 1}
+    )
+    assert none == []
+
+
 def test_diversity_avoids_a_near_duplicate(
     engine: Engine, name: str, encoder: HashEncoder, make_data: Callable[..., Dataset]
 ) -> None:

@@ -9,12 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from two_tower.ingest.dataset.cleaning import one_line
+from two_tower.models.data import DAMAGE
 from two_tower.models.errors import DataError
 
 _BATCH_ROWS = 1024
-
-_FAILURES = (OSError, SystemError, MemoryError, pa.ArrowException, UnicodeDecodeError)
-"""What damaged pages make of Arrow; a length that is negative is Python's SystemError."""
 
 
 def stored_names(file: Path) -> list[str]:
@@ -23,12 +21,15 @@ def stored_names(file: Path) -> list[str]:
     Raises:
         DataError: the file is not what its name says, or two columns have the same name.
     """
-    if file.suffix.lower() == ".parquet":
-        with _open_parquet(file) as table:
-            names = list(table.schema_arrow.names)
-    else:
-        with closing(_open_arrow(file)) as reader:
-            names = list(reader.schema.names)
+    try:
+        if file.suffix.lower() == ".parquet":
+            with _open_parquet(file) as table:
+                names = list(table.schema_arrow.names)
+        else:
+            with closing(_open_arrow(file)) as reader:
+                names = list(reader.schema.names)
+    except UnicodeDecodeError:
+        raise DataError(f"{file} has names of columns that are not UTF-8; fetch it again") from None
     if repeated := next((name for name in names if names.count(name) > 1), None):
         raise DataError(
             f"{file} has two columns named {repeated[:80]!r}; give each a name of its own"
@@ -59,7 +60,7 @@ def read_arrow(file: Path) -> Iterator[dict[str, Any]]:
 def _open_parquet(file: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(file)
-    except (OSError, pa.ArrowException) as error:
+    except DAMAGE as error:
         raise DataError(f"{file} is not a Parquet file ({one_line(str(error))})") from None
 
 
@@ -89,7 +90,7 @@ class _ArrowReader:
 def _open_arrow(file: Path) -> _ArrowReader:
     try:
         return _ArrowReader(file)
-    except (OSError, pa.ArrowException) as error:
+    except DAMAGE as error:
         raise DataError(f"{file} is not an Arrow file ({one_line(str(error))})") from None
 
 
@@ -103,11 +104,12 @@ def _rows(file: Path, batches: Iterator[pa.RecordBatch]) -> Iterator[dict[str, A
     count = 0
     try:
         for batch in batches:
+            batch.validate(full=True)  # lengths that lie would be read beyond the memory
             columns = [_values(column) for column in batch.columns]
             for cells in zip(*columns, strict=True):
                 count += 1
                 yield dict(zip(batch.schema.names, cells, strict=True))
-    except _FAILURES as error:
+    except DAMAGE as error:
         raise DataError(f"{file} breaks after row {count} ({one_line(str(error))})") from None
 
 

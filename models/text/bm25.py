@@ -58,9 +58,8 @@ class Bm25Config:
 
     def normalized(self, text: str) -> str:
         """Return a text in the form that its terms are taken from."""
-        if self.normalization == "none" or text.isascii():
-            return text
-        return unicodedata.normalize("NFKC", text)
+        is_same = self.normalization == "none" or text.isascii()
+        return text if is_same else unicodedata.normalize("NFKC", text)
 
 
 def average_length(texts: Iterable[str], analyzer: Analyzer) -> float:

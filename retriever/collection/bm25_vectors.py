@@ -69,8 +69,10 @@ class Bm25Encoder:
 
     def encode_query(self, text: str) -> qm.SparseVector:
         """Return the query's sparse vector: weight 1 for each of its terms."""
+        if not text.isascii():
+            text = self.config.normalized(text)
         try:
-            vector = self._model.embed_query(self.config.normalized(text))
+            vector = self._model.embed_query(text)
         except BaseException as error:
             raise of_panic(error, EngineError, ANALYZER) from None
         # Valid as it comes from the engine; checking it again would double the time.
