@@ -246,10 +246,10 @@ class Dataset:
         path = self.path / name
         try:
             file = pq.ParquetFile(path)
+            stored = file.schema_arrow
         except DAMAGE as error:
             raise _damaged(path, error) from None
         with file:
-            stored = file.schema_arrow
             if (stored.names, stored.types) != (schema.names, schema.types):
                 raise DataError(
                     f"{path} has columns {_columns(stored)}, expected {_columns(schema)}; "

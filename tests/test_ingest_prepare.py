@@ -8,7 +8,7 @@ from typer.testing import CliRunner, Result
 
 from two_tower.ingest.cli import app
 from two_tower.ingest.commands.prepare import summary
-from two_tower.models.data import Dataset
+from two_tower.models.data import Dataset, Passage
 
 
 def run(*arguments: str | Path) -> Result:
@@ -68,7 +68,7 @@ def test_columns_by_name(tmp_path: Path) -> None:
     arguments = [part for role, name in flags.items() for part in (f"--{role}-column", name)]
     assert run(path, "--out", tmp_path / "data", *arguments).exit_code == 0
     data = Dataset.open(tmp_path / "data")
-    assert [tuple(p) for p in data.passages()] == [("1", "a", "A", "http://a", {})]
+    assert list(data.passages()) == [Passage("1", "a", "A", "http://a")]
     assert [tuple(q) for q in data.qrels("test")] == [("2", "1", 3, "test")]
 
 

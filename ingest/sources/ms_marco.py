@@ -121,7 +121,7 @@ class MsMarco:
     ) -> None:
         if not set(row) >= _COLUMNS:
             raise DataError(
-                f"{where} has columns {', '.join(row)}; expected those of MS MARCO: "
+                f"{where} has columns {one_line(', '.join(row))}; expected those of MS MARCO: "
                 "query, query_id, passages"
             )
         passages = _read_passages(row["passages"])
