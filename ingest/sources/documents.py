@@ -57,7 +57,7 @@ class TextDocuments:
                 writer.reject(reason="file: no readable text", where=document_id, row=row)
                 continue
             for part in parts:
-                writer.add_passage(part, where=document_id)
+                writer.add_passage(part, where=document_id, identity="id")
         tell_unread(self._path, self._files.values(), writer)
 
     def part_for(self, query: str, document_id: str) -> str:
