@@ -86,7 +86,8 @@ class SearchResult:
         timings_ms: step -> milliseconds. Queries searched together share the cost evenly.
         stages_run: the stages that took part, in their order: rewrite, legs, rerank, cross,
             groups, diversity.
-        skipped: stages that the settings ask for and `budget_ms` leaves no time for.
+        skipped: stages that the settings ask for and `budget_ms` leaves no time for; rewrite too
+            where the language model gave no answer.
         answerable: the chance that the likeliest of the candidates answers the query; None where
             no cross-scorer read them.
     """

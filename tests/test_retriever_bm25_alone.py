@@ -173,6 +173,13 @@ def test_every_command_works_or_refuses_in_one_line(
     refused = run(retriever_app, "search", "words", "storm", "--bundle", tiny_bundle, code=1)
     assert "leave the bundle out" in refused.stderr
     assert "none" in run(ingest_app, "list").stdout
+    assert "none: BM25 alone" in run(retriever_app, "info", "words").stdout
+    (tmp_path / "more.jsonl").write_text('{"passage_id": "new", "text": "quokkas smile"}')
+    assert "1 added" in run(ingest_app, "add", "words", "more.jsonl").stdout
+    assert "quokkas smile" in run(retriever_app, "search", "words", "quokka", "-k", "1").stdout
+    run(ingest_app, "delete", "words", "new")
+    refused = run(retriever_app, "calibrate", "words", code=1)
+    assert "no cosine to weigh" in refused.stderr
     verified = run(ingest_app, "verify", "words", "--data", data.path)
     assert "64 compared in full" in verified.stdout
     refused = run(retriever_app, "tune", "words", data.path, "--out", "tuned", code=1)

@@ -37,7 +37,7 @@ def info(name: Name, as_json: AsJson = False, url: Url = None, path: Path_ = Non
         "at": content["at"],
         "aliases": ", ".join(content["aliases"]) or "none",
         "passages": f"{content['passages']:,}{missing}",
-        "bundle": content["bundle"],
+        "bundle": content["bundle"] or "none: BM25 alone",
         "created": content["created_at"],
         "source": _text(content["source"]),
         "vectors": ", ".join(f"{name} {width}" for name, width in content["vectors"].items()),
