@@ -124,8 +124,9 @@ def test_the_seven_lines_of_python_run(
 def test_the_python_of_a_page_runs(
     page: str, demo: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All blocks of a page, one after the other, in the folder of the demo."""
+    """All blocks of a page, one after the other, in the folder of the demo, with README's CSV."""
     monkeypatch.chdir(demo["folder"])
+    Path("pets.csv").write_text(blocks_of(README, "csv")[0])
     names: dict[str, object] = {}
     with contextlib.redirect_stdout(io.StringIO()):
         for program in blocks_of(PAGES[page], "python"):
