@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from two_tower.ingest.loading.selection import CachedData
-from two_tower.models.data import PEOPLE, Dataset, Passage
+from two_tower.models.data import GENERATED, Dataset, Passage
 from two_tower.models.errors import DataError
 from two_tower.models.text.bm25 import Analyzer
 from two_tower.retriever.collection.bm25_vectors import expanded_counts
@@ -61,7 +61,7 @@ def _expansions(generated: Dataset) -> dict[str, tuple[str, ...]]:
     texts = {query.query_id: query.text for query in generated.queries()}
     queries: dict[str, list[str]] = defaultdict(list)
     for split in generated.splits:
-        if split != HELD_OUT and generated.judge(split) != PEOPLE:
+        if split != HELD_OUT and generated.judge(split).startswith(GENERATED):
             for qrel in generated.qrels(split):
                 queries[qrel.passage_id].append(texts[qrel.query_id])
     return {passage_id: tuple(texts) for passage_id, texts in queries.items()}
