@@ -140,7 +140,7 @@ class Dataset:
         version = manifest.get("format") if isinstance(manifest, dict) else None
         if version != DATA_FORMAT:
             raise DataError(
-                f"{path} has DATA format {version}, expected {DATA_FORMAT}; "
+                f"{path} has DATA format {version!r:.40}, expected {DATA_FORMAT}; "
                 "run ingest prepare again"
             )
         _check_manifest(path, manifest)

@@ -7,9 +7,16 @@ Example:
 
 Haystack reads a pipeline back only from modules that it is told to trust:
 `Pipeline.loads(text, allowed_modules=["two_tower.retriever.haystack"])`.
+
+Imported before `haystack`, this turns Haystack's telemetry off, unless
+HAYSTACK_TELEMETRY_ENABLED is set.
 """
 
+import os
 from typing import Any
+
+# Haystack tells its makers of every pipeline unless this says no; whoever wants that sets it.
+os.environ.setdefault("HAYSTACK_TELEMETRY_ENABLED", "False")
 
 try:
     from haystack import Document, component

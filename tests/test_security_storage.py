@@ -20,6 +20,7 @@ from two_tower.ingest.versions import versions
 from two_tower.models.data import Dataset, Passage
 from two_tower.models.errors import DataError
 from two_tower.models.storable import MOST_DEPTH, storage_fault
+from two_tower.retriever.collection.schema import CollectionMetadata
 from two_tower.retriever.engine.connect import connect
 from two_tower.retriever.engine.protocol import Engine, scroll_all
 from two_tower.retriever.engine.wire import Point
@@ -276,3 +277,31 @@ def test_a_folder_is_left_as_it_was_by_a_refused_load(tmp_path: Path) -> None:
         loader.load(engine, Dataset.open(path), HashEncoder(), name="c")
     assert engine.get_collections().collections == []
     engine.close()
+
+
+METADATA: dict[str, Any] = {
+    "fingerprint": {"bundle_fingerprint": ["a"]}, "short": {"bundle_fingerprint": ""},
+    "dims": {"pca_dims": 8}, "dims of words": {"pca_dims": ["8"]}, "dim": {"dim": -1},
+    "data": {"data": []}, "counts": {"data": {"counts": []}},
+    "kept": {"data": {"counts": {"passages": 1}, "kept": "many"}}, "bm25": {"bm25": None},
+    "time": {"created_at": "yesterday"}, "no zone": {"created_at": "2026-11-29T00:00:00"},
+    "options": {"options": 7}, "centroids": {"centroids": []}, "late": {"late_dim": 1.5},
+    "format": {"format": "x" * 5000}, "fusion": {"fusion": "x"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", METADATA)
+def test_metadata_of_another_form_is_a_value_error(what: str) -> None:
+    good = CollectionMetadata(
+        bundle_fingerprint="a" * 64,
+        dim=8,
+        pca_dims=(4,),
+        data={"counts": {"passages": 3}},
+        bm25={"avg_len": 10.0},
+        created_at="2026-11-29T00:00:00+00:00",
+    ).to_dict()
+    assert CollectionMetadata.from_dict(good).expected_points == 3
+    with pytest.raises(ValueError, match=r".") as failure:
+        CollectionMetadata.from_dict({**good, **METADATA[what]})
+    assert len(str(failure.value)) < 500
+    assert "\n" not in str(failure.value)

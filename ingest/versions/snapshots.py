@@ -265,10 +265,10 @@ def _read_manifest(source: zipfile.ZipFile) -> Manifest:
     try:
         stored = json.loads(source.read(info))
         if (form := stored.pop("format")) != FORMAT:
-            raise _UnusableError(f"found format {form!r}, expected {FORMAT!r}")
+            raise _UnusableError(f"found format {form!r:.40}, expected {FORMAT!r}")
         return from_mapping(Manifest, stored)
     except (ConfigError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise _UnusableError(f"its {ARCHIVE_MANIFEST} cannot be read: {error}") from None
+        raise _UnusableError(f"its {ARCHIVE_MANIFEST} cannot be read: {str(error)[:300]}") from None
 
 
 def _check_entries(source: zipfile.ZipFile, manifest: Manifest) -> None:

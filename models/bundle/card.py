@@ -50,7 +50,7 @@ def describe(card: Mapping[str, Any], config: Mapping[str, Any]) -> list[tuple[s
     return [
         ("fingerprint", card["fingerprint"]),
         ("tower", kind),
-        ("vectors", f"dense {tower['dim']}, {widths}"),
+        ("vectors", f"dense {tower.get('dim', '?')}, {widths}"),
         ("vocabulary", f"{card.get('vocabulary', '?')} tokens"),
         ("data", f"{name}, {counts.get('passages', '?')} passages, content {content}"),
         ("queries", ", ".join(f"{count} {split}" for split, count in queries.items())),

@@ -81,8 +81,12 @@ def read_card(path: Path) -> dict[str, Any]:
     version = card.get("format") if isinstance(card, dict) else None
     if version != BUNDLE_FORMAT:
         raise BundleError(
-            f"{path} has bundle format {version}, expected {BUNDLE_FORMAT}; train it again"
+            f"{path} has bundle format {version!r:.40}, expected {BUNDLE_FORMAT}; train it again"
         )
+    try:
+        _Card.model_validate(card, strict=True)
+    except ValidationError as error:
+        raise _broken(path / CARD, error) from None
     return dict(card)
 
 
@@ -111,9 +115,7 @@ def read_extras(path: Path, card: Mapping[str, Any]) -> dict[str, bytes]:
     Raises:
         BundleError: one is missing, was changed or is not in the card.
     """
-    recorded = card.get("extras", {})
-    if not isinstance(recorded, dict):
-        raise BundleError(f"{path / CARD} has extras {recorded!r:.80}, expected names and hashes")
+    recorded = dict(card.get("extras", {}))
     if unknown := sorted(recorded.keys() - set(EXTRA_FILES)):
         raise BundleError(f"{path / CARD} names {unknown[0]!r}, expected {', '.join(EXTRA_FILES)}")
     present = {name for name in EXTRA_FILES if os.path.lexists(path / name)}
@@ -219,14 +221,27 @@ def parse_config(content: bytes) -> dict[str, Any]:
         config = json.loads(content)
         _Config.model_validate(config, strict=True)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise BundleError(
-            f"{CONFIG} is broken at {where} ({first['msg']}); train the bundle again"
-        ) from None
+        raise _broken(CONFIG, error) from None
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{CONFIG} is broken ({error!r}); train the bundle again") from None
     return dict(config)
+
+
+def _broken(what: object, error: ValidationError) -> BundleError:
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(map(str, first["loc"]))[:80]
+    return BundleError(f"{what} is broken at {where} ({first['msg']}); train the bundle again")
+
+
+class _Card(BaseModel):
+    """What readers of a card rely on, where it is there; see `card.make_card`."""
+
+    fingerprint: str | None = None
+    data: dict[str, Any] = {}
+    queries: dict[str, int] = {}
+    seconds: dict[str, float] = {}
+    dev: dict[str, dict[str, float]] = {}
+    extras: dict[str, str] = {}
 
 
 class _Tower(BaseModel):

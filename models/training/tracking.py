@@ -126,6 +126,8 @@ def _start_wandb(folder: Path, config: Mapping[str, Any], wandb: WandbOptions) -
     if wandb.mode == "disabled":
         return None
     # W&B takes a second to import and starts a process; nobody else should pay for that.
+    if wandb.mode != "online":  # what says offline reports no errors of its own, either
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb as client
 
     settings = client.Settings(silent=True, console="off")

@@ -17,8 +17,9 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from qdrant_client import models as qm
 
 from two_tower.models.data import Passage
@@ -212,6 +213,34 @@ class CollectionSchema:
             )
 
 
+class _Stored(BaseModel):
+    """What readers rely on in the metadata of a collection, whoever wrote it."""
+
+    model_config = ConfigDict(strict=True)
+
+    bundle_fingerprint: str = Field(min_length=8)
+    dim: int = Field(ge=0)
+    pca_dims: list[Annotated[int, Field(gt=0)]]
+    data: dict[str, Any]
+    bm25: dict[str, Any]
+    created_at: str
+    options: dict[str, Any] = {}
+    centroids: str = ""
+    late_dim: int = Field(default=0, ge=0)
+    bundle_path: str = ""
+    fusion: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _can_be_read(self) -> "_Stored":
+        if datetime.fromisoformat(self.created_at).tzinfo is None:
+            raise ValueError(f"created_at is {self.created_at[:40]!r}, expected a time zone")
+        counts = self.data.get("counts", {"passages": 0})
+        numbers = (counts.get("passages") if isinstance(counts, dict) else None,)
+        if not all(isinstance(n, int) for n in (*numbers, self.data.get("kept", 0))):
+            raise ValueError("data.counts.passages or data.kept is no number")
+        return self
+
+
 @dataclass(frozen=True)
 class CollectionMetadata:
     """What a collection says about itself.
@@ -279,7 +308,7 @@ class CollectionMetadata:
             ValueError: it is something else.
         """
         if stored.get("format") != FORMAT:
-            raise ValueError(f"found format {stored.get('format')!r}, expected {FORMAT!r}")
+            raise ValueError(f"found format {stored.get('format')!r:.40}, expected {FORMAT!r}")
         # What an older collection does not have.
         later: dict[str, Any] = {"options": {}, "centroids": "", "late_dim": 0, "bundle_path": ""}
         later["fusion"] = {}
@@ -290,6 +319,13 @@ class CollectionMetadata:
         if not isinstance(values["bm25"], Mapping):
             raise ValueError("bm25 is no mapping")
         values["bm25"] = {"normalization": "none", **values["bm25"]}  # not in an older collection
+        try:
+            _Stored.model_validate(values | {"pca_dims": list(values["pca_dims"])})
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}"[:300]) from None
+        except TypeError:
+            raise ValueError("pca_dims is no list") from None
         try:
             options = CollectionOptions.from_dict(values["options"])
         except ConfigError as error:

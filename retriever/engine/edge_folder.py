@@ -72,6 +72,8 @@ class EdgeFolder:
             ) from None
         for leftover in self._collections.glob(".*"):  # of a killed create or delete
             shutil.rmtree(leftover, ignore_errors=True)
+        for part in (*path.glob(".*.partial"), *self._collections.glob("*/.*.partial")):
+            part.unlink(missing_ok=True)  # of a killed change of names or metadata
 
     def _take_lock(self) -> int:
         lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
