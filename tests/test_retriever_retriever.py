@@ -87,7 +87,9 @@ def test_the_result_says_what_ran(retriever: Retriever) -> None:
     result = retriever.explain(QUERY, settings=wide, k=2)
     assert result.stages_run == ("dense", "bm25", "groups", "diversity")
     assert list(result.timings_ms)[3:] == ["groups", "diversity", "payload"]
-    assert list(result.to_dict()) == ["query", "hits", "timings_ms", "stages_run", "skipped"]
+    assert list(result.to_dict()) == [
+        *("query", "hits", "timings_ms", "stages_run", "skipped", "answerable")
+    ]
 
 
 def test_what_the_budget_cannot_pay_is_skipped_and_named(retriever: Retriever) -> None:
@@ -204,13 +206,13 @@ def counting_encoder() -> tuple[QueryEncoder, list[str]]:
 def test_recent_vectors_are_bounded_and_forget_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(queries_module, "REMEMBERED", 2)
     encoder, asked = counting_encoder()
-    (first,) = encoder.encode(["a"], [])
-    encoder.encode(["b"], [])
-    assert encoder.encode(["a"], [])[0] is first
-    encoder.encode(["c"], [])
+    (first,) = encoder.encode(["a"], ["dense"])
+    encoder.encode(["b"], ["dense"])
+    assert encoder.encode(["a"], ["dense"])[0] is first
+    encoder.encode(["c"], ["dense"])
     assert asked == ["a", "b", "c"]
-    assert encoder.encode(["a"], [])[0] is first
-    encoder.encode(["b"], [])
+    assert encoder.encode(["a"], ["dense"])[0] is first
+    encoder.encode(["b"], ["dense"])
     assert asked == ["a", "b", "c", "b"]
     assert len(encoder._recent) == 2
 
@@ -223,7 +225,7 @@ def test_recent_vectors_under_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     def work(seed: int) -> bool:
         random = np.random.default_rng(seed)
         for n in map(str, random.integers(0, 20, 300)):
-            (vectors,) = encoder.encode([n], [])
+            (vectors,) = encoder.encode([n], ["dense"])
             if vectors.tower.tolist() != towers[n].tolist():
                 return False
         return len(encoder._recent) <= 5
