@@ -54,6 +54,8 @@ BRIEF = {
     ("fast", "hybrid"): ("`fast`, without cross-scorer", "labelled rows"),
     ("fast", "cross"): ("`fast`", "labelled rows"),
     ("taught", "cross"): ("`taught`", "the same, MiniLM to train"),
+    ("light", "hybrid"): ("`light`, without cross-scorer", "the same, MiniLM to train and load"),
+    ("light", "cross"): ("`light`", "the same, MiniLM to train and load"),
     ("transformer", "hybrid"): ("`transformer`", "labelled rows, MiniLM to train and search"),
 }
 """The rows of the README: recipe and system -> its name, what it needs."""
