@@ -29,7 +29,7 @@ class Angles:
     """
 
     fusion = None
-    has_cross_scorer = False
+    has_cross_scorer = asks_endpoint = False
     dim = 2
     pca_dims = ()
     late_dim = 0
