@@ -32,6 +32,7 @@ MakeData = Callable[..., Dataset]
 COUNT = 3000
 AGAIN = "run the same command again"
 INGEST = [sys.executable, "-c", "from two_tower.ingest.cli import app; app()"]
+RETRIEVER = [sys.executable, "-c", "from two_tower.retriever.cli import app; app()"]
 SMALL_LOG = {"QDRANT__STORAGE__WAL__WAL_CAPACITY_MB": "1"}  # another file after each MB written
 LONGEST_FILE = 2**19
 TMPFS = "mount -t tmpfs -o size={size} none {folder}"
@@ -81,6 +82,24 @@ def test_the_disk_is_full_on_the_embedded_engine(
     assert unchanged
     assert int(unchanged[1].replace(",", "")) > 0, "the disk was full before the first point"
     assert f"verified {COUNT:,} points" in mended
+
+
+@pytest.mark.parametrize(("size", "is_refused"), [("90m", True), ("300m", False)])
+def test_a_disk_in_memory_has_room_to_open_a_collection_or_says_so(
+    small_disk: Path, data: Path, tiny_bundle: Path, size: str, is_refused: bool
+) -> None:
+    where = ["--bundle", str(tiny_bundle), "--path", f"{small_disk}/edge"]
+    load = shlex.join([*INGEST, "load", str(data), "--collection", "c", *where])
+    search = shlex.join([*RETRIEVER, "search", "c", "river", "-k", "1", *where])
+    script = (
+        f"{TMPFS.format(size='300m', folder=small_disk)}; {load} >&2; "
+        f"mount -o remount,size={size} {small_disk}; exec {search}"
+    )
+    done = subprocess.run(["unshare", "-Urm", "sh", "-c", script], capture_output=True, text=True)
+    assert done.returncode == is_refused, done.stderr
+    if is_refused:
+        assert "MB more of" in one_line(done.stderr)
+        assert "give it more, or put the folder on a disk" in done.stderr
 
 
 def test_what_is_written_stays_when_the_disk_is_nearly_full(

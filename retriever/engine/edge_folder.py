@@ -113,7 +113,7 @@ class EdgeFolder:
         """Refuse to open a collection whose files cannot all be in memory where the disk is memory.
 
         The engine allots its files far ahead and maps them. On such a disk opening fills the holes
-        in them, and a hole that finds no room ends the process.
+        in those of vectors and payload indexes, and a hole that finds no room ends the process.
 
         Raises:
             EngineError: there is less room than they have holes.
@@ -121,7 +121,8 @@ class EdgeFolder:
         home = self._home(name)
         if not _is_memory(home):
             return
-        stats = [path.stat() for path in home.rglob("*") if path.is_file()]
+        files = [*home.rglob("vectors/*.mmap"), *home.rglob("payload_index/*/*")]
+        stats = [path.stat() for path in files]
         holes = sum(max(0, stat.st_size - stat.st_blocks * 512) for stat in stats)
         free = shutil.disk_usage(home).free
         if free < holes:
