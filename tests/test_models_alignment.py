@@ -254,6 +254,10 @@ class Turned:
     def __init__(self, reader: TransformerReader) -> None:
         self._reader = reader
 
+    @property
+    def probes(self) -> FloatArray:
+        return self._reader.probes[:, ::-1]
+
     def encode_passages(self, texts: list[str]) -> FloatArray:
         return self._reader.encode_passages(texts)[:, ::-1]
 
