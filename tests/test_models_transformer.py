@@ -205,7 +205,7 @@ def test_prefixes_are_read_by_both_sides(trained: Path) -> None:
 
 def test_what_is_broken_is_named(files: dict[str, bytes]) -> None:
     limits = TokenizerConfig()
-    with pytest.raises(BundleError, match="graph cannot be opened"):
+    with pytest.raises(BundleError, match="graph is broken"):
         OnnxEncoder(b"no graph")
     with pytest.raises(BundleError, match=r"tokenizer\.json is broken"):
         TransformerTokenizer(b"{}", limits)
