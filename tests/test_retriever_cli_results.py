@@ -66,7 +66,7 @@ def test_evaluate_writes_the_report(loaded: list[str], tmp_path: Path) -> None:
     assert list(report) == [
         *("collection", "passages", "data", "split", "bundle", "commit", "systems"),
         *("baseline", "relevant_from", "highest_grade", "answers", "missing_answers"),
-        *("own_left_out", "worths", "headroom", "judge"),
+        *("own_left_out", "worths", "headroom", "judge", "read_by", "check", "checked_queries"),
     ]
     systems = {row["system"]: row for row in report["systems"]}
     fused = ["rrf", "dbsf", "hybrid", "rerank"]

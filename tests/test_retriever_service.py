@@ -304,7 +304,8 @@ def test_openapi_describes_what_is_there(service: Service) -> None:
 
 
 def test_settings_of_a_request_are_those_of_the_library() -> None:
-    operators = {"ann"}  # a stranger who may ask for exact search can overload the engine
+    # A stranger who may ask for exact search, or a language model, can overload the service.
+    operators = {"ann", "rewrite"}
     library = set(SearchSettings.__dataclass_fields__)
     assert set(SettingsBody.model_fields) == library - operators
     default = SearchSettings(tower_weight=3.0, ann=AnnSettings(ef=77))

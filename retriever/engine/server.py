@@ -41,6 +41,10 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
+INHERITED: list[QdrantClient] = []
+"""Clients of the process that this one was forked from. One that is dropped closes itself, and
+would wait for ever for a lock that a thread of that process held."""
+
 
 class ServerEngine(Engine):
     """The `Engine` that is a server or cluster."""
@@ -60,6 +64,7 @@ class ServerEngine(Engine):
     @property
     def _client(self) -> QdrantClient:
         if os.getpid() != self._pid:
+            INHERITED.append(self._connected)
             self._connected, self._pid = self._connect(), os.getpid()
         return self._connected
 
