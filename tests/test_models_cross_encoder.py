@@ -251,7 +251,7 @@ def test_what_is_broken_is_named(model: str, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"no cross_encoder\.json, which its fusion\.json names"):
         broken.cross_scores(QUERY, PASSAGES, bm25=NOTHING, cosine=NOTHING)
     broken = bundle.with_extras({**bundle.extras, "cross_encoder.onnx": b"no graph"})
-    with pytest.raises(BundleError, match="graph is broken .*; train the bundle again"):
+    with pytest.raises(BundleError, match=r"graph is broken .*; train the bundle again"):
         broken.cross_scores(QUERY, PASSAGES, bm25=NOTHING, cosine=NOTHING)
     fusion = json.loads(bundle.extras[FUSION])
     assert fusion["cross"]["candidates"] == 20
