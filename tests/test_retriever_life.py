@@ -169,6 +169,24 @@ def test_a_closed_connection_to_a_server_says_so(server: Server) -> None:
         engine.get_aliases()
 
 
+def test_a_relative_folder_stays_the_same_where_the_process_goes_elsewhere(
+    edge_folder: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(edge_folder.parent)
+    retriever = Retriever.open("one", bundle=tiny_bundle, path=edge_folder.name)
+    expected = retriever.search(QUERY)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert retriever.search(QUERY) == expected
+    assert retriever.engine.collection_exists("two")
+    assert [alias.alias_name for alias in retriever.engine.get_aliases().aliases] == ["one", "two"]
+    with Retriever.open("two", bundle=tiny_bundle, path=edge_folder) as other:
+        assert other.search(QUERY) == expected
+    retriever.close()
+    assert is_free(edge_folder)
+    assert not any(Path.cwd().iterdir())
+
+
 def in_a_fork(job: Callable[[], object]) -> str:
     """Return what a forked child says: the job's result, or its error."""
     reading, writing = os.pipe()

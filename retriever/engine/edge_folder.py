@@ -47,8 +47,9 @@ class EdgeFolder:
             EngineUnavailable: it cannot be opened, is something else, or is missing and not to be
                 made.
         """
-        self.path = path
-        self._collections = path / "collections"
+        self.path = path  # as it was given, for messages
+        self._root = path.absolute()  # stays right where the process changes its folder
+        self._collections = self._root / "collections"
         if not (create or path.exists()):
             raise EngineUnavailable(
                 f"there is no embedded engine at {path}; give its --path or a server's --url, or "
@@ -76,7 +77,7 @@ class EdgeFolder:
             part.unlink(missing_ok=True)  # of a killed change of names or metadata
 
     def _take_lock(self) -> int:
-        lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        lock = os.open(self._root / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -102,7 +103,7 @@ class EdgeFolder:
         Raises:
             EngineError: there is less than `LEAST_FREE` left.
         """
-        free = shutil.disk_usage(self.path).free
+        free = shutil.disk_usage(self._root).free
         if free < LEAST_FREE:
             raise EngineError(
                 f"the disk of {self.path} has {free / 1e6:,.0f} MB left, expected "
@@ -138,13 +139,13 @@ class EdgeFolder:
 
     def aliases(self) -> dict[str, str]:
         """Return what each alias points to; one whose collection was deleted is no more."""
-        path = self.path / "aliases.json"
+        path = self._root / "aliases.json"
         stored = _read_json(path) if path.exists() else {}
         return {alias: name for alias, name in stored.items() if self._home(name).is_dir()}
 
     def write_aliases(self, aliases: dict[str, str]) -> None:
         """Replace all aliases at once."""
-        write_json(self.path / "aliases.json", aliases)
+        write_json(self._root / "aliases.json", aliases)
 
     def find(self, name: str) -> str | None:
         """Return the collection that `name`, a collection or an alias, stands for."""
