@@ -9,7 +9,7 @@ import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from typing import Self
 
 READ_AT_ONCE = 500  # keys; SQLite limits the variables of a statement
 WAIT_S = 60.0  # for another process that writes
@@ -50,15 +50,10 @@ class Cache:
             self._file.close()
             raise
 
-    def __enter__(self) -> "Cache":
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self.close()
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ import json
 import logging
 import sqlite3
 from threading import Lock
-from types import TracebackType
+from typing import Self
 
 from two_tower.models.cache import Cache, cache_folder, cache_key
 from two_tower.models.endpoint.language_model import LanguageModel, Sampling
@@ -37,15 +37,10 @@ class CachedModel:
         except (OSError, sqlite3.Error) as error:
             self._do_without(error)
 
-    def __enter__(self) -> "CachedModel":
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self.close()
 
     def close(self) -> None:

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -169,13 +169,7 @@ def measure_all(
         relevant_from = MODEL_FROM if is_judged(dataset, split) else PEOPLE_FROM
     queries, qrels = judged_queries(dataset, split, relevant_from=relevant_from)
     answers = {qrel.passage_id for qrel in qrels if qrel.relevance >= relevant_from}
-    present = retriever.count(answers)
-    if not present:
-        raise DataError(
-            f"{retriever.collection} holds none of the {len(answers):,} relevant passages of "
-            f"{dataset.path}, split {split!r}; expected a collection loaded from that DATA "
-            "or one with the same ids: ingest list"
-        )
+    present = _count_present(retriever, answers, source=f"{dataset.path}, split {split!r}")
     check = read_check(dataset, split)
     asked = [*queries, *(check.queries if check else ())]
     read_ahead(retriever, asked)
@@ -219,12 +213,21 @@ def measure_all(
     )
     if check:
         report = _checked(report, check, rankings)
-        ids = {query.query_id for query in queries}
         rankings = {
-            name: {id_: ranking for id_, ranking in each.items() if id_ in ids}
+            name: {query.query_id: each[query.query_id] for query in queries}
             for name, each in rankings.items()
         }
     return Evaluation(report, tuple(queries), tuple(qrels), rankings, values)
+
+
+def _count_present(retriever: Retriever, answers: Collection[str], *, source: str) -> int:
+    """Return how many of the relevant passages of `source` the collection holds; never none."""
+    if present := retriever.count(answers):
+        return present
+    raise DataError(
+        f"{retriever.collection} holds none of the {len(answers):,} relevant passages of {source}; "
+        "expected a collection loaded from that DATA or one with the same ids: ingest list"
+    )
 
 
 def _checked(report: Report, check: Check, rankings: Mapping[str, Rankings]) -> Report:

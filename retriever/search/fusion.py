@@ -6,7 +6,8 @@ The learnt weights come from the bundle (`models.bundle.fusion`); without them a
 reciprocal ranks decide.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -251,3 +252,21 @@ def reorder(ranking: Ranking, logits: FloatArray, weights: "FinalWeights") -> Ra
     return ranking._replace(
         candidates=candidates, order=order, scores=scores, answerable=answerable
     )
+
+
+def likely_rows(ranking: Ranking, at_least: float) -> list[int]:
+    """Return the rows of a ranking, best first, whose chance to answer is `at_least` so much.
+
+    Where the budget left no time for the cross-scorer, there are no chances, and all stay.
+    """
+    rows: list[int] = ranking.order.tolist()
+    if ranking.answerable is None:
+        return rows
+    least = math.log(at_least / (1 - at_least)) if at_least < 1 else math.inf
+    return [row for row in rows if ranking.scores[row] >= least]
+
+
+def point_ids(rankings: Sequence[Ranking], rows: Sequence[Iterable[int]]) -> set[str]:
+    """Return the points that stand in some rows of each ranking."""
+    pairs = zip(rankings, rows, strict=True)
+    return {ranking.candidates.point_ids[row] for ranking, part in pairs for row in part}

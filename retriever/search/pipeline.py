@@ -8,7 +8,6 @@ or before it those of all that the cross-scorer reads. What a query asks the eng
 `queries`, what the scores add up to in `fusion`.
 """
 
-import math
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,6 +36,8 @@ from two_tower.retriever.search.fusion import (
     fuse,
     gather,
     is_learnt,
+    likely_rows,
+    point_ids,
     reorder,
     stage_ranks,
 )
@@ -149,14 +150,9 @@ class Pipeline:
         if self.own_rewriting or settings.rewrite:
             answers = self._imagine(queries, settings, watch)
         if self._bundle.asks_endpoint:
+            left_s, skipped = watch.left_s, watch.skipped
             vectors, settings = ask_endpoint(
-                self.encoder,
-                queries,
-                names,
-                answers,
-                settings,
-                left_s=watch.left_s,
-                skipped=watch.skipped,
+                self.encoder, queries, names, answers, settings, left_s=left_s, skipped=skipped
             )
         else:
             vectors = self.encoder.encode(queries, names, answers)
@@ -166,31 +162,20 @@ class Pipeline:
             settings = replace(settings, rerank=False)
         plans = [plan(settings, v, k=k, filter=filter, centroids=self._centroids) for v in vectors]
         candidates = ask(self._engine, self._collection, plans)
-        costly = LATE if late else RERANK if settings.rerank else None
-        watch.lap("candidates", cost_of=costly)
+        watch.lap("candidates", cost_of=LATE if late else RERANK if settings.rerank else None)
 
         rankings = [fuse(settings, each, learnt=self._learnt) for each in candidates]
         watch.lap("fusion")
-
         payloads: Payloads = {}
         rankings = self._cross(queries, rankings, payloads=payloads, settings=settings, watch=watch)
-
-        last_stages = []
         rows: list[list[int]] = [ranking.order.tolist() for ranking in rankings]
-        if settings.at_least:
-            rows = [likely_rows(ranking, settings.at_least) for ranking in rankings]
-        if settings.group_by is not None:
-            rows = self._group(rankings, rows, settings.group_by, size=settings.group_size)
-            watch.lap(GROUPS)
-            last_stages.append(GROUPS)
-        if settings.diversity > 0 and watch.affords(DIVERSITY):
-            rows = self._diversify(rankings, rows, settings.diversity, k=k)
-            watch.lap(DIVERSITY)
-            last_stages.append(DIVERSITY)
-
+        last_stages: list[str] = []
+        if settings.at_least or settings.group_by is not None or settings.diversity > 0:
+            rows, last_stages = self._choose(rankings, k=k, settings=settings, watch=watch)
         rows = [best[:k] for best in rows]
         payloads |= self._payloads(point_ids(rankings, rows) - payloads.keys())
         watch.lap(LAST_STEP)
+
         results = [
             SearchResult(
                 query,
@@ -308,6 +293,24 @@ class Pipeline:
         watch.lap(CROSS)
         return crossed
 
+    def _choose(
+        self, rankings: Sequence[Ranking], *, k: int, settings: SearchSettings, watch: "Stopwatch"
+    ) -> tuple[list[list[int]], list[str]]:
+        """Return the rows of each ranking that may become hits, and the stages that chose them."""
+        stages = []
+        rows: list[list[int]] = [ranking.order.tolist() for ranking in rankings]
+        if settings.at_least:
+            rows = [likely_rows(ranking, settings.at_least) for ranking in rankings]
+        if settings.group_by is not None:
+            rows = self._group(rankings, rows, settings.group_by, size=settings.group_size)
+            watch.lap(GROUPS)
+            stages.append(GROUPS)
+        if settings.diversity > 0 and watch.affords(DIVERSITY):
+            rows = self._diversify(rankings, rows, settings.diversity, k=k)
+            watch.lap(DIVERSITY)
+            stages.append(DIVERSITY)
+        return rows, stages
+
     def _group(
         self, rankings: Sequence[Ranking], rows: list[list[int]], field: str, *, size: int
     ) -> list[list[int]]:
@@ -372,24 +375,6 @@ def ask(
     requests = [request for stages in plans for request in stages.values()]
     answers = iter(engine.query_scores(collection, requests) if requests else [])
     return [gather(stages, [next(answers) for _ in stages]) for stages in plans]
-
-
-def likely_rows(ranking: Ranking, at_least: float) -> list[int]:
-    """Return the rows of a ranking, best first, whose chance to answer is `at_least` so much.
-
-    Where the budget left no time for the cross-scorer, there are no chances, and all stay.
-    """
-    rows: list[int] = ranking.order.tolist()
-    if ranking.answerable is None:
-        return rows
-    least = math.log(at_least / (1 - at_least)) if at_least < 1 else math.inf
-    return [row for row in rows if ranking.scores[row] >= least]
-
-
-def point_ids(rankings: Sequence[Ranking], rows: Sequence[Iterable[int]]) -> set[str]:
-    """Return the points that stand in some rows of each ranking."""
-    pairs = zip(rankings, rows, strict=True)
-    return {ranking.candidates.point_ids[row] for ranking, part in pairs for row in part}
 
 
 def top_hits(ranking: Ranking, rows: Sequence[int], payloads: Payloads) -> list[Hit]:
