@@ -14,12 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import two_tower
 from two_tower.ingest.dataset.writer import DatasetWriter
 from two_tower.ingest.sources.choose import open_source
 from two_tower.ingest.sources.splits import split_of_file
 from two_tower.ingest.sources.values import as_id, as_integer, as_mark, as_text
-from two_tower.models.data import Dataset, Passage, Qrel
+from two_tower.models.data import Dataset, Passage, Qrel, Query
 from two_tower.models.errors import DataError
+from two_tower.retriever.evaluation.systems import run_system
 
 ROWS = [
     {"query": "how long do cats live", "text": "A cat, an old one, lives for twenty years"},
@@ -36,6 +38,10 @@ def prepare(spec: Path, out: Path, **options: Any) -> tuple[Dataset, Notes]:
     with DatasetWriter(out, source=source.name, details=source.details) as writer:
         source.write_to(writer)
     return Dataset.open(out), writer.notes
+
+
+def prepare_with_queries(spec: Path, out: Path, queries: Path, *, merge: bool = False) -> Dataset:
+    return two_tower.prepare(spec, out, queries=queries, merge=merge, dev_fraction=0.0)
 
 
 def pairs(data: Dataset) -> list[tuple[str, str]]:
@@ -472,6 +478,66 @@ def test_negatives_beside_a_positive(tmp_path: Path, form: str, end: str) -> Non
     assert relevances == {"yes": 1, "no": 0, "never": 0}
 
 
+MARCO_TRIPLES = [
+    ("how long do cats live", "A cat lives twenty years.", '"Cats" is a musical'),
+    ("how long do cats live", "A cat lives twenty years.", "Dogs bark, at times."),
+    ("do dogs bark", "Dogs bark, at times.", "A cat lives twenty years."),
+]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["triples.train.small.tsv", "triples.tsv.gz", "my-triples.tab", "x/train_triplets.tsv"],
+)
+@pytest.mark.parametrize("has_header", [False, True])
+def test_triples_of_texts_need_no_header(tmp_path: Path, name: str, has_header: bool) -> None:
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    text = lines([*([("query", "positive", "negative")] if has_header else []), *MARCO_TRIPLES])
+    file.write_bytes(gzip.compress(text.encode()) if name.endswith("gz") else text.encode())
+    data, notes = prepare(tmp_path / name.split("/")[0], tmp_path / "data")
+    texts = {p.passage_id: p.text for p in data.passages()}
+    queries = {q.query_id: q.text for q in data.queries()}
+    judged = {(queries[q.query_id], texts[q.passage_id], q.relevance) for q in data.qrels("train")}
+    yes = {(query, positive, 1) for query, positive, _ in MARCO_TRIPLES}
+    no = {(query, negative, 0) for query, _, negative in MARCO_TRIPLES}
+    assert judged == yes | no
+    assert not notes
+
+
+@pytest.mark.parametrize(
+    "name", ["qidpidtriples.train.full.2.tsv", "qidpidtriples.tsv.gz", "triples.train.tsv"]
+)
+@pytest.mark.parametrize("header", ["", "qid\tpos_id\tneg_id\n"])
+def test_triples_of_ids_beside_collection_and_queries(
+    tmp_path: Path, name: str, header: str
+) -> None:
+    folder = tmp_path / "in"
+    write_lines(lines([(n, f"passage {n}") for n in range(4)]))(folder / "collection.tsv")
+    write_lines(lines([(n, f"query {n}") for n in range(2)]))(folder / "queries.train.tsv")
+    write_lines(header + lines([(0, 0, 1), (0, 0, 2), (1, 3, 0), (1, 3, 9)]))(folder / name)
+    data, notes = prepare(folder, tmp_path / "data")
+    expected = {("0", "0", 1), ("0", "1", 0), ("0", "2", 0), ("1", "3", 1), ("1", "0", 0)}
+    assert {qrel[:3] for qrel in data.qrels("train")} == expected
+    assert data.manifest["counts"]["rejected"] == {"judgement: unknown passage": 1}
+    assert not notes
+
+
+def test_triples_of_ids_alone_are_one_line(tmp_path: Path) -> None:
+    write_lines(lines([(1, 2, 3)]))(tmp_path / "qidpidtriples.train.small.tsv")
+    with pytest.raises(DataError, match=r"ids of queries and passages .* beside collection\.tsv"):
+        prepare(tmp_path / "qidpidtriples.train.small.tsv", tmp_path / "data")
+
+
+@pytest.mark.parametrize("name", ["collection.tsv", "collection.tsv.gz", "corpus.part-1.tsv"])
+def test_a_collection_alone_needs_no_header(tmp_path: Path, name: str) -> None:
+    write_lines(lines([(n, f"passage {n}") for n in range(3)]))(tmp_path / name)
+    write_lines(lines([(n, f"query {n}") for n in range(2)]))(tmp_path / "queries.dev.tsv")
+    data = prepare_with_queries(tmp_path / name, tmp_path / "data", tmp_path / "queries.dev.tsv")
+    assert list(data.passages()) == [Passage(f"{n}", f"passage {n}") for n in range(3)]
+    assert data.queries() == [Query(f"{n}", f"query {n}") for n in range(2)]
+
+
 @pytest.mark.parametrize("end", ["jsonl", "csv", "parquet"])
 def test_pairs_alone_are_rows_too(tmp_path: Path, end: str) -> None:
     rows = [
@@ -537,14 +603,56 @@ def test_an_id_beside_queries_is_a_hint(tmp_path: Path) -> None:
     assert len(data.qrels("train")) == 3
 
 
-def test_passages_merge_on_request(tmp_path: Path) -> None:
-    source_file = tmp_path / "x.jsonl"
-    write_table(source_file, PRODUCTS)
-    source = open_source(str(source_file))
-    with DatasetWriter(tmp_path / "data", source="x", merge=True) as writer:
-        source.write_to(writer)
-    data = Dataset.open(tmp_path / "data")
-    assert [p.passage_id for p in data.passages()] == ["sku0"]
+def write_products(folder: Path, kind: str) -> Path:
+    """The products as a source of that kind; its path."""
+    if kind == "beir":
+        rows = [{("_id" if k == "id" else k): v for k, v in p.items()} for p in PRODUCTS]
+        write_table(folder / "corpus.jsonl", rows)
+    elif kind == "texts":
+        for product in PRODUCTS:
+            path = folder / str(product["id"]) / "shirt.txt"
+            path.parent.mkdir(parents=True)
+            path.write_text(product["text"])
+    else:
+        write_table(folder / f"x.{kind}", PRODUCTS)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "beir", "texts"])
+def test_passages_merge_on_request(tmp_path: Path, kind: str) -> None:
+    source = write_products(tmp_path / "in", kind)
+    ids = ["sku0", "sku1", "sku2"]
+    if kind == "texts":
+        ids = [f"{name}/shirt.txt" for name in ids]
+    questions = tmp_path / "questions.jsonl"
+    write_table(questions, [{"query": f"what is {id_}", "passage_id": id_} for id_ in ids])
+    apart = prepare_with_queries(source, tmp_path / "apart", questions)
+    assert [p.passage_id for p in apart.passages()] == ids
+    assert apart.merged_ids() == {}
+    data = prepare_with_queries(source, tmp_path / "data", questions, merge=True)
+    assert [p.passage_id for p in data.passages()] == ids[:1]
+    assert data.merged_ids() == dict.fromkeys(ids[1:], ids[0])
+    assert [q.passage_id for q in data.qrels("train")] == ids[:1] * 3
+    run = tmp_path / "other.trec"
+    queries = {q.text: q.query_id for q in data.queries()}
+    run.write_text("".join(f"{queries[f'what is {i}']} Q0 {i} 1 1 x\n" for i in ids))
+    ranker = run_system(run, data, split="train").start()
+    assert ranker.rank(data.queries("train"), 10) == [ids[:1]] * 3
+
+
+def test_what_was_merged_is_known_where_documents_are_cut(tmp_path: Path) -> None:
+    long = " ".join(f"word{n}" for n in range(30))
+    rows = [
+        *PRODUCTS,
+        *({"id": f"long{n}", "text": long, "brand": "x", "price": n} for n in range(2)),
+    ]
+    write_table(tmp_path / "x.jsonl", rows)
+    for merge, documents in ((True, 2), (False, 5)):
+        two_tower.prepare(tmp_path / "x.jsonl", tmp_path / "d", merge=merge, force=True)
+        data = two_tower.prepare(tmp_path / "d", tmp_path / "p", passage_words=20, force=True)
+        names = {p.fields["document_id"] for p in data.passages()}
+        assert len(names) == documents
+        assert data.merged_ids() == ({"sku1": "sku0", "sku2": "sku0"} if merge else {})
 
 
 NAMES = {

@@ -103,7 +103,10 @@ def judge(
     if not dry_run:
         require_free(out.resolve(), overwrite=force)
     questions = find_questions(dataset, _people(dataset, check))
-    rankings: dict[str, Rankings] = {file.stem: read_run(file) for file in runs or []}
+    merged = dataset.merged_ids()
+    rankings: dict[str, Rankings] = {
+        file.stem: read_run(file, merged=merged) for file in runs or []
+    }
     with CachedModel(LanguageModel(llm, model)) as judging:
         if collection is not None:
             with opened_engine(url, path) as engine:
@@ -127,7 +130,11 @@ def _people(dataset: "Dataset", check: str | None) -> "list[Qrel]":
 
     if check is None:
         return []
-    return dataset.qrels(check) if check in dataset.splits else read_people(Path(check))
+    if check in dataset.splits:
+        return dataset.qrels(check)
+    merged = dataset.merged_ids()
+    people = read_people(Path(check))
+    return [q._replace(passage_id=merged.get(q.passage_id, q.passage_id)) for q in people]
 
 
 def _opened(engine: "Engine", name: str, bundle: Path | None) -> "Retriever":

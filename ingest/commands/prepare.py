@@ -63,6 +63,15 @@ OverlapWords = Annotated[
     int, typer.Option(min=0, help="Words of a passage that the next one repeats.")
 ]
 
+Merge = Annotated[
+    bool,
+    typer.Option(
+        "--merge",
+        help="Passages of equal title and text become one, the first, although their ids or fields "
+        "differ; merged.jsonl keeps the others, and their judgements go to it.",
+    ),
+]
+
 Force = Annotated[bool, typer.Option("--force", help="Replace a DATA folder.")]
 
 
@@ -84,11 +93,13 @@ def prepare(
     limit: Limit = None,
     passage_words: PassageWords = None,
     overlap_words: OverlapWords = 0,
+    merge: Merge = False,
     force: Force = False,
 ) -> None:
     """Turn a source into one DATA folder: passages, queries, judgements and a manifest.
 
-    Identical passages are merged; rows that cannot be used are set aside in rejected.jsonl.
+    A passage that comes again is merged with the first; rows that cannot be used are set aside in
+    rejected.jsonl.
     """
     from two_tower.ingest.sources import prepare as preparing
 
@@ -114,6 +125,7 @@ def prepare(
         limit=limit,
         passage_words=passage_words,
         overlap_words=overlap_words,
+        merge=merge,
         force=force,
         notify=notes.append,
     )

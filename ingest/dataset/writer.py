@@ -277,6 +277,11 @@ class DatasetWriter:
         """Why rows were set aside so far, each reason once."""
         return list(self._rejected)
 
+    def keep_merged(self, merged: Mapping[str, str]) -> None:
+        """Keep which ids stand for which in the DATA that this is made from: `merged_ids`."""
+        for passage_id, into in merged.items():
+            self._merged_file.write(json.dumps({"merged": passage_id, "into": into}) + "\n")
+
     def leave_out(self, reason: str, count: int = 1) -> None:
         """Count what the source itself decided not to use, without a record of each."""
         self._left_out[reason] += count

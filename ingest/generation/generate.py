@@ -213,6 +213,7 @@ def generate(
             by_passage[query.passage_id].append(query.text)
         report.kept, report.with_query = len(queries), len(by_passage)
         _write(writer, passages, by_passage, dev_share=config.dev_share)
+        writer.keep_merged(data.merged_ids())
         for reason, count in report.dropped.items():
             writer.leave_out(f"generated text: {reason}", count)
         if table is not None:

@@ -209,6 +209,7 @@ class Judge:
                 w.add_query(query)
             for qrel in chain(self._known(), self._graded(grades)):
                 w.add_qrel(qrel)
+            w.keep_merged(self._data.merged_ids())
         return judged
 
     def _pairs(self) -> Iterable[Pair]:

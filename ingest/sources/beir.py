@@ -3,26 +3,37 @@
 corpus.jsonl, collection.tsv, corpus/*.parquet      a table, or TSV without header: id, text
 queries.jsonl, queries.dev.tsv, queries/*.parquet   likewise
 qrels/<split>.tsv, qrels.dev.tsv, test.jsonl        see `judgements`
+qidpidtriples.train.tsv                             query id, id of an answer, id of another passage
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from two_tower.ingest.dataset.writer import DatasetWriter
-from two_tower.ingest.sources.columns import plain
 from two_tower.ingest.sources.folders import source_files, table_files, tell_unread
-from two_tower.ingest.sources.judgements import are_judgements, is_named_qrels, read_judgements
-from two_tower.ingest.sources.rows import Row, column_names, ending, read_rows
+from two_tower.ingest.sources.headers import (
+    CORPUS,
+    CORPUS_STEMS,
+    QUERIES,
+    QUERY_STEMS,
+    are_triples,
+    missing_header,
+    stem,
+)
+from two_tower.ingest.sources.judgements import (
+    are_id_triples,
+    are_judgements,
+    is_named_qrels,
+    read_id_triples,
+    read_judgements,
+)
+from two_tower.ingest.sources.rows import read_rows
 from two_tower.ingest.sources.splits import split_name, split_of_file
 from two_tower.ingest.sources.values import as_content, as_id, as_integer, as_text, first_of
 from two_tower.models.console import progress
 from two_tower.models.data import Passage, Qrel, Query
 from two_tower.models.errors import DataError
-
-_CORPUS = ("corpus", "collection")
-
-_QUERIES = ("queries", "topics")
 
 _IDS = ("_id", "id", "docid", "doc_id", "pid", "passage_id", "corpus-id", "corpus_id")
 
@@ -31,12 +42,6 @@ _QUERY_IDS = ("_id", "id", "qid", "query_id", "query-id")
 _TEXTS = ("text", "contents", "content", "passage", "body", "segment")
 
 _QUERY_TEXTS = ("text", "query", "question", "title")
-
-_HEADERLESS = {  # number of columns -> what MS MARCO's own files hold, without saying it
-    2: ("_id", "text"),
-    3: ("_id", "title", "text"),
-    4: ("_id", "url", "title", "text"),
-}
 
 
 class BeirFolder:
@@ -50,45 +55,49 @@ class BeirFolder:
         """
         self.name = str(path)
         tables = table_files(path)
-        self._corpus = _named(tables, path, _CORPUS)
-        self._queries = _named(tables, path, _QUERIES)
+        self._corpus = _named(tables, path, CORPUS_STEMS)
+        self._queries = _named(tables, path, QUERY_STEMS)
         others = [f for f in source_files(path) if f not in {*self._corpus, *self._queries}]
         self._qrels = [
             file for file in others if is_named_qrels(file, inside=path) or are_judgements(file)
         ]
-        if self._qrels and not self._queries:
+        self._triples = [file for file in others if are_id_triples(file)]
+        if (self._qrels or self._triples) and not self._queries:
             raise DataError(
                 f"{path} has qrels but no queries.jsonl or queries.jsonl.gz; "
                 "expected a BEIR folder: corpus.jsonl, queries.jsonl, qrels/<split>.tsv"
             )
         self.details: Mapping[str, Any] = {
             "kind": "beir",
-            "qrels": [file.name for file in self._qrels],
+            "qrels": [file.name for file in (*self._qrels, *self._triples)],
         }
 
     @staticmethod
     def fits(path: Path) -> bool:
         """Say whether a folder has a corpus."""
-        return bool(_named(table_files(path), path, _CORPUS))
+        return bool(_named(table_files(path), path, CORPUS_STEMS))
 
     def write_to(self, writer: DatasetWriter) -> None:
         """Write passages, queries and the judgements of all splits."""
         path = Path(self.name)
         for file in self._corpus:
-            for where, row in progress(_rows(file, writer), label="passages"):
+            rows = read_rows(file, writer.reject, header=missing_header(file, CORPUS))
+            for where, row in progress(rows, label="passages"):
                 writer.add_passage(_passage(row), where=where, identity="id")
         for file in self._queries:
-            for where, row in progress(_rows(file, writer), label="queries"):
+            rows = read_rows(file, writer.reject, header=missing_header(file, QUERIES))
+            for where, row in progress(rows, label="queries"):
                 text: Any = as_content(first_of(row, _QUERY_TEXTS))  # the writer judges its type
                 writer.add_query(Query(as_id(first_of(row, _QUERY_IDS)), text), where=where)
-        for file in self._qrels:
+        for file in (*self._qrels, *self._triples):
             split = split_of_file(file, inside=path) or _named_split(file)
-            label = f"judgements {split}"
-            for judgement in progress(read_judgements(file, writer.reject), label=label):
+            read = read_id_triples if file in self._triples else read_judgements
+            for judgement in progress(read(file, writer.reject), label=f"judgements {split}"):
                 score = as_integer(judgement.score)
                 qrel = Qrel(judgement.query_id, judgement.passage_id, score, split)
                 writer.add_qrel(qrel, where=judgement.where)
-        tell_unread(path, [*self._corpus, *self._queries, *self._qrels], writer)
+        files = [*self._corpus, *self._queries, *self._qrels, *self._triples]
+        tell_unread(path, files, writer)
 
 
 def _named(files: Sequence[Path], root: Path, stems: tuple[str, ...]) -> list[Path]:
@@ -96,29 +105,15 @@ def _named(files: Sequence[Path], root: Path, stems: tuple[str, ...]) -> list[Pa
     return [
         file
         for file in files
-        if any(
-            name.lower().partition(".")[0].partition("-")[0] in stems
-            for name in file.relative_to(root).parts
-        )
+        if any(stem(name) in stems for name in file.relative_to(root).parts)
         and not is_named_qrels(file, inside=root)
     ]
 
 
 def _named_split(file: Path) -> str:
     """Return the split of judgements whose name says none of the usual: the name itself."""
-    stem = file.name.partition(".")[0]
-    return "train" if stem.lower().startswith("qrels") else split_name(stem)
-
-
-def _rows(file: Path, writer: DatasetWriter) -> Iterator[Row]:
-    """Yield the rows of a corpus or of queries; a TSV file without header is MS MARCO's."""
-    header = None
-    if ending(file) in (".tsv", ".tab"):
-        names = column_names(file)
-        known = {plain(name) for name in (*_TEXTS, *_QUERY_TEXTS, *_IDS)}
-        if not any(plain(name) in known for name in names):
-            header = _HEADERLESS.get(len(names))
-    return read_rows(file, writer.reject, header=header)
+    name = file.name.partition(".")[0]
+    return "train" if name.lower().startswith("qrels") or are_triples(file) else split_name(name)
 
 
 def _passage(row: dict[str, Any]) -> Passage:

@@ -41,17 +41,32 @@ def plain(name: str) -> str:
     return re.sub(r"[\s-]+", "_", name.strip().lower())
 
 
+def is_negative(name: str) -> bool:
+    """Say whether a column's name is that of passages that do not answer."""
+    return bool(_NEGATIVE.fullmatch(plain(name)))
+
+
 def resolve_columns(
-    asked: Mapping[str, str], file: Path, *, needed: Sequence[str] = ("passage",)
+    asked: Mapping[str, str],
+    file: Path,
+    *,
+    header: Sequence[str] | None = None,
+    needed: Sequence[str] = ("passage",),
 ) -> dict[str, str]:
     """Return role -> column for the columns that a table has.
 
     A column of scores that are no whole numbers judges nothing: it stays a field.
 
+    Args:
+        asked: role -> column, where the user has said it.
+        file: the table.
+        header: names of its columns, where it has none itself.
+        needed: roles that there must be a column for.
+
     Raises:
         DataError: the table has no column that was asked for, or none for a role that is needed.
     """
-    names = column_names(file)
+    names = header or column_names(file)
     shown = [one_line(name, limit=40) for name in names[:20]]
     listed = ", ".join(shown) + (", …" if len(names) > 20 else "") or "none"
     for role, name in asked.items():
@@ -85,7 +100,7 @@ def negative_columns(columns: Mapping[str, str], names: Sequence[str]) -> list[s
     """Return the columns with passages that do not answer, beside one of `POSITIVES`."""
     if "query" not in columns or plain(columns["passage"]) not in POSITIVES:
         return []
-    return [name for name in names if _NEGATIVE.fullmatch(plain(name))]
+    return [name for name in names if is_negative(name)]
 
 
 def _are_whole(rows: Sequence[Row], column: str) -> bool:

@@ -3,6 +3,7 @@
 query-id <tab> corpus-id <tab> score    with or without header; `.csv` with commas
 query-id 0 corpus-id score              TREC's own form, between spaces or tabs
 {"query-id": …, "corpus-id": …, "score": …}    rows of JSONL, Parquet or Arrow
+query-id <tab> corpus-id <tab> corpus-id       MS MARCO's triples: the second is no answer
 """
 
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from two_tower.ingest.sources.columns import PASSAGE_IDS, QUERY_IDS, plain
+from two_tower.ingest.sources.headers import are_ids, are_triples, first_cells
 from two_tower.ingest.sources.rows import Reject, column_names, ending, is_table, read_rows
 from two_tower.ingest.sources.text_lines import read_lines
 from two_tower.ingest.sources.values import as_id
@@ -65,6 +67,36 @@ def read_judgements(file: Path, reject: Reject) -> Iterator[Judgement]:
         DataError: the file cannot be read.
     """
     return _of_lines(file, reject) if ending(file) in _TEXT else _of_rows(file, reject)
+
+
+def are_id_triples(file: Path) -> bool:
+    """Say whether a file is one of triples whose first line has three ids.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    if not are_triples(file) or ending(file) not in (".tsv", ".tab"):
+        return False
+    cells = first_cells(file)
+    return len(cells) == 3 and are_ids(cells)
+
+
+def read_id_triples(file: Path, reject: Reject) -> Iterator[Judgement]:
+    """Yield two judgements a line: 1 for the answer, 0 for the other passage.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    for number, line in enumerate(read_lines(file), 1):
+        cells = _cells(line.rstrip("\r\n"), ending(file))
+        if not any(cells) or (number == 1 and plain(cells[0]) in _QUERY_IDS):
+            continue
+        where = f"{file.name}:{number}"
+        if len(cells) == 3 and all(cells):
+            yield Judgement(where, cells[0], cells[1], 1)
+            yield Judgement(where, cells[0], cells[2], 0)
+        else:
+            reject(reason="judgement: expected three ids", where=where, row=cells)
 
 
 def _of_rows(file: Path, reject: Reject) -> Iterator[Judgement]:

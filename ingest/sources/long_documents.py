@@ -83,13 +83,18 @@ class LongDocuments:
         for split in self._data.splits:
             for qrel in self._data.qrels(split):
                 judged[qrel.passage_id].append(qrel)
+        uncut = set()
         for document in progress(self._data.passages(), label="documents"):
             parts = split_passage(document, self._config)
+            if len(parts) == 1:
+                uncut.add(document.passage_id)
             for part in parts:
-                writer.add_passage(part, where=document.passage_id)
+                writer.add_passage(part, where=document.passage_id, identity="id")
             for qrel in judged.get(document.passage_id, ()):
                 best = most_like(queries[qrel.query_id].text, parts, self._analyzer)
                 writer.add_qrel(qrel._replace(passage_id=best.passage_id))
+        merged = self._data.merged_ids().items()
+        writer.keep_merged({passage_id: into for passage_id, into in merged if into in uncut})
 
 
 def split_passage(document: Passage, config: SplitConfig) -> list[Passage]:

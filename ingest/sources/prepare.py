@@ -27,6 +27,7 @@ def prepare(
     limit: int | None = None,
     passage_words: int | None = None,
     overlap_words: int = 0,
+    merge: bool = False,
     force: bool = False,
     notify: Callable[[str], None] = lambda line: None,
 ) -> Dataset:
@@ -43,6 +44,8 @@ def prepare(
         limit: passages of python-docs at most.
         passage_words: cut long texts into passages of at most so many words.
         overlap_words: words of a passage that the next one repeats.
+        merge: passages of equal title and text become one, although their ids or fields differ: the
+            first, whose id and fields hold; judgements of the others go to it.
         force: replace a DATA folder.
         notify: is told what is worth knowing about the source, a line each.
 
@@ -68,6 +71,7 @@ def prepare(
         details=opened.details,
         dev_fraction=dev_fraction,
         overwrite=force,
+        merge=merge or None,
     ) as writer:
         opened.write_to(writer)
         if questions:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from two_tower.ingest.dataset.writer import DatasetWriter
 from two_tower.ingest.sources.columns import resolve_columns
+from two_tower.ingest.sources.headers import header_by_name
 from two_tower.ingest.sources.rows import SUFFIXES, Row, is_table, read_rows
 from two_tower.ingest.sources.tables import write_query
 from two_tower.ingest.sources.text_lines import read_lines
@@ -36,9 +37,10 @@ class Questions:
             raise DataError(
                 f"{file} is of no known kind; expected questions in .txt, {', '.join(SUFFIXES)}"
             )
+        self._header = None if self._is_list else header_by_name(file)
         self._columns = {"query": "query"}
         if not self._is_list:
-            self._columns = resolve_columns({}, file, needed=("query",))
+            self._columns = resolve_columns({}, file, header=self._header, needed=("query",))
 
     def write_to(self, writer: DatasetWriter, *, part_for: PartFor | None = None) -> None:
         """Write the questions and their judgements, which DATA splits into train and dev.
@@ -56,7 +58,7 @@ class Questions:
 
     def _rows(self, writer: DatasetWriter) -> Iterator[Row]:
         if not self._is_list:
-            yield from read_rows(self._file, writer.reject)
+            yield from read_rows(self._file, writer.reject, header=self._header)
             return
         for number, line in enumerate(read_lines(self._file), 1):
             if line.strip():

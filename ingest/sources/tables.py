@@ -2,15 +2,17 @@
 
 A row holds a passage and, unless the table is a bare corpus, a query that it answers. Beside a
 column `positive`, columns such as `negative` or `negative_1` hold passages that do not answer.
+MS MARCO's files of triples are such tables without a header.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from two_tower.ingest.dataset.writer import DatasetWriter, Identity
 from two_tower.ingest.sources.columns import negative_columns, plain, resolve_columns
 from two_tower.ingest.sources.folders import listing, tell_unread
+from two_tower.ingest.sources.headers import header_by_name
 from two_tower.ingest.sources.rows import SUFFIXES, Row, column_names, is_table, read_rows
 from two_tower.ingest.sources.splits import split_name, split_of_file
 from two_tower.ingest.sources.values import (
@@ -50,8 +52,12 @@ class Tables:
         self.details: Mapping[str, Any] = {
             "kind": "table",
             "files": [file.name for file in files],
-            "columns": resolve_columns(columns, files[0]),
+            "columns": resolve_columns(columns, files[0], header=self._header(files[0])),
         }
+
+    def _header(self, file: Path) -> Sequence[str] | None:
+        """Return the names of a file's columns where it has no header, and nobody names one."""
+        return None if self._columns else header_by_name(file)
 
     def write_to(self, writer: DatasetWriter) -> None:
         """Write the rows of all files.
@@ -60,10 +66,12 @@ class Tables:
             DataError: a file cannot be read, or lacks a column.
         """
         for file in self._files:
-            columns = resolve_columns(self._columns, file)
+            header = self._header(file)
+            columns = resolve_columns(self._columns, file, header=header)
             split = self._splits[file] or "train"
-            rows = TableRows(columns, negative_columns(columns, column_names(file)), split)
-            for row in progress(read_rows(file, writer.reject), label=file.name):
+            negatives = negative_columns(columns, header or column_names(file))
+            rows = TableRows(columns, negatives, split)
+            for row in progress(read_rows(file, writer.reject, header=header), label=file.name):
                 rows.write(row, writer)
         self._tell_splits(writer)
         tell_unread(Path(self.name), self._files, writer)

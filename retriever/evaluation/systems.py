@@ -178,11 +178,7 @@ def run_system(path: Path, dataset: Dataset, *, split: str) -> System:
     Raises:
         DataError: the file is not a TREC run, or it has none of the split's queries.
     """
-    merged = dataset.merged_ids()
-    rankings = {
-        query_id: list(dict.fromkeys(merged.get(passage_id, passage_id) for passage_id in ranking))
-        for query_id, ranking in read_run(path).items()
-    }
+    rankings = read_run(path, merged=dataset.merged_ids())
     judged = {qrel.query_id for qrel in dataset.qrels(split) if qrel.relevance > 0}
     common = len(judged & rankings.keys())
     if judged and not common:

@@ -7,13 +7,17 @@ count down from the length of the list: no score of one stage gives the order of
 import math
 import re
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from two_tower.models.errors import DataError
 from two_tower.models.files import read_text
 from two_tower.retriever.evaluation.measures import Rankings
 
 COLUMNS = "query_id Q0 passage_id rank score tag"
+
+NOTHING_MERGED: Mapping[str, str] = MappingProxyType({})
 
 BREAKS = ("\t", "\n", "\r")
 
@@ -39,8 +43,13 @@ def write_run(path: Path, rankings: Rankings, *, tag: str) -> None:
     path.write_text("".join(lines), encoding="utf-8")
 
 
-def read_run(path: Path) -> dict[str, list[str]]:
+def read_run(path: Path, *, merged: Mapping[str, str] = NOTHING_MERGED) -> dict[str, list[str]]:
     """Return query_id -> passage ids, by falling score; ties by the rank that the line states.
+
+    Args:
+        path: the file.
+        merged: id of a passage -> id of the equal one that stands for it, see
+            `Dataset.merged_ids`.
 
     Raises:
         DataError: the file cannot be read, or a line is none of a run, named by `file:line`.
@@ -56,13 +65,14 @@ def read_run(path: Path) -> dict[str, list[str]]:
     rankings = {}
     for query_id, unordered in lines.items():
         ordered = sorted(unordered, key=lambda line: line[:2])
-        rankings[query_id] = ids = [passage_id for _, _, passage_id in ordered]
+        ids = [passage_id for _, _, passage_id in ordered]
         if len(set(ids)) < len(ids):
             repeated = next(name for name in ids if ids.count(name) > 1)
             raise DataError(
                 f"{path} lists passage {repeated!r} more than once for query {query_id!r}; "
                 "expected each at most once"
             )
+        rankings[query_id] = list(dict.fromkeys(merged.get(name, name) for name in ids))
     return rankings
 
 
