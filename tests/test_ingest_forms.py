@@ -523,6 +523,16 @@ def test_triples_of_ids_beside_collection_and_queries(
     assert not notes
 
 
+@pytest.mark.parametrize("depth", [1_000_000])
+def test_json_that_is_too_deep_is_called_that(tmp_path: Path, depth: int) -> None:
+    row = '{"query": "q", "text": "t", "x": ' + "[" * depth + "]" * depth + "}"
+    (tmp_path / "x.jsonl").write_text(JSONL + row + "\n{\n")
+    data, _ = prepare(tmp_path / "x.jsonl", tmp_path / "data")
+    reasons = {"row: nested too deep to be read": 1, "row: not JSON": 1}
+    assert data.manifest["counts"]["rejected"] == reasons
+    assert len(pairs(data)) == len(ROWS)
+
+
 def test_triples_of_ids_alone_are_one_line(tmp_path: Path) -> None:
     write_lines(lines([(1, 2, 3)]))(tmp_path / "qidpidtriples.train.small.tsv")
     with pytest.raises(DataError, match=r"ids of queries and passages .* beside collection\.tsv"):

@@ -124,9 +124,10 @@ def _parsed(
             continue
         try:
             value = json.loads(line)
-        except (ValueError, RecursionError):
-            where = f"{path.name}:{number}"
-            reject(reason="row: not JSON", where=where, row=line.rstrip("\r\n"))
+        except (ValueError, RecursionError) as error:
+            is_deep = isinstance(error, RecursionError)
+            reason = "row: nested too deep to be read" if is_deep else "row: not JSON"
+            reject(reason=reason, where=f"{path.name}:{number}", row=line.rstrip("\r\n"))
             continue
         yield str(number), value
 
