@@ -94,6 +94,30 @@ def test_a_table_without_queries_is_a_corpus(tmp_path: Path) -> None:
     assert [p.fields for p in data.passages()] == [{"label": "sports"}, {"label": "news"}]
 
 
+UNNAMED = [{"": n, "title": f"t{n}", "text": text} for n, text in enumerate(("one", "two"))]
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "json", "parquet", "arrow"])
+def test_a_column_without_a_name_is_no_query(tmp_path: Path, kind: str) -> None:
+    """It is there where pandas writes its index."""
+    file = tmp_path / f"x.{kind}"
+    table = pa.Table.from_pylist(UNNAMED)
+    if kind == "parquet":
+        pq.write_table(table, file)
+    elif kind == "arrow":
+        with pa.ipc.new_stream(file, table.schema) as stream:
+            stream.write_table(table)
+    elif kind.startswith("json"):
+        lines = "".join(json.dumps(row) + "\n" for row in UNNAMED)
+        file.write_text(json.dumps(UNNAMED) if kind == "json" else lines)
+    else:
+        rows = [[*UNNAMED[0]], *([str(v) for v in row.values()] for row in UNNAMED)]
+        file.write_text("".join(("\t" if kind == "tsv" else ",").join(r) + "\n" for r in rows))
+    data = prepare(file, tmp_path / "data")
+    assert [(p.title, p.text) for p in data.passages()] == [("t0", "one"), ("t1", "two")]
+    assert data.manifest["counts"]["queries"] == 0
+
+
 def test_bad_cells_are_set_aside(tmp_path: Path) -> None:
     file = tmp_path / "rows.csv"
     file.write_text("query,text,label\na?,a,1\nb?,b\n,,1\n,d,1\nc?,,1\ne?,e,yes\n")

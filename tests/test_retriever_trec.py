@@ -1,3 +1,4 @@
+import time
 from pathlib import Path
 
 import ir_measures
@@ -54,6 +55,15 @@ def test_what_is_no_run_is_refused(tmp_path: Path, content: str, message: str) -
     with pytest.raises(DataError) as caught:
         read_run(tmp_path / "run")
     assert message in str(caught.value)
+
+
+def test_a_repeated_passage_is_named_in_time_that_is_linear_in_the_run(tmp_path: Path) -> None:
+    lines = [f"q Q0 d{n} 1 {n} x\n" for n in range(50_000)]
+    (tmp_path / "run").write_text("".join([*lines, lines[-1]]))
+    start = time.process_time()
+    with pytest.raises(DataError, match="lists passage 'd49999' more than once"):
+        read_run(tmp_path / "run")
+    assert time.process_time() - start < 5
 
 
 def test_files_that_cannot_be_read_or_written(tmp_path: Path) -> None:

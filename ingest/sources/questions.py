@@ -50,7 +50,8 @@ class Questions:
             part_for: where documents were cut into parts, which of them a judgement is for.
         """
         for row in progress(self._rows(writer), label="questions"):
-            passage_id = as_id(row.values.get(self._columns.get("passage_id", "")))
+            column = self._columns.get("passage_id")
+            passage_id = None if column is None else as_id(row.values.get(column))
             text = row.values.get(self._columns["query"])
             if part_for and passage_id and isinstance(text, str):
                 passage_id = part_for(text, passage_id)

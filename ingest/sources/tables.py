@@ -107,7 +107,8 @@ class TableRows:
         A question without a passage, and a passage that nobody asked for, are rows like others.
         """
         where, values = row
-        has_query = not is_blank(values.get(self._columns.get("query", "")))
+        query_column = self._columns.get("query")
+        has_query = query_column is not None and not is_blank(values.get(query_column))
         answers = self._answers(values)
         others = [p for name in self._negatives for p in _passages(values.get(name))]
         judged: list[tuple[str | None, int | None]] = []

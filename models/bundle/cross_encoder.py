@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from two_tower.models.bundle.encoders import open_session, run_session
+from two_tower.models.bundle.onnx_session import open_session, run_session
+from two_tower.models.errors import BundleError
 from two_tower.models.text.pair_tokenizer import Pair, PairTokenizer
 from two_tower.models.text.tokenizer import TokenizerConfig, TokenRows
 from two_tower.models.text.transformer_tokenizer import INPUT, TYPES
@@ -63,4 +64,9 @@ class CrossEncoderScorer:
         inputs = {INPUT: pair.ids[None]}
         if self._reads_types:
             inputs[TYPES] = pair.types[None]
-        return float(run_session(self._session, None, inputs)[0][0])
+        logit = run_session(self._session, None, inputs)[0]
+        if logit.shape != (1,):
+            raise BundleError(
+                f"the cross-encoder's graph gives {logit.shape}, expected (1,); train it again"
+            )
+        return float(logit[0])

@@ -20,7 +20,7 @@ from two_tower.models.bundle.files import (
     TOWERS,
     parse_arrays,
 )
-from two_tower.models.bundle.onnx_graph import check_graph
+from two_tower.models.bundle.onnx_session import open_session, run_session
 from two_tower.models.bundle.recurrent_encoder import open_recurrent_encoder
 from two_tower.models.config import from_mapping
 from two_tower.models.errors import BundleError, ConfigError
@@ -243,7 +243,13 @@ class OnnxEncoder:
         """Return the outputs of each text by these names."""
 
         def run(ids: IntArray) -> list[FloatArray]:
-            return [output[0] for output in run_session(self._session, names, {INPUT: ids[None]})]
+            outputs = run_session(self._session, names, {INPUT: ids[None]})
+            if (shape := outputs[0].shape) != (1, self.dim):
+                raise BundleError(
+                    f"the transformer's graph gives {shape}, expected (1, {self.dim}); train the "
+                    "bundle again"
+                )
+            return [output[0] for output in outputs]
 
         texts = np.split(rows.ids, rows.offsets[1:-1])
         if len(texts) == 1:
@@ -328,47 +334,3 @@ def token_graph(graph: bytes) -> bytes:
     model.graph.output.append(tokens)
     content: bytes = model.SerializeToString()
     return content
-
-
-def run_session(session: Any, names: list[str] | None, inputs: Mapping[str, IntArray]) -> Any:
-    """Return what a graph computes.
-
-    Raises:
-        BundleError: it cannot compute it.
-    """
-    try:
-        return session.run(names, inputs)
-    except Exception as error:  # the package's errors have no common class
-        reason = " ".join(str(error).split())[:300]
-        raise BundleError(f"the transformer's graph fails ({reason}); train it again") from None
-
-
-def open_session(graph: bytes, *, inputs: Sequence[str], outputs: int = 1) -> Any:
-    """Open a graph that reads `inputs`, or the first of them, and has so many outputs.
-
-    Raises:
-        BundleError: it is no such graph.
-        ConfigError: ONNX Runtime is not installed.
-    """
-    try:
-        import onnxruntime
-    except ImportError:
-        raise ConfigError(MISSING.format(name="onnxruntime")) from None
-    check_graph(graph)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1  # the threads are spent on texts
-    options.log_severity_level = 3
-    try:
-        session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # the package's errors have no common class
-        reason = " ".join(str(error).split())[:300]
-        raise BundleError(
-            f"the transformer's graph cannot be opened ({reason}); train the bundle again"
-        ) from None
-    names = [node.name for node in session.get_inputs()]
-    if not names or names != list(inputs[: len(names)]) or len(session.get_outputs()) != outputs:
-        raise BundleError(
-            f"the transformer's graph reads {names}, expected {list(inputs)}; train the bundle "
-            "again"
-        )
-    return session

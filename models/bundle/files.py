@@ -49,6 +49,9 @@ DECIDING_BY_KIND: Mapping[str, tuple[str, ...]] = {
 DOCUMENTS = "documents.safetensors"
 """Vectors of `probes.PROBES` by the encoder of the documents, where the bundle has none itself."""
 
+LARGEST_NUMBER = 1e6
+"""Products and sums of what a bundle holds stay finite below it."""
+
 LATE = "late.safetensors"
 """Projection of token vectors, and weights of query tokens, where config.json has `late`."""
 
@@ -117,7 +120,9 @@ def read_extras(path: Path, card: Mapping[str, Any]) -> dict[str, bytes]:
     """
     recorded = dict(card.get("extras", {}))
     if unknown := sorted(recorded.keys() - set(EXTRA_FILES)):
-        raise BundleError(f"{path / CARD} names {unknown[0]!r}, expected {', '.join(EXTRA_FILES)}")
+        raise BundleError(
+            f"{path / CARD} names {unknown[0]!r:.80}, expected {', '.join(EXTRA_FILES)}"
+        )
     present = {name for name in EXTRA_FILES if os.path.lexists(path / name)}
     extras = {name: _read(path, name) for name in sorted(recorded.keys() | present)}
     for name, digest in digests(extras).items():
@@ -179,7 +184,9 @@ def deciding_files(config: Mapping[str, Any]) -> tuple[str, ...]:
     kind = config["tower"]["kind"]
     if kind not in DECIDING_BY_KIND:
         known = ", ".join(DECIDING_BY_KIND)
-        raise BundleError(f"{CONFIG} names tower {kind!r}, expected {known}; update this package")
+        raise BundleError(
+            f"{CONFIG} names tower {kind!r:.80}, expected {known}; update this package"
+        )
     names = DECIDING_BY_KIND[kind]
     if config.get("late") is not None:
         names = (*names, LATE)
@@ -273,7 +280,7 @@ def parse_arrays(name: str, content: bytes) -> dict[str, FloatArray]:
     """Return the arrays of a safetensors file.
 
     Raises:
-        BundleError: it is broken, or a number is not finite float32.
+        BundleError: it is broken, or a number is not float32, not finite or absurd.
     """
     try:
         arrays = load_arrays(content)
@@ -282,8 +289,11 @@ def parse_arrays(name: str, content: bytes) -> dict[str, FloatArray]:
             raise
         reason = " ".join(str(error).split())[:200]
         raise BundleError(f"{name} is broken ({reason}); train the bundle again") from None
-    if any(a.dtype != np.float32 or not np.isfinite(a).all() for a in arrays.values()):
-        raise BundleError(f"{name} holds numbers that are not finite float32; train again")
+    if not all(a.dtype == np.float32 and (abs(a) <= LARGEST_NUMBER).all() for a in arrays.values()):
+        raise BundleError(
+            f"{name} holds numbers that are not finite float32 of at most {LARGEST_NUMBER:,.0f}; "
+            "train the bundle again"
+        )
     return arrays
 
 

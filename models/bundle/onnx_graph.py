@@ -1,8 +1,9 @@
 """What a stranger's ONNX graph may hold: checked before a runtime opens it.
 
-A graph can name files of the machine as its numbers, run loops without an end, and ask for any
-amount of memory by a few bytes that say how large a tensor is to be. Ours do none of that. The
+A graph can name files of the machine as its numbers, run loops without an end, grow without bound
+where the runtime unfolds its functions, and ask for any amount of memory. Ours do none of that. The
 format is protocol buffers; the few fields that matter are read here, without a copy of the numbers.
+What sizes a graph computes by itself is not known here: `onnx_session` limits what they take.
 """
 
 from collections.abc import Iterator
@@ -18,16 +19,33 @@ LARGEST_TENSOR = 2**27
 
 MOST_NODES = 200_000
 
-DEEPEST = 16
-"""Graphs within graphs, and the lists around them."""
+OPERATIONS = frozenset({
+    *("Abs", "Add", "And", "ArgMax", "ArgMin", "Attention", "BatchNormalization", "BitShift"),
+    *("BitwiseAnd", "BitwiseNot", "BitwiseOr", "Cast", "CastLike", "Ceil", "Clip", "Concat"),
+    *("Constant", "ConstantOfShape", "Conv", "Cos", "CumSum", "DequantizeLinear", "Div"),
+    *("DynamicQuantizeLinear", "Einsum", "Elu", "Equal", "Erf", "Exp", "Expand", "EyeLike"),
+    *("Flatten", "Floor", "GRU", "Gather", "GatherElements", "GatherND", "Gelu", "Gemm"),
+    *("Greater", "GreaterOrEqual", "GroupNormalization", "HardSigmoid", "HardSwish"),
+    *("Identity", "InstanceNormalization", "IsInf", "IsNaN", "LSTM", "LayerNormalization"),
+    *("LeakyRelu", "Less", "LessOrEqual", "Log", "LogSoftmax", "MatMul", "MatMulInteger"),
+    *("Max", "Mean", "Min", "Mish", "Mod", "Mul", "Neg", "Not", "OneHot", "Or", "PRelu", "Pad"),
+    *("Pow", "QLinearMatMul", "QuantizeLinear", "RMSNormalization", "RNN", "Range"),
+    *("Reciprocal", "ReduceL1", "ReduceL2", "ReduceLogSumExp", "ReduceMax", "ReduceMean"),
+    *("ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Relu", "Reshape", "Round"),
+    *("RotaryEmbedding", "ScatterElements", "ScatterND", "Selu", "Shape", "Sigmoid", "Sign"),
+    *("Sin", "Size", "Slice", "Softmax", "Softplus", "Softsign", "Split", "Sqrt", "Squeeze"),
+    *("Sub", "Sum", "Swish", "Tan", "Tanh", "ThresholdedRelu", "Tile", "TopK", "Transpose"),
+    *("Trilu", "Unsqueeze", "Where", "Xor"),
+})  # fmt: skip
+"""What an encoder of texts computes with. All of it takes its memory where a limit holds, which
+sequences, strings, `NonZero` and `Unique` do not; others run graphs of their own."""
 
-CONTROL_FLOW = frozenset({"If", "Loop", "Scan", "SequenceMap"})
+DOMAINS = ("", "ai.onnx")
 
-SIZED = {"ConstantOfShape": 0, "Expand": 1, "Tile": 1, "Pad": 1, "OneHot": 1, "Resize": 3}
-SIZED |= {"Range": 1, "Upsample": 1, "CenterCropPad": 1}
+SIZED = {"ConstantOfShape": 0, "Expand": 1, "Tile": 1, "Pad": 1, "OneHot": 1, "Range": 1}
 """Operation -> which of its inputs says how large the output is."""
 
-INT64, INT32 = 7, 6
+INT64, INT32, STRING = 7, 6, 8
 
 
 class _Tensor(NamedTuple):
@@ -51,14 +69,14 @@ class _Tensor(NamedTuple):
 
 
 def check_graph(content: bytes) -> None:
-    """Refuse a graph that reads files, has control flow, or asks for absurd sizes.
+    """Refuse a graph that reads files, has parts that repeat, or asks for absurd sizes.
 
     Raises:
         BundleError: it does, or it is no graph.
     """
     try:
         _Checker().model(memoryview(content))
-    except (IndexError, ValueError, UnicodeDecodeError, RecursionError) as error:
+    except (IndexError, ValueError, UnicodeDecodeError, OverflowError) as error:
         raise BundleError(
             f"the transformer's graph is broken ({error}); train the bundle again"
         ) from None
@@ -74,15 +92,11 @@ class _Checker:
     def model(self, message: memoryview) -> None:
         for number, value in _fields(message):
             if number == 7:
-                self._graph(_bytes(value), 0)
-            elif number == 25:  # a function; its operations are field 7
-                for part, node in _fields(_bytes(value)):
-                    if part == 7:
-                        self._node(_bytes(node), 1)
+                self._graph(_bytes(value))
+            elif number == 25:
+                raise _refused("functions of its own")
 
-    def _graph(self, message: memoryview, depth: int) -> None:
-        if depth > DEEPEST:
-            raise _refused("graphs within graphs")
+    def _graph(self, message: memoryview) -> None:
         nodes = []
         for number, value in _fields(message):
             if number == 5:
@@ -94,15 +108,15 @@ class _Checker:
             elif number == 1:
                 nodes.append(_bytes(value))
         for node in nodes:
-            self._node(node, depth)
+            self._node(node)
 
-    def _node(self, message: memoryview, depth: int) -> None:
+    def _node(self, message: memoryview) -> None:
         self._nodes += 1
         if self._nodes > MOST_NODES:
             raise _refused(f"more than {MOST_NODES:,} operations")
         inputs: list[str] = []
         outputs: list[str] = []
-        kind = ""
+        kind = domain = ""
         attributes = []
         for number, value in _fields(message):
             if number == 1:
@@ -113,29 +127,38 @@ class _Checker:
                 kind = _text(value)
             elif number == 5:
                 attributes.append(_bytes(value))
-        if kind in CONTROL_FLOW:
-            raise _refused(f"control flow ({kind})")
+            elif number == 7:
+                domain = _text(value)
+        if kind not in OPERATIONS or domain not in DOMAINS:
+            raise _refused(f"the operation {'.'.join((domain, kind)).strip('.')!r:.80}")
         for attribute in attributes:
-            self._attribute(attribute, outputs[0] if outputs else "", depth)
+            self._attribute(attribute, outputs[0] if outputs else "")
         place = SIZED.get(kind)
         if place is not None and len(inputs) > place:
             size = self._sizes.get(inputs[place], 0)
             if size > LARGEST_TENSOR:
                 raise _refused(f"a tensor of {size:,} numbers made by {kind}")
 
-    def _attribute(self, message: memoryview, output: str, depth: int) -> None:
+    def _attribute(self, message: memoryview, output: str) -> None:
         ints = []
+        name, integer = "", 0
         for number, value in _fields(message):
             if number in (5, 10):
                 self._tensor(_bytes(value), output)
             elif number in (6, 11):
-                self._graph(_bytes(value), depth + 1)
+                raise _refused("a graph within it")
             elif number in (22, 23):
                 for _, part in _fields(_bytes(value)):
                     if isinstance(part, memoryview):
                         self._tensor(part, "")
             elif number == 8:
                 ints += _integers(value)
+            elif number == 1:
+                name = _text(value)
+            elif number == 3 and isinstance(value, int):
+                integer = value
+        if (name == "to" and integer == STRING) or name in ("value_string", "value_strings"):
+            raise _refused("strings")
         if any(abs(number) > LARGEST_TENSOR for number in ints if number not in UNBOUNDED):
             raise _refused("an attribute of absurd size")
 
@@ -143,6 +166,8 @@ class _Checker:
         tensor = _read_tensor(message)
         if tensor.is_elsewhere:
             raise _refused("numbers that stand in another file")
+        if tensor.kind == STRING:
+            raise _refused("strings")
         count = prod(tensor.dims)
         if min(tensor.dims, default=0) < 0 or count > 8 * max(len(message), 1):
             raise _refused(f"a tensor of {tensor.dims} in {len(message):,} bytes")

@@ -6,7 +6,7 @@ count down from the length of the list: no score of one stage gives the order of
 
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -67,7 +67,7 @@ def read_run(path: Path, *, merged: Mapping[str, str] = NOTHING_MERGED) -> dict[
         ordered = sorted(unordered, key=lambda line: line[:2])
         ids = [passage_id for _, _, passage_id in ordered]
         if len(set(ids)) < len(ids):
-            repeated = next(name for name in ids if ids.count(name) > 1)
+            (repeated, _) = Counter(ids).most_common(1)[0]
             raise DataError(
                 f"{path} lists passage {repeated!r} more than once for query {query_id!r}; "
                 "expected each at most once"

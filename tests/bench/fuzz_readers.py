@@ -1,213 +1,91 @@
-"""Mutated files through every reader.
+"""Mutated inputs through every reader: each must be read, or refused in one line of ours.
 
-    python tests/bench/fuzz_readers.py [COUNT] [SEED] [READER…]
+    python tests/bench/fuzz_readers.py [READER…] [--count 2000] [--seed 0] [--out FILE]
 
-Each file must be read, or refused in one line of ours; what takes over 5 seconds is printed, too.
+A failure is a traceback, a message of several lines, more than 5 seconds, more than 1 GB beside
+what the process had, or anything left behind by an input that was refused. A minute with no answer
+ends the run with the place where it hangs. Readers: tables, rows, columns (Parquet and Arrow),
+beir, runs, settings, data, bundles, archives (restored into an embedded engine), bodies (of HTTP
+requests to a real service). `--out` adds a line for each to a JSON file: what ran last is in
+tests/bench/results/fuzz.json.
 """
 
-import gzip
+import argparse
+import faulthandler
 import json
+import os
+import shutil
 import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from random import Random
+from typing import Any, NamedTuple
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
+TESTS = Path(__file__).parents[1]
+sys.path[:0] = [str(TESTS.parent), str(TESTS), str(Path(__file__).parent)]
 
-from two_tower.ingest.dataset.writer import DatasetWriter
-from two_tower.ingest.sources.choose import open_source
-from two_tower.models.data import Dataset
-from two_tower.models.errors import TwoTowerError
-from two_tower.retriever.evaluation.trec import read_run
-from two_tower.retriever.search.settings import read_file
+from conftest import HashEncoder, make_bundle, make_passages  # noqa: E402
+from crossing import crossed, recurrent  # noqa: E402
+from fuzz_inputs import FORMS, ROWS, Files, folder_files, jsonl, spoiled  # noqa: E402
+from services import load, running_service  # noqa: E402
 
-SLOW_S = 5.0
+from two_tower.ingest.dataset.writer import DatasetWriter  # noqa: E402
+from two_tower.ingest.loading import loader  # noqa: E402
+from two_tower.ingest.sources.choose import open_source  # noqa: E402
+from two_tower.ingest.versions.snapshots import restore, snapshot  # noqa: E402
+from two_tower.models.bundle.bundle import ModelBundle  # noqa: E402
+from two_tower.models.data import Dataset  # noqa: E402
+from two_tower.models.errors import TwoTowerError  # noqa: E402
+from two_tower.models.provenance import commit  # noqa: E402
+from two_tower.retriever.engine.connect import connect  # noqa: E402
+from two_tower.retriever.evaluation.trec import read_run  # noqa: E402
+from two_tower.retriever.search.settings import read_file  # noqa: E402
 
-ROWS = [
-    {
-        "id": n,
-        "query": f"question {n}, é",
-        "text": f'an "answer" {n}; 猫',
-        "label": n % 3,
-        "tags": ["x"],
-    }
-    for n in range(12)
-]
+SLOW_S, HANGS_S = 5.0, 60.0
 
-MARCO = [
-    {
-        "query": f"q {n}",
-        "query_id": n,
-        "passages": {
-            "passage_text": ["a", f"b {n}"],
-            "url": ["http://a", ""],
-            "is_selected": [0, 1],
-        },
-    }
-    for n in range(6)
-]
+LARGEST_MB = 1000.0
 
-TOKENS = [
-    *(
-        b'"',
-        b"'",
-        b",",
-        b";",
-        b"\t",
-        b"\r",
-        b"\n",
-        b"\r\n",
-        b"\0",
-        b"\xff",
-        b"\xfe\xff",
-        b"\xff\xfe",
-    ),
-    *(b"\xef\xbb\xbf", b"\\", b"\\ud800", b"NaN", b"Infinity", b"1e999", b"-1", b"null", b"true"),
-    *(b"[" * 2000, b"{" * 400, b"9" * 5000, b"18446744073709551616", b"sep=;\n", b'{"a":' * 300),
-    *(
-        b"\xf0\x9f\x98\x80",
-        b"\xed\xa0\x80",
-        b"\xe2\x80\xa8",
-        b"PAR1",
-        b"\x1f\x8b\x08",
-        b"query",
-        b"_id",
-    ),
-]
+LONGEST_MESSAGE = 2000
+
+KEY = "correct-horse-battery"
+
+Read = Callable[[Path], object]
 
 
-def jsonl(rows: list[dict]) -> bytes:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+class Reader(NamedTuple):
+    """What is fuzzed.
 
+    Attributes:
+        forms: good inputs.
+        read: reads a file, or a folder where the input has several.
+        pid: of the process that reads.
+    """
 
-def separated(delimiter: str) -> bytes:
-    lines = [[*ROWS[0]], *(["" if v is None else str(v) for v in row.values()] for row in ROWS)]
-    quoted = (
-        [f'"{c}"'.replace('""', '"') if delimiter in c else c.replace('"', "'") for c in line]
-        for line in lines
-    )
-    return "".join(delimiter.join(line) + "\n" for line in quoted).encode()
-
-
-def parquet(rows: list[dict]) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows), sink)
-    return sink.getvalue().to_pybytes()
-
-
-def arrow(rows: list[dict]) -> bytes:
-    table, sink = pa.Table.from_pylist(rows), pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as out:
-        out.write_table(table)
-    return sink.getvalue().to_pybytes()
-
-
-CORPUS = jsonl(
-    [{"_id": f"d{n}", "title": "t", "text": f"text {n}", "metadata": {"y": n}} for n in range(8)]
-)
-QUERIES = jsonl([{"_id": f"q{n}", "text": f"question {n}"} for n in range(4)])
-QRELS = b"query-id\tcorpus-id\tscore\n" + b"".join(b"q%d\td%d\t1\n" % (n, n) for n in range(4))
-SETTINGS = b"legs: {dense: 100, bm25: 50}\nrerank: true\ncross: false\nann: {ef: 64}\nk: 10\n"
-
-READERS: dict[str, list[dict[str, bytes]]] = {
-    "tables": [
-        {"x.csv": separated(",")},
-        {"x.csv": separated(";")},
-        {"x.tsv": separated("\t")},
-        {"x.csv.gz": gzip.compress(separated(","))},
-    ],
-    "rows": [
-        {"x.jsonl": jsonl(ROWS)},
-        {"x.json": json.dumps(ROWS).encode()},
-        {"x.jsonl": jsonl(MARCO)},
-        {"x.jsonl": jsonl(ROWS).decode().encode("utf-16")},
-    ],
-    "columns": [
-        {"x.parquet": parquet(ROWS)},
-        {"x.arrow": arrow(ROWS)},
-        {"x.parquet": parquet(MARCO)},
-    ],
-    "beir": [
-        {"corpus.jsonl": CORPUS, "queries.jsonl": QUERIES, "qrels/test.tsv": QRELS},
-        {
-            "collection.tsv": b"d1\ttext one\nd2\ttext two\n",
-            "queries.dev.tsv": b"q1\tquestion\n",
-            "qrels.dev.tsv": b"q1\t0\td1\t1\n",
-        },
-        {
-            "corpus/corpus.parquet": parquet([json.loads(line) for line in CORPUS.splitlines()]),
-            "queries.jsonl": QUERIES,
-            "test.jsonl": jsonl([{"query-id": "q1", "corpus-id": "d1", "score": 1}]),
-        },
-    ],
-    "data": [],
-    "runs": [{"run.trec": b"".join(b"q%d Q0 d%d 1 %d.5 x\n" % (n, n, n) for n in range(9))}],
-    "settings": [
-        {"settings.yaml": SETTINGS},
-        {"settings.yaml": b"collection: {distance: dot}\n" + SETTINGS},
-    ],
-}
-
-
-def mutated(content: bytes, random: Random) -> bytes:
-    """One to four changes of bytes, tokens, lines or the length."""
-    data = bytearray(content)
-    for _ in range(random.randint(1, 4)):
-        at = random.randrange(len(data) + 1)
-        match random.randrange(7):
-            case 0:
-                data[at:at] = random.choice(TOKENS)
-            case 1:
-                data[at : at + random.randint(1, 30)] = b""
-            case 2 if at < len(data):
-                data[at] = random.randrange(256)
-            case 3:
-                del data[at:]
-            case 4:
-                end = at + random.randint(1, 200)
-                data[at:at] = data[at:end] * random.randint(1, 20)
-            case 5 if at < len(data):
-                data[at] ^= 1 << random.randrange(8)
-            case 6:
-                lines = bytes(data).split(b"\n")
-                random.shuffle(lines)
-                data = bytearray(b"\n".join(lines))
-    return bytes(data)
-
-
-def cases(reader: str, random: Random, folder: Path) -> Iterator[Path]:
-    """Folders or files with one mutated file each, for ever."""
-    forms = READERS[reader] or [data_files(folder)]
-    while True:
-        files = dict(random.choice(forms))
-        name = random.choice([*files])
-        files[name] = mutated(files[name], random)
-        with tempfile.TemporaryDirectory(dir=folder) as case:
-            for other, content in files.items():
-                (Path(case) / other).parent.mkdir(exist_ok=True)
-                (Path(case) / other).write_bytes(content)
-            alone = len(files) == 1
-            yield Path(case) / name if alone else Path(case)
-
-
-def data_files(folder: Path) -> dict[str, bytes]:
-    """The files of a small DATA folder."""
-    (folder / "rows.jsonl").write_bytes(jsonl(ROWS))
-    prepare(folder / "rows.jsonl")
-    return {file.name: file.read_bytes() for file in (folder / "made").iterdir()}
+    forms: list[Files]
+    read: Read
+    pid: int
 
 
 def prepare(path: Path) -> None:
-    out = path.parent / "made" if path.is_file() else path.with_suffix(".made")
-    source = open_source(str(path))
-    with DatasetWriter(out, source=source.name, details=source.details, overwrite=True) as writer:
-        source.write_to(writer)
+    """Make DATA of it; it is complete, or nothing is left of it."""
+    out = path.parent / "made" if path.is_file() else path / "made"
+    try:
+        source = open_source(str(path))
+        with DatasetWriter(out, source=source.name, details=source.details) as writer:
+            source.write_to(writer)
+    except TwoTowerError:
+        left = [file.name for file in out.parent.iterdir() if "made" in file.name]
+        assert not left, f"left behind: {left}"
+        raise
+    read_data(out)
+    shutil.rmtree(out)
 
 
 def read_data(path: Path) -> None:
@@ -219,45 +97,206 @@ def read_data(path: Path) -> None:
         data.qrels(split)
 
 
-READ: dict[str, Callable[[Path], object]] = {
-    "data": read_data,
-    "runs": read_run,
-    "settings": read_file,
-}
+def read_bundle(path: Path) -> None:
+    bundle = ModelBundle.load(path)
+    bundle.encode_passages(["a storm on the river", ""])
+    vectors = bundle.encode_queries(["storm"])
+    assert np.isfinite(vectors).all()
+    bundle.reduce(vectors)
+    if bundle.has_cross_scorer:
+        numbers = np.ones(2, np.float32)
+        bundle.cross_scores("storm", ["a storm", "bread"], bm25=numbers, cosine=numbers)
 
 
-def main(count: int = 2000, seed: int = 0, *readers: str) -> int:
-    """Run `count` mutations of each reader; return how many ended otherwise than they should."""
+def read_archive(path: Path) -> None:
+    """Restore it; the collection can be searched, or there is none."""
+    out = path.parent / "edge"
+    try:
+        with closing(connect(path=out)) as engine:
+            made = restore(engine, path)
+            engine.scroll(made.collection, limit=50, with_vectors=True)
+    except TwoTowerError:
+        left = [file.name for file in (out / "collections").iterdir()]
+        assert not left, f"left behind: {left}"
+        raise
+    finally:
+        shutil.rmtree(out)
+
+
+@contextmanager
+def opened(name: str, folder: Path) -> Iterator[Reader]:
+    """Give a reader, and make what it needs in a folder."""
+    here = os.getpid()
+    if name == "data":
+        (folder / "rows.jsonl").write_bytes(jsonl(ROWS))
+        with DatasetWriter(folder / "DATA", source="fuzz", dev_fraction=0.3) as writer:
+            open_source(str(folder / "rows.jsonl")).write_to(writer)
+        yield Reader([folder_files(folder / "DATA")], read_data, here)
+    elif name == "bundles":
+        bundle = ModelBundle.load(make_bundle(folder / "plain"))
+        crossed(bundle).save(folder / "crossed")
+        recurrent(bundle, "gru").save(folder / "recurrent")
+        forms = [folder_files(folder / kind) for kind in ("plain", "crossed", "recurrent")]
+        yield Reader(forms, read_bundle, here)
+    elif name == "archives":
+        with closing(connect(path=folder / "made-edge")) as engine:
+            with DatasetWriter(folder / "DATA", source="fuzz") as writer:
+                for passage in make_passages(20):
+                    writer.add_passage(passage)
+            data = Dataset.open(folder / "DATA")
+            made = loader.load(engine, data, HashEncoder(), name="c").collection
+            saved = snapshot(engine, made, folder / "out").file
+        yield Reader([{"x.zip": saved.read_bytes()}], read_archive, here)
+    elif name == "bodies":
+        with ExitStack() as stack:
+            yield stack.enter_context(service_reader(folder))
+    else:
+        read: dict[str, Read] = {"runs": read_run, "settings": read_file}
+        yield Reader(FORMS[name], read.get(name, prepare), here)
+
+
+@contextmanager
+def service_reader(folder: Path) -> Iterator[Reader]:
+    """Give a reader that posts bodies to a running service; a refused one changes nothing."""
+    bundle = make_bundle(folder / "bundle")
+    load(folder, bundle, make_passages(30), path=folder / "edge")
+    (folder / "key").write_text(KEY)
+    flags = ("--path", folder / "edge", "--key-file", folder / "key")
+    with running_service(folder, bundle, *flags) as service:
+        right = {"Authorization": f"Bearer {KEY}"}
+
+        def points() -> Any:
+            return service.get("/health", **right).json
+
+        def read(path: Path) -> None:
+            before = points() if path.name == "passages" else None
+            answer = service.post(f"/{path.name}", path.read_bytes(), **right)
+            shown = json.loads(answer.text, parse_constant=refuse_constant)
+            assert answer.status < 500, f"{answer.status}: {answer.text}"
+            if answer.status != 200:
+                assert before is None or points() == before, "a part was written"
+                raise TwoTowerError(shown["error"]["message"])
+
+        yield Reader(FORMS["bodies"], read, service.process.pid)
+
+
+def refuse_constant(constant: str) -> None:
+    raise AssertionError(f"{constant} is not JSON")
+
+
+READERS = ("tables", "rows", "columns", "beir", "runs", "settings", "data", "bundles", "archives",
+           "bodies")  # fmt: skip
+
+
+def memory_mb(pid: int, what: str) -> float:
+    """Return `VmRSS` or `VmHWM` (the most since `forget_peak`) of a process in MB."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split(f"{what}:")[1].split()[0]) / 1e3
+
+
+def forget_peak(pid: int) -> None:
+    """Let the most memory of a process be what it has now."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+class Outcome(NamedTuple):
+    """What became of one input; `failure` is empty where it is as it should be."""
+
+    refusal: str
+    failure: str
+    seconds: float
+    growth_mb: float
+
+
+def attempt(reader: Reader, files: Files, case: Path) -> Outcome:
+    """Read an input that is written to the folder `case`."""
+    for name, content in files.items():
+        (case / name).parent.mkdir(exist_ok=True)
+        (case / name).write_bytes(content)
+    path = case / next(iter(files)) if len(files) == 1 else case
+    refusal = failure = ""
+    forget_peak(reader.pid)
+    before, start = memory_mb(reader.pid, "VmRSS"), time.perf_counter()
+    faulthandler.dump_traceback_later(HANGS_S, exit=True, file=sys.__stderr__)
+    try:
+        reader.read(path)
+    except TwoTowerError as error:
+        refusal = str(error)
+        if "\n" in refusal or len(refusal) > LONGEST_MESSAGE:
+            failure = f"{len(refusal)} characters: {refusal[:300]!r}"
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-6:]
+        at = " < ".join(f"{Path(f.filename).name}:{f.lineno}" for f in reversed(last))
+        failure = f"{type(error).__name__}: {str(error)[:300]} {at}"
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+    seconds = time.perf_counter() - start
+    growth = memory_mb(reader.pid, "VmHWM") - before
+    names = {file.relative_to(case).as_posix() for file in case.rglob("*") if file.is_file()}
+    if not failure and (left := sorted(names - files.keys())):
+        failure = f"left behind: {left[:5]}"
+    if seconds > SLOW_S or growth > LARGEST_MB:
+        failure += f" {seconds:.1f} s, {growth:.0f} MB"
+    return Outcome(refusal, failure, seconds, growth)
+
+
+def fuzz(name: str, count: int, seed: int) -> dict[str, Any]:
+    """Run `count` mutations through a reader, and its good inputs before; return what came out."""
+    random, outcomes = Random(f"{name} {seed}"), []
+    with tempfile.TemporaryDirectory() as folder, opened(name, Path(folder)) as reader:
+        for files in reader.forms:
+            with tempfile.TemporaryDirectory(dir=folder) as case:
+                first = attempt(reader, files, Path(case))
+                assert first.refusal == first.failure == "", first
+        for number in range(count):
+            files = spoiled(name, random.choice(reader.forms), random)
+            with tempfile.TemporaryDirectory(dir=folder, prefix=f"{number}-") as case:
+                outcome = attempt(reader, files, Path(case))
+                if outcome.seconds > SLOW_S:  # the machine may have been busy
+                    outcome = attempt(reader, files, Path(case))
+                outcomes.append(outcome)
+            if outcome.failure:
+                print(f"{name} {number}: {outcome.failure}", flush=True)
+    row = {
+        "reader": name,
+        "inputs": count,
+        "seed": seed,
+        "refused": sum(bool(outcome.refusal) for outcome in outcomes),
+        "failures": sum(bool(outcome.failure) for outcome in outcomes),
+        "worst_s": round(max(outcome.seconds for outcome in outcomes), 2),
+        "worst_mb": round(max(outcome.growth_mb for outcome in outcomes)),
+    }
+    print(json.dumps(row), flush=True)
+    return row
+
+
+def keep(row: dict[str, Any], path: Path) -> None:
+    """Put a line into a file of results, in place of the one of the same reader and seed."""
+    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    same = ("reader", "seed")
+    rows = [other for other in rows if any(other[key] != row[key] for key in same)]
+    rows = sorted([*rows, {**row, "commit": commit()}], key=lambda r: [r[key] for key in same])
+    path.write_text(json.dumps({"command": "fuzz_readers.py", "rows": rows}, indent=2) + "\n")
+
+
+def main(words: list[str]) -> int:
+    """Return how many inputs ended otherwise than they should."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("readers", nargs="*", metavar="READER", default=READERS)
+    parser.add_argument("--count", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path)
+    flags = parser.parse_args(words)
     failures = 0
-    with tempfile.TemporaryDirectory() as folder:
-        for reader in readers or READERS:
-            refused, random = 0, Random(f"{reader} {seed}")
-            for number, case in zip(
-                range(count), cases(reader, random, Path(folder)), strict=False
-            ):
-                start = time.perf_counter()
-                try:
-                    READ.get(reader, prepare)(case)
-                except TwoTowerError as error:
-                    refused += 1
-                    if "\n" in str(error) or len(str(error)) > 2000:
-                        failures += 1
-                        print(f"{reader} {number}: {len(str(error))} characters: {error!s:.300}")
-                except BaseException as error:
-                    if isinstance(error, KeyboardInterrupt):
-                        raise
-                    failures += 1
-                    last = traceback.extract_tb(error.__traceback__)[-6:]
-                    at = " < ".join(f"{Path(f.filename).name}:{f.lineno}" for f in reversed(last))
-                    print(f"{reader} {number}: {type(error).__name__}: {str(error)[:150]} {at}")
-                if (took := time.perf_counter() - start) > SLOW_S:
-                    failures += 1
-                    print(f"{reader} {number}: {took:.1f} s")
-            print(f"{reader}: {count} mutated, {refused} refused", flush=True)
+    for name in flags.readers:
+        row = fuzz(name, flags.count, flags.seed)
+        failures += row["failures"]
+        if flags.out:
+            keep(row, flags.out)
     return failures
 
 
 if __name__ == "__main__":
-    words = sys.argv[1:]
-    numbers = [int(word) for word in words[:2]]
-    sys.exit(bool(main(*numbers, *words[2:])))
+    faulthandler.enable()
+    warnings.simplefilter("error")
+    sys.exit(bool(main(sys.argv[1:])))
