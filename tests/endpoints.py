@@ -1,7 +1,9 @@
 """Services on 127.0.0.1: real models of embeddings and of language, and one that misbehaves."""
 
+import gzip
 import hashlib
 import importlib.util
+import itertools
 import json
 import subprocess
 import sys
@@ -9,8 +11,9 @@ import threading
 import time
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -87,7 +90,8 @@ class Asked:
         self.body, self.headers, self.number = body, headers, number
 
 
-Reply = tuple[int, Any] | tuple[int, Any, dict[str, str]]  # status, body (bytes or JSON), headers
+Reply = tuple[int, Any] | tuple[int, Any, dict[str, str]]
+"""Status, body (bytes, an iterator of them that may never end, or what becomes JSON), headers."""
 
 
 @contextmanager
@@ -99,13 +103,20 @@ def running_endpoint(reply: Callable[[Asked], Reply]) -> Iterator[str]:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             status, content, *more = reply(Asked(body, dict(self.headers), next(count)))
-            data = content if isinstance(content, bytes) else json.dumps(content).encode()
             self.send_response(status)
             for name, value in (more[0] if more else {}).items():
                 self.send_header(name, value)
-            self.send_header("Content-Length", str(len(data)))
+            if isinstance(content, Iterator):
+                self.send_header("Connection", "close")
+                parts: Iterator[bytes] = content
+            else:
+                data = content if isinstance(content, bytes) else json.dumps(content).encode()
+                self.send_header("Content-Length", str(len(data)))
+                parts = iter([data])
             self.end_headers()
-            self.wfile.write(data)
+            with suppress(ConnectionError):  # who asked has gone
+                for part in parts:
+                    self.wfile.write(part)
 
         def log_message(self, *_: object) -> None:
             pass
@@ -119,3 +130,38 @@ def running_endpoint(reply: Callable[[Asked], Reply]) -> Iterator[str]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def packed(times: int = 1) -> bytes:
+    """Two hundred megabytes of spaces in one, or, packed twice, in a few kilobytes."""
+    packer = zlib.compressobj(1, zlib.DEFLATED, 31)
+    content = b"".join(packer.compress(b" " * 2**20) for _ in range(200)) + packer.flush()
+    return content if times == 1 else gzip.compress(content)
+
+
+def trickle() -> Iterator[bytes]:
+    """A byte now and then, for ever."""
+    while True:
+        yield b" "
+        time.sleep(0.02)
+
+
+HOSTILE: dict[str, Callable[[], tuple[Any, dict[str, str], str]]] = {
+    "never ends": lambda: (itertools.repeat(b" " * 65536), {}, "answers with more than 64 MB"),
+    "a gigabyte": lambda: (
+        itertools.repeat(b" " * 65536, 2**14), {"Content-Length": str(2**30)},
+        "answers with more than 64 MB",
+    ),
+    "packed": lambda: (packed(), {"Content-Encoding": "gzip"}, "answers with more than 64 MB"),
+    "packed twice": lambda: (
+        packed(2), {"Content-Encoding": "gzip, gzip"}, "packs its answer as 'gzip, gzip'"
+    ),
+    "another packing": lambda: (b"x", {"Content-Encoding": "br"}, "packs its answer as 'br'"),
+    "badly packed": lambda: (b"x" * 99, {"Content-Encoding": "gzip"}, "does not answer"),
+    "deep": lambda: (b"[" * 100_000, {}, "gave no list of"),
+    "deep in data": lambda: (b'{"data": ' + b'{"a":' * 100_000, {}, "gave no list of"),
+    "a number without end": lambda: (b'{"data": ' + b"9" * 100_000 + b"}", {}, "gave no list of"),
+    "another type": lambda: (b"<html>\x1b[2J", {"Content-Type": "text/html"}, "gave no list of"),
+    "an odd charset": lambda: (b"\xff\xfe", {"Content-Type": "a; charset=\x7f"}, "gave no list of"),
+}  # fmt: skip
+"""What a service may do to whoever asks it -> body, headers, what is said."""

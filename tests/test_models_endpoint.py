@@ -1,6 +1,7 @@
 import email.utils
 import hashlib
 import math
+import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import free_ports
-from endpoints import Asked, Reply, running_endpoint
+from endpoints import HOSTILE, Asked, Reply, running_endpoint, trickle
 
 from two_tower.models.bundle.documents import Documents
 from two_tower.models.endpoint import service
@@ -214,6 +215,77 @@ def test_an_answer_of_another_form(name: str) -> None:
     ):
         EndpointReader(url, "m")
     assert "\n" not in str(failure.value)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_answer_is_one_line_in_bounded_memory(name: str) -> None:
+    content, headers, reason = HOSTILE[name]()
+    with running_endpoint(lambda _: (200, content, headers)) as url:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with pytest.raises(EndpointError, match=reason) as failure:
+            EndpointReader(url, "m")
+    assert "\n" not in str(failure.value)
+    assert len(str(failure.value)) < 500
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000  # kB
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_an_answer_that_trickles_is_given_up(answered: bool) -> None:
+    def reply(asked: Asked) -> Reply:
+        return good(asked) if answered and not asked.number else (200, trickle())
+
+    with running_endpoint(reply) as url:
+        start = time.monotonic()
+        with pytest.raises(EndpointError, match=r"\(the answer does not end in 0\.\d"):
+            EndpointReader(url, "m", limit_s=0.3).encode_queries(["a"], limit_s=0.3)
+    assert time.monotonic() - start < 3
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_nobody_is_sent_elsewhere(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(service.KEY_VARIABLE, SECRET)
+    elsewhere: list[Asked] = []
+
+    def note(asked: Asked) -> Reply:
+        elsewhere.append(asked)
+        return good(asked)
+
+    with running_endpoint(note) as other:
+        to = {"Location": f"{other}/v1/embeddings"}
+        with (
+            running_endpoint(lambda _: (status, {}, to)) as url,
+            pytest.raises(EndpointError, match=f"refuses with HTTP {status}"),
+        ):
+            EndpointReader(url, "m")
+    assert not elsewhere
+
+
+@pytest.mark.parametrize(
+    "after",
+    ["9" * 400, "-5", "NaN", "1e9", "soon", "Mon, 01 Jan 0001 00:00:00 -0000", "Fri, 31 Dec 9999 "
+     "23:59:59 -0000", "Mon, 99 Foo 99999 99:99:99 +9999", "\x1b[2J"],
+)  # fmt: skip
+def test_an_odd_time_to_wait_is_not_waited_for(after: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(service, "PATIENCE_S", 100.0)
+    monkeypatch.setattr(service.time, "sleep", pauses.append)
+
+    def reply(asked: Asked) -> Reply:
+        return good(asked) if asked.number else (429, {}, {"Retry-After": after})
+
+    with running_endpoint(reply) as url:
+        EndpointReader(url, "m")
+    assert 0 <= pauses[0] <= service.LONGEST_WAIT_S
+
+
+@pytest.mark.parametrize("body", [b"[" * 100_000, b'{"error": ' * 50_000, b"\xff" * 10_000])
+def test_a_refusal_of_any_form_is_one_line(body: bytes) -> None:
+    with (
+        running_endpoint(lambda _: (400, body)) as url,
+        pytest.raises(EndpointError, match="refuses with HTTP 400") as failure,
+    ):
+        EndpointReader(url, "m")
+    assert len(str(failure.value)) < 500
 
 
 def test_a_width_that_changes() -> None:

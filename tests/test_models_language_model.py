@@ -1,4 +1,5 @@
 import json
+import resource
 import sqlite3
 import threading
 import time
@@ -7,7 +8,7 @@ from typing import Any
 
 import pytest
 from conftest import free_ports
-from endpoints import Asked, Reply, running_endpoint
+from endpoints import HOSTILE, Asked, Reply, running_endpoint
 
 from two_tower.models.endpoint import service
 from two_tower.models.endpoint.answer_cache import CachedModel
@@ -133,6 +134,18 @@ def test_an_answer_of_another_form(name: str) -> None:
         ask(url)
     assert "\n" not in str(failure.value)
     assert isinstance(failure.value, PromptTooLong) == (name == "too long")
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_answer_is_one_line_in_bounded_memory(name: str) -> None:
+    content, headers, reason = HOSTILE[name]()
+    with running_endpoint(lambda _: (200, content, headers)) as url:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with pytest.raises(EndpointError, match=reason) as failure:
+            ask(url)
+    assert "\n" not in str(failure.value)
+    assert len(str(failure.value)) < 500
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000  # kB
 
 
 def test_no_server_no_url_and_the_key(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from two_tower.models.cache import cache_folder
 from two_tower.models.endpoint.probes import LOWEST_COSINE, PROBES, lowest_cosine
-from two_tower.models.endpoint.service import Service, one_line
+from two_tower.models.endpoint.service import NO_JSON, Service, one_line
 from two_tower.models.errors import EndpointError
 from two_tower.models.vector_cache import cached_vectors
 from two_tower.models.vectors import FloatArray, normalized
@@ -113,7 +113,7 @@ class EndpointReader:
                 rows = [np.asarray(item["embedding"], dtype=np.float32) for item in items]
             widths = {row.shape for row in rows}
             (width,) = widths.pop() if len(widths) == 1 else (0,)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except NO_JSON as error:
             raise EndpointError(
                 f"{self.url} gave no list of vectors ({one_line(repr(error))}), {EXPECTED}"
             ) from None

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 import httpx
 
-from two_tower.models.endpoint.service import Service, one_line
+from two_tower.models.endpoint.service import NO_JSON, Service, one_line
 from two_tower.models.errors import EndpointError, PromptTooLong
 
 T = TypeVar("T")
@@ -139,7 +139,7 @@ class LanguageModel:
         try:
             choices = sorted(answer.json()["choices"], key=lambda one: one.get("index", 0))
             return [_text(choice) for choice in choices]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except NO_JSON as error:
             raise EndpointError(
                 f"{self.url}/{path} gave no list of texts ({one_line(repr(error))}), {EXPECTED}"
             ) from None

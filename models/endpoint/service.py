@@ -26,6 +26,15 @@ PASSING = (408, 429, 500, 502, 503, 504)
 
 LONGEST_REASON = 200
 
+LARGEST_ANSWER = 64 * 2**20
+"""Bytes, unpacked; 32 vectors of 4,096 numbers take 3 MB."""
+
+CODINGS = ("identity", "gzip", "deflate")
+"""How an answer may be packed, and once: 64 kB that arrive together unpack to 64 MB at most."""
+
+NO_JSON = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+"""What reading an answer of another form raises."""
+
 
 class Service:
     """One model behind one URL.
@@ -52,7 +61,8 @@ class Service:
     def client(self) -> httpx.Client:
         """Return a new connection pool, for the caller to close."""
         key = _key()
-        return httpx.Client(headers={"Authorization": f"Bearer {key}"} if key else {})
+        packed = {"Accept-Encoding": ", ".join(CODINGS[1:])}
+        return httpx.Client(headers=packed | ({"Authorization": f"Bearer {key}"} if key else {}))
 
     def post(
         self,
@@ -71,7 +81,7 @@ class Service:
             timeout_s: for everything, the waits between tries included; None is patient.
 
         Raises:
-            EndpointError: no server is there, or it does not answer in time.
+            EndpointError: no server is there, it does not answer in time, or without end.
         """
         url = f"{self.base}/{path}"
         start, wait = time.monotonic(), FIRST_WAIT_S
@@ -81,9 +91,8 @@ class Service:
             left = ANSWER_S
             if timeout_s is not None:
                 left = max(start + patience_s - time.monotonic(), 0.001)
-            limit = httpx.Timeout(left, connect=min(left, CONNECT_S))
             try:
-                answer = client.post(url, json={"model": self.model, **body}, timeout=limit)
+                answer = _post(client, url, {"model": self.model, **body}, left)
                 self._has_answered = True
                 if answer.status_code not in PASSING:
                     return answer
@@ -114,6 +123,39 @@ class Service:
         if code == 404:
             return f"{url} knows no such path or no model {self.model!r} (HTTP 404: {reason})"
         return f"{url} refuses with HTTP {code} ({reason})"
+
+
+def _post(
+    client: httpx.Client, url: str, body: Mapping[str, Any], timeout_s: float
+) -> httpx.Response:
+    """Return an answer that is complete in time, and not too large.
+
+    Raises:
+        EndpointError: it is too large, or packed in another way than was asked for.
+        httpx.HTTPError: there is none in time.
+    """
+    end = time.monotonic() + timeout_s
+    limit = httpx.Timeout(timeout_s, connect=min(timeout_s, CONNECT_S))
+    content = bytearray()
+    with client.stream("POST", url, json=body, timeout=limit) as answer:
+        coding = answer.headers.get("content-encoding", CODINGS[0]).strip().lower()
+        if coding not in CODINGS:
+            raise EndpointError(
+                f"{url} packs its answer as {coding!r:.40}, expected {', '.join(CODINGS)}"
+            )
+        for part in answer.iter_bytes():
+            content += part
+            if len(content) > LARGEST_ANSWER:
+                raise EndpointError(
+                    f"{url} answers with more than {LARGEST_ANSWER // 2**20} MB; is it the URL of "
+                    "a service as OpenAI's?"
+                )
+            if time.monotonic() > end:
+                raise httpx.ReadTimeout(f"the answer does not end in {timeout_s:.1f} s")
+    headers = {k: v for k, v in answer.headers.items() if k in ("content-type", "retry-after")}
+    return httpx.Response(
+        answer.status_code, headers=headers, content=bytes(content), request=answer.request
+    )
 
 
 def base_url(url: str) -> str:
@@ -159,7 +201,7 @@ def _retry_after(answer: httpx.Response) -> float | None:
         return float(text)
     try:
         return max(parsedate_to_datetime(text).timestamp() - time.time(), 0)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 
@@ -169,7 +211,7 @@ def _reason(answer: httpx.Response) -> str:
         said: Any = answer.json()
         for name in ("error", "message"):
             said = said.get(name, said) if isinstance(said, dict) else said
-    except ValueError:
+    except NO_JSON:
         said = answer.text
     key = _key()
     text = str(said).replace(key, "…") if key else str(said)

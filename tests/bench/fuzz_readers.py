@@ -115,9 +115,9 @@ def read_archive(path: Path) -> None:
         with closing(connect(path=out)) as engine:
             made = restore(engine, path)
             engine.scroll(made.collection, limit=50, with_vectors=True)
-    except TwoTowerError:
-        left = [file.name for file in (out / "collections").iterdir()]
-        assert not left, f"left behind: {left}"
+    except TwoTowerError as failure:
+        if left := [file.name for file in (out / "collections").iterdir()]:
+            raise AssertionError(f"left behind: {left}, {failure}") from None
         raise
     finally:
         shutil.rmtree(out)
