@@ -75,8 +75,12 @@ def test_expanded_vectors_are_those_of_the_text_and_the_queries(
         "\n".join([text, *queries * repeats])
         for text, queries in zip(texts, expansions, strict=True)
     ]
-    ours = encoder.encode_expanded(texts, expansions, weight=weight)
-    for one, other in zip(ours, encoder.encode_passages(joined), strict=True):
+    passages = [
+        Passage("", text, expansion=tuple(queries))
+        for text, queries in zip(texts, expansions, strict=True)
+    ]
+    ours = encoder.encode_passages(passages, expansion=ExpansionOptions(weight=weight))
+    for one, other in zip(ours, encoder.encode_texts(joined), strict=True):
         expected = dict(zip(other.indices, other.values, strict=True))
         assert dict(zip(one.indices, one.values, strict=True)) == pytest.approx(expected, rel=1e-5)
 

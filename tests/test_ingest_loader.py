@@ -63,7 +63,7 @@ def test_every_passage_becomes_the_right_point(
         np.testing.assert_allclose(record.vector["dense"], dense[row], atol=1e-6)
         half = dense[row][:8] / np.linalg.norm(dense[row][:8])
         np.testing.assert_allclose(record.vector["pca_8"], half, atol=1e-6)
-        expected = bm25.encode_passages([texts[row]])[0]
+        expected = bm25.encode_passages([passage])[0]
         stored = record.vector["bm25"]
         assert isinstance(stored, qm.SparseVector)
         weights = dict(zip(stored.indices, stored.values, strict=True))

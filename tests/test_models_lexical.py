@@ -31,9 +31,7 @@ def occurrences(text: str) -> list[int]:
 def bm25_scores(query: str, config: Bm25Config) -> np.ndarray:
     """Sparse dot product with the engine's IDF: ln(1 + (N - n + 0.5) / (n + 0.5))."""
     encoder = Bm25Encoder(config)
-    documents = [
-        dict(zip(v.indices, v.values, strict=True)) for v in encoder.encode_passages(TEXTS)
-    ]
+    documents = [dict(zip(v.indices, v.values, strict=True)) for v in encoder.encode_texts(TEXTS)]
     df = Counter(term for document in documents for term in document)
     n = len(documents)
 
@@ -60,7 +58,7 @@ def test_average_length_counts_terms() -> None:
 
 def test_document_weight_by_hand() -> None:
     config = Bm25Config(avg_len=2.5, k=0.9, b=0.4)
-    vector = Bm25Encoder(config).encode_passages(["mat mat mat cat"])[0]
+    vector = Bm25Encoder(config).encode_texts(["mat mat mat cat"])[0]
     norm = 0.9 * (1 - 0.4 + 0.4 * 4 / 2.5)
     assert sorted(vector.values) == pytest.approx(sorted([3 * 1.9 / (3 + norm), 1.9 / (1 + norm)]))
 
@@ -73,7 +71,7 @@ def test_sparse_vectors_agree_with_rank_bm25() -> None:
         encoder = Bm25Encoder(config)
         terms = encoder.encode_query(query).indices
         documents = [
-            dict(zip(v.indices, v.values, strict=True)) for v in encoder.encode_passages(TEXTS)
+            dict(zip(v.indices, v.values, strict=True)) for v in encoder.encode_texts(TEXTS)
         ]
         ours = [sum(reference.idf[t] * d.get(t, 0.0) for t in terms) for d in documents]
         assert ours == pytest.approx(reference.get_scores(terms).tolist(), abs=1e-5)
@@ -96,7 +94,7 @@ def test_the_index_scores_as_the_sum_over_terms_says() -> None:
 def test_the_index_weighs_as_the_engine_does_to_the_last_bit() -> None:
     texts = [passage.content for passage in make_passages(200)] + ["river " * 5000]
     index = Bm25Index(texts, ANALYZER)
-    vectors = Bm25Encoder(index.config).encode_passages(texts)
+    vectors = Bm25Encoder(index.config).encode_texts(texts)
     (river,) = ANALYZER.term_counts("river")
     weights = np.array([dict(zip(v.indices, v.values, strict=True)).get(river, 0) for v in vectors])
     idf = np.log1p((201 - (weights > 0).sum() + 0.5) / ((weights > 0).sum() + 0.5))
@@ -121,7 +119,7 @@ def test_the_index_agrees_with_the_engine(edge_engine: Engine) -> None:
         vectors_config={},
         sparse_vectors_config={"bm25": qm.SparseVectorParams(modifier=qm.Modifier.IDF)},
     )
-    vectors = encoder.encode_passages(texts)
+    vectors = encoder.encode_texts(texts)
     points = [Point(i, {"bm25": vector}, {}) for i, vector in enumerate(vectors)]
     edge_engine.upsert("c", points, wait=True)
     queries = ["river bank", "iron steel bridge", "number7 cloud", "lamp light sun rain"]

@@ -47,18 +47,25 @@ def run(app: object, *words: object, code: int = 0) -> Result:
     return result
 
 
-def formula(query: str, *, k: float, b: float) -> dict[str, float]:
-    """The BM25 score of each passage that has a term of the query, term by term."""
+def formula(query: str, *, k: float, b: float, title_weight: float) -> dict[str, float]:
+    """The BM25 score of each passage that has a term of the query, term by term.
+
+    Its share of the title counts beside its places in the whole.
+    """
     analyzer = EngineAnalyzer()
     counts = {p.passage_id: analyzer.term_counts(p.content) for p in PASSAGES}
+    titles = {p.passage_id: analyzer.term_counts(p.title) for p in PASSAGES}
     mean = sum(sum(terms.values()) for terms in counts.values()) / len(counts)
     scores: dict[str, float] = {}
     for term in analyzer.term_counts(query):
         holders = [passage_id for passage_id, terms in counts.items() if term in terms]
         idf = math.log(1 + (len(counts) - len(holders) + 0.5) / (len(holders) + 0.5))
         for passage_id in holders:
-            tf, length = counts[passage_id][term], sum(counts[passage_id].values())
-            gain = idf * tf * (k + 1) / (tf + k * (1 - b + b * length / mean))
+            norm = 1 - b + b * sum(counts[passage_id].values()) / mean
+            title = titles[passage_id]
+            share = title.get(term, 0) / sum(title.values())
+            tf = counts[passage_id][term] / norm + title_weight * share
+            gain = idf * tf * (k + 1) / (tf + k)
             scores[passage_id] = scores.get(passage_id, 0.0) + gain
     return scores
 
@@ -70,7 +77,7 @@ def test_it_scores_by_the_formula(engine: Engine, name: str, make_data: MakeData
     for query in QUERIES:
         hits = retriever.search(query, k=150)
         assert {h.passage_id: h.score for h in hits} == pytest.approx(
-            formula(query, k=config.k, b=config.b), rel=1e-5
+            formula(query, k=config.k, b=config.b, title_weight=20.0), rel=1e-5
         )
         assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
         assert all([*hit.stages] == ["bm25"] for hit in hits)

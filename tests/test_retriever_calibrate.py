@@ -66,9 +66,7 @@ def test_what_is_left_of_a_passage_is_scored_as_the_engine_would(retriever: Retr
     passages = list(retriever.passages())
     chosen = passages[:10]
     texts = [" ".join(passage.text.split()[:3]) for passage in chosen]
-    scores = calibration_examples._bm25_of_pairs(
-        retriever, passages, texts, [passage.content for passage in chosen]
-    )
+    scores = calibration_examples._bm25_of_pairs(retriever, passages, texts, chosen)
     settings = SearchSettings(legs={"bm25": 100}, rerank=False)
     for passage, text, score in zip(chosen, texts, scores, strict=True):
         hits = retriever.search(text, k=100, settings=settings)

@@ -31,7 +31,7 @@ SPARSE = {"bm25": qm.SparseVectorParams()}
 
 
 def points() -> list[Point]:
-    sparse = Bm25Encoder(Bm25Config(avg_len=10.0)).encode_passages(TEXTS)
+    sparse = Bm25Encoder(Bm25Config(avg_len=10.0)).encode_texts(TEXTS)
     return [
         Point(number, {"dense": row, "bm25": sparse[number]}, PAYLOADS[number])
         for number, row in enumerate(ROWS)
@@ -45,7 +45,7 @@ def by_term(vector: Any) -> dict[int, np.float32]:
 def test_stored_as_they_are(engine: Engine, name: str) -> None:
     engine.create_collection(name, vectors_config=VECTORS, sparse_vectors_config=SPARSE)
     engine.upsert(name, points())
-    weights = Bm25Encoder(Bm25Config(avg_len=10.0)).encode_passages(TEXTS)
+    weights = Bm25Encoder(Bm25Config(avg_len=10.0)).encode_texts(TEXTS)
     found = engine.retrieve(name, range(len(ROWS)), with_vectors=True)
     for record in found:
         number = int(record.id)

@@ -276,7 +276,7 @@ def test_index_size_by_hand(place: Place) -> None:
     """24 dimensions of 4 bytes and, for a first stage, 8 more; 8 bytes per posting."""
     with place.retriever() as retriever:
         encoder = Bm25Encoder(Bm25Config(**retriever.metadata.bm25))
-        vectors = encoder.encode_passages([p.content for p in retriever.passages()])
+        vectors = encoder.encode_passages(list(retriever.passages()))
         postings = sum(len(vector.indices) for vector in vectors)
         wide, lexical = 120 * 24 * 4, postings * 8
         dense = SearchSettings(legs={"dense": 10}, rerank=False)

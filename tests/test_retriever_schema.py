@@ -31,7 +31,10 @@ METADATA = CollectionMetadata(
     dim=24,
     pca_dims=(8, 4),
     data={"source": {"name": "x"}, "content_hash": "c", "counts": {"passages": 5}, "kept": 2},
-    bm25={"normalization": "nfkc", "avg_len": 7.5, "k": 0.9, "b": 0.4, "language": "english"},
+    bm25={
+        **{"normalization": "nfkc", "title_weight": 20.0, "avg_len": 7.5},
+        **{"k": 0.9, "b": 0.4, "language": "english"},
+    },
     created_at="2026-01-01T00:00:00+00:00",
 )
 

@@ -46,8 +46,7 @@ def bm25_scores(config: Bm25Config, query: str) -> dict[str, float]:
     """Only passages that share a term with the query, as the engine returns them."""
     encoder = Bm25Encoder(config)
     documents = [
-        dict(zip(v.indices, v.values, strict=True))
-        for v in encoder.encode_passages([p.content for p in PASSAGES])
+        dict(zip(v.indices, v.values, strict=True)) for v in encoder.encode_passages(PASSAGES)
     ]
     df = Counter(term for document in documents for term in document)
     terms = encoder.encode_query(query).indices

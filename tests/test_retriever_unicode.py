@@ -38,7 +38,7 @@ def test_terms_and_tokens_are_those_of_the_other_form(form: str) -> None:
     analyzer, encoder = EngineAnalyzer(), Bm25Encoder(Bm25Config(avg_len=4.0))
     assert analyzer.term_counts(one) == analyzer.term_counts(other) != {}
     assert encoder.encode_query(one) == encoder.encode_query(other)
-    vectors = encoder.encode_passages([one, other])
+    vectors = encoder.encode_texts([one, other])
     assert (vectors[0].indices, vectors[0].values) == (vectors[1].indices, vectors[1].values)
     tokenizer = Tokenizer.train([one, other, "some more words"], TokenizerConfig(), seed=0)
     first, second = (tokenizer.encode_queries([text]).ids.tolist() for text in (one, other))

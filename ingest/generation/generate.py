@@ -312,6 +312,7 @@ def _round_trip(
         [passage.content for passage in passages],
         within=config.round_trip,
         analyzer=analyzer,
+        titles=[passage.title for passage in passages],
         bundle=bundle,
     )
     if lost := int((~is_back).sum()):

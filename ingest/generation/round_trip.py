@@ -20,6 +20,7 @@ def finds_its_passage(
     *,
     within: int,
     analyzer: Analyzer,
+    titles: Sequence[str] = (),
     bundle: ModelBundle | None = None,
 ) -> BoolArray:
     """Return (n,) bool: whether each query has its passage among the best `within`.
@@ -32,11 +33,12 @@ def finds_its_passage(
         texts: `Passage.content` of all passages.
         within: how high the passage must stand.
         analyzer: gives BM25 its terms.
+        titles: of all passages; by default none has one.
         bundle: ranks, where it is given.
     """
     if not len(queries):
         return np.zeros(0, dtype=bool)
-    index = Bm25Index(texts, analyzer)
+    index = Bm25Index(texts, analyzer, titles=titles)
     if bundle is None:
         best = index.search(queries, within).rows
         return np.asarray((best == rows[:, None]).any(axis=1))

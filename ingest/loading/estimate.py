@@ -127,7 +127,7 @@ def estimate(
     """Return how large the collection of `points` passages like a sample of DATA's will be."""
     step = max(1, dataset.passage_count // MEASURED)
     sample = list(islice(dataset.passages(), 0, None, step))
-    terms = Bm25Encoder(Bm25Config(avg_len=1.0)).encode_passages([p.content for p in sample])
+    terms = Bm25Encoder(Bm25Config(avg_len=1.0)).encode_passages(sample)
     point = PointSize(
         widths=(encoder.dim, *encoder.pca_dims) if encoder.dim else (),
         terms=fmean(len(vector.indices) for vector in terms),

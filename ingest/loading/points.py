@@ -5,7 +5,6 @@ from itertools import islice
 from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
-from qdrant_edge import SparseVector
 
 from two_tower.models.data import Passage
 from two_tower.models.errors import BundleError
@@ -98,7 +97,7 @@ class PointMaker:
         if not passages:
             return
         dense, late = self._encode(passages)
-        sparse = self._lexical(passages)
+        sparse = self._bm25.encode_passages(passages, expansion=self._expansion)
         clusters = self._centroids.assign(dense[DENSE]) if self._centroids else None
         for row, passage in enumerate(passages):
             vector: dict[str, Vector] = {name: part[row] for name, part in dense.items()}
@@ -109,13 +108,6 @@ class PointMaker:
             if clusters is not None:
                 payload[CLUSTER] = clusters[row]
             yield Point(point_id(passage.passage_id), vector, payload)
-
-    def _lexical(self, passages: Sequence[Passage]) -> list[SparseVector]:
-        texts = [passage.content for passage in passages]
-        if not any(passage.expansion for passage in passages):
-            return self._bm25.encode_passages(texts)
-        queries = [passage.expansion[: self._expansion.queries] for passage in passages]
-        return self._bm25.encode_expanded(texts, queries, weight=self._expansion.weight)
 
     def _encode(self, passages: Sequence[Passage]) -> tuple[dict[str, FloatArray], list[ByteArray]]:
         late: list[ByteArray] = []

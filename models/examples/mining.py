@@ -84,8 +84,8 @@ def mine_file(
         TrainingError: no query of the split has an answer.
         ValueError: the towers are a source and there is no bundle.
     """
-    content = {passage.passage_id: passage.content for passage in data.passages()}
-    ids, texts = list(content), list(content.values())
+    passages = list(data.passages())
+    ids, texts = [each.passage_id for each in passages], [each.content for each in passages]
     labelled = read_labelled(data, split, row_of={name: row for row, name in enumerate(ids)})
 
     def encode() -> Vectors:
@@ -93,10 +93,12 @@ def mine_file(
             raise ValueError(f"source {config.source} needs a bundle")
         return Vectors(bundle.encode_queries(labelled.texts), bundle.encode_passages(texts))
 
-    mined = find_negatives(labelled, texts, config, analyzer=analyzer, encode=encode)
+    titles = [each.title for each in passages]
+    mined = find_negatives(labelled, texts, config, analyzer=analyzer, encode=encode, titles=titles)
     rows = _mined_rows(mined, labelled, passage_ids=ids, sources=config.sources)
     if teacher:
         queries = dict(zip(labelled.query_ids, labelled.texts, strict=True))
+        content = dict(zip(ids, texts, strict=True))
         scores = teacher.score(
             [queries[row["query_id"]] for row in rows], [content[row["passage_id"]] for row in rows]
         )
@@ -120,15 +122,18 @@ def find_negatives(
     *,
     analyzer: Analyzer,
     encode: Callable[[], Vectors],
+    titles: Sequence[str] = (),
 ) -> Mined:
     """Rank all passages (`texts`) by each source of the configuration and choose hard negatives.
 
-    `encode` gives the vectors; it is called where the towers are a source.
+    `encode` gives the vectors; it is called where the towers are a source. BM25 reads the `titles`.
     """
     candidates: list[Candidates] = []
     depth = config.last_rank
     if "bm25" in config.sources:
-        candidates.append(bm25_candidates(texts, labelled, analyzer=analyzer, depth=depth))
+        candidates.append(
+            bm25_candidates(texts, labelled, analyzer=analyzer, depth=depth, titles=titles)
+        )
     if "dense" in config.sources:
         candidates.append(dense_candidates(*encode(), relevant=labelled.relevant, depth=depth))
     return choose_negatives(labelled, candidates, config, same_text=text_groups(texts))

@@ -107,10 +107,15 @@ class Mined(NamedTuple):
 
 
 def bm25_candidates(
-    texts: Sequence[str], labelled: Labelled, *, analyzer: Analyzer, depth: int
+    texts: Sequence[str],
+    labelled: Labelled,
+    *,
+    analyzer: Analyzer,
+    depth: int,
+    titles: Sequence[str] = (),
 ) -> Candidates:
     """Rank the passages `texts` by BM25 for each labelled query, `depth` deep."""
-    index = Bm25Index(texts, analyzer)
+    index = Bm25Index(texts, analyzer, titles=titles)
     ranked = index.search(labelled.texts, depth)
     answers = index.scores(labelled.texts, _answer_rows(labelled.relevant)).max(axis=1)
     return Candidates("bm25", ranked.rows, ranked.scores, answers)

@@ -2,10 +2,12 @@
 
 A document's weights saturate term frequency; the IDF comes from the collection, so that
 score = sum over query terms of idf(t) * weight(t, d). The engine scores its `bm25` vectors alike.
+A title is a field of its own (BM25F: Robertson and Zaragoza, "The Probabilistic Relevance
+Framework", 2009, section 3.6), which counts by the share that a term is of it.
 """
 
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
@@ -13,6 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from two_tower.models.config import configuration
+from two_tower.models.text.names import exact_names, name_term, title_names
 from two_tower.models.vectors import Float64Array, FloatArray, IntArray
 
 if TYPE_CHECKING:
@@ -45,6 +48,9 @@ class Bm25Config:
         k: how slowly repeated terms saturate.
         b: how much longer passages count less.
         language: of stop words and stems.
+        title_weight: how many times a term counts that is all of a title, beside its places in
+            title and text; one of a longer title counts by its share. 0, as in collections of
+            earlier versions, reads titles as text, and no exact names.
         normalization: what texts and queries become before they are cut into terms, so that
             "résumé", ligatures and full-width letters match however they are composed; `none` is
             that of collections of earlier versions.
@@ -54,12 +60,41 @@ class Bm25Config:
     k: float = Field(default=0.9, ge=0)
     b: float = Field(default=0.4, ge=0, le=1)
     language: str = "english"
+    title_weight: float = Field(default=20.0, ge=0)
     normalization: Literal["nfkc", "none"] = "nfkc"
 
     def normalized(self, text: str) -> str:
         """Return a text in the form that its terms are taken from."""
         is_same = self.normalization == "none" or text.isascii()
         return text if is_same else unicodedata.normalize("NFKC", text)
+
+    def name_terms(self, query: str) -> list[int]:
+        """Return the terms of the exact names in a query."""
+        if not self.title_weight:
+            return []
+        return [name_term(name) for name in sorted(exact_names(self.normalized(query)))]
+
+    def norm(self, length: float) -> float:
+        """Return what divides the counts of a text of so many terms: 1 at the mean length."""
+        return 1.0 - self.b + self.b * length / self.avg_len
+
+    def with_title(
+        self, counts: Mapping[int, float], title: str, analyzer: Analyzer
+    ) -> Mapping[int, float]:
+        """Return the term counts of a content, with what its title and the names in it add.
+
+        A name that is whole in the title counts as a word does that stands once in a text of mean
+        length.
+        """
+        if not title or not self.title_weight:
+            return counts
+        norm = self.norm(sum(counts.values()))
+        words = analyzer.term_counts(title)
+        unit = self.title_weight * norm / max(1, sum(words.values()))
+        raised = dict(counts)
+        for term, count in words.items():
+            raised[term] = raised.get(term, 0.0) + unit * count
+        return raised | {name_term(name): norm for name in title_names(self.normalized(title))}
 
 
 def average_length(texts: Iterable[str], analyzer: Analyzer) -> float:
@@ -100,25 +135,34 @@ class Bm25Index:
     """
 
     def __init__(
-        self, texts: Sequence[str], analyzer: Analyzer, config: Bm25Config | None = None
+        self,
+        texts: Sequence[str],
+        analyzer: Analyzer,
+        config: Bm25Config | None = None,
+        *,
+        titles: Sequence[str] = (),
     ) -> None:
-        """Index `Passage.content` of all passages.
+        """Index all passages.
 
         Args:
-            texts: one per passage.
+            texts: `Passage.content` of each.
+            titles: of each, in the same order; by default none has one.
             analyzer: gives their terms, and those of queries.
             config: the parameters; by default the usual ones and the texts' own mean length.
         """
         from scipy.sparse import csr_matrix  # takes long, and no search needs it
 
         self._analyzer = analyzer
-        counts = [analyzer.term_counts(text) for text in texts]
+        counts: list[Mapping[int, float]] = [analyzer.term_counts(text) for text in texts]
         lengths = np.array([sum(terms.values()) for terms in counts], np.float64)
         mean_length = max(1.0, float(lengths.mean())) if len(lengths) else 1.0
         self.config = config or Bm25Config(avg_len=mean_length, language=analyzer.language)
+        if titles:
+            pairs = zip(counts, titles, strict=True)
+            counts = [self.config.with_title(each, title, analyzer) for each, title in pairs]
         terms, offsets = _end_to_end(counts)
         self._terms, columns = np.unique(terms, return_inverse=True)
-        flat = chain.from_iterable(terms.values() for terms in counts)
+        flat = chain.from_iterable(each.values() for each in counts)
         tf = np.fromiter(flat, np.float64, count=len(terms))
         k, b, avg_len = self.config.k, self.config.b, self.config.avg_len
         norms = np.repeat(k * (1 - b + b * lengths / avg_len), np.diff(offsets))
@@ -158,11 +202,14 @@ class Bm25Index:
         flat = np.asarray(left.multiply(right).sum(axis=1)).reshape(rows.shape)
         return np.where(rows >= 0, flat, 0.0).astype(np.float32)
 
+    def _query_terms(self, query: str) -> Sequence[int]:
+        return [*self._analyzer.term_counts(query), *self.config.name_terms(query)]
+
     def _query_matrix(self, queries: Sequence[str]) -> "csr_matrix":
         """Return (n, terms) sparse, 1 for each query term that some passage has."""
         from scipy.sparse import csr_matrix
 
-        terms, offsets = _end_to_end([self._analyzer.term_counts(text) for text in queries])
+        terms, offsets = _end_to_end([self._query_terms(text) for text in queries])
         columns = np.searchsorted(self._terms, terms)
         known = columns < len(self._terms)
         known[known] = self._terms[columns[known]] == terms[known]
@@ -172,7 +219,7 @@ class Bm25Index:
         return csr_matrix((np.ones(len(columns)), columns, offsets), shape=shape)
 
 
-def _end_to_end(counts: Sequence[Mapping[int, int]]) -> tuple[IntArray, IntArray]:
+def _end_to_end(counts: Sequence[Collection[int]]) -> tuple[IntArray, IntArray]:
     """Return the terms (total,) of n texts, and where each text's begin and end (n + 1,)."""
     offsets = np.cumsum([0, *map(len, counts)])
     return np.fromiter(chain.from_iterable(counts), np.int64, count=int(offsets[-1])), offsets

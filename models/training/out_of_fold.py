@@ -82,7 +82,7 @@ class RankingTrainer:
             bundle,
             self._texts,
             train.take(rest),
-            Bm25Index(self._texts, self.analyzer),
+            self._bm25,
             config.late,
             config.seed,
             self.notify,
@@ -185,9 +185,8 @@ class RankingTrainer:
         rng.permutation(len(train.texts))  # which drew them
         fold = rng.integers(0, folds, len(drawn))
         parts = [part for n in range(folds) if len(part := drawn[fold == n])]
-        index = Bm25Index(self._texts, self.analyzer)
         lists = [
-            candidate_lists(train.take(part), vectors(part), index, size=LIST_SIZE)
+            candidate_lists(train.take(part), vectors(part), self._bm25, size=LIST_SIZE)
             for part in parts
         ]
         return joined(lists).take(np.argsort(np.concatenate(parts)))
@@ -195,6 +194,11 @@ class RankingTrainer:
     @cached_property
     def _texts(self) -> list[str]:
         return [passage.content for passage in self.data.passages()]
+
+    @cached_property
+    def _bm25(self) -> Bm25Index:
+        titles = [passage.title for passage in self.data.passages()]
+        return Bm25Index(self._texts, self.analyzer, titles=titles)
 
     def _fold_vectors(self, towers: TwoTower, before_labels: Arrays, left_out: IntArray) -> Vectors:
         """Train without a fold, from before any train query, through all epochs of its phases.

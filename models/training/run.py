@@ -418,10 +418,11 @@ class _TrainingRun:
             queries, passages = corpus.train_queries, corpus.passages
             return find_negatives(
                 corpus.train,
-                [passage.content for passage in self.data.passages()],
+                self._texts,
                 self.config.hard.mining,
                 analyzer=self.analyzer,
                 encode=partial(tower_vectors, towers, queries=queries, passages=passages),
+                titles=[passage.title for passage in self.data.passages()],
             )
 
         return cached_negatives(self.folder.negatives, find)

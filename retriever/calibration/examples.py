@@ -87,26 +87,26 @@ def cut_examples(retriever: Retriever, *, count: int, seed: int) -> Examples:
     """
     passages = list(islice(retriever.passages(), SCANNED))
     rng = np.random.default_rng(seed)
-    drawn: list[tuple[Passage, str, str]] = []
+    texts: list[str] = []
+    rests: list[Passage] = []
     for row in rng.permutation(len(passages)).tolist():
-        words = passages[row].content.split()
-        if len(words) >= SHORTEST_WORDS and len(drawn) < count:
+        words = passages[row].text.split()
+        if len(words) >= SHORTEST_WORDS and len(texts) < count:
             size = int(rng.integers(SPAN_WORDS[0], min(SPAN_WORDS[1], len(words) // 3) + 1))
             start = int(rng.integers(len(words) - size + 1))
-            rest = " ".join([*words[:start], *words[start + size :]])
-            drawn.append((passages[row], " ".join(words[start : start + size]), rest))
-    texts = [text for _, text, _ in drawn]
-    rests = [rest for _, _, rest in drawn]
+            texts.append(" ".join(words[start : start + size]))
+            left = " ".join([*words[:start], *words[start + size :]])
+            rests.append(passages[row]._replace(text=left))
     found = _search(retriever, texts)
     bm25 = _bm25_of_pairs(retriever, passages, texts, rests)
-    cosine = np.einsum(
-        "ij,ij->i", retriever.bundle.encode_queries(texts), retriever.bundle.encode_passages(rests)
-    )
+    queries = retriever.bundle.encode_queries(texts)
+    read = retriever.bundle.encode_passages([rest.content for rest in rests])
+    cosine = np.einsum("ij,ij->i", queries, read)
     lists = []
-    for (passage, _, _), each, words_score, tower_score in zip(
-        drawn, found, bm25, cosine.tolist(), strict=True
+    for rest, each, words_score, tower_score in zip(
+        rests, found, bm25, cosine.tolist(), strict=True
     ):
-        others = [Candidate(b, c, False) for id_, b, c in each if id_ != passage.passage_id]
+        others = [Candidate(b, c, False) for id_, b, c in each if id_ != rest.passage_id]
         lists.append([Candidate(words_score, tower_score, True), *others])
     return _aligned(lists)
 
@@ -137,12 +137,15 @@ def _scores(hits: Sequence[Hit]) -> list[tuple[str, float, float]]:
 
 
 def _bm25_of_pairs(
-    retriever: Retriever, passages: Sequence[Passage], texts: Sequence[str], rests: Sequence[str]
+    retriever: Retriever,
+    passages: Sequence[Passage],
+    texts: Sequence[str],
+    rests: Sequence[Passage],
 ) -> list[float]:
-    """Return the BM25 score of each query for its own text, which is not in the collection."""
+    """Return the BM25 score of each query for its own passage without the query."""
     encoder = Bm25Encoder(Bm25Config(**retriever.metadata.bm25))
     holding: Counter[int] = Counter()
-    for vector in encoder.encode_passages([passage.content for passage in passages]):
+    for vector in encoder.encode_passages(passages):
         holding.update(vector.indices)
     scores = []
     for text, vector in zip(texts, encoder.encode_passages(rests), strict=True):

@@ -10,8 +10,10 @@ from collections.abc import Sequence
 import qdrant_edge
 from qdrant_client import models as qm
 
+from two_tower.models.data import Passage
 from two_tower.models.errors import of_panic
 from two_tower.models.text.bm25 import Analyzer, Bm25Config
+from two_tower.retriever.collection.options import ExpansionOptions
 from two_tower.retriever.errors import EngineError
 
 ANALYZER = "the engine's analyzer"
@@ -46,29 +48,38 @@ class Bm25Encoder:
     def __init__(self, config: Bm25Config) -> None:
         self.config = config
         self._model = _engine_model(config)
+        self._analyzer = EngineAnalyzer(config.language)
 
-    def encode_passages(self, texts: Sequence[str]) -> list[qdrant_edge.SparseVector]:
+    def encode_passages(
+        self, passages: Sequence[Passage], *, expansion: ExpansionOptions | None = None
+    ) -> list[qdrant_edge.SparseVector]:
+        """Return one sparse vector of term weights per passage.
+
+        `expansion` says how many of the queries beside a text are read, and how much.
+        """
+        if any(p.expansion or (p.title and self.config.title_weight) for p in passages):
+            return [self._fields_vector(each, expansion or ExpansionOptions()) for each in passages]
+        return self.encode_texts([each.content for each in passages])
+
+    def encode_texts(self, texts: Sequence[str]) -> list[qdrant_edge.SparseVector]:
         """Return one sparse vector of saturated term frequencies per text, as the engine has it."""
         try:
             return [self._model.embed_document(self.config.normalized(text)) for text in texts]
         except BaseException as error:
             raise of_panic(error, EngineError, ANALYZER) from None
 
-    def encode_expanded(
-        self, texts: Sequence[str], expansions: Sequence[Sequence[str]], *, weight: float
-    ) -> list[qdrant_edge.SparseVector]:
-        """Return the same for texts with queries beside them, whose terms count `weight` times."""
-        analyzer, config = EngineAnalyzer(self.config.language), self.config
-        vectors = []
-        for text, queries in zip(texts, expansions, strict=True):
-            counts = expanded_counts(analyzer, text, queries, weight=weight)
-            norm = config.k * (1 - config.b + config.b * sum(counts.values()) / config.avg_len)
-            weights = [tf * (config.k + 1) / (tf + norm) for tf in counts.values()]
-            vectors.append(qdrant_edge.SparseVector(list(counts), weights))
-        return vectors
+    def _fields_vector(
+        self, passage: Passage, expansion: ExpansionOptions
+    ) -> qdrant_edge.SparseVector:
+        queries, config = passage.expansion[: expansion.queries], self.config
+        counts = expanded_counts(self._analyzer, passage.content, queries, weight=expansion.weight)
+        norm = config.k * config.norm(sum(counts.values()))
+        raised = config.with_title(counts, passage.title, self._analyzer)
+        weights = [tf * (config.k + 1) / (tf + norm) for tf in raised.values()]
+        return qdrant_edge.SparseVector(list(raised), weights)
 
     def encode_query(self, text: str) -> qm.SparseVector:
-        """Return the query's sparse vector: weight 1 for each of its terms."""
+        """Return the query's sparse vector: weight 1 for each of its terms and exact names."""
         if not text.isascii():
             text = self.config.normalized(text)
         try:
@@ -76,8 +87,10 @@ class Bm25Encoder:
         except BaseException as error:
             raise of_panic(error, EngineError, ANALYZER) from None
         # Valid as it comes from the engine; checking it again would double the time.
+        has_marks = not text.replace(" ", "").isalnum()  # as every name has one
+        names = self.config.name_terms(text) if has_marks else []
         return qm.SparseVector.model_construct(
-            indices=list(vector.indices), values=list(vector.values)
+            indices=[*vector.indices, *names], values=[*vector.values, *[1.0] * len(names)]
         )
 
 

@@ -318,7 +318,8 @@ class CollectionMetadata:
         values = {name: stored.get(name, later.get(name)) for name in names}
         if not isinstance(values["bm25"], Mapping):
             raise ValueError("bm25 is no mapping")
-        values["bm25"] = {"normalization": "none", **values["bm25"]}  # not in an older collection
+        # Neither is in an older collection.
+        values["bm25"] = {"normalization": "none", "title_weight": 0.0, **values["bm25"]}
         try:
             _Stored.model_validate(values | {"pca_dims": list(values["pca_dims"])})
         except ValidationError as error:

@@ -272,9 +272,9 @@ def index_mb(
 def count_posting_bytes(retriever: Retriever) -> float:
     """Return what the BM25 postings of a passage take, on average."""
     encoder = Bm25Encoder(Bm25Config(**retriever.metadata.bm25))
-    contents = [passage.content for passage in islice(retriever.passages(), SAMPLE)]
-    postings = sum(len(vector.indices) for vector in encoder.encode_passages(contents))
-    return POSTING_BYTES * postings / max(1, len(contents))
+    sample = list(islice(retriever.passages(), SAMPLE))
+    postings = sum(len(vector.indices) for vector in encoder.encode_passages(sample))
+    return POSTING_BYTES * postings / max(1, len(sample))
 
 
 def bytes_per_dimension(options: CollectionOptions) -> float:

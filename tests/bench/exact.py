@@ -71,7 +71,7 @@ def read_collection(path: Path, splits: Sequence[str]) -> Collection:
     data = Dataset.open(path)
     passages = list(data.passages())
     contents = [passage.content for passage in passages]
-    index = Bm25Index(contents, EngineAnalyzer())
+    index = Bm25Index(contents, EngineAnalyzer(), titles=[each.title for each in passages])
     judged = {}
     for split in splits:
         queries, qrels = answerable(data.queries(split), data.qrels(split))
