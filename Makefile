@@ -50,9 +50,11 @@ bench: $(INSTALLED) $(QDRANT)
 clean:  # the collections in .qdrant stay: they may be yours
 	rm -rf $(VENV) .cache $(DEMO) $(DEMO).run
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt locks/dev.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/pip install --quiet --no-deps --require-hashes --requirement locks/dev.txt
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
 $(QDRANT): deploy/fetch_qdrant.sh

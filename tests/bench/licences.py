@@ -7,6 +7,7 @@ It reads what is installed here, with all extras that a user may want.
 
 import re
 import sys
+import tomllib
 from collections.abc import Iterator
 from importlib.metadata import Distribution, distribution
 from pathlib import Path
@@ -14,6 +15,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 PAGE = Path(__file__).parents[2] / "docs" / "licences.md"
+
+PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 NAME = "two-tower-search"
 
@@ -41,9 +44,18 @@ def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
+def asked(name: str, extras: frozenset[str]) -> list[str]:
+    """Return the requirements of a package; this one's as they are written in pyproject.toml."""
+    if name != NAME:
+        return distribution(name).requires or []
+    project = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]
+    optional = project["optional-dependencies"]
+    return [*project["dependencies"], *(text for extra in extras for text in optional[extra])]
+
+
 def needed(name: str, extras: frozenset[str]) -> Iterator[tuple[str, frozenset[str]]]:
     """Yield what one package asks for on this machine, with the extras of it."""
-    for text in distribution(name).requires or []:
+    for text in asked(name, extras):
         requirement = Requirement(text)
         marker = requirement.marker
         if marker is None or any(marker.evaluate({"extra": extra}) for extra in (*extras, "")):
