@@ -1,16 +1,24 @@
 """What comes along with an installation: all of it pinned, its licences told, and nobody called."""
 
+import hashlib
+import itertools
 import json
+import re
 import subprocess
 import sys
+import tomllib
+import zipfile
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 sys.path.insert(0, str(ROOT / "tests" / "bench"))
-from licences import EXTRAS, PAGE, closure, normal, page
+import lock
+from licences import EXTRAS, NAME, PAGE, PROJECT, closure, normal, page
 
 PINNED = dict(
     line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if line
@@ -20,6 +28,78 @@ PINNED = dict(
 def test_everything_that_is_installed_with_us_is_pinned() -> None:
     names = {normal(name) for name in PINNED}
     assert closure("dev") - names == set()
+    assert names - closure("dev") - {"setuptools"} == set()
+
+
+def test_each_requirement_takes_the_version_that_is_pinned() -> None:
+    project = tomllib.loads(PROJECT.read_text())
+    optional = project["project"]["optional-dependencies"]
+    texts = [*project["build-system"]["requires"], *project["project"]["dependencies"]]
+    requirements = [Requirement(text) for text in (*texts, *itertools.chain(*optional.values()))]
+    pins = lock.pins()
+    refused = [
+        str(r)
+        for r in requirements
+        if r.name != NAME and not r.specifier.contains(pins[normal(r.name)], prereleases=True)
+    ]
+    assert refused == []
+
+
+@pytest.mark.parametrize("extra", lock.EXTRAS)
+def test_a_lock_has_every_pin_of_its_extra_with_hashes(extra: str) -> None:
+    pins, written = lock.pins(), lock.written(extra)
+    assert list(written) == lock.locked(extra)
+    assert {name: version for name, (version, _) in written.items()} == {
+        name: pins[name] for name in written
+    }
+    assert closure(extra) - set(written) == {lock.UNLOCKED}
+    for name, (_, hashes) in written.items():
+        assert hashes, name
+        assert all(re.fullmatch("[0-9a-f]{64}", one) for one in hashes), name
+        assert len(set(hashes)) == len(hashes), name
+
+
+@pytest.mark.parametrize(
+    ("file", "is_one"),
+    [
+        ("a-1.0.tar.gz", True),
+        ("a-1.0.1.tar.gz", False),
+        ("a-1.0-py3-none-any.whl", True),
+        ("a-1.0-py2.py3-none-any.whl", True),
+        ("a-1.0-cp311-cp311-manylinux_2_28_x86_64.whl", True),
+        ("a-1.0-cp314-cp314-manylinux_2_17_aarch64.manylinux2014_aarch64.whl", True),
+        ("a-1.0-cp38-abi3-macosx_11_0_arm64.whl", True),
+        ("a-1.0-cp312-cp312-macosx_10_9_universal2.whl", True),
+        ("a-1.0-cp310-cp310-manylinux_2_28_x86_64.whl", False),
+        ("a-1.0-cp314-cp314t-manylinux_2_28_x86_64.whl", False),
+        ("a-1.0-cp311-cp311-musllinux_1_2_x86_64.whl", False),
+        ("a-1.0-cp311-cp311-win_amd64.whl", False),
+        ("a-1.0-cp311-cp311-macosx_10_9_x86_64.whl", False),
+        ("a-1.0-pp311-pypy311_pp73-manylinux_2_28_x86_64.whl", False),
+        ("a-1.0.win32.exe", False),
+        ("a-1.0-py3.11.egg", False),
+    ],
+)
+def test_which_files_a_lock_takes(file: str, is_one: bool) -> None:
+    assert lock.is_for_us(file, "1.0", SpecifierSet(">=3.11")) is is_one
+
+
+def test_a_file_with_another_hash_is_not_installed(tmp_path: Path) -> None:
+    wheel = tmp_path / "a-1.0-py3-none-any.whl"
+    about = "Metadata-Version: 2.1\nName: a\nVersion: 1.0\n"
+    with zipfile.ZipFile(wheel, "w") as file:
+        file.writestr("a-1.0.dist-info/METADATA", about)
+        file.writestr("a-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        file.writestr("a-1.0.dist-info/RECORD", "")
+    right = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-index"]
+    command += ["--find-links", str(tmp_path), "--dest", str(tmp_path / "to")]
+    for digest, code in ((right, 0), (right[::-1], 1)):
+        (tmp_path / "lock.txt").write_text(f"a==1.0 \\\n    --hash=sha256:{digest}\n")
+        words = [*command, "--require-hashes", "--requirement", str(tmp_path / "lock.txt")]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stderr
+        assert ("DO NOT MATCH THE HASHES" in done.stderr) is bool(code)
 
 
 def test_what_is_pinned_is_what_is_tested() -> None:

@@ -1,4 +1,4 @@
-"""Write locks/*.txt: the pins of constraints.txt with the hashes that the package index has for them.
+"""Write locks/*.txt: the pins of constraints.txt with the hashes that the package index has.
 
     python tests/bench/lock.py
 
@@ -37,8 +37,8 @@ HEAD = f"""\
 # Hashes of `.[{{extra}}]`, for Linux (x86_64, aarch64) and macOS (arm64): see "Hashes" in
 # docs/getting-started.md. Written by tests/bench/lock.py.
 #
-# {UNLOCKED} is not in it: Linux takes a CPU build, which is another file than the package index has,
-# and not the same one everywhere. Install it after this, alone, by its pin in constraints.txt.
+# {UNLOCKED} is not in it: Linux takes a CPU build, which is another file than the index has, and not
+# the same one everywhere. Install it after this, alone, by its pin in constraints.txt.
 """
 
 PLATFORMS = (
