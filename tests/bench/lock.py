@@ -37,8 +37,8 @@ HEAD = f"""\
 # Hashes of `.[{{extra}}]`, for Linux (x86_64, aarch64) and macOS (arm64): see "Hashes" in
 # docs/getting-started.md. Written by tests/bench/lock.py.
 #
-# {UNLOCKED} is not in it: Linux takes a CPU build, which is another file than the index has, and not
-# the same one everywhere. Install it after this, alone, by its pin in constraints.txt.
+# {UNLOCKED} is not in it: Linux takes a CPU build, which is no file of the index, and not the same
+# one everywhere. Install it after this, alone, by its pin in constraints.txt.
 """
 
 PLATFORMS = (
