@@ -1,4 +1,4 @@
-"""What the three commands share: one-line failures, progress bars, and text and tables to read.
+"""What the three commands share: one-line failures, and text and tables to read.
 
 On a terminal rich draws them, and what could steer the terminal is made visible first. A pipe or a
 file gets plain text that scripts can read.
@@ -6,36 +6,31 @@ file gets plain text that scripts can read.
 
 import contextlib
 import errno
+import functools
+import inspect
 import logging
 import os
-import re
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from tqdm import tqdm
 from typer.core import TyperGroup
 
+from two_tower.models import progress
+from two_tower.models.control_characters import UNSAFE, visible
 from two_tower.models.errors import TwoTowerError, is_panic
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-T = TypeVar("T")
-
 Rows = Sequence[list[str]]
 """A table as text, its head first."""
 
-# C0 and C1 controls, what turns the direction of writing or breaks lines, and what no encoding can
-# hold.
-UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-
 LONGEST_LINE = 2000
 """Characters of a failure; what it quotes may have any length."""
-
-CONTROL_PICTURES = 0x2400
 
 GAP = 2  # between the columns of a table
 
@@ -44,7 +39,10 @@ class _Stderr(logging.Handler):
     """Prints what the library logs, a line each, on stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        say(record.getMessage())
+        if record.levelno >= logging.WARNING:
+            say(record.getMessage())
+        else:
+            note(record.getMessage())
 
 
 class CommandGroup(TyperGroup):
@@ -119,9 +117,46 @@ def _give_up_stdout() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+class _Application(typer.Typer):
+    """A command line each of whose commands has `--quiet`."""
+
+    def command(
+        self, *args: Any, **settings: Any
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Return what makes a command of a function, and leaves the function as it is."""
+        register = super().command(*args, **settings)
+
+        def make(function: Callable[..., Any]) -> Callable[..., Any]:
+            register(_with_quiet(function))
+            return function
+
+        return make
+
+
+Quiet = Annotated[bool, typer.Option("--quiet", help="Nothing on stderr but warnings and errors.")]
+
+
+def _with_quiet(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a command with one more option, which is that of the console."""
+
+    @functools.wraps(function)
+    def command(*args: Any, quiet: bool, **values: Any) -> Any:
+        progress.begin(is_quiet=quiet)
+        return function(*args, **values)
+
+    signature = inspect.signature(function)
+    option = inspect.Parameter(
+        "quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Quiet
+    )
+    parameters = [*signature.parameters.values(), option]
+    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {**function.__annotations__, "quiet": Quiet}
+    return command
+
+
 def application(summary: str) -> typer.Typer:
     """Return an empty command line; `summary` heads its help."""
-    app = typer.Typer(
+    app = _Application(
         cls=CommandGroup,
         no_args_is_help=True,
         add_completion=False,
@@ -149,28 +184,20 @@ def _options(
     """Take what stands before a command."""
 
 
-def progress(items: Iterable[T], *, label: str, total: int | None = None) -> Iterator[T]:
-    """Yield `items` under a progress bar on stderr (silent where stderr is not a terminal).
-
-    `total` says how many there are, where `len(items)` cannot.
-    """
-    bar = tqdm(items, desc=visible(label), total=total, unit_scale=True, disable=None, leave=False)
-    return iter(bar)
-
-
 def say(line: str) -> None:
     """Print a line on stderr."""
     typer.echo(visible(line) if sys.stderr.isatty() else line, err=True)
 
 
-def visible(text: str) -> str:
-    """Return text whose control characters are symbols: it cannot steer a terminal."""
-    return UNSAFE.sub(_symbol, text)
+def note(line: str) -> None:
+    """Print a line on stderr that `--quiet` leaves out."""
+    if not progress.is_quiet():
+        say(line)
 
 
-def _symbol(match: re.Match[str]) -> str:
-    code = ord(match[0])
-    return chr(CONTROL_PICTURES + code) if code < ord(" ") else f"<U+{code:04X}>"
+def name_next(*words: object) -> None:
+    """Name the command that comes next, by its words."""
+    note(f"Next: {shlex.join(map(str, words))}")
 
 
 def terminal() -> "Console | None":

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from two_tower.models.cache import Cache, cache_folder, cache_key, parts
-from two_tower.models.console import progress
+from two_tower.models.progress import progress
 from two_tower.models.vectors import FloatArray
 
 ENCODED_AT_ONCE = 1024

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from terminals import run_in_terminal
 
-from two_tower.models.console import progress, visible
+from two_tower.models.control_characters import visible
+from two_tower.models.progress import progress
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -96,7 +97,7 @@ def test_visible(text: str, expected: str) -> None:
 def test_a_bar_is_for_terminals(capfd: pytest.CaptureFixture[str]) -> None:
     assert list(progress([1, 2], label="numbers")) == [1, 2]
     assert capfd.readouterr() == ("", "")
-    program = "from two_tower.models.console import progress; list(progress([1], label='a\\x1b['))"
+    program = "from two_tower.models.progress import progress; list(progress([1], label='a\\x1b['))"
     shown = run_in_terminal(program)
     assert "a␛[:   0%|" in shown
 

@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 
 from two_tower.ingest.cli import app as ingest_app
 from two_tower.models.config import read_yaml
-from two_tower.models.console import UNSAFE, application, visible
+from two_tower.models.console import application
+from two_tower.models.control_characters import UNSAFE, visible
 from two_tower.models.errors import ConfigError, TrainingError
 from two_tower.models.files import require_place
 from two_tower.models.training.checkpoint import Checkpoint, Progress, RunFolder

@@ -18,9 +18,9 @@ from two_tower.ingest.adoption.payloads import (
     to_passage,
 )
 from two_tower.ingest.loading.points import chunks
-from two_tower.models.console import progress
 from two_tower.models.data import Dataset, Passage
 from two_tower.models.errors import DataError
+from two_tower.models.progress import progress
 from two_tower.models.vectors import FloatArray, normalized
 from two_tower.retriever.collection.options import CollectionOptions, DiskOptions
 from two_tower.retriever.collection.schema import FORMAT, base_name

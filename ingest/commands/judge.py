@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from two_tower.models.console import print_pairs, progress, say
+from two_tower.models.console import print_pairs, say
 from two_tower.models.errors import ConfigError
+from two_tower.models.progress import progress
 from two_tower.retriever.commands.flags import Bundle, Path_, Url, opened_engine
 
 if TYPE_CHECKING:

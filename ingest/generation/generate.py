@@ -24,12 +24,12 @@ from two_tower.ingest.generation.prompt import Prompt
 from two_tower.ingest.generation.round_trip import finds_its_passage
 from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.config import configuration
-from two_tower.models.console import progress
 from two_tower.models.data import GENERATED, Dataset, Passage, Qrel, Query
 from two_tower.models.endpoint.answer_cache import CachedModel
 from two_tower.models.endpoint.language_model import Sampling, in_parallel
 from two_tower.models.errors import ConfigError, DataError, EndpointError, PromptTooLong
 from two_tower.models.files import write_bytes
+from two_tower.models.progress import progress
 from two_tower.models.text.bm25 import Analyzer
 
 TRAIN, DEV = "train", "generated-dev"

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from two_tower.ingest.judging.prompt import GradePrompt
-from two_tower.models.console import progress
 from two_tower.models.endpoint.answer_cache import CachedModel
 from two_tower.models.endpoint.language_model import Sampling, in_parallel
 from two_tower.models.errors import ConfigError, EndpointError, PromptTooLong
+from two_tower.models.progress import progress
 
 SAMPLING = Sampling(max_tokens=8, stop=("\n",))
 

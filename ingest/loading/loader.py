@@ -29,9 +29,9 @@ from two_tower.ingest.loading.selection import cache
 from two_tower.ingest.loading.sending import Sender
 from two_tower.ingest.loading.setup import describe, open_collection
 from two_tower.models.config import configuration
-from two_tower.models.console import progress
 from two_tower.models.data import Dataset
 from two_tower.models.errors import DataError
+from two_tower.models.progress import progress
 from two_tower.models.threads import one_blas_thread
 from two_tower.retriever.collection.options import CollectionOptions
 from two_tower.retriever.collection.schema import collection_name, read_metadata

@@ -13,9 +13,9 @@ from two_tower.ingest.loading.expansion import average_expanded_length, require_
 from two_tower.ingest.loading.points import PassageEncoder, chunks, dense_vectors
 from two_tower.ingest.loading.selection import SelectedData
 from two_tower.models.config import flatten
-from two_tower.models.console import progress
 from two_tower.models.data import Dataset
 from two_tower.models.errors import ConfigError
+from two_tower.models.progress import progress
 from two_tower.models.text.bm25 import Bm25Config, average_length
 from two_tower.retriever.collection.bm25_vectors import EngineAnalyzer
 from two_tower.retriever.collection.clusters import PER_CLUSTER, Centroids, sample_size

@@ -17,8 +17,8 @@ from two_tower.ingest.loading.expansion import require_expansion
 from two_tower.ingest.loading.points import PassageEncoder, PointMaker, StoredVectors, chunks
 from two_tower.ingest.loading.selection import Selection, select
 from two_tower.models.config import from_mapping
-from two_tower.models.console import progress
 from two_tower.models.data import Dataset, Passage
+from two_tower.models.progress import progress
 from two_tower.retriever.collection.schema import (
     LATE,
     CollectionMetadata,

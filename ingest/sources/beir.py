@@ -31,9 +31,9 @@ from two_tower.ingest.sources.judgements import (
 from two_tower.ingest.sources.rows import read_rows
 from two_tower.ingest.sources.splits import split_name, split_of_file
 from two_tower.ingest.sources.values import as_content, as_id, as_integer, as_text, first_of
-from two_tower.models.console import progress
 from two_tower.models.data import Passage, Qrel, Query
 from two_tower.models.errors import DataError
+from two_tower.models.progress import progress
 
 _IDS = ("_id", "id", "docid", "doc_id", "pid", "passage_id", "corpus-id", "corpus_id")
 

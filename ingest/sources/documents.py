@@ -14,9 +14,9 @@ from two_tower.ingest.dataset.writer import DatasetWriter
 from two_tower.ingest.sources.folders import source_files, tell_unread
 from two_tower.ingest.sources.long_documents import SplitConfig, most_like, split_passage
 from two_tower.ingest.sources.text_lines import read_lines
-from two_tower.models.console import progress
 from two_tower.models.data import Passage
 from two_tower.models.errors import DataError
+from two_tower.models.progress import progress
 from two_tower.models.text.bm25 import Analyzer
 
 MARKDOWN = (".md", ".markdown")

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from two_tower.ingest.dataset.writer import DatasetWriter
-from two_tower.models.console import progress
 from two_tower.models.data import Dataset, Passage, Qrel
 from two_tower.models.errors import ConfigError
+from two_tower.models.progress import progress
 from two_tower.models.text.bm25 import Analyzer
 
 _NON_SPACE = re.compile(r"\S+")

@@ -18,9 +18,9 @@ from two_tower.ingest.sources.folders import tell_unread
 from two_tower.ingest.sources.rows import column_names, ending, first_rows, read_rows
 from two_tower.ingest.sources.splits import split_name, split_of_file
 from two_tower.ingest.sources.values import as_content, as_id, as_mark, as_text
-from two_tower.models.console import progress
 from two_tower.models.data import Passage, Qrel, Query
 from two_tower.models.errors import DataError
+from two_tower.models.progress import progress
 
 DEFAULT_ID = "microsoft/ms_marco"
 

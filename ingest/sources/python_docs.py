@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 
 from two_tower.ingest.dataset.cleaning import one_line, order_key
 from two_tower.ingest.dataset.writer import DatasetWriter
-from two_tower.models.console import progress
 from two_tower.models.data import Passage, Qrel, Query
+from two_tower.models.progress import progress
 
 STDLIB = "python"
 

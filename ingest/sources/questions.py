@@ -10,8 +10,8 @@ from two_tower.ingest.sources.rows import SUFFIXES, Row, is_table, read_rows
 from two_tower.ingest.sources.tables import write_query
 from two_tower.ingest.sources.text_lines import read_lines
 from two_tower.ingest.sources.values import as_id
-from two_tower.models.console import progress
 from two_tower.models.errors import DataError
+from two_tower.models.progress import progress
 
 PartFor = Callable[[str, str], str]
 """(query, document id) -> the id of that document's part which the judgement is for."""

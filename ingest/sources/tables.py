@@ -23,9 +23,9 @@ from two_tower.ingest.sources.values import (
     first_of,
     is_blank,
 )
-from two_tower.models.console import progress
 from two_tower.models.data import Passage, Qrel, Query
 from two_tower.models.errors import DataError
+from two_tower.models.progress import progress
 
 
 class Tables:

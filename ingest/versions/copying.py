@@ -13,7 +13,7 @@ from two_tower.ingest.loading.points import chunks
 from two_tower.ingest.loading.sending import Sender
 from two_tower.ingest.loading.verify import COMPARED, difference, verify_counts
 from two_tower.ingest.versions.versions import PREVIOUS
-from two_tower.models.console import progress
+from two_tower.models.progress import progress
 from two_tower.retriever.collection.options import DECLARED, CollectionOptions, fixed_differences
 from two_tower.retriever.collection.schema import CONTENT_HASH, CollectionMetadata, read_metadata
 from two_tower.retriever.engine.failures import AGAIN

@@ -18,9 +18,9 @@ from two_tower.ingest.loading.lease import LEASE
 from two_tower.ingest.loading.verify import verify_counts
 from two_tower.ingest.versions.versions import PREVIOUS
 from two_tower.models.config import configuration, from_mapping
-from two_tower.models.console import progress
 from two_tower.models.errors import ConfigError, DataError
 from two_tower.models.files import new_file, remove_leftovers
+from two_tower.models.progress import progress
 from two_tower.retriever.collection.schema import CollectionMetadata, base_name, collection_name
 from two_tower.retriever.engine.protocol import Engine, stored_metadata
 from two_tower.retriever.engine.snapshots import CHUNK, SnapshotFile

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from two_tower.models.config import configuration
-from two_tower.models.console import progress
 from two_tower.models.data import PEOPLE, Dataset
 from two_tower.models.examples.pairs import Labelled, Split, hold_out, no_queries, read_labelled
+from two_tower.models.progress import progress
 from two_tower.models.text.tokenizer import RowTokenizer, TokenRows, concat_rows
 
 READ_BATCH = 8192

@@ -22,7 +22,6 @@ from two_tower.models.bundle.documents import (
 from two_tower.models.bundle.files import CARD
 from two_tower.models.cache import cache_folder
 from two_tower.models.config import configuration
-from two_tower.models.console import progress
 from two_tower.models.data import Dataset
 from two_tower.models.errors import ConfigError, TrainingError
 from two_tower.models.examples.corpus import Corpus, Notify
@@ -30,6 +29,7 @@ from two_tower.models.examples.pairs import Batch
 from two_tower.models.networks.word2vec import random_vectors
 from two_tower.models.objectives.inverse_cloze import NOTHING_MASKED
 from two_tower.models.objectives.losses import Encoded
+from two_tower.models.progress import progress
 from two_tower.models.text.tokenizer import RowTokenizer, TokenRows
 from two_tower.models.text.transformer_tokenizer import TransformerTokenizer
 from two_tower.models.vector_cache import cached_vectors

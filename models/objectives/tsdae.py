@@ -14,10 +14,10 @@ import torch
 from pydantic import Field
 
 from two_tower.models.config import configuration
-from two_tower.models.console import progress
 from two_tower.models.errors import ConfigError
 from two_tower.models.networks.transformer import no_bars, quiet
 from two_tower.models.objectives.denoising import DELETE_RATE
+from two_tower.models.progress import progress
 from two_tower.models.text.transformer_tokenizer import MISSING
 
 MAX_GRADIENT_NORM = 1.0

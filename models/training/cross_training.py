@@ -15,12 +15,12 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn import functional
 
-from two_tower.models.console import progress as progress_bar
 from two_tower.models.examples.candidates import CandidateLists
 from two_tower.models.examples.corpus import Notify
 from two_tower.models.networks.cross_config import CrossConfig
 from two_tower.models.networks.cross_encoder import CrossEncoder
 from two_tower.models.networks.cross_scorer import CrossScorer, scorer_arrays
+from two_tower.models.progress import progress as progress_bar
 from two_tower.models.text.tokenizer import TokenRows
 from two_tower.models.training.checkpoint import Arrays, Checkpoint, Progress, RunFolder, parts
 from two_tower.models.training.loop import (

@@ -17,10 +17,10 @@ from torch.nn import functional
 
 from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.bundle.late import LateConfig, pooled, to_scores
-from two_tower.models.console import progress
 from two_tower.models.examples.corpus import Notify
 from two_tower.models.examples.pairs import Labelled
 from two_tower.models.objectives.distillation import token_texts
+from two_tower.models.progress import progress
 from two_tower.models.text.bm25 import Bm25Index
 from two_tower.models.training.loop import rate_factor
 from two_tower.models.vectors import (

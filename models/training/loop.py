@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from two_tower.models.console import progress as progress_bar
 from two_tower.models.errors import TrainingError
 from two_tower.models.examples.corpus import Notify
 from two_tower.models.examples.pairs import Batch, Sampler, batches_per_epoch, epoch_batches
@@ -19,6 +18,7 @@ from two_tower.models.networks.tokens import Tokens
 from two_tower.models.networks.towers import TwoTower, device_of
 from two_tower.models.networks.transformer import TransformerTower, transformer_autocast
 from two_tower.models.objectives.losses import Encoded, Loss
+from two_tower.models.progress import progress as progress_bar
 from two_tower.models.text.tokenizer import TokenRows
 from two_tower.models.training.checkpoint import Arrays, Checkpoint, Progress, RunFolder, parts
 from two_tower.models.training.tracking import Tracker

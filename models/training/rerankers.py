@@ -10,7 +10,6 @@ from safetensors.numpy import save as save_arrays
 
 from two_tower.models.bundle.cross_encoder import CrossEncoderScorer
 from two_tower.models.bundle.files import CROSS_SCORER
-from two_tower.models.console import progress
 from two_tower.models.examples.candidates import CandidateLists
 from two_tower.models.examples.corpus import Corpus
 from two_tower.models.networks.cross_config import CrossConfig
@@ -20,6 +19,7 @@ from two_tower.models.networks.cross_encoder import (
     open_cross_encoder,
 )
 from two_tower.models.networks.cross_scorer import CrossScorer, scorer_arrays
+from two_tower.models.progress import progress
 from two_tower.models.text.transformer_tokenizer import CROSS_GRAPH, CROSS_TEXT
 from two_tower.models.training.cross_training import (
     RankingExamples,

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import typer
 from rich.text import Text
 
-from two_tower.models.console import GAP, Rows, print_styled, print_table, terminal, visible
+from two_tower.models.console import GAP, Rows, print_styled, print_table, terminal
+from two_tower.models.control_characters import visible
 from two_tower.retriever.records import Hit, SearchResult
 from two_tower.retriever.search.fusion import CROSS
 from two_tower.retriever.search.snippets import Segment, printable, snippet

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter
 
-from two_tower.models.console import progress
 from two_tower.models.data import PEOPLE, Dataset, Qrel, Query
 from two_tower.models.errors import ConfigError, DataError
+from two_tower.models.progress import progress
 from two_tower.models.provenance import commit
 from two_tower.retriever.evaluation.judging import (
     MODEL_FROM,

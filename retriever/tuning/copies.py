@@ -17,8 +17,8 @@ from typing import Any, Self
 import numpy as np
 from qdrant_client import models as qm
 
-from two_tower.models.console import progress
 from two_tower.models.files import is_alive
+from two_tower.models.progress import progress
 from two_tower.retriever.collection.clusters import Centroids, sample_size
 from two_tower.retriever.collection.options import CollectionOptions
 from two_tower.retriever.collection.schema import BM25, CLUSTER, DENSE, LATE, base_name

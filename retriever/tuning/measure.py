@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from two_tower.models.console import progress
 from two_tower.models.data import Qrel, Query
+from two_tower.models.progress import progress
 from two_tower.models.text.bm25 import Bm25Config
 from two_tower.models.vectors import Float64Array
 from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
