@@ -6,7 +6,15 @@ from typing import Annotated, Any
 
 import typer
 
-from two_tower.models.console import Rows, application, print_json, print_pairs, print_table, say
+from two_tower.models.console import (
+    Rows,
+    application,
+    name_next,
+    note,
+    print_json,
+    print_pairs,
+    print_table,
+)
 from two_tower.models.errors import ConfigError
 from two_tower.models.training.recipe import recipe_names
 
@@ -168,16 +176,17 @@ def train(
         device=device,
         wandb=wandb,
         force=force,
-        notify=say,
+        notify=note,
     )
     typer.echo(f"{out} {bundle.fingerprint}")
     if dev := bundle.card["dev"].get("dense"):
         typer.echo(" ".join(f"{name}={value:.4f}" for name, value in dev.items()))
     else:
-        say(
+        note(
             "not learnt, for want of labelled queries: the towers' last phase, the weights of the "
             "fusion, a cross-scorer; nothing was measured (--queries of ingest prepare adds some)"
         )
+    name_next("ingest", "load", data, "--bundle", out, "--collection", "NAME")
 
 
 MinedOut = Annotated[Path, typer.Option(help="Parquet file to write.")]
@@ -268,6 +277,7 @@ def mine(
     )
     typer.echo("\n".join(report_lines(counts)))
     typer.echo(str(out))
+    name_next("models", "train", data, "--negatives", out, "--out", "BUNDLE")
 
 
 @app.command()
@@ -312,9 +322,12 @@ def sweep(
         metric=metric,
         analyzer=engine_analyzer(),
         options=options,
-        notify=say,
+        notify=note,
     )
-    print_table(table(outcomes), lambda rows: "\n".join(map("\t".join, rows)))
+    print_table(table(outcomes))
+    if outcomes and outcomes[0].metrics:
+        best = out / outcomes[0].trial
+        name_next("ingest", "load", data, "--bundle", best, "--collection", "NAME")
 
 
 @app.command()
@@ -343,7 +356,9 @@ def show(
         from two_tower.models.training.curves import save_curves
 
         save_curves(bundle, curves)
-        say(f"curves of the run: {curves}")
+        note(f"curves of the run: {curves}")
+    if not as_json:
+        name_next("ingest", "load", "DATA", "--bundle", bundle, "--collection", "NAME")
 
 
 @app.command()
@@ -362,6 +377,7 @@ def export(
 
     export_bundle(ModelBundle.load(bundle), out, form=form)
     typer.echo(str(out))
+    name_next("cat", out / "README.md")
 
 
 def _parse_ranks(ranks: str | None) -> tuple[int | None, int | None]:

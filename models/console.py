@@ -8,10 +8,13 @@ import contextlib
 import errno
 import functools
 import inspect
+import itertools
 import logging
 import os
 import shlex
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +22,7 @@ import typer
 from typer.core import TyperGroup
 
 from two_tower.models import progress
-from two_tower.models.control_characters import UNSAFE, visible
+from two_tower.models.control_characters import escaped, visible
 from two_tower.models.errors import TwoTowerError, is_panic
 
 if TYPE_CHECKING:
@@ -31,6 +34,10 @@ Rows = Sequence[list[str]]
 
 LONGEST_LINE = 2000
 """Characters of a failure; what it quotes may have any length."""
+
+Columns = Sequence[list[str]]
+
+PIPE_COLUMNS = 100
 
 GAP = 2  # between the columns of a table
 
@@ -120,7 +127,7 @@ def _give_up_stdout() -> None:
 class _Application(typer.Typer):
     """A command line each of whose commands has `--quiet`."""
 
-    def command(
+    def command(  # type: ignore[override]
         self, *args: Any, **settings: Any
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Return what makes a command of a function, and leaves the function as it is."""
@@ -231,7 +238,7 @@ def print_text(text: str) -> None:
 def print_json(text: str) -> None:
     """Print JSON; on a terminal, what could steer it stands there as an escape."""
     if sys.stdout.isatty():
-        text = UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+        text = escaped(text)
     typer.echo(text)
 
 
@@ -240,7 +247,11 @@ def print_pairs(pairs: Iterable[tuple[str, str]], *, width: int) -> None:
     screen = terminal()
     if screen is None:
         for name, value in pairs:
-            typer.echo(f"{name:<{width}}{value}" if value else name)
+            lines = textwrap.wrap(
+                value, pipe_width() - width, break_long_words=False, break_on_hyphens=False
+            )
+            for head, line in itertools.zip_longest([name], lines, fillvalue=""):
+                typer.echo(f"{head:<{width}}{line}" if line else head)
         return
     from rich.table import Table
     from rich.text import Text
@@ -253,20 +264,27 @@ def print_pairs(pairs: Iterable[tuple[str, str]], *, width: int) -> None:
     screen.print(grid)
 
 
+def pipe_width() -> int:
+    """Return the columns of what is no terminal: `COLUMNS`, or 100."""
+    return shutil.get_terminal_size((PIPE_COLUMNS, 0)).columns
+
+
 def print_table(
-    rows: Rows, plain: Callable[[Rows], str], *, align: str = "lr", keys: int = 1
+    rows: Rows, plain: Callable[[Rows], str] | None = None, *, align: str = "lr", keys: int = 1
 ) -> None:
-    """Print a table; columns that a terminal has no room for follow in a table below.
+    """Print a table; columns that a terminal or a pipe has no room for follow in a table below.
 
     Args:
         rows: the head and the body.
-        plain: makes what a pipe gets of the rows.
+        plain: makes what a pipe gets of rows; without, that is tab-separated, for programs, and in
+            one piece.
         align: `l` or `r` for each column; the last letter goes for the rest.
         keys: how many columns at the left each further table repeats.
     """
     screen = terminal()
     if screen is None:
-        typer.echo(plain(rows))
+        blocks = [rows] if plain is None else _blocks_of_text(rows, plain, keys=keys)
+        typer.echo("\n\n".join(map(plain or _tab_separated, blocks)))
         return
     from rich import box
     from rich.table import Table
@@ -274,7 +292,8 @@ def print_table(
 
     letters = align.ljust(len(rows[0]), align[-1])
     columns = [_padded(*pair) for pair in zip(zip(*rows, strict=True), letters, strict=True)]
-    for number, block in enumerate(_blocks(columns, screen.width, keys=keys)):
+    fits = functools.partial(_fits_screen, room=screen.width)
+    for number, block in enumerate(_blocks(columns, fits, keys=keys)):
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False)
         head, *body = zip(*block, strict=True)
         for name in head:
@@ -284,6 +303,10 @@ def print_table(
         if number:
             typer.echo()
         screen.print(table)
+
+
+def _tab_separated(rows: Rows) -> str:
+    return "\n".join(map("\t".join, rows))
 
 
 def _padded(column: Sequence[str], letter: str) -> list[str]:
@@ -299,14 +322,33 @@ def _padded(column: Sequence[str], letter: str) -> list[str]:
     ]
 
 
-def _blocks(columns: Sequence[list[str]], room: int, *, keys: int) -> Iterator[list[list[str]]]:
-    """Yield the columns that stand side by side, the keys first in each block."""
+def _fits_screen(columns: Columns, *, room: int) -> bool:
     from rich.cells import cell_len
 
+    return sum(cell_len(head) + GAP for head, *_ in columns) - GAP <= room
+
+
+def _blocks_of_text(rows: Rows, plain: Callable[[Rows], str], *, keys: int) -> Iterator[Rows]:
+    """Yield tables whose lines, as `plain` makes them, have room in a pipe."""
+    room = pipe_width()
+
+    def fits(columns: Columns) -> bool:
+        return max(map(len, plain(_rows(columns)).splitlines())) <= room
+
+    return map(_rows, _blocks(list(map(list, zip(*rows, strict=True))), fits, keys=keys))
+
+
+def _rows(columns: Columns) -> Rows:
+    return list(map(list, zip(*columns, strict=True)))
+
+
+def _blocks(
+    columns: Columns, fits: Callable[[Columns], bool], *, keys: int
+) -> Iterator[list[list[str]]]:
+    """Yield the columns that stand side by side, the keys first in each block."""
     block = list(columns[:keys])
     for column in columns[keys:]:
-        width = sum(cell_len(head) + GAP for head, *_ in [*block, column]) - GAP
-        if len(block) > keys and width > room:
+        if len(block) > keys and not fits([*block, column]):
             yield block
             block = list(columns[:keys])
         block.append(column)

@@ -14,6 +14,11 @@ def visible(text: str) -> str:
     return UNSAFE.sub(_symbol, text)
 
 
+def escaped(text: str) -> str:
+    """Return JSON that means the same and cannot steer a terminal."""
+    return UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
 def _symbol(match: re.Match[str]) -> str:
     code = ord(match[0])
     return chr(CONTROL_PICTURES + code) if code < ord(" ") else f"<U+{code:04X}>"

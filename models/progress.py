@@ -4,8 +4,10 @@ Every loop that may take seconds goes through `progress`. Lines are logged: a co
 and a program that uses the library decides for itself.
 """
 
+import contextlib
 import logging
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
@@ -15,6 +17,8 @@ from two_tower.models.control_characters import visible
 T = TypeVar("T")
 
 LINE_EVERY_S = 30.0
+
+TICK_S = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +66,38 @@ def _logged(items: Iterable[T], label: str, total: int | None) -> Iterator[T]:
             _Command.line_at = now + LINE_EVERY_S
             log.info(line(label, done, total, elapsed_s=now - begun_at))
         yield item
+
+
+@contextlib.contextmanager
+def working(label: str) -> Iterator[None]:
+    """Show on stderr that a step without parts runs, and for how long."""
+    if _Command.is_quiet or not (sys.stderr.isatty() or log.isEnabledFor(logging.INFO)):
+        yield
+        return
+    is_done = threading.Event()
+    thread = threading.Thread(target=_tick, args=(visible(label), is_done), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_done.set()
+        thread.join()
+
+
+def _tick(label: str, is_done: threading.Event) -> None:
+    begun_at, shown = time.monotonic(), ""
+    while True:
+        now = time.monotonic()
+        if sys.stderr.isatty():
+            shown = f"{label}: {duration(now - begun_at)}"
+            print(f"\r{shown}", end="", file=sys.stderr, flush=True)
+        elif now >= _Command.line_at:
+            _Command.line_at = now + LINE_EVERY_S
+            log.info("%s: %s", label, duration(now - begun_at))
+        if is_done.wait(TICK_S):
+            break
+    if shown:
+        print(f"\r{' ' * len(shown)}\r", end="", file=sys.stderr, flush=True)
 
 
 def line(label: str, done: int, total: int | None, *, elapsed_s: float) -> str:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from two_tower.ingest.commands.prepare import NAMES_WIDTH, Force, summary
-from two_tower.models.console import print_pairs, say
-from two_tower.retriever.commands.flags import Path_, Url, opened_engine
+from two_tower.models.console import name_next, print_pairs
+from two_tower.retriever.commands.flags import Path_, Url, at, opened_engine
 
 if TYPE_CHECKING:
     from two_tower.ingest.adoption.foreign import ForeignCollection
@@ -93,7 +93,7 @@ def adopt(
             adoption.require_possible(engine, foreign, name=name, dim=loaded.dim)
         print_pairs(_found(foreign), width=NAMES_WIDTH)
         if not (out or loaded):
-            say(f"To make DATA of its passages run: ingest adopt {foreign.address} --out DATA")
+            name_next("ingest", "adopt", foreign.address, "--out", "DATA", *at(url, path))
             return
         started = time.monotonic()
         folder = out or Path(until_done.enter_context(TemporaryDirectory()), "DATA")
@@ -103,14 +103,15 @@ def adopt(
             pairs.append(("DATA", f"{out} in {time.monotonic() - started:.1f} s"))
             print_pairs(pairs, width=NAMES_WIDTH)
         if loaded is None:
-            train = f"models train {out} --documents {foreign.address} --out BUNDLE"
-            say(f"To learn from it run: {train}")
+            documents = ["--documents", foreign.address, *at(url, path)]
+            name_next("models", "train", out, *documents, "--out", "BUNDLE")
             return
         report = adoption.adopt(engine, foreign, data, loaded, name=name)
         typer.echo(report)
         encoder = adoption.AdoptedEncoder(loaded, foreign)
         typer.echo(verify(engine.with_retry(), report.collection, data, encoder))
         typer.echo(f"{name} -> {promote(engine, name, report.collection)}")
+    name_next("retriever", "search", name, "QUERY", *at(url, path))
 
 
 def _found(foreign: "ForeignCollection") -> list[tuple[str, str]]:

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from two_tower.models.console import say
-from two_tower.retriever.commands.flags import Bundle, Name, Path_, Url
+from two_tower.models.console import name_next, say
+from two_tower.retriever.commands.flags import Bundle, Name, Path_, Url, at
 
 
 def add(
@@ -39,6 +39,7 @@ def add(
         typer.echo(collection.add_data(Dataset.open(Path(folder, "DATA"))))
         for reason, count in writer.counts["rejected"].items():
             say(f"Warning: {count:,} set aside: {reason}")
+    name_next("retriever", "search", name, "QUERY", *at(url, path))
 
 
 def delete(
@@ -54,3 +55,4 @@ def delete(
     with Collection.open(name, bundle=bundle, url=url, path=path) as collection:
         deleted = collection.delete(passage_ids)
         typer.echo(f"{collection.name}: {deleted:,} of {len(set(passage_ids)):,} deleted")
+    name_next("retriever", "search", name, "QUERY", *at(url, path))

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from two_tower.models.console import print_pairs, say
+from two_tower.models.console import name_next, note, print_pairs, say
 
 NAMES_WIDTH = 14
 
@@ -109,6 +109,8 @@ def generate(
             overwrite=force,
         )
         print_pairs([*report.pairs(), ("DATA", str(out))], width=NAMES_WIDTH)
-        say(f"the queries are those of {model} by {writer.model.path}, not of people")
+        note(f"the queries are those of {model} by {writer.model.path}, not of people")
         if not report.kept:
             say("Warning: no query is left; look at what falls with --round-trip 0 and --csv FILE")
+    if report.kept:
+        name_next("models", "train", out, "--out", "BUNDLE")

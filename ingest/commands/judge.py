@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from two_tower.models.console import print_pairs, say
+from two_tower.models.console import name_next, note, print_pairs, say
 from two_tower.models.errors import ConfigError
 from two_tower.models.progress import progress
-from two_tower.retriever.commands.flags import Bundle, Path_, Url, opened_engine
+from two_tower.retriever.commands.flags import Bundle, Path_, Url, at, opened_engine
 
 if TYPE_CHECKING:
     from two_tower.models.data import Dataset, Qrel, Query
@@ -120,9 +120,11 @@ def judge(
             return
         judged = run.run(out, at_once=at_once, check=check or "", overwrite=force)
     print_pairs([*judged.pairs(), ("DATA", str(out))], width=NAMES_WIDTH)
-    say(f"the judgements are those of {model}, not of people")
+    note(f"the judgements are those of {model}, not of people")
     if not judged.agreement:
         say("Warning: nobody checked them; add --check SPLIT with 50 judgements of people or more")
+    name = collection or "NAME"
+    name_next("retriever", "evaluate", name, out, "--out", "REPORT", *at(url, path))
 
 
 def _people(dataset: "Dataset", check: str | None) -> "list[Qrel]":

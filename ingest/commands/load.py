@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from two_tower.models.console import say
-from two_tower.retriever.commands.flags import Name, Path_, Url, opened_engine
+from two_tower.models.console import name_next, note
+from two_tower.retriever.commands.flags import Name, Path_, Url, at, opened_engine
 
 if TYPE_CHECKING:
     from two_tower.ingest.loading.points import PassageEncoder
@@ -133,10 +133,14 @@ def load(
     )
     loaded.close()
     if trained and _is_foreign(trained, dataset):
-        say(
+        note(
             "Note: what a cosine is worth was learnt on other passages; check it on these: "
             f"retriever calibrate {collection}"
         )
+    if promote:
+        name_next("retriever", "search", collection, "QUERY", *at(url, path))
+    else:
+        name_next("ingest", "promote", collection, *at(url, path))
 
 
 def _is_foreign(bundle: "ModelBundle", dataset: "Dataset") -> bool:
@@ -219,6 +223,7 @@ def verify(
         collection = engine.resolve(name)
         if data is None:
             typer.echo(verifier.verify_counts(engine, collection))
+            name_next("retriever", "search", name, "QUERY", *at(url, path))
             return
         from two_tower.ingest.adoption.adopt import encoder_for
         from two_tower.models.bundle.no_tower import NoTower
@@ -234,3 +239,4 @@ def verify(
         if repair:
             typer.echo(verifier.repair(engine, collection, dataset, encoder))
         typer.echo(verifier.verify(engine, collection, dataset, encoder))
+    name_next("retriever", "search", name, "QUERY", *at(url, path))

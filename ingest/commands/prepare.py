@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from two_tower.models.console import print_pairs, say
+from two_tower.models.console import name_next, note, print_pairs, say
 
 NAMES_WIDTH = 14
 
@@ -135,10 +135,14 @@ def prepare(
         pairs.insert(0, ("columns", ", ".join(f"{role}: {c}" for role, c in roles.items())))
     pairs.append(("DATA", f"{out} in {time.monotonic() - started:.1f} s"))
     print_pairs(pairs, width=NAMES_WIDTH)
-    for note in notes:
-        say(f"Note: {note}")
+    for sentence in notes:
+        note(f"Note: {sentence}")
     if warning := _warning(set(counts["labelled_queries"]), out):
         say(f"Warning: {warning}")
+    if counts["labelled_queries"]:
+        name_next("models", "train", out, "--out", "BUNDLE")
+    else:
+        name_next("ingest", "load", out, "--collection", "NAME")
 
 
 def _warning(splits: set[str], out: Path) -> str:

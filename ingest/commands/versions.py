@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from two_tower.models.console import Rows, print_table, say
-from two_tower.retriever.commands.flags import Name, Path_, Url, opened_engine
+from two_tower.models.console import Rows, name_next, note, print_table, say
+from two_tower.retriever.commands.flags import Name, Path_, Url, at, opened_engine
 
 if TYPE_CHECKING:
     from two_tower.ingest.versions.versions import Version
@@ -39,6 +39,7 @@ def promote(
 
     with opened_engine(url, path) as engine:
         typer.echo(f"{name} -> {versions.promote(engine, name, to)}")
+    _name_search(name, url, path)
 
 
 def rollback(name: Alias, url: Url = None, path: Path_ = None) -> None:
@@ -47,6 +48,24 @@ def rollback(name: Alias, url: Url = None, path: Path_ = None) -> None:
 
     with opened_engine(url, path) as engine:
         typer.echo(f"{name} -> {versions.rollback(engine, name)}")
+    _name_search(name, url, path)
+
+
+def _name_search(name: str, url: str | None, path: Path | None) -> None:
+    name_next("retriever", "search", name, "QUERY", *at(url, path))
+
+
+def _name_promoted(
+    collection: str, url: str | None, path: Path | None, *, is_promoted: bool
+) -> None:
+    """Name a search of a new collection, or the command that gives it its name."""
+    from two_tower.retriever.collection.schema import base_name
+
+    if is_promoted:
+        _name_search(base_name(collection), url, path)
+    else:
+        to = ["--to", collection]
+        name_next("ingest", "promote", base_name(collection), *to, *at(url, path))
 
 
 def list_collections(
@@ -68,6 +87,7 @@ def list_collections(
         typer.echo(json.dumps([version.to_dict() for version in listed]))
     elif listed:
         print_table(_rows(listed), _aligned, align="lllrlr", keys=2)
+        _name_search(listed[0].name or listed[0].collection, url, path)
     else:
         where = EngineAddress.find(url=url, path=path)
         say(
@@ -125,7 +145,8 @@ def drop(
         except CollectionNotFound as error:
             if not yes:
                 raise
-            say(f"Nothing to drop: {error}")  # as when an earlier call was stopped at its end
+            note(f"Nothing to drop: {error}")  # as when an earlier call was stopped at its end
+    name_next("ingest", "list", *at(url, path))
 
 
 def snapshot(
@@ -148,6 +169,7 @@ def snapshot(
         f"{saved.file}: {saved.points:,} points of {saved.collection}, "
         f"{saved.file.stat().st_size / 2**20:,.1f} MiB"
     )
+    name_next("ingest", "restore", saved.file, *at(url, path))
 
 
 def restore(
@@ -173,6 +195,7 @@ def restore(
         if promote:
             name = base_name(restored.collection)
             typer.echo(f"{name} -> {versions.promote(engine, name, restored.collection)}")
+    _name_promoted(restored.collection, url, path, is_promoted=promote)
 
 
 def copy(
@@ -219,6 +242,7 @@ def copy(
         if promote:
             alias = base_name(report.collection)
             typer.echo(f"{alias} -> {versions.promote(target, alias, report.collection)}")
+    _name_promoted(report.collection, to_url, to_path, is_promoted=promote)
 
 
 def _require_two(source: "EngineAddress", target: "EngineAddress") -> None:

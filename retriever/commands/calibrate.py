@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from two_tower.models.console import print_pairs, say
-from two_tower.retriever.commands.flags import Bundle, Name, Path_, Split, Url, opened_engine
+from two_tower.models.console import name_next, note, print_pairs, say
+from two_tower.retriever.commands.flags import Bundle, Name, Path_, Split, Url, at, opened_engine
 
 Judged = Annotated[
     Path | None,
@@ -70,4 +70,5 @@ def calibrate(
     ]
     print_pairs(pairs, width=9)
     if found.source == "cut":
-        say("Such queries favour BM25, so their MRR only compares weights with each other.")
+        note("Such queries favour BM25, so their MRR only compares weights with each other.")
+    name_next("retriever", "evaluate", name, data or "DATA", "--out", "REPORT", *at(url, path))

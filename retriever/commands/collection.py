@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from two_tower.models.console import Rows, print_pairs, print_table
-from two_tower.retriever.commands.flags import Bundle, Name, Path_, Url, opened_engine
+from two_tower.models.console import name_next, print_pairs, print_table
+from two_tower.retriever.commands.flags import Bundle, Name, Path_, Url, at, opened_engine
 from two_tower.retriever.commands.search import Filters
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def info(name: Name, as_json: AsJson = False, url: Url = None, path: Path_ = Non
         "fields": ", ".join(f"{name} ({kind})" for name, kind in content["fields"].items()),
     }
     print_pairs(pairs.items(), width=NAMES_WIDTH)
+    name_next("retriever", "fields", name, *at(url, path))
 
 
 def _text(value: Any) -> str:
@@ -88,7 +89,7 @@ def fields(
                     [field, "PASSAGES"],
                     *([_shown(v.value), f"{v.passages:,}"] for v in values),
                 ]
-                print_table(rows, _tsv, align="lr")
+                print_table(rows, align="lr")
             return
         listed = {
             one: (kind, count(one, k or SHOWN_VALUES) if kind in COUNTED and one != ID else [])
@@ -105,7 +106,8 @@ def fields(
     for one, (kind, values) in listed.items():
         shown = ", ".join(f"{_shown(value.value)} {value.passages:,}" for value in values)
         rows.append([one, kind.value, shown])
-    print_table(rows, _tsv, align="lll")
+    print_table(rows, align="lll")
+    name_next("retriever", "search", name, "QUERY", "--filter", "FIELD=VALUE", *at(url, path))
 
 
 def similar(
@@ -137,7 +139,3 @@ def similar(
 
 def _shown(value: str | int | bool) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _tsv(rows: Rows) -> str:
-    return "\n".join(map("\t".join, rows))

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from two_tower.models.console import print_table, print_text, say
+from two_tower.models.console import name_next, note, print_table, print_text, say
 from two_tower.retriever.commands.flags import (
     Bundle,
     Data,
@@ -14,6 +14,7 @@ from two_tower.retriever.commands.flags import (
     Settings,
     Split,
     Url,
+    at,
     opened_engine,
 )
 
@@ -125,12 +126,13 @@ def evaluate(
             require=require or (),
         )
     _print_report(report)
-    say(f"Wrote {out / 'report.html'} and, beside it, report.md, report.json …")
+    note(f"Wrote {out / 'report.html'} and, beside it, report.md, report.json …")
     names = [row.system for row in report.systems]
     if sentences := misses(report, [read_requirement(text, names) for text in require or []]):
         for sentence in sentences:
             say(f"Error: {sentence}")
         raise typer.Exit(1)
+    name_next("retriever", "tune", name, data, "--out", "TUNED", *at(url, path))
 
 
 def _open(

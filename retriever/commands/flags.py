@@ -51,6 +51,15 @@ Settings = Annotated[
 ]
 
 
+def at(url: str | None, path: Path | None) -> list[str]:
+    """Return the flags of a command that shall reach the same engine, without credentials."""
+    from two_tower.retriever.engine.address import EngineAddress
+
+    if url:
+        return ["--url", str(EngineAddress(url=url))]
+    return ["--path", str(path)] if path else []
+
+
 @contextmanager
 def opened_engine(
     url: str | None, path: Path | None, *, create: bool = False, api_key: str | None = None

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from two_tower.models.console import print_table, print_text, say
+from two_tower.models.console import name_next, note, print_table, print_text, say
 from two_tower.retriever.commands.flags import (
     Bundle,
     Data,
@@ -13,6 +13,7 @@ from two_tower.retriever.commands.flags import (
     Path_,
     Split,
     Url,
+    at,
     opened_engine,
 )
 from two_tower.retriever.tuning.goals import DEFAULT_GOAL
@@ -108,10 +109,12 @@ def tune(
             goal=target,
             sweeps=tried_sweeps,
             passages=passages,
-            say=say,
+            say=note,
         )
     write_tuning(measured, out, data=str(data), split=split)
     _print_tuning(measured, out)
+    settings_file = ["--settings", out / "settings.yaml"]
+    name_next("retriever", "search", name, "QUERY", *settings_file, *at(url, path))
 
 
 def _print_tuning(tuning: "Tuning", out: Path) -> None:
@@ -122,11 +125,11 @@ def _print_tuning(tuning: "Tuning", out: Path) -> None:
     print_table(table_rows(tuning), markdown_table, align="llr", keys=2)
     typer.echo()
     print_text(LEGEND)
-    if note := remark(tuning):
-        say(f"Note: {note}")
+    if sentence := remark(tuning):
+        note(f"Note: {sentence}")
     for doubt in doubts(tuning):
         say(f"Warning: {doubt}")
-    say(f"Wrote {out / 'tune.html'} and, beside it, tune.csv, settings.yaml …")
+    note(f"Wrote {out / 'tune.html'} and, beside it, tune.csv, settings.yaml …")
     if not tuning.is_met:
         say(f"Error: {verdict(tuning)}")
         raise typer.Exit(1)
