@@ -74,6 +74,8 @@ def working(label: str) -> Iterator[None]:
     if _Command.is_quiet or not (sys.stderr.isatty() or log.isEnabledFor(logging.INFO)):
         yield
         return
+    if sys.stderr.isatty():  # from here, for what follows may hold the interpreter's lock
+        print(f"\r{visible(label)}", end="", file=sys.stderr, flush=True)
     is_done = threading.Event()
     thread = threading.Thread(target=_tick, args=(visible(label), is_done), daemon=True)
     thread.start()
@@ -85,8 +87,8 @@ def working(label: str) -> Iterator[None]:
 
 
 def _tick(label: str, is_done: threading.Event) -> None:
-    begun_at, shown = time.monotonic(), ""
-    while True:
+    begun_at, shown = time.monotonic(), label
+    while not is_done.wait(TICK_S):
         now = time.monotonic()
         if sys.stderr.isatty():
             shown = f"{label}: {duration(now - begun_at)}"
@@ -94,9 +96,7 @@ def _tick(label: str, is_done: threading.Event) -> None:
         elif now >= _Command.line_at:
             _Command.line_at = now + LINE_EVERY_S
             log.info("%s: %s", label, duration(now - begun_at))
-        if is_done.wait(TICK_S):
-            break
-    if shown:
+    if sys.stderr.isatty():
         print(f"\r{' ' * len(shown)}\r", end="", file=sys.stderr, flush=True)
 
 

@@ -9,6 +9,7 @@ from qdrant_client import models as qm
 from two_tower.ingest.loading.points import chunks
 from two_tower.models.data import Passage
 from two_tower.models.errors import DataError
+from two_tower.models.progress import progress
 from two_tower.retriever.collection.schema import (
     CONTENT_HASH,
     RESERVED,
@@ -73,13 +74,15 @@ def stored_hashes(
     `patient`, where given, reads the points.
     """
     hashes = StoredHashes()
-    for record in scroll_all(
+    records = scroll_all(
         patient or engine,
         collection,
         page=HASHES_PER_PAGE,
         with_payload=[CONTENT_HASH],
         consistency=agreement(engine, collection),
-    ):
+    )
+    total = engine.count(collection, exact=False).count
+    for record in progress(records, label="Reading what is there", total=total):
         hashes.add(record)
     return hashes
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -235,8 +236,10 @@ def open_archive(path: Path) -> Iterator[tuple[Manifest, Iterator[SnapshotFile]]
             source = stack.enter_context(zipfile.ZipFile(path))
             manifest = _read_manifest(source)
             _check_entries(source, manifest)
-            for file in progress(manifest.files, label="Checking"):
-                _check_content(source, file)
+            chunks = sum(math.ceil(file.size / CHUNK) for file in manifest.files)
+            contents = chain.from_iterable(_checked(source, file) for file in manifest.files)
+            for _ in progress(contents, label="Checking", total=chunks):
+                pass
         except OSError as error:
             raise DataError(f"cannot read {path} ({error.strerror or error})") from None
         except (_UnusableError, *DAMAGE) as error:
@@ -244,11 +247,13 @@ def open_archive(path: Path) -> Iterator[tuple[Manifest, Iterator[SnapshotFile]]
                 f"{path} is no complete archive of ingest snapshot ({error}); nothing was "
                 "restored, take another copy of it"
             ) from None
-        contents = (
-            SnapshotFile(file.name, file.size, file.sha256, _content(source, file.name))
-            for file in manifest.files
-        )
-        yield manifest, contents
+        yield manifest, (_snapshot_file(source, file) for file in manifest.files)
+
+
+def _snapshot_file(source: zipfile.ZipFile, file: StoredFile) -> SnapshotFile:
+    total = math.ceil(file.size / CHUNK)
+    chunks = progress(_content(source, file.name), label=file.name[-40:], total=total)
+    return SnapshotFile(file.name, file.size, file.sha256, chunks)
 
 
 class _UnusableError(Exception):
@@ -291,13 +296,15 @@ def _check_entries(source: zipfile.ZipFile, manifest: Manifest) -> None:
         raise _UnusableError(f"{odd[0]!r} is not both in it and in its {ARCHIVE_MANIFEST}, once")
 
 
-def _check_content(source: zipfile.ZipFile, file: StoredFile) -> None:
+def _checked(source: zipfile.ZipFile, file: StoredFile) -> Iterator[bytes]:
+    """Yield the content of a file, which fails in the end where it is not what it should be."""
     digest, size = hashlib.sha256(), 0
     if source.getinfo(file.name).file_size != file.size:
         raise _UnusableError(f"{file.name!r} is not what its {ARCHIVE_MANIFEST} says")
     for chunk in _content(source, file.name):
         digest.update(chunk)
         size += len(chunk)
+        yield chunk
     if (size, digest.hexdigest()) != (file.size, file.sha256):
         raise _UnusableError(f"{file.name!r} is not what its {ARCHIVE_MANIFEST} says")
 

@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from two_tower.models.config import configuration
+from two_tower.models.progress import progress
 from two_tower.models.text.tokenizer import TokenRows
 from two_tower.models.vectors import FloatArray, normalized
 
@@ -63,7 +64,7 @@ def learn_vectors(
     from gensim.models import Word2Vec
 
     model = Word2Vec(
-        sentences=_Sentences(rows),
+        sentences=_Sentences(rows, epochs=config.epochs),
         vector_size=dim,
         sg=int(not config.cbow),
         negative=NOISE_TOKENS,
@@ -85,10 +86,13 @@ def learn_vectors(
 class _Sentences:
     """Token rows as gensim wants them: lists of strings, as often as it asks."""
 
-    def __init__(self, rows: TokenRows) -> None:
+    def __init__(self, rows: TokenRows, *, epochs: int) -> None:
         self._rows = rows
+        self._passes, self._epochs = 0, epochs
 
     def __iter__(self) -> Iterator[list[str]]:
         ids, offsets = self._rows
-        for start, end in pairwise(offsets.tolist()):
+        label = f"token vectors {self._passes}/{self._epochs}"  # the first pass counts the tokens
+        self._passes += 1
+        for start, end in progress(pairwise(offsets.tolist()), label=label, total=len(offsets) - 1):
             yield [str(i) for i in ids[start:end]]

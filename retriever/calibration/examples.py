@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from two_tower.models.data import Passage, Qrel, Query
+from two_tower.models.progress import progress
 from two_tower.models.text.bm25 import Bm25Config, inverse_frequency
 from two_tower.models.vectors import BoolArray, Float64Array, IntArray
 from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
@@ -21,6 +22,8 @@ DEPTH = 200
 """Candidates of a query, and of each leg."""
 
 BOTH_LEGS = SearchSettings(legs={DENSE: DEPTH, BM25: DEPTH}, cross=False, late=False)
+
+SEARCHED_AT_ONCE = 50
 
 SCANNED = 20_000
 """Passages are drawn from so many, which also tell how rare a word is."""
@@ -85,7 +88,9 @@ def cut_examples(retriever: Retriever, *, count: int, seed: int) -> Examples:
     Raises:
         ConfigError: the model that reads the passages is not installed.
     """
-    passages = list(islice(retriever.passages(), SCANNED))
+    scanned = islice(retriever.passages(), SCANNED)
+    total = min(SCANNED, retriever.size)
+    passages = list(progress(scanned, label="Reading passages", total=total))
     rng = np.random.default_rng(seed)
     texts: list[str] = []
     rests: list[Passage] = []
@@ -114,8 +119,13 @@ def cut_examples(retriever: Retriever, *, count: int, seed: int) -> Examples:
 def _search(retriever: Retriever, texts: Sequence[str]) -> list[list[tuple[str, float, float]]]:
     """Return passage id, BM25 and cosine of each query's candidates."""
     both = retriever.with_settings(BOTH_LEGS)
-    found = both.search_many(texts, k=min(DEPTH, retriever.size)) if texts else []
-    return [_scores(hits) for hits in found]
+    k = min(DEPTH, retriever.size)
+    starts = range(0, len(texts), SEARCHED_AT_ONCE)
+    return [
+        _scores(hits)
+        for start in progress(starts, label="Searching")
+        for hits in both.search_many(texts[start : start + SEARCHED_AT_ONCE], k=k)
+    ]
 
 
 def _scores(hits: Sequence[Hit]) -> list[tuple[str, float, float]]:

@@ -24,6 +24,7 @@ from qdrant_client.http.models import QueryResponse
 
 from two_tower.models.errors import is_panic, of_panic
 from two_tower.models.files import write_json
+from two_tower.models.progress import working
 from two_tower.retriever.engine import edge_types
 from two_tower.retriever.engine.edge_config import Description
 from two_tower.retriever.engine.edge_folder import (
@@ -153,7 +154,8 @@ class EdgeEngine(Engine):
         """
         self._folder.require_room(home.name)
         try:
-            return edge.EdgeShard.load(str(home / SHARD))
+            with working(f"Opening {home.name}"):
+                return edge.EdgeShard.load(str(home / SHARD))
         except BaseException as error:
             if not isinstance(error, Exception) and not is_panic(error):
                 raise
@@ -188,7 +190,8 @@ class EdgeEngine(Engine):
         command = [sys.executable, "-c", OPTIMIZE, str(home / SHARD)]
         with self._store.opening:
             self._store.close_shard(home.name)
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            with working(f"Building graphs of {home.name}"):
+                done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             reason = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
             raise EngineError(f"cannot optimize {collection_name} in {self.where}: {reason[0]}")
@@ -291,8 +294,9 @@ class EdgeEngine(Engine):
         try:
             with self._folder.new_collection(collection_name) as draft:
                 write_folder(draft, files)
-                edge.EdgeShard.load(str(draft / SHARD)).close()
-                os.sync()
+                with working(f"Opening {collection_name}"):
+                    edge.EdgeShard.load(str(draft / SHARD)).close()
+                    os.sync()
         except OSError as error:
             reason = error.strerror or error
             raise EngineError(f"cannot write to {self.where} ({reason})") from None

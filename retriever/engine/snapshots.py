@@ -18,6 +18,7 @@ from qdrant_client import QdrantClient
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from two_tower.models.errors import DataError
+from two_tower.models.progress import working
 from two_tower.retriever.engine.failures import reason_of
 from two_tower.retriever.errors import EngineError
 
@@ -65,7 +66,8 @@ def server_snapshot(client: QdrantClient, collection: str) -> Iterator[list[Snap
             f"collection {collection!r} is spread over {len(elsewhere) + 1} nodes, and a snapshot "
             f"holds those shards alone that one node has; {ELSEWHERE}"
         )
-    made = _ask(client, "POST", _path(collection), {"wait": "true"})
+    with working(f"The server saves {collection}"):
+        made = _ask(client, "POST", _path(collection), {"wait": "true"})
     own = _path(collection, made["name"])
     try:
         chunks = _download(client, own, made["checksum"])

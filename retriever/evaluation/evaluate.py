@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 
 from two_tower.models.data import PEOPLE, Dataset, Qrel, Query
 from two_tower.models.errors import ConfigError, DataError
-from two_tower.models.progress import progress
+from two_tower.models.progress import progress, working
 from two_tower.models.provenance import commit
 from two_tower.retriever.evaluation.judging import (
     MODEL_FROM,
@@ -187,7 +187,8 @@ def measure_all(
             relevant_from=relevant_from,
             leave_out_own=own > 0,
         )
-    compared = compare(values, baseline=baseline) if baseline else {}
+    with working("Comparing"):
+        compared = compare(values, baseline=baseline) if baseline else {}
     report = Report(
         collection=retriever.collection,
         passages=retriever.size,
@@ -272,7 +273,7 @@ def _measure(
     encoded queries.
     """
     ranker = system.start()
-    p50_ms, p95_ms = _percentiles(ranker, queries, k=min(TIMED_K, size))
+    p50_ms, p95_ms = _percentiles(ranker, queries, k=min(TIMED_K, size), name=system.name)
     batches = [queries[start : start + BATCH] for start in range(0, len(queries), BATCH)]
     depth = min(DEPTH + leave_out_own, size)
     rankings = {
@@ -304,7 +305,7 @@ def _measure(
 
 
 def _percentiles(
-    ranker: Ranker, queries: Sequence[Query], *, k: int
+    ranker: Ranker, queries: Sequence[Query], *, k: int, name: str
 ) -> tuple[float | None, float | None]:
     """Return p50 and p95 in ms of one query at a time; None for rankings from a file."""
     if not ranker.is_timed:
@@ -312,7 +313,7 @@ def _percentiles(
     for query in queries[TIMED_QUERIES:][:WARM_UP] or queries[-REPEATED_WARM_UP:]:
         ranker.rank([query], k)
     times_ms = []
-    for query in queries[:TIMED_QUERIES]:
+    for query in progress(queries[:TIMED_QUERIES], label=f"{name}: time of a query"):
         start = time.perf_counter()
         ranker.rank([query], k)
         times_ms.append((time.perf_counter() - start) * 1000.0)

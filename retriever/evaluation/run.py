@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 from two_tower.models.data import Dataset
 from two_tower.models.files import require_place
+from two_tower.models.progress import progress, working
 from two_tower.retriever.evaluation.contrast import find_contrasts
 from two_tower.retriever.evaluation.evaluate import Report, measure_all
 from two_tower.retriever.evaluation.page import write_report
@@ -78,7 +79,12 @@ def evaluate(
             "split dev, which ingest prepare --dev-fraction sets aside"
         )
     if folder:
-        write_report(evaluation, find_contrasts(evaluation, retriever.passages()), folder)
+        passages = progress(
+            retriever.passages(), label="Reading for the report", total=retriever.size
+        )
+        contrasts = find_contrasts(evaluation, passages)
+        with working("Writing the report"):
+            write_report(evaluation, contrasts, folder)
     return evaluation.report
 
 

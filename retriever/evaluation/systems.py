@@ -11,6 +11,7 @@ import numpy as np
 
 from two_tower.models.data import Dataset, Passage, Query
 from two_tower.models.errors import ConfigError, DataError
+from two_tower.models.progress import progress, working
 from two_tower.models.text.bm25 import Bm25Config
 from two_tower.models.vectors import Float64Array
 from two_tower.retriever.collection.bm25_vectors import Bm25Encoder, EngineAnalyzer
@@ -205,10 +206,12 @@ def start(system: str, retriever: Retriever) -> Ranker:
     """Make a system ready: build the index of an in-memory baseline, set the engine's settings."""
     if system not in ("tfidf", "rank_bm25"):
         return _start_engine(retriever, _system_settings(system, retriever.settings))
-    passages = list(retriever.passages())
-    if system == "tfidf":
-        return tfidf_ranker(passages)
-    return rank_bm25_ranker(passages, Bm25Config(**retriever.metadata.bm25))
+    reading = progress(retriever.passages(), label=f"{system}: reading", total=retriever.size)
+    passages = list(reading)
+    with working(f"{system}: indexing"):
+        if system == "tfidf":
+            return tfidf_ranker(passages)
+        return rank_bm25_ranker(passages, Bm25Config(**retriever.metadata.bm25))
 
 
 def _start_engine(retriever: Retriever, settings: SearchSettings) -> Ranker:

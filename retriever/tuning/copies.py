@@ -18,7 +18,7 @@ import numpy as np
 from qdrant_client import models as qm
 
 from two_tower.models.files import is_alive
-from two_tower.models.progress import progress
+from two_tower.models.progress import progress, working
 from two_tower.retriever.collection.clusters import Centroids, sample_size
 from two_tower.retriever.collection.options import CollectionOptions
 from two_tower.retriever.collection.schema import BM25, CLUSTER, DENSE, LATE, base_name
@@ -120,7 +120,10 @@ class TemporaryCopy:
             records = scroll_all(engine, source, with_payload=False, with_vectors=[DENSE])
             size = sample_size(max(self._clusters))  # ids, and so their order, are random
             sample = np.array([_named_vectors(r)[DENSE] for r in islice(records, size)], np.float32)
-            self._centroids = {count: Centroids.fit(sample, count) for count in self._clusters}
+            self._centroids = {
+                count: Centroids.fit(sample, count)
+                for count in progress(self._clusters, label="Clustering")
+            }
         self._name = name = f"{base_name(source)}{MARK}{secrets.token_hex(4)}"
         metadata = self._metadata.to_dict() | {OWNER: _owner()}
         engine.create_collection(name, **self._metadata.schema.creation, metadata=metadata)
@@ -192,12 +195,13 @@ def wait_until_green(engine: Engine, collection: str) -> None:
         EngineError: it gives up on them.
     """
     steady = 0
-    while steady < STEADY_POLLS:  # a change may take a moment to begin
-        status = engine.get_collection(collection).status
-        if status == qm.CollectionStatus.RED:
-            raise EngineError(f"the server cannot optimize {collection}; see its log")
-        steady = steady + 1 if status == qm.CollectionStatus.GREEN else 0
-        time.sleep(POLL_S)
+    with working(f"Building graphs of {collection}"):
+        while steady < STEADY_POLLS:  # a change may take a moment to begin
+            status = engine.get_collection(collection).status
+            if status == qm.CollectionStatus.RED:
+                raise EngineError(f"the server cannot optimize {collection}; see its log")
+            steady = steady + 1 if status == qm.CollectionStatus.GREEN else 0
+            time.sleep(POLL_S)
 
 
 def on_one_node(options: CollectionOptions) -> CollectionOptions:

@@ -184,7 +184,8 @@ class Benchmark:
         fusion = retriever.fusion
         self._learnt = fusion.hybrid if fusion else None
         self._posting_bytes = count_posting_bytes(retriever)
-        self._exact = list(self._candidates(retriever, EXACT_SEARCH, DEEPEST))
+        exact = self._candidates(retriever, EXACT_SEARCH, DEEPEST)
+        self._exact = list(progress(exact, label="Exact search", total=len(queries)))
         self._nearest = [_nearest(candidates) for candidates in self._exact]
 
     def measure(
