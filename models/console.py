@@ -8,7 +8,6 @@ import contextlib
 import errno
 import functools
 import inspect
-import itertools
 import logging
 import os
 import shlex
@@ -16,6 +15,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, zip_longest
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -228,11 +228,16 @@ def print_styled(text: "Text") -> None:
 
 
 def print_text(text: str) -> None:
-    """Print a paragraph; a terminal breaks its lines between words."""
+    """Print text; its lines are broken between words."""
     if screen := terminal():
         screen.print(visible(text), markup=False, emoji=False)
     else:
-        typer.echo(text)
+        lines = [_broken(line, pipe_width()) or [""] for line in text.split("\n")]
+        typer.echo("\n".join(chain.from_iterable(lines)))
+
+
+def _broken(line: str, width: int) -> list[str]:
+    return textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False)
 
 
 def print_json(text: str) -> None:
@@ -247,10 +252,8 @@ def print_pairs(pairs: Iterable[tuple[str, str]], *, width: int) -> None:
     screen = terminal()
     if screen is None:
         for name, value in pairs:
-            lines = textwrap.wrap(
-                value, pipe_width() - width, break_long_words=False, break_on_hyphens=False
-            )
-            for head, line in itertools.zip_longest([name], lines, fillvalue=""):
+            lines = _broken(value, pipe_width() - width)
+            for head, line in zip_longest([name], lines, fillvalue=""):
                 typer.echo(f"{head:<{width}}{line}" if line else head)
         return
     from rich.table import Table

@@ -48,15 +48,15 @@ def progress(items: Iterable[T], *, label: str, total: int | None = None) -> Ite
     """
     if _Command.is_quiet:
         return iter(items)
+    if total is None and isinstance(items, Sized):
+        total = len(items)
     if sys.stderr.isatty():
         from tqdm import tqdm
 
-        return iter(tqdm(items, desc=visible(label), total=total, unit_scale=True, leave=False))
-    if not log.isEnabledFor(logging.INFO):
-        return iter(items)
-    return _logged(
-        items, label, len(items) if total is None and isinstance(items, Sized) else total
-    )
+        is_short = total is not None and total < 1000  # tqdm would scale 8 to 8.00
+        bar = tqdm(items, visible(label), total, leave=False, unit_scale=not is_short)
+        return iter(bar)
+    return _logged(items, label, total) if log.isEnabledFor(logging.INFO) else iter(items)
 
 
 def _logged(items: Iterable[T], label: str, total: int | None) -> Iterator[T]:

@@ -30,6 +30,7 @@ from two_tower.ingest.sources.judgements import (
 )
 from two_tower.ingest.sources.rows import read_rows
 from two_tower.ingest.sources.splits import split_name, split_of_file
+from two_tower.ingest.sources.totals import row_total
 from two_tower.ingest.sources.values import as_content, as_id, as_integer, as_text, first_of
 from two_tower.models.data import Passage, Qrel, Query
 from two_tower.models.errors import DataError
@@ -82,17 +83,18 @@ class BeirFolder:
         path = Path(self.name)
         for file in self._corpus:
             rows = read_rows(file, writer.reject, header=missing_header(file, CORPUS))
-            for where, row in progress(rows, label="passages"):
+            for where, row in progress(rows, label="passages", total=row_total(file)):
                 writer.add_passage(_passage(row), where=where, identity="id")
         for file in self._queries:
             rows = read_rows(file, writer.reject, header=missing_header(file, QUERIES))
-            for where, row in progress(rows, label="queries"):
+            for where, row in progress(rows, label="queries", total=row_total(file)):
                 text: Any = as_content(first_of(row, _QUERY_TEXTS))  # the writer judges its type
                 writer.add_query(Query(as_id(first_of(row, _QUERY_IDS)), text), where=where)
         for file in (*self._qrels, *self._triples):
             split = split_of_file(file, inside=path) or _named_split(file)
             read = read_id_triples if file in self._triples else read_judgements
-            for judgement in progress(read(file, writer.reject), label=f"judgements {split}"):
+            judgements, label = read(file, writer.reject), f"judgements {split}"
+            for judgement in progress(judgements, label=label, total=row_total(file)):
                 score = as_integer(judgement.score)
                 qrel = Qrel(judgement.query_id, judgement.passage_id, score, split)
                 writer.add_qrel(qrel, where=judgement.where)

@@ -83,8 +83,8 @@ class LongDocuments:
         for split in self._data.splits:
             for qrel in self._data.qrels(split):
                 judged[qrel.passage_id].append(qrel)
-        uncut = set()
-        for document in progress(self._data.passages(), label="documents"):
+        uncut, total = set(), self._data.passage_count
+        for document in progress(self._data.passages(), label="documents", total=total):
             parts = split_passage(document, self._config)
             if len(parts) == 1:
                 uncut.add(document.passage_id)

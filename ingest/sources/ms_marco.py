@@ -17,6 +17,7 @@ from two_tower.ingest.dataset.writer import DatasetWriter
 from two_tower.ingest.sources.folders import tell_unread
 from two_tower.ingest.sources.rows import column_names, ending, first_rows, read_rows
 from two_tower.ingest.sources.splits import split_name, split_of_file
+from two_tower.ingest.sources.totals import row_total
 from two_tower.ingest.sources.values import as_content, as_id, as_mark, as_text
 from two_tower.models.data import Passage, Qrel, Query
 from two_tower.models.errors import DataError
@@ -71,7 +72,9 @@ class MsMarco:
             for file in self._files:
                 root = Path(self.name)
                 split = split_of_file(file, inside=root if root.is_dir() else None) or "train"
-                for row in progress(read_rows(file, writer.reject), label=file.name):
+                for row in progress(
+                    read_rows(file, writer.reject), label=file.name, total=row_total(file)
+                ):
                     self._write_row(row.values, writer, split=split, where=row.where)
             tell_unread(Path(self.name), self._files, writer)
         else:

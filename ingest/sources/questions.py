@@ -9,6 +9,7 @@ from two_tower.ingest.sources.headers import header_by_name
 from two_tower.ingest.sources.rows import SUFFIXES, Row, is_table, read_rows
 from two_tower.ingest.sources.tables import write_query
 from two_tower.ingest.sources.text_lines import read_lines
+from two_tower.ingest.sources.totals import row_total
 from two_tower.ingest.sources.values import as_id
 from two_tower.models.errors import DataError
 from two_tower.models.progress import progress
@@ -49,7 +50,7 @@ class Questions:
             writer: of DATA.
             part_for: where documents were cut into parts, which of them a judgement is for.
         """
-        for row in progress(self._rows(writer), label="questions"):
+        for row in progress(self._rows(writer), label="questions", total=row_total(self._file)):
             column = self._columns.get("passage_id")
             passage_id = None if column is None else as_id(row.values.get(column))
             text = row.values.get(self._columns["query"])

@@ -15,6 +15,7 @@ from two_tower.ingest.sources.folders import listing, tell_unread
 from two_tower.ingest.sources.headers import header_by_name
 from two_tower.ingest.sources.rows import SUFFIXES, Row, column_names, is_table, read_rows
 from two_tower.ingest.sources.splits import split_name, split_of_file
+from two_tower.ingest.sources.totals import row_total
 from two_tower.ingest.sources.values import (
     as_content,
     as_id,
@@ -71,7 +72,8 @@ class Tables:
             split = self._splits[file] or "train"
             negatives = negative_columns(columns, header or column_names(file))
             rows = TableRows(columns, negatives, split)
-            for row in progress(read_rows(file, writer.reject, header=header), label=file.name):
+            read = read_rows(file, writer.reject, header=header)
+            for row in progress(read, label=file.name, total=row_total(file)):
                 rows.write(row, writer)
         self._tell_splits(writer)
         tell_unread(Path(self.name), self._files, writer)
@@ -151,7 +153,7 @@ def write_judgements(file: Path, writer: DatasetWriter) -> None:
     if not is_table(file):
         raise DataError(f"{file} is no table; expected one of {', '.join(SUFFIXES)}")
     columns = resolve_columns({}, file, needed=("query", "passage_id"))
-    for row in progress(read_rows(file, writer.reject), label=file.name):
+    for row in progress(read_rows(file, writer.reject), label=file.name, total=row_total(file)):
         passage_id = as_id(row.values.get(columns["passage_id"]))
         write_query(row, columns, [(passage_id, None)], "train", writer)
 

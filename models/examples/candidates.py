@@ -8,6 +8,7 @@ import numpy as np
 from two_tower.models.bundle.fusion import TOWER_WEIGHT
 from two_tower.models.examples.negatives import dense_candidates
 from two_tower.models.examples.pairs import Labelled
+from two_tower.models.progress import progress
 from two_tower.models.text.bm25 import Bm25Index
 from two_tower.models.vectors import BoolArray, FloatArray, IntArray, Vectors
 
@@ -57,6 +58,7 @@ def candidate_lists(
     Lists are shorter where the corpus is smaller; `vectors` are of these queries and all passages.
     """
     queries = np.arange(len(labelled.texts))
+    parts = np.split(queries, range(QUERY_BLOCK, len(queries), QUERY_BLOCK))
     blocks = [
         _block_lists(
             labelled.take(part),
@@ -64,7 +66,7 @@ def candidate_lists(
             index,
             size=min(size, len(index)),
         )
-        for part in np.split(queries, range(QUERY_BLOCK, len(queries), QUERY_BLOCK))
+        for part in progress(parts, label="candidates")
     ]
     return joined(blocks)
 

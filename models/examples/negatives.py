@@ -17,6 +17,7 @@ from scipy import sparse
 from two_tower.models.config import configuration
 from two_tower.models.errors import ConfigError
 from two_tower.models.examples.pairs import NOTHING, Labelled
+from two_tower.models.progress import progress
 from two_tower.models.text.bm25 import Analyzer, Bm25Index
 from two_tower.models.vectors import BoolArray, FloatArray, IntArray
 
@@ -131,7 +132,7 @@ def dense_candidates(
     rows = np.full((len(queries), depth), NOTHING, dtype=np.int64)
     scores = np.zeros((len(queries), depth), dtype=np.float32)
     depth = min(depth, len(passages))
-    for start in range(0, len(queries), DENSE_BLOCK):
+    for start in progress(range(0, len(queries), DENSE_BLOCK), label="nearest passages"):
         block = slice(start, start + DENSE_BLOCK)
         cosines = queries[block] @ passages.T  # (block, m)
         near = np.argpartition(-cosines, depth - 1, axis=1)[:, :depth]

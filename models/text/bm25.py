@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from two_tower.models.config import configuration
+from two_tower.models.progress import progress
 from two_tower.models.text.names import exact_names, name_term, title_names
 from two_tower.models.vectors import Float64Array, FloatArray, IntArray
 
@@ -153,7 +154,8 @@ class Bm25Index:
         from scipy.sparse import csr_matrix  # takes long, and no search needs it
 
         self._analyzer = analyzer
-        counts: list[Mapping[int, float]] = [analyzer.term_counts(text) for text in texts]
+        shown = progress(texts, label="terms")
+        counts: list[Mapping[int, float]] = [analyzer.term_counts(text) for text in shown]
         lengths = np.array([sum(terms.values()) for terms in counts], np.float64)
         mean_length = max(1.0, float(lengths.mean())) if len(lengths) else 1.0
         self.config = config or Bm25Config(avg_len=mean_length, language=analyzer.language)
@@ -182,7 +184,7 @@ class Bm25Index:
         best_rows = np.full((len(queries), k), -1, dtype=np.int64)
         best_scores = np.zeros((len(queries), k), dtype=np.float32)
         terms = self._query_matrix(queries)
-        for start in range(0, len(queries), SEARCH_BLOCK):
+        for start in progress(range(0, len(queries), SEARCH_BLOCK), label="BM25"):
             scores = (terms[start : start + SEARCH_BLOCK] @ self._postings).tocsr()
             for i in range(scores.shape[0]):
                 hits = slice(scores.indptr[i], scores.indptr[i + 1])

@@ -25,6 +25,7 @@ from two_tower.models.bundle.fusion import (
 )
 from two_tower.models.data import Qrel, Query
 from two_tower.models.errors import ConfigError, DataError
+from two_tower.models.progress import progress
 from two_tower.models.vectors import Float64Array
 from two_tower.retriever.calibration.examples import Examples, cut_examples, judged_examples
 from two_tower.retriever.search.retriever import Retriever
@@ -90,7 +91,7 @@ def _from_judged(examples: Examples, before: HybridWeights) -> Calibration:
     weight = _weight(examples)
     order = np.random.default_rng(SEED).permutation(len(examples.relevant))
     ranks = np.zeros(len(order))
-    for part in np.array_split(order, FOLDS):
+    for part in progress(np.array_split(order, FOLDS), label="Weighing"):
         others = examples.take(np.setdiff1d(order, part))
         ranks[part] = _ranks(examples.take(part), _weight(others, default=weight))
     return _calibration("judged", examples, before=before, after=weight, ranks=ranks)
