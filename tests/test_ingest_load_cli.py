@@ -160,8 +160,10 @@ def test_what_options_change_is_said(
     planned = good(*load, "--options", options, "--dry-run").splitlines()
     assert planned[1:5] == [f"{collection} would have {change}" for change in changes]
     done = run(*load, "--options", options)
-    assert done.stderr == f"{collection} now has {', '.join(changes)}\n"
-    assert run(*load, "--options", options).stderr == ""
+    said, next_command = done.stderr.splitlines()
+    assert said == f"{collection} now has {', '.join(changes)}"
+    assert next_command.startswith("Next: retriever search ")
+    assert run(*load, "--options", options, "--quiet").stderr == ""
     options.write_text("collection: {distance: dot}")
     for command in ([*load, "--options", options], [*load, "--options", options, "--dry-run"]):
         assert "has distance cosine, the options say dot" in bad(*command)

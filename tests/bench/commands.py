@@ -26,8 +26,15 @@ HEAD = """# Commands
 For whoever writes a script or looks up one option: every command as `--help` prints it. `make docs`
 generates this page from the commands.
 
-Data goes to stdout; progress and messages go to stderr. Exit codes: 0 done, 1 a failure explained
-in one line, 2 wrong usage.
+Data goes to stdout. Progress, notes, warnings and the command that comes next go to stderr;
+`--quiet` leaves warnings and errors. Long work shows a bar with its rate and the time left on a
+terminal, and a line every 30 seconds elsewhere. Exit codes: 0 done, 1 a failure explained in one
+line, 2 wrong usage.
+
+Tables and text are as wide as the terminal; in a pipe or a file 100 columns, or as many as
+`COLUMNS` says. Columns without room follow in a further table below, which repeats the first. Only
+what is for programs has lines of any length: `--json`, and the tab-separated rows of
+`retriever fields` and `models sweep` in a pipe.
 """
 
 
