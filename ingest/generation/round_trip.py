@@ -9,6 +9,7 @@ from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.bundle.fusion import TOWER_WEIGHT, HybridWeights
 from two_tower.models.examples.candidates import DEPTH, candidate_lists
 from two_tower.models.examples.pairs import Labelled
+from two_tower.models.progress import working
 from two_tower.models.text.bm25 import Analyzer, Bm25Index
 from two_tower.models.vectors import BoolArray, IntArray, Vectors
 
@@ -45,7 +46,8 @@ def finds_its_passage(
     pairs = (np.ones(len(rows), dtype=bool), (np.arange(len(rows)), rows))
     relevant = sparse.csr_matrix(pairs, shape=(len(rows), len(texts)))
     labelled = Labelled(list(queries), relevant, [str(number) for number in range(len(queries))])
-    vectors = Vectors(bundle.encode_queries(queries), bundle.encode_passages(texts))
+    with working("encoding"):
+        vectors = Vectors(bundle.encode_queries(queries), bundle.encode_passages(texts))
     lists = candidate_lists(labelled, vectors, index, size=max(DEPTH, within))
     weights = bundle.fusion.hybrid if bundle.fusion else HybridWeights(TOWER_WEIGHT)
     ranked = lists.ordered(np.asarray(weights.scores(lists.bm25, lists.cosine), np.float32))

@@ -3,7 +3,7 @@
 import gzip
 import zlib
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,7 +28,7 @@ def row_total(file: Path) -> int | None:
             return int(pq.read_metadata(file).num_rows)
         with file.open("rb") as stored:
             is_packed = stored.peek(2).startswith(_GZIP)
-            text: IO[bytes] = gzip.GzipFile(fileobj=stored) if is_packed else stored
+            text = cast(IO[bytes], gzip.GzipFile(fileobj=stored) if is_packed else stored)
             lines = text.read(_SAMPLE).count(b"\n")
             return lines * file.stat().st_size // stored.tell() or None
     except (OSError, EOFError, ZeroDivisionError, zlib.error, pa.ArrowException):

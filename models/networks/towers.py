@@ -16,6 +16,7 @@ from two_tower.models.errors import ConfigError, TrainingError
 from two_tower.models.networks.recurrent import RnnTower
 from two_tower.models.networks.tokens import Tokens
 from two_tower.models.networks.tower_config import TowerConfig
+from two_tower.models.progress import progress
 from two_tower.models.text.bm25 import inverse_frequency
 from two_tower.models.text.tokenizer import TokenRows
 from two_tower.models.vectors import FloatArray
@@ -148,7 +149,7 @@ def encode_rows(tower: nn.Module, rows: TokenRows) -> Tensor:
     with torch.no_grad():
         encoded = [
             tower(Tokens.of(rows.take(order[i : i + ENCODE_BATCH]), device))
-            for i in range(0, len(order), ENCODE_BATCH)
+            for i in progress(range(0, len(order), ENCODE_BATCH), label="encoding")
         ]
         return torch.cat(encoded)[torch.from_numpy(np.argsort(order)).to(device)]
 

@@ -200,7 +200,7 @@ def score_lists(scorer: CrossScorer, examples: RankingExamples) -> FloatArray:
     count, k = examples.lists.rows.shape
     logits = [np.zeros((0, k), dtype=np.float32)]
     with torch.inference_mode():
-        for start in range(0, count, SCORED_AT_ONCE):
+        for start in progress_bar(range(0, count, SCORED_AT_ONCE), label="weighing"):
             index = np.arange(start, min(start + SCORED_AT_ONCE, count))
             places = np.broadcast_to(np.arange(k), (len(index), k))
             logits.append(score_places(scorer, examples, index=index, places=places).numpy())

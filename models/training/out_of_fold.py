@@ -34,6 +34,7 @@ from two_tower.models.networks.cross_scorer import CrossScorer
 from two_tower.models.networks.towers import TwoTower, device_of, token_idf
 from two_tower.models.networks.word2vec import learn_vectors
 from two_tower.models.objectives.distillation import Teacher
+from two_tower.models.progress import working
 from two_tower.models.text.bm25 import Analyzer, Bm25Index
 from two_tower.models.training.checkpoint import Arrays, Checkpoint, RunFolder
 from two_tower.models.training.config import TrainConfig
@@ -225,7 +226,8 @@ class RankingTrainer:
     def _bundle_vectors(self, bundle: ModelBundle, left_out: IntArray) -> Vectors:
         self.notify(f"encoding {len(self._texts)} passages")
         queries = [self.corpus.train.texts[i] for i in left_out]
-        return Vectors(bundle.encode_queries(queries), bundle.encode_passages(self._texts))
+        with working("encoding"):
+            return Vectors(bundle.encode_queries(queries), bundle.encode_passages(self._texts))
 
     def _new_scorer(
         self, before_labels: Arrays, config: CrossConfig, *, vocab_size: int
