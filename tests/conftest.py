@@ -32,6 +32,9 @@ from two_tower.retriever.engine.wire import Point, Vector
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
+WIDE = {"COLUMNS": "10000"}
+"""For a pipe in which no line is broken."""
+
 GIVEN_URL = os.environ.get("QDRANT_URL")
 GIVEN_KEY = os.environ.get("QDRANT_API_KEY")
 

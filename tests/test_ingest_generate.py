@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from conftest import free_ports, write_data
+from conftest import WIDE, free_ports, write_data
 from endpoints import Asked, Reply, running_endpoint
 from rank_bm25 import BM25Okapi
 from typer.testing import CliRunner, Result
@@ -62,7 +62,7 @@ def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def run(data: Dataset, out: Path, url: str, *more: str) -> Result:
     words = ["generate", str(data.path), "--out", str(out), "--llm", url, "--model", "gemma"]
-    return CliRunner().invoke(app, [*words, *more])
+    return CliRunner(env=WIDE).invoke(app, [*words, *more])
 
 
 def queries_of(path: Path) -> dict[str, list[str]]:
@@ -187,7 +187,7 @@ def test_nothing_is_asked_twice_after_kills(facts: Dataset, gemma_url: str, tmp_
             os.kill(process.pid, signal.SIGKILL)
             process.wait()
             assert not out.exists()
-        result = CliRunner().invoke(app, words)
+        result = CliRunner(env=WIDE).invoke(app, words)
     assert result.exit_code == 0, result.output
     assert set(calls) == {read_prompt("web").fill(text) for text in FACTS}
     assert len(calls) <= len(FACTS) + at_once * len(kills)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from conftest import free_ports
+from conftest import WIDE, free_ports
 from endpoints import Asked, Reply, running_endpoint
 from judged import NAME, load_judged
 from sklearn.metrics import cohen_kappa_score
@@ -81,7 +81,7 @@ class Work(NamedTuple):
     def judge(self, url: str, *words: str, out: str = "OUT") -> Result:
         where = [str(self.data.path), "--out", str(self.folder / out), "--llm", url]
         more = ["--model", "strict", "--run", str(self.run)]
-        return CliRunner().invoke(cli.app, ["judge", *where, *more, *words])
+        return CliRunner(env=WIDE).invoke(cli.app, ["judge", *where, *more, *words])
 
 
 @pytest.fixture
@@ -189,7 +189,7 @@ def test_grades_become_a_split_that_evaluate_reads(
     words = ["--bundle", str(tiny_bundle), "--path", str(tmp_path / "edge"), "--systems"]
     report = tmp_path / "report"
     measure = ["evaluate", NAME, str(made.path), *words, "bm25,dense", "--out", str(report)]
-    evaluated = CliRunner().invoke(retriever_cli.app, [*measure, "--split", "judged"])
+    evaluated = CliRunner(env=WIDE).invoke(retriever_cli.app, [*measure, "--split", "judged"])
     assert evaluated.exit_code == 0, evaluated.stderr
     for text in (evaluated.stdout, (report / "report.html").read_text()):
         assert "grades by strict" in text
@@ -206,7 +206,7 @@ def assert_widened(stored: dict[str, Any], made: Dataset, report: Path, measure:
     for split, grade in (("check-people", "1"), ("check-judged", "2")):
         words = [*measure[:-1], str(report.parent / split), "--split", split]
         words += ["--relevant-from", grade]
-        done = CliRunner().invoke(retriever_cli.app, words)
+        done = CliRunner(env=WIDE).invoke(retriever_cli.app, words)
         assert done.exit_code == 0, done.stderr
         lines = (report.parent / split / "per_query.tsv").read_text().splitlines()
         head = lines[0].split("\t")
@@ -537,7 +537,7 @@ def test_runs_of_other_passages(work: Work) -> None:
 
 def test_nothing_that_ranks_and_nothing_to_judge(work: Work, tmp_path: Path) -> None:
     words = ["judge", str(work.data.path), "--out", str(tmp_path / "OUT"), "--llm", "http://h"]
-    done = CliRunner().invoke(cli.app, [*words, "--model", "m"])
+    done = CliRunner(env=WIDE).invoke(cli.app, [*words, "--model", "m"])
     assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
     assert "nothing ranks passages" in done.stderr
     with running_endpoint(graded) as url:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import ir_measures
 import numpy as np
 import pytest
-from conftest import make_bundle
+from conftest import WIDE, make_bundle
 from ir_measures import AP, RR, R, nDCG
 from judged import NAME, load_judged, write_judged
 from typer.testing import CliRunner, Result
@@ -44,7 +44,9 @@ class Place(NamedTuple):
 
     def run(self, out: Path, *words: str) -> Result:
         where = ["--bundle", str(self.bundle), "--path", str(self.engine), "--out", str(out)]
-        return CliRunner().invoke(app, ["evaluate", NAME, str(self.data.path), *where, *words])
+        return CliRunner(env=WIDE).invoke(
+            app, ["evaluate", NAME, str(self.data.path), *where, *words]
+        )
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from browser import assert_nothing_is_cut_off, running_browser
-from conftest import Server, make_passages
+from conftest import WIDE, Server, make_passages
 from services import until
 from typer.testing import CliRunner, Result
 
@@ -56,7 +56,7 @@ class Tuned(NamedTuple):
         return connect(**{self.where[0][2:]: self.where[1]})  # type: ignore[arg-type]
 
     def run(self, *words: str | Path) -> Result:
-        return CliRunner().invoke(app, self.words(*words))
+        return CliRunner(env=WIDE).invoke(app, self.words(*words))
 
     def words(self, *more: str | Path) -> list[str]:
         words = ["tune", self.name, self.data.path, "--bundle", self.bundle, *self.where, *more]
