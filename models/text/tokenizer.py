@@ -17,6 +17,7 @@ from pydantic import Field
 
 from two_tower.models.config import configuration
 from two_tower.models.errors import BundleError, TrainingError
+from two_tower.models.progress import working
 from two_tower.models.vectors import BoolArray, IntArray
 
 UNKNOWN_ID = 0
@@ -173,21 +174,22 @@ class Tokenizer(RowTokenizer):
             raise TrainingError("no text to learn a vocabulary from: all texts are blank")
         model = io.BytesIO()
         try:
-            spm.SentencePieceTrainer.Train(
-                sentence_iterator=iter(sample),
-                model_writer=model,
-                model_type="unigram",
-                vocab_size=config.vocab_size,
-                hard_vocab_limit=False,  # a small corpus ends with fewer
-                byte_fallback=True,
-                character_coverage=0.9995,
-                normalization_rule_name="nmt_nfkc_cf",
-                max_sentence_length=1_000_000,
-                unk_id=UNKNOWN_ID,
-                bos_id=-1,
-                eos_id=-1,
-                minloglevel=2,
-            )
+            with working("vocabulary"):
+                spm.SentencePieceTrainer.Train(
+                    sentence_iterator=iter(sample),
+                    model_writer=model,
+                    model_type="unigram",
+                    vocab_size=config.vocab_size,
+                    hard_vocab_limit=False,  # a small corpus ends with fewer
+                    byte_fallback=True,
+                    character_coverage=0.9995,
+                    normalization_rule_name="nmt_nfkc_cf",
+                    max_sentence_length=1_000_000,
+                    unk_id=UNKNOWN_ID,
+                    bos_id=-1,
+                    eos_id=-1,
+                    minloglevel=2,
+                )
         except RuntimeError as error:
             raise TrainingError(
                 f"SentencePiece could not learn a vocabulary of {config.vocab_size} "

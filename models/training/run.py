@@ -55,7 +55,6 @@ from two_tower.models.objectives.alignment import (
 from two_tower.models.objectives.distillation import Teacher
 from two_tower.models.objectives.losses import mean_pairwise_cosine
 from two_tower.models.objectives.tsdae import restore_texts
-from two_tower.models.progress import working
 from two_tower.models.provenance import Clock, environment
 from two_tower.models.text.bm25 import Analyzer
 from two_tower.models.text.tokenizer import RowTokenizer, Tokenizer
@@ -332,8 +331,7 @@ class _TrainingRun:
             return Tokenizer(self.inputs.start.tokenizer.model, config)
         self.notify("learning the vocabulary")
         texts = chain((passage.content for passage in self.data.passages()), train.texts)
-        with working("SentencePiece"):
-            tokenizer = Tokenizer.train(texts, config, seed=self.config.seed)
+        tokenizer = Tokenizer.train(texts, config, seed=self.config.seed)
         write_bytes(self.folder.tokenizer, tokenizer.model)
         return tokenizer
 
