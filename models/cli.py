@@ -115,6 +115,14 @@ Wandb = Annotated[str, typer.Option(help="disabled, offline or online.")]
 Force = Annotated[
     bool, typer.Option("--force", help="Replace a bundle; drop a run with other settings.")
 ]
+MustBeat = Annotated[
+    str | None,
+    typer.Option(
+        metavar="bm25|tfidf",
+        help="Take the bundle only where an engine with it is better than that stage, by nDCG@10 "
+        "and a paired test on split dev.",
+    ),
+]
 
 
 @app.command()
@@ -138,6 +146,7 @@ def train(
     seed: Seed = None,
     device: Device = "auto",
     wandb: Wandb = "disabled",
+    must_beat: MustBeat = None,
     force: Force = False,
     url: Url = None,
     path: EnginePath = None,
@@ -176,6 +185,7 @@ def train(
         device=device,
         wandb=wandb,
         force=force,
+        must_beat=must_beat,
         notify=note,
     )
     typer.echo(f"{out} {bundle.fingerprint}")

@@ -50,7 +50,10 @@ BEFORE: dict[str, set[str]] = {
         *(f"ingest/{name}" for name in ("dataset", "sources", "loading")),
         *(f"retriever/{name}" for name in SEARCHING),
     },
-    "ingest/versions": {"ingest/loading", *(f"retriever/{name}" for name in SEARCHING)},
+    "ingest/versions": {
+        "ingest/loading",
+        *(f"retriever/{name}" for name in (*SEARCHING, "evaluation")),
+    },
     "ingest/changes": {
         *(f"ingest/{name}" for name in ("dataset", "sources", "loading", "adoption", "versions")),
         *(f"retriever/{name}" for name in SEARCHING),

@@ -11,13 +11,28 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from two_tower.models.console import Rows, name_next, note, print_table, say
-from two_tower.retriever.commands.flags import Name, Path_, Url, at, opened_engine
+from two_tower.models.errors import ConfigError
+from two_tower.retriever.commands.flags import Name, Path_, Split, Url, at, opened_engine
 
 if TYPE_CHECKING:
     from two_tower.ingest.versions.versions import Version
     from two_tower.retriever.engine.address import EngineAddress
+    from two_tower.retriever.engine.protocol import Engine
 
 FROM_KEY, TO_KEY = "QDRANT_FROM_API_KEY", "QDRANT_TO_API_KEY"
+
+Condition = Annotated[
+    str | None,
+    typer.Option(
+        "--if",
+        metavar="MEASURE better|not worse",
+        help="What the version must be beside the present one, e.g. 'mrr@10 not worse'.",
+    ),
+]
+
+Judged = Annotated[
+    Path | None, typer.Option("--data", help="DATA with the judged queries for --if.")
+]
 
 Alias = Annotated[str, typer.Argument(help="Name that searches use.")]
 
@@ -31,15 +46,48 @@ def promote(
     to: Annotated[
         str | None, typer.Option(help="Versioned collection; the newest by default.")
     ] = None,
+    condition: Condition = None,
+    data: Judged = None,
+    split: Split = "dev",
     url: Url = None,
     path: Path_ = None,
 ) -> None:
-    """Point a name to another version of its collection, in one step."""
+    """Point a name to another version of its collection, in one step.
+
+    With --if, only where a paired test on judged queries says so of the version that the name
+    stands for now; otherwise nothing changes, and the exit status is 1.
+    """
     from two_tower.ingest.versions import versions
 
+    if (condition is None) != (data is None):
+        raise ConfigError("--if and --data belong together: what must hold, and on which queries")
     with opened_engine(url, path) as engine:
+        if condition is not None and data is not None:
+            _require(engine, name, to, condition=condition, data=data, split=split)
         typer.echo(f"{name} -> {versions.promote(engine, name, to)}")
     _name_search(name, url, path)
+
+
+def _require(
+    engine: "Engine", name: str, to: str | None, *, condition: str, data: Path, split: str
+) -> None:
+    """Exit with 1 where the version is not what the condition asks of it."""
+    from two_tower.ingest.versions import conditions, versions
+    from two_tower.models.data import Dataset
+
+    asked = conditions.read_condition(condition)
+    new, _ = versions.choose_version(engine, name, to)
+    old = versions.current_version(engine, name)
+    if old in (None, new):
+        note(f"{name} stands for {old or 'nothing'} now; there is nothing to compare with")
+        return
+    outcome = conditions.compare_versions(
+        engine, new, str(old), Dataset.open(data), split=split, condition=asked
+    )
+    note(outcome.says)
+    if not outcome.holds:
+        say(f"Error: {condition!r} does not hold for {new}; {name} stays {old}")
+        raise typer.Exit(1)
 
 
 def rollback(name: Alias, url: Url = None, path: Path_ = None) -> None:

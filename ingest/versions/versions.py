@@ -112,16 +112,9 @@ def promote(engine: Engine, name: str, collection: str | None = None) -> str:
         CollectionMismatch: the alias points to what something else made.
         VerificationFailed: the version's load was not finished.
     """
-    candidates = [version.collection for version in versions(engine, check_name(name))]
-    target = collection or next(iter(candidates), None)
-    if target not in candidates:
-        version = f"version {collection}" if collection else "version"
-        raise CollectionNotFound(
-            f"{name!r} has no {version} (found: {', '.join(candidates) or 'none'}); "
-            f"run: ingest load DATA --bundle BUNDLE --collection {name}"
-        )
+    target, candidates = choose_version(engine, name, collection)
     verify_counts(engine, target)
-    current = _aliases(engine).get(name)
+    current = current_version(engine, name)
     if current not in (None, *candidates):
         raise CollectionMismatch(
             f"the alias {name!r} points to {current!r}, expected one of {', '.join(candidates)}: "
@@ -133,6 +126,28 @@ def promote(engine: Engine, name: str, collection: str | None = None) -> str:
         create = qm.CreateAlias(collection_name=target, alias_name=name)
         engine.update_collection_aliases([qm.CreateAliasOperation(create_alias=create)])
     return target
+
+
+def choose_version(engine: Engine, name: str, collection: str | None) -> tuple[str, list[str]]:
+    """Return a version of `name`, the newest by default, and all versions.
+
+    Raises:
+        CollectionNotFound: there is none, or not that one.
+    """
+    candidates = [version.collection for version in versions(engine, check_name(name))]
+    target = collection or next(iter(candidates), None)
+    if target is None or target not in candidates:
+        version = f"version {collection}" if collection else "version"
+        raise CollectionNotFound(
+            f"{name!r} has no {version} (found: {', '.join(candidates) or 'none'}); "
+            f"run: ingest load DATA --bundle BUNDLE --collection {name}"
+        )
+    return target, candidates
+
+
+def current_version(engine: Engine, name: str) -> str | None:
+    """Return what the alias `name` points to, None where there is no such alias."""
+    return _aliases(engine).get(name)
 
 
 def rollback(engine: Engine, name: str) -> str:
