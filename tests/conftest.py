@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from qdrant_client import models as qm
 from safetensors.numpy import save
+from wheels import build_wheel, install
 
 from two_tower.ingest.dataset.writer import DatasetWriter
 from two_tower.models.bundle.bundle import ModelBundle
@@ -327,6 +328,18 @@ def make_bundle(path: Path, *, seed: int = 0) -> Path:
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a bundle with 24 dimensions, PCA to 8 and 4."""
     return make_bundle(tmp_path_factory.mktemp("bundle") / "bundle")
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package as it is published."""
+    return build_wheel(tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="session")
+def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bin folder of a fresh environment with the wheel and what it depends on."""
+    return install(wheel, tmp_path_factory.mktemp("environment"))
 
 
 @pytest.fixture(scope="session")

@@ -1,39 +1,15 @@
 """What is installed: one import package and three commands, beside any project's own modules."""
 
-import os
-import shutil
 import subprocess
-import sys
-import sysconfig
-import venv
 import zipfile
 from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, make_passages, write_data
+from wheels import PACKAGES, clean_environment
 
-PACKAGES = ("models", "retriever", "ingest")
 OWN_MODULES = ("models.py", "ingest.py", "retriever.py", "models/__init__.py")
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    source = folder / "source"  # a copy: setuptools leaves a build folder behind
-    for name in (*PACKAGES, "two_tower"):
-        shutil.copytree(ROOT / name, source / name, symlinks=True)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"),
-            *("--no-build-isolation", "--wheel-dir", folder, source),
-        ],
-        check=True,
-    )
-    (path,) = folder.glob("*.whl")
-    return path
 
 
 def test_nothing_but_two_tower_and_three_commands(wheel: Path) -> None:
@@ -59,25 +35,6 @@ def test_every_file_of_the_folders_is_in_it(wheel: Path) -> None:
     assert {"two_tower/__init__.py", "two_tower/py.typed"} <= installed
 
 
-@pytest.fixture(scope="module")
-def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the bin folder of a fresh environment with the wheel and what it depends on."""
-    folder = tmp_path_factory.mktemp("environment")
-    venv.create(folder, with_pip=False)
-    paths = {"base": str(folder), "platbase": str(folder)}
-    site_packages = Path(sysconfig.get_path("purelib", vars=paths))
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "pip", "--python", folder / "bin" / "python", "install"),
-            *("--quiet", "--no-deps", "--no-index", wheel),
-        ],
-        check=True,
-    )
-    # The dependencies, without the .pth files beside them: no editable checkout comes along.
-    (site_packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    return folder / "bin"
-
-
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """Return the folder of an application with modules of the same names as our folders."""
@@ -89,8 +46,8 @@ def project(tmp_path: Path) -> Path:
 
 
 def run(command: list[str | Path], folder: Path) -> str:
-    clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run(command, cwd=folder, env=clean, capture_output=True, text=True)
+    env = clean_environment()
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -40,7 +40,7 @@ from two_tower.retriever.engine.protocol import Engine, agreement
 from two_tower.retriever.engine.wire import batches
 from two_tower.retriever.errors import CollectionMismatch
 from two_tower.retriever.search.bundles import find_bundle, load_bundle
-from two_tower.retriever.search.filters import field_types
+from two_tower.retriever.search.filters import Kind, field_types
 
 if TYPE_CHECKING:
     from two_tower.models.bundle.bundle import ModelBundle
@@ -167,6 +167,13 @@ class Collection:
 
     def __len__(self) -> int:
         return self.engine.count(self.name, exact=True).count
+
+    @property
+    def text_fields(self) -> frozenset[str]:
+        """Fields whose index is one of texts or dates: a number among them would not be found."""
+        fields = field_types(self.engine.get_collection(self.name))
+        numbers = {Kind.INTEGER, Kind.FLOAT, Kind.BOOL}
+        return frozenset(name for name, kind in fields.items() if kind not in numbers)
 
     def __repr__(self) -> str:
         return f"<Collection {self.name!r} at {self.engine.where}>"

@@ -33,7 +33,7 @@ def add(
         Collection.open(name, bundle=bundle, url=url, path=path) as collection,
         TemporaryDirectory() as folder,
     ):
-        source = open_source(str(file))
+        source = open_source(str(file), texts=collection.text_fields)
         with DatasetWriter(Path(folder, "DATA"), source=source.name, merge=False) as writer:
             source.write_to(writer)
         typer.echo(collection.add_data(Dataset.open(Path(folder, "DATA"))))

@@ -7,6 +7,7 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+from qdrant_client import models as qm
 
 from two_tower.ingest.loading.declared import require_values
 from two_tower.ingest.loading.expansion import average_expanded_length, require_expansion
@@ -20,6 +21,7 @@ from two_tower.models.text.bm25 import Bm25Config, average_length
 from two_tower.retriever.collection.bm25_vectors import EngineAnalyzer
 from two_tower.retriever.collection.clusters import PER_CLUSTER, Centroids, sample_size
 from two_tower.retriever.collection.options import (
+    ALWAYS,
     CollectionOptions,
     fixed_differences,
     indexable_fields,
@@ -76,7 +78,8 @@ def open_collection(
     if options is not None:
         require_values(dataset, options.indexes)
     if collection not in existing:
-        fresh = _new_metadata(dataset, encoder, options or CollectionOptions())
+        first = options or _first_options(engine, target, dataset)
+        fresh = _new_metadata(dataset, encoder, first)
         try:
             engine.create_collection(collection, **fresh.schema.creation, metadata=fresh.to_dict())
         except EngineError:
@@ -100,6 +103,21 @@ def open_collection(
         engine.update_collection(collection, metadata={"bundle_path": bundle_path})
     _index(engine, collection, dataset, metadata)
     return metadata
+
+
+def _first_options(engine: Engine, target: str | None, dataset: Dataset) -> CollectionOptions:
+    """Return the default options with the indexes that were declared for what a name stands for.
+
+    Indexes are about the passages; all else is about vectors, which another bundle makes anew.
+    """
+    if target is None:
+        return CollectionOptions()
+    known = {*ALWAYS, *dataset.manifest.get("fields", {})}
+    try:
+        declared = read_metadata(engine, target).options.indexes
+    except EngineError:  # it is damaged, which is no reason not to load another
+        return CollectionOptions()
+    return CollectionOptions(indexes={f: kind for f, kind in declared.items() if f in known})
 
 
 def _new_metadata(
@@ -207,11 +225,15 @@ def _as_yaml(value: object) -> str:
 
 
 def _index(engine: Engine, collection: str, dataset: Dataset, metadata: CollectionMetadata) -> None:
-    """Make the payload indexes that DATA and the options ask for; leave all others alone."""
-    declared = metadata.options.indexes
-    schema = replace(metadata.schema, fields=_fields(dataset, metadata.options))
+    """Make the payload indexes that DATA and the options ask for; leave all others alone.
+
+    An index of another type than the values are now would find none of them: it is made again.
+    """
+    fields = _fields(dataset, metadata.options)
+    schema = replace(metadata.schema, fields=fields)
     indexed = field_types(engine.get_collection(collection))
-    for field, kind in declared.items():
+    by_values = {f: i.value for f, i in fields.items() if isinstance(i, qm.PayloadSchemaType)}
+    for field, kind in (by_values | {**metadata.options.indexes}).items():
         if field in indexed and indexed[field].value != kind:  # "none" differs from any
             engine.delete_payload_index(collection, field)
             del indexed[field]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from two_tower.ingest.dataset.writer import DatasetWriter
+from two_tower.ingest.sources.cells import CellTypes
 from two_tower.ingest.sources.folders import source_files, table_files, tell_unread
 from two_tower.ingest.sources.headers import (
     CORPUS,
@@ -43,6 +44,10 @@ _QUERY_IDS = ("_id", "id", "qid", "query_id", "query-id")
 _TEXTS = ("text", "contents", "content", "passage", "body", "segment")
 
 _QUERY_TEXTS = ("text", "query", "question", "title")
+
+
+_NO_FIELDS = frozenset({*_IDS, *_TEXTS, "title", "url", "metadata"})
+"""Columns of a corpus that never become fields; their cells are texts."""
 
 
 class BeirFolder:
@@ -81,10 +86,13 @@ class BeirFolder:
     def write_to(self, writer: DatasetWriter) -> None:
         """Write passages, queries and the judgements of all splits."""
         path = Path(self.name)
-        for file in self._corpus:
-            rows = read_rows(file, writer.reject, header=missing_header(file, CORPUS))
+        headers = {file: missing_header(file, CORPUS) for file in self._corpus}
+        types = CellTypes(headers, texts=_NO_FIELDS)
+        for file, header in headers.items():
+            rows = read_rows(file, writer.reject, header=header)
             for where, row in progress(rows, label="passages", total=row_total(file)):
-                writer.add_passage(_passage(row), where=where, identity="id")
+                passage = _passage(types.read(row))
+                writer.add_passage(passage, where=where, identity="id")
         for file in self._queries:
             rows = read_rows(file, writer.reject, header=missing_header(file, QUERIES))
             for where, row in progress(rows, label="queries", total=row_total(file)):

@@ -1,7 +1,7 @@
 """From what a user types as SOURCE to something that writes records."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -50,6 +50,7 @@ def open_source(
     columns: Mapping[str, str] | None = None,
     limit: int | None = None,
     split: tuple[SplitConfig, Analyzer] | None = None,
+    texts: Collection[str] = (),
 ) -> Source:
     """Find out what `spec` means; nothing but the heads of files is read yet.
 
@@ -61,6 +62,7 @@ def open_source(
         limit: passages of python-docs at most.
         split: how to cut texts, or the documents of DATA, and what tells which part a judgement
             goes to.
+        texts: fields that stay text, whatever the cells of CSV files hold.
 
     Raises:
         DataError: there is no such source, or it is of no known kind.
@@ -105,7 +107,7 @@ def open_source(
         _refuse_others(options, spec)
         return MsMarco(spec, files=files)
     _refuse_others(options, spec, takes="--*-column")
-    return Tables(spec, files, columns or {})
+    return Tables(spec, files, columns or {}, texts=texts)
 
 
 def _refuse_others(options: Mapping[str, object], spec: str, *, takes: str = "") -> None:

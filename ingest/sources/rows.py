@@ -42,6 +42,11 @@ def ending(file: Path) -> str:
     return next((end for end in SUFFIXES if name.endswith(end)), "")
 
 
+def is_csv(file: Path) -> bool:
+    """Say whether a table's cells are texts alone."""
+    return ending(file) in (".csv", ".tsv", ".tab")
+
+
 def read_rows(file: Path, reject: Reject, *, header: Sequence[str] | None = None) -> Iterator[Row]:
     """Yield the rows of a table; those that cannot be read go to `reject`.
 

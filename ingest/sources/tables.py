@@ -5,11 +5,12 @@ column `positive`, columns such as `negative` or `negative_1` hold passages that
 MS MARCO's files of triples are such tables without a header.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from two_tower.ingest.dataset.writer import DatasetWriter, Identity
+from two_tower.ingest.sources.cells import CellTypes
 from two_tower.ingest.sources.columns import negative_columns, plain, resolve_columns
 from two_tower.ingest.sources.folders import listing, tell_unread
 from two_tower.ingest.sources.headers import header_by_name
@@ -32,13 +33,21 @@ from two_tower.models.progress import progress
 class Tables:
     """One table, or a folder of tables, as a source."""
 
-    def __init__(self, name: str, files: list[Path], columns: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        files: list[Path],
+        columns: Mapping[str, str],
+        *,
+        texts: Collection[str] = (),
+    ) -> None:
         """Look at the first file.
 
         Args:
             name: the path as it was given.
             files: the tables.
             columns: role -> name of the column; the usual names are looked for otherwise.
+            texts: fields that stay text, whatever the cells of CSV files hold.
 
         Raises:
             DataError: the first file cannot be read, or lacks a column.
@@ -46,6 +55,7 @@ class Tables:
         self.name = name
         self._files = files
         self._columns = columns
+        self._texts = texts
         root = Path(name)
         self._splits = {
             file: split_of_file(file, inside=root if root.is_dir() else None) for file in files
@@ -66,17 +76,22 @@ class Tables:
         Raises:
             DataError: a file cannot be read, or lacks a column.
         """
-        for file in self._files:
-            header = self._header(file)
-            columns = resolve_columns(self._columns, file, header=header)
-            split = self._splits[file] or "train"
-            negatives = negative_columns(columns, header or column_names(file))
-            rows = TableRows(columns, negatives, split)
-            read = read_rows(file, writer.reject, header=header)
+        forms = {file: self._form(file) for file in self._files}
+        used = {name for form in forms.values() for name in form.used}
+        headers = {file: form.header for file, form in forms.items()}
+        types = CellTypes(headers, texts=used.union(self._texts))
+        for file, form in forms.items():
+            rows = TableRows(form, types, self._splits[file] or "train")
+            read = read_rows(file, writer.reject, header=form.header)
             for row in progress(read, label=file.name, total=row_total(file)):
                 rows.write(row, writer)
         self._tell_splits(writer)
         tell_unread(Path(self.name), self._files, writer)
+
+    def _form(self, file: Path) -> "Form":
+        header = self._header(file)
+        columns = resolve_columns(self._columns, file, header=header)
+        return Form(header, columns, negative_columns(columns, header or column_names(file)))
 
     def _tell_splits(self, writer: DatasetWriter) -> None:
         """Say which files say no split in their name, where there is more than one file."""
@@ -88,14 +103,34 @@ class Tables:
             )
 
 
+class Form(NamedTuple):
+    """What the columns of a table are.
+
+    Attributes:
+        header: their names, where the file has none.
+        columns: role -> column.
+        negatives: columns with passages that do not answer.
+    """
+
+    header: Sequence[str] | None
+    columns: Mapping[str, str]
+    negatives: Sequence[str]
+
+    @property
+    def used(self) -> set[str]:
+        """Columns that are no fields."""
+        return {*self.columns.values(), *self.negatives}
+
+
 class TableRows:
     """How the rows of one table are written."""
 
-    def __init__(self, columns: Mapping[str, str], negatives: list[str], split: str) -> None:
-        self._columns = columns
-        self._negatives = negatives
+    def __init__(self, form: Form, types: CellTypes, split: str) -> None:
+        self._columns = columns = form.columns
+        self._negatives = form.negatives
+        self._types = types
         self._split = split
-        self._used = {*columns.values(), *negatives}
+        self._used = form.used
         id_column = columns.get("passage_id")
         if "query" not in columns or (id_column and plain(id_column) != "id"):
             self._identity: Identity = "id"
@@ -126,6 +161,7 @@ class TableRows:
         """Return the passages of a row that answer its query; id, title and URL are of a single."""
         cells = {role: values.get(column) for role, column in self._columns.items()}
         fields = {name: value for name, value in values.items() if name not in self._used}
+        fields = self._types.read(fields)
         answers = [p._replace(fields=fields) for p in _passages(cells["passage"])]
         if len(answers) != 1:
             return answers

@@ -24,9 +24,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def info(name: Name, as_json: AsJson = False, url: Url = None, path: Path_ = None) -> None:
     """Say what a collection holds, what it was made of and which bundle it needs."""
     from two_tower.retriever.collection.describe import describe
+    from two_tower.retriever.collection.schema import read_metadata
 
     with opened_engine(url, path) as engine:
         content = describe(engine, name)
+        loaded_from = read_metadata(engine, content["collection"]).bundle_path
     if as_json:
         typer.echo(json.dumps(content, ensure_ascii=False))
         return
@@ -37,7 +39,8 @@ def info(name: Name, as_json: AsJson = False, url: Url = None, path: Path_ = Non
         "at": content["at"],
         "aliases": ", ".join(content["aliases"]) or "none",
         "passages": f"{content['passages']:,}{missing}",
-        "bundle": content["bundle"] or "none: BM25 alone",
+        "bundle": f"{content['bundle'] or 'none: BM25 alone'}"
+        + (f", loaded from {loaded_from}" if loaded_from else ""),
         "created": content["created_at"],
         "source": _text(content["source"]),
         "vectors": ", ".join(f"{name} {width}" for name, width in content["vectors"].items()),

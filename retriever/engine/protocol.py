@@ -4,7 +4,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from qdrant_client import models as qm
 from qdrant_client.http.models import QueryResponse
@@ -47,6 +47,12 @@ class Engine(Protocol):
 
     def info(self) -> qm.VersionInfo: ...
     def close(self) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
 
     def resolve(self, name: str) -> str:
         """Return the collection that alias `name` points to, or `name` if it is a collection.

@@ -103,7 +103,10 @@ def _text(field: str, value: Mapping[Any, Any], kind: Kind) -> qm.FieldCondition
 
 def _range(field: str, value: Mapping[Any, Any], kind: Kind) -> qm.FieldCondition:
     if kind not in RANGES:
-        raise QueryError(f"field {field!r} has a {kind.value} index, which has no ranges")
+        raise QueryError(
+            f"field {field!r} has a {kind.value} index, which has no ranges; for dates load again "
+            f"with --options FILE, in which collection: has indexes: {{{field}: datetime}}"
+        )
     if not value or not set(value) <= {*BOUNDS}:
         raise QueryError(
             f"field {field!r} has {_show(value)}; expected some of {', '.join(BOUNDS)}"
