@@ -230,7 +230,8 @@ def fifty_labels_come_in_a_second_file() -> None:
 def a_bundle_is_trained_from_the_first() -> None:
     train = ["models", "train", "labelled", "--out", "second", "--config", "small.yaml"]
     assert run(*train, "--start", "first").startswith("second ")
-    assert two_tower.ModelBundle.load("second").card["data"]["counts"]["queries"] == 50
+    bundle = two_tower.ModelBundle.load("second")
+    assert bundle.card["data"]["counts"]["queries"] == 50
 
 
 @step
@@ -321,7 +322,7 @@ def a_bundle_is_found_where_it_has_moved() -> None:
     Path("bundles").mkdir()
     Path("second").rename("bundles/moved")
     assert "TWO_TOWER_BUNDLE" in failure(lambda: Retriever.open("tools"))
-    os.environ["TWO_TOWER_BUNDLE"] = "bundles"
+    os.environ["TWO_TOWER_BUNDLE"] = str(Path("bundles").resolve())
     assert found("brake cutter")[0] == "t14"
 
 

@@ -54,6 +54,25 @@ def test_the_calls_do_what_the_commands_do(tmp_path: Path) -> None:
     assert two_tower.ModelBundle.load(tmp_path / "b2").fingerprint == bundle.fingerprint
 
 
+def test_a_start_without_labels_has_learnt_from_none(tmp_path: Path) -> None:
+    table, labels = tmp_path / "rows.tsv", tmp_path / "labels.tsv"
+    table.write_text("id\ttext\n" + "".join(f"p{n}\t{row[2]}\n" for n, row in enumerate(ROWS)))
+    rows = "".join(f"{row[0]}\tp{n}\n" for n, row in enumerate(ROWS))
+    labels.write_text("query\tpassage_id\n" + rows)
+    bare = two_tower.prepare(table, tmp_path / "bare")
+    first = two_tower.train(bare, tmp_path / "first", changes=CHANGES)
+    assert first.card["labels"] == []
+    data = two_tower.prepare(table, tmp_path / "data", queries=labels, dev_fraction=0.0)
+    for start in (first, tmp_path / "first"):
+        said: list[str] = []
+        out = tmp_path / f"second-{len(list(tmp_path.iterdir()))}"
+        second = two_tower.train(data, out, start=start, changes=CHANGES, notify=said.append)
+        assert not any("has learnt from these labels" in line for line in said)
+        assert data.content_hash in second.card["labels"]
+    two_tower.train(data, tmp_path / "third", start=second, changes=CHANGES, notify=said.append)
+    assert any("has learnt from these labels" in line for line in said)
+
+
 def test_wrong_arguments_are_refused_in_one_line(tmp_path: Path) -> None:
     for call, error in (
         (lambda: two_tower.prepare(tmp_path / "no.csv", tmp_path / "D"), DataError),

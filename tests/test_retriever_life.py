@@ -148,7 +148,9 @@ def test_a_search_after_close_says_so(open_edge: Open, twin: str) -> None:
         "copy": lambda: copy.copy(retriever),
     }
     searching = calls[twin]()
+    assert " passages, bundle " in repr(retriever)
     retriever.close()
+    assert repr(retriever).endswith(", closed>")
     for call in (
         lambda: searching.search(QUERY),
         lambda: searching.search_many([QUERY] * 40),

@@ -2,7 +2,10 @@
 
 import math
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
+
+import numpy as np
 
 from two_tower.ingest.dataset.cleaning import clean
 from two_tower.models.data import MOST_FIELDS
@@ -15,6 +18,11 @@ RESERVED = frozenset({"passage_id", "title", "text", "url", "cluster", "content_
 _MAX_VALUES = 10_000
 
 _LONG_TEXT = 128
+
+_MISSING = frozenset({"NaT", "<NA>"})
+"""What pandas shows where nothing is."""
+
+_DIGITS = 19  # of the largest integers that an index takes
 
 _TYPES = {bool: "bool", int: "integer", float: "float", str: "keyword", dict: "object"}
 
@@ -34,8 +42,11 @@ def clean_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _clean_value(value: Any, depth: int = 1) -> Any:
+    """Return a value as JSON has it, those of numpy, pandas and decimals among them."""
     if isinstance(value, str):
         return clean(value)
+    if isinstance(value, np.generic | Decimal):
+        value = _plain(value)
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, float):
@@ -45,9 +56,22 @@ def _clean_value(value: Any, depth: int = 1) -> Any:
     if isinstance(value, Mapping):
         items = sorted(value.items(), key=lambda item: str(item[0]))
         return {clean(str(key)): _clean_value(item, depth + 1) for key, item in items}
-    if isinstance(value, list | tuple | set):
+    if isinstance(value, list | tuple | set | np.ndarray):
         return [_clean_value(item, depth + 1) for item in value]
-    return clean(str(value))
+    text = clean(str(value))
+    return None if text in _MISSING else text
+
+
+def _plain(value: "np.generic[Any] | Decimal") -> Any:
+    """Return a scalar of numpy, or a decimal, as Python's own; what is no number as None."""
+    if isinstance(value, Decimal):
+        if not value.is_finite():
+            return None
+        is_whole = value.adjusted() < _DIGITS and value == value.to_integral_value()
+        return int(value) if is_whole else float(value)
+    if isinstance(value, np.datetime64):  # nanoseconds would be a number
+        value = value.astype("datetime64[us]")
+    return float(value) if isinstance(value, np.floating) else value.item()
 
 
 class FieldCensus:

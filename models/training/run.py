@@ -465,7 +465,7 @@ class _TrainingRun:
         clock.lap("reduction")
         config = self.config
         learns = config.labelled.epochs or (frozen is not None and config.align.query_epochs)
-        new_labels = self._label_names if learns else set()
+        new_labels = self._label_names if learns and corpus.train.texts else set()
         results = {
             "queries": {"train": len(corpus.train.texts), "dev": len(corpus.dev.texts)},
             "vocabulary": tokenizer.vocab_size,

@@ -83,9 +83,12 @@ def find_bundle_folder(engine: Engine, collection: str, metadata: CollectionMeta
     """
     named = os.environ.get(VARIABLE)
     if named and not any(map(fingerprint_of, _bundles_at(Path(named)))):
+        if not Path(named).exists():
+            what = f"and there is no such folder in {Path.cwd()}"
+        else:
+            what = "which is neither a bundle nor a folder of bundles"
         raise BundleError(
-            f"{VARIABLE} is {named}, which is neither a bundle nor a folder of bundles; make one "
-            f"with: models train DATA --out {named}"
+            f"{VARIABLE} is {named}, {what}; make a bundle with: models train DATA --out {named}"
         )
     for folder in _candidates(engine, metadata):
         if fingerprint_of(folder) == metadata.bundle_fingerprint:

@@ -94,6 +94,7 @@ class Retriever:
         self.bundle = bundle
         self.settings = settings
         self._follow_s = self._next_look = math.inf
+        self._is_closed = False
         self.collection = engine.resolve(name)
         self.metadata = read_metadata(engine, self.collection)
         self.size = engine.count(self.collection, exact=True).count
@@ -423,13 +424,17 @@ class Retriever:
         An embedded folder can be opened by another process when all retrievers of this one that
         share it are closed or dropped.
         """
+        self._is_closed = True
         self._pipeline.close()
         self.engine.close()
 
     def __repr__(self) -> str:
+        if self._is_closed:
+            return f"<Retriever of {self.collection!r} at {self.engine.where}, closed>"
+        fingerprint = self.metadata.bundle_fingerprint[:8]
         return (
             f"<Retriever of {self.collection!r} at {self.engine.where}: {self.size:,} passages, "
-            f"bundle {self.metadata.bundle_fingerprint[:8]}, "
+            f"{f'bundle {fingerprint}' if self.metadata.has_tower else 'BM25 alone'}, "
             f"fields {', '.join(self.fields) or 'none'}>"
         )
 
