@@ -219,6 +219,7 @@ def test_the_commands(tmp_path: Path, tiny_bundle: Path, make_data: MakeData) ->
     with Retriever.open("mine", bundle=tiny_bundle, path=tmp_path / "edge") as retriever:
         assert retriever.count(["n1", "n2"]) == 1
     assert run("delete", "mine", "n1", "nobody").endswith(": 1 of 2 deleted\n")
+    assert "0 added" in run("add", "mine", str(tmp_path / "DATA"))
     refused = CliRunner().invoke(app, ["add", "mine", str(tmp_path / "no.csv"), *where])
     assert refused.exit_code == 1
     assert "no file or folder" in refused.output

@@ -14,7 +14,7 @@ def add(
     name: Name,
     file: Annotated[
         Path,
-        typer.Argument(help="Passages, in any form that `ingest prepare` reads but DATA itself."),
+        typer.Argument(help="Passages, in any form that `ingest prepare` reads, or DATA."),
     ],
     bundle: Bundle = None,
     url: Url = None,
@@ -25,6 +25,7 @@ def add(
     They can be found when the command ends. Queries and judgements in the file are passed over.
     """
     from two_tower.ingest.changes.collection import Collection
+    from two_tower.ingest.dataset.folder import MANIFEST
     from two_tower.ingest.dataset.writer import DatasetWriter
     from two_tower.ingest.sources.choose import open_source
     from two_tower.models.data import Dataset
@@ -33,6 +34,9 @@ def add(
         Collection.open(name, bundle=bundle, url=url, path=path) as collection,
         TemporaryDirectory() as folder,
     ):
+        if (file / MANIFEST).is_file():
+            typer.echo(collection.add_data(file))
+            return
         source = open_source(str(file), texts=collection.text_fields)
         with DatasetWriter(Path(folder, "DATA"), source=source.name, merge=False) as writer:
             source.write_to(writer)
