@@ -62,7 +62,7 @@ def _clean_value(value: Any, depth: int = 1) -> Any:
     return None if text in _MISSING else text
 
 
-def _plain(value: "np.generic[Any] | Decimal") -> Any:
+def _plain(value: Any) -> Any:
     """Return a scalar of numpy, or a decimal, as Python's own; what is no number as None."""
     if isinstance(value, Decimal):
         if not value.is_finite():
