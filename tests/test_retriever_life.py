@@ -150,7 +150,7 @@ def test_a_search_after_close_says_so(open_edge: Open, twin: str) -> None:
     searching = calls[twin]()
     assert " passages, bundle " in repr(retriever)
     retriever.close()
-    assert repr(retriever).endswith(", closed>")
+    assert repr(retriever).endswith(": closed>")
     for call in (
         lambda: searching.search(QUERY),
         lambda: searching.search_many([QUERY] * 40),

@@ -11,6 +11,8 @@ from typing import Any
 
 from two_tower.ingest.sources.csv_rows import CsvRecords
 from two_tower.ingest.sources.rows import is_csv
+from two_tower.ingest.sources.totals import row_total
+from two_tower.models.progress import progress
 
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 
@@ -52,7 +54,9 @@ class CellTypes:
                 for place, name in enumerate(records.header)
                 if name not in texts
             ]
-            for cells in records if columns else ():
+            if not columns:
+                continue
+            for cells in progress(records, label=f"types {file.name}", total=row_total(file)):
                 if len(cells) != len(records.header):
                     continue
                 for place, name, readers in columns:

@@ -429,14 +429,10 @@ class Retriever:
         self.engine.close()
 
     def __repr__(self) -> str:
-        if self._is_closed:
-            return f"<Retriever of {self.collection!r} at {self.engine.where}, closed>"
-        fingerprint = self.metadata.bundle_fingerprint[:8]
-        return (
-            f"<Retriever of {self.collection!r} at {self.engine.where}: {self.size:,} passages, "
-            f"{f'bundle {fingerprint}' if self.metadata.has_tower else 'BM25 alone'}, "
-            f"fields {', '.join(self.fields) or 'none'}>"
-        )
+        kind = self.metadata.has_tower and f"bundle {self.metadata.bundle_fingerprint[:8]}"
+        kind, fields = kind or "BM25 alone", ", ".join(self.fields) or "none"
+        about = "closed" if self._is_closed else f"{self.size:,} passages, {kind}, fields {fields}"
+        return f"<Retriever of {self.collection!r} at {self.engine.where}: {about}>"
 
     def __copy__(self) -> "Retriever":
         twin = object.__new__(type(self))
