@@ -11,6 +11,7 @@ The manifest is written last, so that its presence means complete.
 
 import json
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple
@@ -20,6 +21,8 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, Field, ValidationError
 
 from two_tower.models.errors import DataError
+from two_tower.models.files import require_plain
+from two_tower.models.parquet import rows_at_once
 from two_tower.models.storable import storage_fault
 
 DATA_FORMAT = 1
@@ -130,11 +133,12 @@ class Dataset:
         """
         path = Path(path)
         try:
+            require_plain(path / "manifest.json")
             manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             raise DataError(_no_data(path)) from None
         except OSError as error:
-            raise DataError(f"{path} cannot be read ({error.strerror})") from None
+            raise DataError(f"{path} cannot be read ({error.strerror or error})") from None
         except (ValueError, RecursionError) as error:
             raise DataError(f"{path / 'manifest.json'} is not JSON ({error})") from None
         version = manifest.get("format") if isinstance(manifest, dict) else None
@@ -156,39 +160,37 @@ class Dataset:
         """Number of passages."""
         return int(self.manifest["counts"]["passages"])
 
-    def passages(self, *, batch_size: int = 2048) -> Iterator[Passage]:
-        """Stream the passages in stored order, `batch_size` of them in memory at a time.
+    def passages(self) -> Iterator[Passage]:
+        """Stream the passages in stored order, a few of them in memory at a time.
 
         Raises:
             DataError: the file is damaged, or a row of it is no passage.
         """
-        for batch in self._batches("passages.parquet", PASSAGES, batch_size):
-            for row in batch:
-                try:
-                    fields = json.loads(row["fields"]) if row["fields"] else NO_FIELDS
-                    fault = fields and _fields_fault(fields)
-                except (ValueError, RecursionError):
-                    fault = "has fields that are no JSON"
-                if fault:
-                    raise DataError(
-                        f"{self.path / 'passages.parquet'}: passage {row['passage_id'][:80]!r} "
-                        f"{fault}; run ingest prepare again"
-                    )
-                yield Passage(row["passage_id"], row["text"], row["title"], row["url"], fields)
+        for row in self._rows("passages.parquet", PASSAGES):
+            try:
+                fields = json.loads(row["fields"]) if row["fields"] else NO_FIELDS
+                fault = fields and _fields_fault(fields)
+            except (ValueError, RecursionError):
+                fault = "has fields that are no JSON"
+            if fault:
+                raise DataError(
+                    f"{self.path / 'passages.parquet'}: passage {row['passage_id'][:80]!r} "
+                    f"{fault}; run ingest prepare again"
+                )
+            yield Passage(row["passage_id"], row["text"], row["title"], row["url"], fields)
 
     def queries(self, split: str | None = None) -> list[Query]:
         """Return all queries, or those that have a judgement in `split`."""
         judged = None if split is None else {qrel.query_id for qrel in self.qrels(split)}
         return [
             Query(row["query_id"], row["text"])
-            for batch in self._batches("queries.parquet", QUERIES, 8192)
-            for row in batch
+            for row in self._rows("queries.parquet", QUERIES)
             if judged is None or row["query_id"] in judged
         ]
 
     def some_queries(self, count: int, *, longest: int) -> list[str]:
         """Return the texts of the first few queries that have at most `longest` characters."""
-        first = next(self._batches("queries.parquet", QUERIES, 256), [])
+        first = islice(self._rows("queries.parquet", QUERIES), 256)
         texts = (" ".join(row["text"].split()) for row in first)
         return list(dict.fromkeys(text for text in texts if len(text) <= longest))[:count]
 
@@ -200,8 +202,7 @@ class Dataset:
         """
         qrels = [
             Qrel(row["query_id"], row["passage_id"], row["relevance"], row["split"])
-            for batch in self._batches("qrels.parquet", QRELS, 8192)
-            for row in batch
+            for row in self._rows("qrels.parquet", QRELS)
             if row["split"] == split
         ]
         if not qrels:
@@ -233,21 +234,22 @@ class Dataset:
         if not path.exists():
             return {}
         try:
+            require_plain(path)
             with path.open(encoding="utf-8") as file:
                 for row in map(json.loads, file):
                     if "relevance" not in row:  # of a passage, not of a judgement
                         merged[str(row["merged"])] = str(row["into"])
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise DataError(f"{path} is damaged ({error}); run ingest prepare again") from None
         return {passage_id: into for passage_id, into in merged.items() if passage_id != into}
 
-    def _batches(
-        self, name: str, schema: pa.Schema, batch_size: int
-    ) -> Iterator[list[dict[str, Any]]]:
+    def _rows(self, name: str, schema: pa.Schema) -> Iterator[dict[str, Any]]:
         path = self.path / name
         try:
+            require_plain(path)
             file = pq.ParquetFile(path)
             stored = file.schema_arrow
+            batch_size = rows_at_once(path, file)
         except DAMAGE as error:
             raise _damaged(path, error) from None
         with file:
@@ -264,19 +266,13 @@ class Dataset:
                         return
                     batch.validate(full=True)
                     rows = batch.to_pylist()
-                except (
-                    OSError,
-                    SystemError,
-                    MemoryError,
-                    pa.ArrowException,
-                    UnicodeDecodeError,
-                ) as error:
+                except DAMAGE as error:
                     raise _damaged(path, error) from None
                 if nulls := [column.name for column in schema if batch[column.name].null_count]:
                     raise DataError(
                         f"{path} has a row without {nulls[0]}; run ingest prepare again"
                     )
-                yield rows
+                yield from rows
 
 
 def _damaged(path: Path, error: Exception) -> DataError:

@@ -8,6 +8,7 @@ import glob
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -47,6 +48,16 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def require_plain(path: Path) -> None:
+    """Refuse a pipe, a device and the like, which may give no end of bytes, or none at all.
+
+    Raises:
+        OSError: it is one, or there is nothing.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError("no plain file")
 
 
 def read_text(path: Path) -> str:

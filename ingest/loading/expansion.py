@@ -51,9 +51,9 @@ class ExpandedData(CachedData):
         }
         self.manifest = {**dataset.manifest, "expansion": about}
 
-    def passages(self, *, batch_size: int = 2048) -> Iterator[Passage]:
+    def passages(self) -> Iterator[Passage]:
         """Stream the passages in stored order, each with its queries."""
-        for passage in super().passages(batch_size=batch_size):
+        for passage in super().passages():
             yield passage._replace(expansion=self._expansions.get(passage.passage_id, ()))
 
 

@@ -72,14 +72,14 @@ class CachedData(Dataset):
         super().__init__(dataset.path, dataset.manifest)
         self._passages: list[Passage] | None = None
 
-    def passages(self, *, batch_size: int = 2048) -> Iterator[Passage]:
+    def passages(self) -> Iterator[Passage]:
         """Stream the passages in stored order."""
         if self._passages is not None:
             yield from self._passages
             return
         few: list[Passage] = []
         size = 0
-        for passage in super().passages(batch_size=batch_size):
+        for passage in super().passages():
             size += PASSAGE_BYTES + len(passage.content)
             if size <= MOST_CACHED_BYTES:
                 few.append(passage)
@@ -114,11 +114,11 @@ class SelectedData(Dataset):
         self.manifest["counts"] = {**dataset.manifest["counts"], "passages": count}
         self.manifest["selection"] = selection.to_dict()
 
-    def passages(self, *, batch_size: int = 2048) -> Iterator[Passage]:
+    def passages(self) -> Iterator[Passage]:
         """Stream the selected passages in stored order."""
         selected = (
             passage
-            for passage in self.all_data.passages(batch_size=batch_size)
+            for passage in self.all_data.passages()
             if all(_holds(passage, name, what) for name, what in self._conditions.items())
         )
         return islice(selected, self._limit)

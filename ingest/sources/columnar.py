@@ -11,8 +11,12 @@ import pyarrow.parquet as pq
 from two_tower.ingest.dataset.cleaning import one_line
 from two_tower.models.data import DAMAGE
 from two_tower.models.errors import DataError
+from two_tower.models.parquet import rows_at_once
 
-_BATCH_ROWS = 1024
+_BATCH_ROWS, _LARGEST_BATCH = 1024, 128 * 2**20
+
+_SHARED = ("dictionary<", "_view", "run_end_encoded<")
+"""Types of columns of which many rows can stand for the same bytes."""
 
 
 def stored_names(file: Path) -> list[str]:
@@ -44,7 +48,7 @@ def read_parquet(file: Path) -> Iterator[dict[str, Any]]:
         DataError: it is none, or breaks on the way.
     """
     with _open_parquet(file) as table:
-        yield from _rows(file, table.iter_batches(batch_size=_BATCH_ROWS))
+        yield from _rows(file, table.iter_batches(batch_size=rows_at_once(file, table)))
 
 
 def read_arrow(file: Path) -> Iterator[dict[str, Any]]:
@@ -96,8 +100,11 @@ def _open_arrow(file: Path) -> _ArrowReader:
 
 def _arrow_batches(reader: _ArrowReader) -> Iterator[pa.RecordBatch]:
     for batch in reader.batches():
-        for start in range(0, batch.num_rows, _BATCH_ROWS):
-            yield batch.slice(start, _BATCH_ROWS)
+        shared = [c for c in batch.columns if any(word in str(c.type) for word in _SHARED)]
+        largest = max(1, sum(column.get_total_buffer_size() for column in shared))
+        rows = max(1, min(_BATCH_ROWS, _LARGEST_BATCH // largest))
+        for start in range(0, batch.num_rows, rows):
+            yield batch.slice(start, rows)
 
 
 def _rows(file: Path, batches: Iterator[pa.RecordBatch]) -> Iterator[dict[str, Any]]:

@@ -6,11 +6,15 @@ import re
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, cast
 
 from two_tower.ingest.dataset.cleaning import one_line
 from two_tower.models.errors import DataError
+
+LONGEST_LINE = 2**28
+"""Characters; it may be a whole table, see `rows`."""
 
 _GZIP = b"\x1f\x8b"
 
@@ -29,7 +33,8 @@ def read_lines(path: Path) -> Iterator[str]:
     r"""Yield the lines of a file with their ends (\n, \r\n or \r), without byte order mark.
 
     Raises:
-        DataError: the file is missing, empty, unreadable, broken gzip or of another encoding.
+        DataError: the file is missing, empty, unreadable, broken gzip, of another encoding, or has
+            a line that is too long.
     """
     number, encoding = 0, ""
     try:
@@ -41,7 +46,13 @@ def read_lines(path: Path) -> Iterator[str]:
             # A byte that is not UTF-8 stays visible, so that its line can be named.
             errors = "surrogateescape" if encoding == "utf-8-sig" else "strict"
             text = io.TextIOWrapper(cast(BinaryIO, file), encoding, errors, newline="")
-            for number, line in enumerate(files.enter_context(text), 1):
+            files.enter_context(text)
+            for number, line in enumerate(iter(partial(text.readline, LONGEST_LINE + 1), ""), 1):
+                if len(line) > LONGEST_LINE:
+                    raise DataError(
+                        f"{path}:{number} has more than {LONGEST_LINE:,} characters; write one "
+                        "row a line, of shorter texts"
+                    )
                 if not line.isascii() and (bad := _NOT_UTF8.search(line)):
                     raise DataError(
                         f"{path}:{number} is not UTF-8 (byte 0x{ord(bad.group()) - 0xDC00:02x} at "
