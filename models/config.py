@@ -27,6 +27,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic.fields import FieldInfo
 
 from two_tower.models.errors import ConfigError
+from two_tower.models.files import read_limited
 
 C = TypeVar("C")
 
@@ -110,11 +111,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         ConfigError: the file is missing, is not YAML or is not a mapping.
     """
     try:
-        with Path(path).open("rb") as file:
-            text = file.read(LARGEST_YAML + 1)
-        if len(text) > LARGEST_YAML:
-            raise yaml.YAMLError(f"more than {LARGEST_YAML:,} bytes")
-        content = yaml.load(text.decode("utf-8-sig"), _Loader)
+        text = read_limited(Path(path), LARGEST_YAML).decode("utf-8-sig")
+        content = yaml.load(text, _Loader)
     except FileNotFoundError:
         raise ConfigError(f"there is no configuration file at {path}") from None
     except (OSError, ValueError, RecursionError, OverflowError, yaml.YAMLError) as error:

@@ -60,6 +60,37 @@ def require_plain(path: Path) -> None:
         raise OSError("no plain file")
 
 
+def read_limited(path: Path, limit: int) -> bytes:
+    """Return the content of a file; that of a pipe which nobody fills is empty.
+
+    Raises:
+        OSError: it cannot be read, or has more than `limit` bytes.
+    """
+    with open(path, "rb", opener=_open_at_once) as stream:
+        os.set_blocking(stream.fileno(), True)
+        content = stream.read(limit + 1)
+    if len(content) > limit:
+        raise OSError(f"more than {limit:,} bytes")
+    return content
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+LONGEST_PROMPT = 2**20  # bytes
+
+
+def read_prompt_text(path: Path) -> str:
+    """Return the text of a prompt that somebody wrote.
+
+    Raises:
+        OSError: the file cannot be read, or is too large.
+        UnicodeError: it is of another encoding than UTF-8.
+    """
+    return read_limited(path, LONGEST_PROMPT).decode("utf-8-sig")
+
+
 def read_text(path: Path) -> str:
     """Return the text of a file that is in UTF-8, or in UTF-16 with a byte order mark, without it.
 

@@ -47,6 +47,7 @@ def test_order_is_by_score_then_by_rank(tmp_path: Path) -> None:
         ("q1 Q0 a 1 0.5 x\nq1 Q0 b 2 0.4\n", "run:2 holds 'q1 Q0 b 2 0.4'; expected: query_id"),
         ("q1 Q0 a one 0.5 x\n", "run:1 holds"),
         ("q1 Q0 a 1 nan x\n", "run:1 has the score nan"),
+        (f"q1 Q0 a 1 {'9' * 5000} x\n", f"run:1 has the score {'9' * 40}; expected a number"),
         ("q1 Q0 a 1 2 x\nq1 Q0 a 2 1 x\n", "lists passage 'a' more than once for query 'q1'"),
     ],
 )

@@ -1,11 +1,12 @@
 """A failure of a command is one line, whatever failed; what it prints steers no terminal."""
 
+import os
 import resource
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,13 +17,17 @@ from terminals import run_in_terminal
 from typer.testing import CliRunner
 
 from two_tower.ingest.cli import app as ingest_app
+from two_tower.ingest.generation.prompt import read_prompt as read_queries_prompt
+from two_tower.ingest.judging.prompt import read_grade_prompt
+from two_tower.ingest.versions.snapshots import open_archive
 from two_tower.models.config import read_yaml
 from two_tower.models.console import application
 from two_tower.models.control_characters import UNSAFE, visible
-from two_tower.models.errors import ConfigError, TrainingError
+from two_tower.models.errors import ConfigError, TrainingError, TwoTowerError
 from two_tower.models.files import require_place
 from two_tower.models.training.checkpoint import Checkpoint, Progress, RunFolder
 from two_tower.retriever.cli import app as retriever_app
+from two_tower.retriever.search.rewriting import read_prompt as read_rewriting_prompt
 from two_tower.retriever.search.settings import read_settings
 
 
@@ -216,7 +221,46 @@ def test_a_hostile_settings_file_is_one_short_line(tmp_path: Path, what: str) ->
     assert "\n" not in visible(str(failure.value))
 
 
-def test_a_pipe_that_nobody_fills_and_a_folder_are_no_settings(tmp_path: Path) -> None:
+def pipe(path: Path) -> Path:
+    os.mkfifo(path)
+    return path
+
+
+READ: dict[str, Callable[[Path], object]] = {
+    "settings": read_yaml,
+    "a prompt of queries": lambda path: read_queries_prompt(str(path)),
+    "a prompt of grades": read_grade_prompt,
+    "a prompt of rewriting": lambda path: read_rewriting_prompt(str(path)),
+    "an archive": lambda path: open_archive(path).__enter__(),
+}
+
+
+@pytest.mark.parametrize("what", READ)
+@pytest.mark.parametrize("kind", ["folder", "pipe", "device", "large", "other bytes"])
+def test_what_is_no_such_file_is_one_line_at_once(tmp_path: Path, what: str, kind: str) -> None:
+    path = tmp_path / "x"
+    if kind == "pipe" and what == "settings":
+        assert read_yaml(pipe(path)) == {}  # nobody fills it
+        return
+    if kind in ("folder", "pipe"):
+        path.mkdir() if kind == "folder" else os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.write_bytes(b"a" * 2**24 if kind == "large" else b"\xff\xfe\0\x80")
+    with pytest.raises(TwoTowerError) as failure:
+        READ[what](path)
+    assert "\n" not in str(failure.value)
+    assert len(str(failure.value)) < 2000
+
+
+def test_settings_from_a_pipe_that_somebody_fills(tmp_path: Path) -> None:
+    words = f"sleep 0.3; echo 'search: {{rerank: false}}' > {pipe(tmp_path / 'x')}"
+    with subprocess.Popen(["sh", "-c", words]), open(tmp_path / "x", "rb") as held:
+        assert read_settings(Path(f"/dev/fd/{held.fileno()}")).rerank is False
+
+
+def test_a_folder_is_no_settings_and_a_byte_order_mark_is_none_of_them(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         read_yaml(tmp_path)
     (tmp_path / "settings.yaml").write_bytes(b"\xef\xbb\xbfsearch: {rerank: false}\n")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from two_tower.models.errors import ConfigError
+from two_tower.models.files import read_prompt_text
 
 FOLDER = Path(__file__).parent / "prompts"
 
@@ -45,7 +46,7 @@ def read_prompt(name: str) -> Prompt:
     """
     path = FOLDER / f"{name}.txt" if name in prompt_names() else Path(name)
     try:
-        text = path.read_text(encoding="utf-8").strip()
+        text = read_prompt_text(path).strip()
     except FileNotFoundError:
         known = ", ".join(prompt_names())
         raise ConfigError(f"no prompt is named {name!r}; expected a text file or {known}") from None

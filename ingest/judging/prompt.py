@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from two_tower.models.errors import ConfigError
+from two_tower.models.files import read_prompt_text
 
 SHIPPED = Path(__file__).parent / "prompts" / "grades.txt"
 
@@ -42,7 +43,7 @@ def read_grade_prompt(path: Path | None) -> GradePrompt:
         ConfigError: the file cannot be read, or does not have each place once.
     """
     try:
-        text = (path or SHIPPED).read_text(encoding="utf-8").strip()
+        text = read_prompt_text(path or SHIPPED).strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"the prompt {path} cannot be read as UTF-8 text ({error})") from None
     for place in PLACES:

@@ -20,7 +20,7 @@ from two_tower.ingest.loading.verify import verify_counts
 from two_tower.ingest.versions.versions import PREVIOUS
 from two_tower.models.config import configuration, from_mapping
 from two_tower.models.errors import ConfigError, DataError
-from two_tower.models.files import new_file, remove_leftovers
+from two_tower.models.files import new_file, remove_leftovers, require_plain
 from two_tower.models.progress import progress
 from two_tower.retriever.collection.schema import CollectionMetadata, base_name, collection_name
 from two_tower.retriever.engine.protocol import Engine, stored_metadata
@@ -233,6 +233,7 @@ def open_archive(path: Path) -> Iterator[tuple[Manifest, Iterator[SnapshotFile]]
     """
     with ExitStack() as stack:
         try:
+            require_plain(path)
             source = stack.enter_context(zipfile.ZipFile(path))
             manifest = _read_manifest(source)
             _check_entries(source, manifest)

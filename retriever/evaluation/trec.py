@@ -92,5 +92,5 @@ def _parse(content: str, *, where: str) -> tuple[str, str, int, float]:
     except ValueError:
         raise DataError(f"{where} holds {content[:80]!r}; expected: {COLUMNS}") from None
     if not math.isfinite(line[-1]):
-        raise DataError(f"{where} has the score {score}; expected a number")
+        raise DataError(f"{where} has the score {score[:40]}; expected a number")
     return line

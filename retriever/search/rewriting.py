@@ -17,6 +17,7 @@ from pathlib import Path
 from threading import Lock
 
 from two_tower.models.errors import ConfigError, EndpointError
+from two_tower.models.files import read_prompt_text
 from two_tower.retriever.errors import QueryError
 from two_tower.retriever.search.settings import RewriteSettings
 
@@ -133,7 +134,7 @@ def read_prompt(file: str | None) -> str:
     if file is None:
         return PROMPT
     try:
-        prompt = Path(file).read_text(encoding="utf-8")
+        prompt = read_prompt_text(Path(file))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"the prompt {file} cannot be read ({error})") from None
     if QUERY not in prompt:
