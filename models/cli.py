@@ -16,6 +16,7 @@ from two_tower.models.console import (
     print_table,
 )
 from two_tower.models.errors import ConfigError
+from two_tower.models.progress import working
 from two_tower.models.training.recipe import recipe_names
 
 app = application("Train two-tower models and look at what was trained.")
@@ -385,7 +386,8 @@ def export(
     from two_tower.models.bundle.bundle import ModelBundle
     from two_tower.models.export.export import export_bundle
 
-    export_bundle(ModelBundle.load(bundle), out, form=form)
+    with working("exporting"):
+        export_bundle(ModelBundle.load(bundle), out, form=form)
     typer.echo(str(out))
     name_next("cat", out / "README.md")
 

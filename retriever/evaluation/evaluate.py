@@ -177,7 +177,7 @@ def measure_all(
     rows: dict[str, SystemResult] = {}
     rankings: dict[str, Rankings] = {}
     values: dict[str, Values] = {}
-    for system in systems:
+    for system in progress(systems, label="systems"):
         name = system.name
         rows[name], rankings[name], values[name] = _measure(
             system,
