@@ -16,7 +16,7 @@ from two_tower.ingest.loading import loader, verify
 from two_tower.ingest.loading.lease import Lease
 from two_tower.ingest.versions import versions as collections
 from two_tower.models.bundle.bundle import ModelBundle
-from two_tower.models.data import Dataset, Passage
+from two_tower.models.data import MOST_FIELDS, Dataset, Passage
 from two_tower.models.errors import DataError
 from two_tower.retriever import Retriever, SearchSettings
 from two_tower.retriever.engine.protocol import Engine
@@ -58,6 +58,18 @@ def test_a_new_passage_is_found_at_once_and_a_deleted_one_no_more(mine: Collecti
     assert mine.delete(["new"]) == 0
     assert len(mine) == 40
     assert complete(mine)
+
+
+def test_changes_with_fields_of_their_own_make_no_more_indexes_than_data_does(
+    mine: Collection,
+) -> None:
+    for start in (0, 30, 60):
+        mine.add([NEW._replace(passage_id="n", fields={f"f{start + n}": n for n in range(30)})])
+    indexes = mine.engine.get_collection(mine.name).payload_schema
+    assert len(indexes) == MOST_FIELDS
+    assert {"kind", "year", "f0"} <= indexes.keys()
+    assert search(mine, "zeppelin mast", filter={"f0": 0}) == []  # replaced twice
+    assert search(mine, "zeppelin mast")[0] == "n"
 
 
 def test_a_changed_passage_takes_the_place_of_the_old_one(

@@ -25,7 +25,7 @@ from two_tower.ingest.loading.verify import verify
 from two_tower.ingest.versions import versions
 from two_tower.models.bundle.no_tower import NoTower
 from two_tower.models.config import SHORT
-from two_tower.models.data import Dataset, Passage
+from two_tower.models.data import MOST_FIELDS, Dataset, Passage
 from two_tower.models.errors import DataError
 from two_tower.models.threads import one_blas_thread
 from two_tower.retriever.collection.options import CollectionOptions, indexable_fields
@@ -276,11 +276,16 @@ class Collection:
         return hashes
 
     def _index(self, dataset: Dataset) -> None:
-        """Make indexes for fields that the collection has not met, as a load does."""
+        """Make indexes for fields that the collection has not met, as a load does.
+
+        A collection gets no more than DATA describes, however many changes bring fields of their
+        own: each index costs time at every write.
+        """
         known = field_types(self.engine.get_collection(self.name))
-        for field, index in indexable_fields(dataset.manifest.get("fields", {})).items():
-            if field not in known:
-                self.engine.create_payload_index(self.name, field, index)
+        described = indexable_fields(dataset.manifest.get("fields", {}))
+        new = [field for field in described if field not in known]
+        for field in new[: max(0, MOST_FIELDS - len(known))]:
+            self.engine.create_payload_index(self.name, field, described[field])
 
 
 def _opened(data: str | Path | Dataset) -> Dataset:
