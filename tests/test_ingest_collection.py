@@ -230,7 +230,9 @@ def test_the_commands(tmp_path: Path, tiny_bundle: Path, make_data: MakeData) ->
     assert "1 set aside: passage: empty text" in shown
     with Retriever.open("mine", bundle=tiny_bundle, path=tmp_path / "edge") as retriever:
         assert retriever.count(["n1", "n2"]) == 1
-    assert run("delete", "mine", "n1", "nobody").endswith(": 1 of 2 deleted\n")
+    deleted, next_command = run("delete", "mine", "n1", "nobody").splitlines()
+    assert deleted.endswith(": 1 of 2 deleted")
+    assert next_command.startswith("Next: retriever search mine ")
     assert "0 added" in run("add", "mine", str(tmp_path / "DATA"))
     refused = CliRunner().invoke(app, ["add", "mine", str(tmp_path / "no.csv"), *where])
     assert refused.exit_code == 1
