@@ -42,6 +42,22 @@ DevFraction = Annotated[
 
 Limit = Annotated[int | None, typer.Option(min=1, help="At most so many passages of python-docs.")]
 
+Packages = Annotated[
+    str | None,
+    typer.Option(
+        help="Installed packages whose docstrings python-docs takes beside the standard library, "
+        "comma-separated; all for every one."
+    ),
+]
+
+Whole = Annotated[
+    bool,
+    typer.Option(
+        "--whole",
+        help="Whole docstrings for python-docs, to search in: no summary line becomes a query.",
+    ),
+]
+
 QueriesFile = Annotated[
     Path | None,
     typer.Option(
@@ -91,6 +107,8 @@ def prepare(
     split_column: Annotated[str | None, _column("split: train, dev, test, …")] = None,
     dev_fraction: DevFraction = 0.1,
     limit: Limit = None,
+    packages: Packages = None,
+    whole: Whole = False,
     passage_words: PassageWords = None,
     overlap_words: OverlapWords = 0,
     merge: Merge = False,
@@ -123,6 +141,8 @@ def prepare(
         columns={role: name for role, name in columns.items() if name is not None},
         dev_fraction=dev_fraction,
         limit=limit,
+        packages=None if packages is None else [name.strip() for name in packages.split(",")],
+        whole=whole,
         passage_words=passage_words,
         overlap_words=overlap_words,
         merge=merge,

@@ -1,7 +1,7 @@
 """From what a user types as SOURCE to something that writes records."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -49,6 +49,8 @@ def open_source(
     config: str | None = None,
     columns: Mapping[str, str] | None = None,
     limit: int | None = None,
+    packages: Sequence[str] | None = None,
+    whole: bool = False,
     split: tuple[SplitConfig, Analyzer] | None = None,
     texts: Collection[str] = (),
 ) -> Source:
@@ -60,6 +62,8 @@ def open_source(
         config: of a Hub dataset.
         columns: role -> name of a table's column, where it is none of the usual names.
         limit: passages of python-docs at most.
+        packages: of python-docs, beside the standard library.
+        whole: take whole docstrings of python-docs, without queries.
         split: how to cut texts, or the documents of DATA, and what tells which part a judgement
             goes to.
         texts: fields that stay text, whatever the cells of CSV files hold.
@@ -72,17 +76,19 @@ def open_source(
         "--config": config,
         "--*-column": columns or None,
         "--limit": limit,
+        "--packages": packages,
+        "--whole": whole or None,
         "--passage-words": split,
     }
     path = Path(spec)
     if spec == PythonDocs.name:
-        _refuse_others(options, spec, takes="--limit")
-        return PythonDocs(limit=limit)
+        _refuse_others(options, spec, takes=("--limit", "--packages", "--whole"))
+        return PythonDocs(limit=limit, packages=packages or (), whole=whole)
     if not path.exists():
         # `data/rows` with a folder `data` here is a misspelt path, not somebody's dataset.
         if not _HUB_ID.fullmatch(spec) or path.parent.exists():
             raise DataError(f"no file or folder {spec}; {_EXPECTED}")
-        _refuse_others(options, spec, takes="--config")
+        _refuse_others(options, spec, takes=("--config",))
         default = DEFAULT_CONFIG if spec == DEFAULT_ID else None
         return MsMarco(spec, config=config or default)
     if (path / MANIFEST).is_file() and (path / "passages.parquet").is_file():
@@ -90,14 +96,14 @@ def open_source(
             raise ConfigError(
                 f"{spec} is DATA already; --passage-words N cuts its long texts into passages"
             )
-        _refuse_others(options, spec, takes="--passage-words")
+        _refuse_others(options, spec, takes=("--passage-words",))
         return LongDocuments(path, *split)
     if path.is_dir() and BeirFolder.fits(path):
         _refuse_others(options, spec)
         return BeirFolder(path)
     files = table_files(path)
     if len(text_files(path)) > TEXTS_PER_TABLE * len(files):
-        _refuse_others(options, spec, takes="--passage-words")
+        _refuse_others(options, spec, takes=("--passage-words",))
         return TextDocuments(path, split=split)
     if not files:
         some = sorted(path.iterdir()) if path.is_dir() else [path]
@@ -106,13 +112,15 @@ def open_source(
     if not columns and MsMarco.fits(files):
         _refuse_others(options, spec)
         return MsMarco(spec, files=files)
-    _refuse_others(options, spec, takes="--*-column")
+    _refuse_others(options, spec, takes=("--*-column",))
     return Tables(spec, files, columns or {}, texts=texts)
 
 
-def _refuse_others(options: Mapping[str, object], spec: str, *, takes: str = "") -> None:
+def _refuse_others(
+    options: Mapping[str, object], spec: str, *, takes: Collection[str] = ()
+) -> None:
     for flag, value in options.items():
-        if value is None or flag == takes:
+        if value is None or flag in takes:
             continue
         if flag == "--passage-words":
             raise ConfigError(

@@ -1,6 +1,6 @@
 """`prepare`: from a source to DATA in one call, as `ingest prepare` does it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -25,6 +25,8 @@ def prepare(
     columns: Mapping[str, str] = NO_COLUMNS,
     dev_fraction: float = DEV_FRACTION,
     limit: int | None = None,
+    packages: Sequence[str] | None = None,
+    whole: bool = False,
     passage_words: int | None = None,
     overlap_words: int = 0,
     merge: bool = False,
@@ -42,6 +44,9 @@ def prepare(
             are query, passage, title, url, passage_id, query_id, relevance and split.
         dev_fraction: the share of the queries that becomes split dev where there is only train.
         limit: passages of python-docs at most.
+        packages: installed packages for python-docs, beside the standard library; `all` for every
+            one.
+        whole: whole docstrings for python-docs, without queries.
         passage_words: cut long texts into passages of at most so many words.
         overlap_words: words of a passage that the next one repeats.
         merge: passages of equal title and text become one, although their ids or fields differ: the
@@ -62,7 +67,13 @@ def prepare(
 
         split = (SplitConfig(passage_words or 0, overlap_words), EngineAnalyzer())
     opened = open_source(
-        str(source), config=config, columns=dict(columns), limit=limit, split=split
+        str(source),
+        config=config,
+        columns=dict(columns),
+        limit=limit,
+        packages=packages,
+        whole=whole,
+        split=split,
     )
     questions = Questions(Path(queries)) if queries else None
     with DatasetWriter(

@@ -1,8 +1,9 @@
 """`python-docs`: a real corpus that is on every machine, made of docstrings.
 
-One passage per public object (title: its qualified name, text: its docstring without the summary
-line), and the summary line as a query whose relevant passage is that object's. The summary never
-stands in the passage it asks for.
+One passage per public object of the standard library and of packages that are named (title: its
+qualified name, text: its docstring). Where the summary line can be asked and enough stands below
+it, it is a query whose relevant passage is that object's, and not in the passage. Whole docstrings,
+without queries, are what to search in the end.
 """
 
 import ast
@@ -12,50 +13,46 @@ import re
 import sysconfig
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from two_tower.ingest.dataset.cleaning import one_line, order_key
 from two_tower.ingest.dataset.writer import DatasetWriter
+from two_tower.ingest.sources.compiled_docs import compiled_objects, reexported_objects
+from two_tower.ingest.sources.docstrings import (
+    MARKUP,
+    DocObject,
+    as_query,
+    prose_words,
+    split_docstring,
+)
 from two_tower.models.data import Passage, Qrel, Query
+from two_tower.models.errors import ConfigError
 from two_tower.models.progress import progress
 
 STDLIB = "python"
 
 _OWN = "two-tower-search"
 
-MIN_BODY_WORDS = 8
+EVERY = "all"  # package that is installed
 
-MIN_QUERY_WORDS, MAX_QUERY_WORDS = 3, 40
+MIN_WORDS = 3
+
+MIN_BODY_WORDS = 8
 
 # More objects than that with one summary make a query that asks for nothing.
 MAX_SHARED = 5
 
-_MAX_SUMMARY_LINES = 3
-
 _SKIPPED_FOLDERS = frozenset(
-    {"tests", "test", "testing", "idlelib", "site-packages", "dist-packages", "__pycache__"}
+    {"tests", "test", "testing", "idlelib", "distutils", "lib2to3"}
+    | {"site-packages", "dist-packages", "__pycache__"}
     | {"vendor", "vendored", "extern", "externals", "third_party"}
 )
 
 _TEST_FILE = re.compile(r"test_.*\.py|.*_test\.py|conftest\.py")
-
-# "name(arguments) -> result" in front of a docstring, as extension modules have it
-_SIGNATURE = re.compile(r"[\w.]+\(.*\)(\s*(->|:).*)?", re.DOTALL)
-
-# :func:`~json.loads`
-_ROLE = re.compile(r":[\w:+-]+:`[~!]?([^`<]*?)(\s*<[^`>]*>)?`")
-
-_MARKUP = re.compile(r"`+|\*\*|\|(?=\w)|(?<=\w)\||(?<=\w)_(?=\s|$)")
-
-_UNDERLINE = re.compile(r"^[ \t]*([-=~^\"*#+])\1{2,}[ \t]*\n?", re.MULTILINE)
-
-# What ends a summary: "Returns:", ":param x:", "@param", a directive, a doctest, a list
-_SECTION = re.compile(r"[A-Z]\w*( \w+)?:$|:\w+.*:|@\w+|\.\. |>>> |[-*+] |\d+[.)] ")
-
-_WORD = re.compile(r"[A-Za-z][A-Za-z'-]+")
 
 _Documentable = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -68,32 +65,18 @@ class SourceFile(NamedTuple):
     relative: PurePosixPath
 
 
-class DocObject(NamedTuple):
-    """A module, class, function or method and its docstring (indentation removed)."""
-
-    package: str
-    module: str
-    name: str
-    kind: str
-    docstring: str
-
-    @property
-    def qualified_name(self) -> str:
-        """Such as `json.JSONEncoder.encode`."""
-        return f"{self.module}.{self.name}" if self.name else self.module
-
-    @property
-    def url(self) -> str:
-        """Such as `json:JSONEncoder.encode`."""
-        return f"{self.module}:{self.name}" if self.name else self.module
-
-
 class Entry(NamedTuple):
-    """An object, its docstring cut in two; `query` is empty where the summary is no query."""
+    """An object, its docstring cut in two, and the summary as a query: empty where it is none."""
 
     item: DocObject
-    query: str
+    summary: str
     body: str
+    query: str
+
+    @property
+    def docstring(self) -> str:
+        """Both parts."""
+        return f"{self.summary}\n\n{self.body}".strip()
 
 
 class PythonDocs:
@@ -101,32 +84,64 @@ class PythonDocs:
 
     name = "python-docs"
 
-    def __init__(self, *, limit: int | None = None) -> None:
-        """Say how many passages at most; which ones is decided by a hash of their names."""
-        self._limit = limit
+    def __init__(
+        self, *, limit: int | None = None, packages: Sequence[str] = (), whole: bool = False
+    ) -> None:
+        """Say what is taken.
+
+        Args:
+            limit: passages at most; which ones is decided by a hash of their names.
+            packages: installed ones beside the standard library; `all` for every one.
+            whole: take whole docstrings, and no queries.
+
+        Raises:
+            ConfigError: a package is not installed.
+        """
+        self._limit, self._whole = limit, whole
+        versions = installed_versions()
+        names = list(versions) if [*packages] == [EVERY] else [name.lower() for name in packages]
+        for name in names:
+            if name not in versions:
+                near = get_close_matches(name, versions, n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise ConfigError(
+                    f"package {name} is not installed here{hint}; expected names as pip has them, "
+                    f"or {EVERY}"
+                )
+        self._packages = frozenset(names)
         self.details: Mapping[str, Any] = {
             "python": platform.python_version(),
             "limit": limit,
-            "packages": installed_versions(),
+            "packages": {name: versions[name] for name in names},
+            "whole": whole,
         }
 
     def write_to(self, writer: DatasetWriter) -> None:
-        """Write passages, queries and judgements (split `train`)."""
-        entries = self._sample(list(_entries(writer)), writer)
-        urls: dict[str, list[str]] = defaultdict(list)
-        spelling: dict[str, str] = {}
-        for item, query, body in entries:
-            fields = {"package": item.package, "kind": item.kind}
-            passage = Passage(item.url, body, item.qualified_name, item.url, fields)
-            writer.add_passage(passage, where=item.url)
-            if query:
-                urls[spelling.setdefault(query.lower(), query)].append(item.url)
-        for query, answers in urls.items():
-            if len(answers) > MAX_SHARED:
-                writer.leave_out("summary shared by many objects: no query", len(answers))
+        """Write passages and, unless they are whole docstrings, queries (split `train`)."""
+        entries = self._sample(list(self._entries(writer)), writer)
+        askable: dict[str, list[str]] = defaultdict(list)
+        for entry in entries:
+            if entry.query:
+                askable[entry.query.lower()].append(entry.item.url)
+        asked = {query for query, urls in askable.items() if len(urls) <= MAX_SHARED}
+        queries: dict[str, str] = {}
+        for entry in entries:
+            item, query = entry.item, entry.query.lower()
+            text = entry.docstring
+            if query in asked:
+                text = entry.body
+                queries.setdefault(query, entry.query)
+            elif query:
+                writer.leave_out("summary shared by many objects: no query")
+            elif not self._whole and as_query(entry.summary).lower() in asked:
+                writer.leave_out("object whose summary another one is asked by")
                 continue
-            query_id = writer.add_query(Query("", query), where=answers[0])
-            for url in answers:
+            fields = {"package": item.package, "kind": item.kind}
+            passage = Passage(item.url, text, item.qualified_name, item.url, fields)
+            writer.add_passage(passage, where=item.url)
+        for query, spelled in queries.items():
+            query_id = writer.add_query(Query("", spelled), where=askable[query][0])
+            for url in askable[query]:
                 writer.add_qrel(Qrel(str(query_id), url, 1, "train"), where=url)
 
     def _sample(self, entries: list[Entry], writer: DatasetWriter) -> list[Entry]:
@@ -137,78 +152,35 @@ class PythonDocs:
         sample = set(ranked[: self._limit])
         return [entry for entry in entries if entry.item.url in sample]
 
+    def _entries(self, writer: DatasetWriter) -> Iterator[Entry]:
+        seen: set[str] = set()
+        for item in self._objects(writer):
+            summary, body = split_docstring(item.docstring)
+            entry = Entry(item, summary, body, "" if self._whole else _query(summary, body))
+            if item.url in seen:
+                writer.leave_out("object defined a second time")
+            elif prose_words(entry.docstring) < MIN_WORDS:
+                writer.leave_out(f"docstring under {MIN_WORDS} words of prose")
+            else:
+                seen.add(item.url)
+                yield entry
 
-def _entries(writer: DatasetWriter) -> Iterator[Entry]:
-    seen: set[str] = set()
-    for item in _objects(writer):
-        summary, body = split_docstring(item.docstring)
-        if item.url in seen:
-            writer.leave_out("object defined a second time")
-        elif prose_words(body) < MIN_BODY_WORDS:
-            writer.leave_out(f"docstring body under {MIN_BODY_WORDS} words of prose")
-        else:
-            seen.add(item.url)
-            query = as_query(summary)
-            if not query:
-                writer.leave_out("summary too short, too long or not prose: no query")
-            elif query.lower() in one_line(_MARKUP.sub("", body), limit=len(body)).lower():
-                writer.leave_out("summary repeated in the body: no query")
-                query = ""
-            yield Entry(item, query, body)
-
-
-def _objects(writer: DatasetWriter) -> Iterator[DocObject]:
-    for file in progress(stdlib_files() + package_files(), label="reading docstrings"):
-        try:
-            yield from documented_objects(file)
-        except (OSError, ValueError) as error:
-            reason = "file: not Python of this version or not readable"
-            writer.reject(reason=reason, where=str(file.relative), row=str(error))
+    def _objects(self, writer: DatasetWriter) -> Iterator[DocObject]:
+        files = stdlib_files() + [f for f in package_files() if f.package in self._packages]
+        for file in progress(files, label="reading docstrings"):
+            try:
+                yield from documented_objects(file)
+            except (OSError, ValueError) as error:
+                reason = "file: not Python of this version or not readable"
+                writer.reject(reason=reason, where=str(file.relative), row=str(error))
+        yield from compiled_objects()
 
 
-def split_docstring(docstring: str) -> tuple[str, str]:
-    """Cut a docstring into (summary, body); the summary is empty where none can be told apart.
-
-    The summary is the first line, or as many lines (at most 3) as its first sentence takes. A
-    signature in front of it, as extension modules have, stays out of both.
-    """
-    docstring = _UNDERLINE.sub("", docstring).strip()
-    paragraph, _, rest = docstring.partition("\n\n")
-    if _SIGNATURE.fullmatch(paragraph.strip()):
-        paragraph, _, rest = rest.strip().partition("\n\n")
-    lines = paragraph.strip().split("\n")
-    length = _summary_length(lines)
-    if not 0 < length <= _MAX_SUMMARY_LINES:
-        return "", docstring
-    summary = " ".join(line.strip() for line in lines[:length])
-    body = "\n".join(lines[length:]) + "\n\n" + rest
-    return summary, body.strip()
-
-
-def _summary_length(lines: list[str]) -> int:
-    for number, line in enumerate(lines):
-        if _SECTION.match(line.strip()):
-            return number
-        if line.rstrip()[-1:] in tuple(".!?:"):
-            return number + 1
-    return len(lines)
-
-
-def prose_words(body: str) -> int:
-    """Return the number of words outside doctests and literals."""
-    lines = (line for line in body.split("\n") if not line.lstrip().startswith((">>>", "...")))
-    return sum(bool(_WORD.fullmatch(word.strip("`,.;:()\"'*"))) for word in " ".join(lines).split())
-
-
-def as_query(summary: str) -> str:
-    """Return a summary as somebody would type it, empty where nobody would."""
-    plain = _MARKUP.sub("", _ROLE.sub(r"\1", summary))
-    plain = one_line(plain, limit=1000).rstrip(".:")
-    words = plain.split()
-    if not MIN_QUERY_WORDS <= len(words) <= MAX_QUERY_WORDS:
-        return ""
-    natural = sum(bool(_WORD.fullmatch(word.strip(",;()\"'"))) for word in words)
-    return plain if natural >= max(MIN_QUERY_WORDS, len(words) // 2) else ""
+def _query(summary: str, body: str) -> str:
+    """Return the summary as a query, empty where it is none or the body does not answer it."""
+    query = as_query(summary) if prose_words(body) >= MIN_BODY_WORDS else ""
+    repeats = query.lower() in one_line(MARKUP.sub("", body), limit=len(body)).lower()
+    return "" if repeats else query
 
 
 def installed_versions() -> dict[str, str]:
@@ -277,11 +249,15 @@ def documented_objects(file: SourceFile) -> list[DocObject]:
             definitions = [d for d in definitions if d[0].partition(".")[0] in exports]
     else:
         definitions.insert(0, ("", "module", tree))
-    return [
+    found = [
         DocObject(file.package, module, name, kind, docstring)
         for name, kind, node in definitions
         if (docstring := ast.get_docstring(node))
     ]
+    if file.package == STDLIB:
+        names = {name for name, _, _ in definitions}
+        found += [item for item in reexported_objects(module, tree) if item.name not in names]
+    return found
 
 
 def _parse(path: Path) -> ast.Module:
