@@ -174,8 +174,8 @@ def test_packages_are_taken_by_name(tmp_path: Path) -> None:
     assert PythonDocs(packages=["all"]).details["packages"] == installed_versions()
     with pytest.raises(ConfigError, match="package typr is not installed here; did you mean typer"):
         PythonDocs(packages=["typr"])
+    (tmp_path / "rows.csv").write_text("query,passage\nwhy,because\n")
     with pytest.raises(ConfigError, match=r"--packages does not apply to .*rows.csv"):
-        (tmp_path / "rows.csv").write_text("query,passage\nwhy,because\n")
         prepare(tmp_path / "rows.csv", tmp_path / "no", packages=["typer"])
 
 
