@@ -22,11 +22,11 @@ demo: $(DEMO)/bundle/card.json $(DEMO)/whole/manifest.json
 	@echo 'Now yours: . $(VENV)/bin/activate && retriever search python-docs "sort a list" $(WITH)'
 
 $(DEMO)/data/manifest.json: | $(INSTALLED)
-	@echo 'Installed. The demo itself takes two to three minutes on two cores.'
+	@echo 'Installed. The demo itself takes about a minute on two cores.'
 	ingest prepare python-docs --out $(DEMO)/data --dev-fraction 0.25
 
 $(DEMO)/bundle/card.json: $(DEMO)/data/manifest.json
-	models train $(DEMO)/data --out $(DEMO)/bundle --config fast
+	models train $(DEMO)/data --out $(DEMO)/bundle
 
 $(DEMO)/whole/manifest.json: | $(INSTALLED)
 	ingest prepare python-docs --whole --out $(DEMO)/whole
