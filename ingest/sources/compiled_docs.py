@@ -41,11 +41,12 @@ def reexported_objects(module: str, tree: ast.Module) -> Iterator[DocObject]:
         if isinstance(node, ast.ImportFrom) and node.module and not node.level:
             if not is_compiled(node.module) or (source := _imported(node.module)) is None:
                 continue
-            names = [alias.name for alias in node.names]
-            public = [n for n in vars(source) if not n.startswith("_")] if names == ["*"] else names
-            for name in sorted(public):
+            taken = {alias.asname or alias.name: alias.name for alias in node.names}
+            if "*" in taken:
+                taken = {name: name for name in vars(source)}
+            for name, original in sorted(taken.items()):
                 if not name.startswith("_"):
-                    yield from _of_object(module, name, getattr(source, name, None))
+                    yield from _of_object(module, name, getattr(source, original, None))
 
 
 def is_compiled(name: str) -> bool:
