@@ -28,6 +28,7 @@ from two_tower.ingest.versions.versions import promote, rollback, versions
 from two_tower.models.data import Dataset
 from two_tower.models.errors import DataError
 from two_tower.retriever.collection.schema import point_id
+from two_tower.retriever.engine import edge_check
 from two_tower.retriever.engine.connect import connect
 from two_tower.retriever.engine.protocol import Engine
 from two_tower.retriever.errors import (
@@ -232,6 +233,45 @@ def test_a_tampered_archive_is_refused(edge_engine: Engine, made: Path) -> None:
     refused(edge_engine, changed(made, {}, points=7), "120 points, its manifest says 7")
     broken = {"shard/edge_config.json": b"{"}
     refused(edge_engine, changed(made, broken), "Failed to deserialize")
+
+
+@pytest.mark.parametrize("kind", ["half", "ones", "huge"])
+def test_what_was_forged_with_its_hashes_is_read_or_refused(
+    edge_engine: Engine, made: Path, kind: str
+) -> None:
+    """Some files of it: either all points can be read afterwards, or nothing is left."""
+    with zipfile.ZipFile(made) as archive:
+        names = [i.filename for i in archive.infolist() if i.file_size > 16]
+        contents = {name: archive.read(name) for name in names if name.startswith("shard/")}
+    before = {c.name for c in edge_engine.get_collections().collections}
+    for name in sorted(contents)[::12]:
+        content = contents[name]
+        forged = {
+            "half": content[: len(content) // 2],
+            "ones": content[:8] + b"\xff" * 8 + content[16:],
+            "huge": content[:8] + (1 << 60).to_bytes(8, "little") + content[16:],
+        }[kind]
+        try:
+            collection = restore(edge_engine, changed(made, {name: forged})).collection
+        except EngineError as error:
+            assert "\n" not in str(error)
+        else:
+            assert len(edge_engine.scroll(collection, limit=200, with_vectors=True)[0]) == 120
+            edge_engine.delete_collection(collection)
+        assert {c.name for c in edge_engine.get_collections().collections} == before
+
+
+def test_a_shard_is_read_within_limits(
+    edge_engine: Engine, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with zipfile.ZipFile(made) as archive:
+        size = sum(i.file_size for i in archive.infolist() if i.filename.startswith("shard/"))
+    monkeypatch.setattr(edge_check, "LEAST_MEMORY", 2**20 - 4 * size)
+    refused(edge_engine, made, "is not restored: the engine cannot read its files .*; take another")
+    monkeypatch.undo()
+    monkeypatch.setattr(edge_check, "LEAST_S", 0.01)
+    monkeypatch.setattr(edge_check, "BYTES_PER_S", 1e12)
+    refused(edge_engine, made, "it reads for more than 0 s")
 
 
 def test_a_manifest_that_lies_is_refused(edge_engine: Engine, made: Path) -> None:

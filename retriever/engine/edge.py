@@ -26,6 +26,7 @@ from two_tower.models.errors import is_panic, of_panic
 from two_tower.models.files import write_json
 from two_tower.models.progress import working
 from two_tower.retriever.engine import edge_types
+from two_tower.retriever.engine.edge_check import check_shard
 from two_tower.retriever.engine.edge_config import Description
 from two_tower.retriever.engine.edge_folder import (
     DESCRIPTION,
@@ -290,16 +291,13 @@ class EdgeEngine(Engine):
             yield folder_files(home)
 
     @_translated
+    @_translated
     def restore_snapshot(self, collection_name: str, files: Iterable[SnapshotFile]) -> None:
-        try:
-            with self._folder.new_collection(collection_name) as draft:
-                write_folder(draft, files)
-                with working(f"Opening {collection_name}"):
-                    edge.EdgeShard.load(str(draft / SHARD)).close()
-                    os.sync()
-        except OSError as error:
-            reason = error.strerror or error
-            raise EngineError(f"cannot write to {self.where} ({reason})") from None
+        with self._folder.new_collection(collection_name) as draft:
+            write_folder(draft, files)
+            with working(f"Reading {collection_name}"):
+                check_shard(draft / SHARD, collection_name)
+                os.sync()
 
     def get_aliases(self) -> qm.CollectionsAliasesResponse:
         return qm.CollectionsAliasesResponse(
