@@ -104,6 +104,29 @@ def test_a_load_finds_the_collection_as_data_has_it_again(
     assert verify.verify(mine.engine, mine.name, make_data(PASSAGES), encoder).points == 41
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "takes"),
+    [
+        ("year", "2005", "integer"),
+        ("year", [2005, "later"], "integer"),
+        ("year", 2005.5, "integer"),
+        ("rank", "first", "float"),
+        ("kind", 7, "keyword"),
+        ("kind", True, "keyword"),
+    ],
+)
+def test_a_value_that_no_filter_would_find_is_refused(
+    mine: Collection, field: str, value: Any, takes: str
+) -> None:
+    before = len(mine)
+    passages = [Passage("fine", "a text"), Passage("odd", "a text", fields={field: value})]
+    with pytest.raises(DataError, match=f"'odd': {field} is .*takes {takes} alone.*nothing was"):
+        mine.add(passages)
+    assert len(mine) == before
+    mine.add([Passage("none", "a text", fields={field: None})])
+    assert len(mine) == before + 1
+
+
 @pytest.mark.parametrize("at", ["before", "after"])
 def test_a_change_that_is_cut_short_is_put_right_by_the_next(
     mine: Collection, monkeypatch: pytest.MonkeyPatch, at: str

@@ -101,7 +101,9 @@ def test_snippets_are_the_text_with_marks(service: Service) -> None:
 
 
 def test_get_is_post(service: Service) -> None:
-    by_query = service.get(f"/search?q={quote(QUERY)}&k=4&filter=kind=note&filter=year%3E%3D2005")
+    words = f"{quote(QUERY)}&k=4&filter=kind=note&filter=year%3E%3D2005"
+    by_query = service.get(f"/search?q={words}")
+    assert service.get(f"/search?query={words}").json["hits"] == by_query.json["hits"]
     wanted = {"kind": ["note"], "year": {"gte": 2005}}
     by_body = service.post("/search", {"query": QUERY, "k": 4, "filter": wanted})
     hits = [[h["passage_id"] for h in a.json["hits"]] for a in (by_query, by_body)]
@@ -202,15 +204,16 @@ def test_bad_requests_are_told_apart(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("", "query.q is missing"),
+        ("", "expected query, or q for short, and one of them alone"),
+        ("q=a&query=b", "expected query, or q for short, and one of them alone"),
+        ("query=", "query.query is '', expected 1 or more characters"),
         ("q=", "query.q is '', expected 1 or more characters"),
         ("q=a&k=x", "query.k is 'x', expected int"),
         ("q=a&k=0", "query.k is '0', expected 1 or more"),
         ("q=a&budget_ms=nan", "query.budget_ms is 'nan', expected a finite number"),
-        ("query=a", "unknown parameter query.query; known: q, k, filter, budget_ms"),
         (
             "q=a&filters=kind=note",
-            "unknown parameter query.filters; known: q, k, filter, budget_ms",
+            "unknown parameter query.filters; known: query, q, k, filter, budget_ms",
         ),
         ("q=a" + "&filter=a" * 33, f"query.filter is {['a'] * 6}, expected at most 32 values"),
     ],

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from two_tower.ingest.adoption.adopt import require_documents_model
 from two_tower.ingest.dataset.writer import DatasetWriter
 from two_tower.ingest.loading import loader
+from two_tower.ingest.loading.declared import require_found
 from two_tower.ingest.loading.diff import StoredHashes, find_changes
 from two_tower.ingest.loading.lease import Lease
 from two_tower.ingest.loading.loader import LoadReport, LoadSettings
@@ -199,6 +200,8 @@ class Collection:
     def add_data(self, data: str | Path | Dataset) -> LoadReport:
         """Add the passages of DATA as `add` does; what DATA lacks stays as it is."""
         dataset = _opened(data)
+        indexed = field_types(self.engine.get_collection(self.name))
+        require_found(dataset, {field: kind.value for field, kind in indexed.items()})
         report, start = LoadReport(self.name), time.perf_counter()
         with self._change() as metadata:
             self._index(dataset)

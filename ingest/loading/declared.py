@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from two_tower.models.data import Dataset
-from two_tower.models.errors import ConfigError
+from two_tower.models.errors import ConfigError, DataError
 from two_tower.retriever.collection.options import ALWAYS
 
 _DATE = re.compile(
@@ -58,6 +58,30 @@ def require_values(dataset: Dataset, declared: Mapping[str, str]) -> None:
                 f"collection.indexes has {field}: {kind}, but no value of DATA is one (the first "
                 f"is {ascii(examples[field])[:60]}); {_advice(kind, examples[field])}"
             )
+
+
+def require_found(dataset: Dataset, kinds: Mapping[str, str]) -> None:
+    """Refuse values that the indexes of a collection do not take: no filter would find them.
+
+    Args:
+        dataset: what is to be added.
+        kinds: field -> type of its index. One of dates takes any text.
+
+    Raises:
+        DataError: there is such a value.
+    """
+    fits = {field: _FITS[kind] for field, kind in kinds.items() if kind in _FITS}
+    fits |= {field: _is_text for field, kind in kinds.items() if kind == "datetime"}
+    for passage in dataset.passages() if fits else ():
+        for field, value in passage.fields.items():
+            for item in value if isinstance(value, list) else [value]:
+                if field in fits and item is not None and not fits[field](item):
+                    raise DataError(
+                        f"passage {ascii(passage.passage_id)[:60]}: {field} is {ascii(item)[:60]}, "
+                        f"and the collection's index takes {kinds[field]} alone, so that no filter "
+                        "would find it; nothing was written. To change the type of a field, load "
+                        "all passages anew: ingest load"
+                    )
 
 
 def _advice(kind: str, value: Any) -> str:

@@ -182,13 +182,18 @@ def _add_search(router: APIRouter, backend: Backend, metrics: Metrics) -> None:
         "/search", response_model=bodies.SearchAnswer, dependencies=[Depends(_known_parameters)]
     )
     async def search_by_query(
-        q: bodies.QueryText,
+        query: bodies.QueryText | None = None,
+        q: bodies.QueryText | None = None,
         k: bodies.HitCount = 10,
         filter: Words = None,
         budget_ms: bodies.BudgetMs | None = None,
     ) -> Response:
-        """Search with the default settings."""
-        return await search(bodies.SearchBody(query=q, k=k, budget_ms=budget_ms), filter)
+        """Search with the default settings; `q` is short for `query`."""
+        text = query if q is None else q
+        if text is None or (query is not None and q is not None):
+            message = "expected query, or q for short, and one of them alone"
+            raise ServiceFailure(Failure(422, "invalid_request", message))
+        return await search(bodies.SearchBody(query=text, k=k, budget_ms=budget_ms), filter)
 
 
 def _add_similar(router: APIRouter, backend: Backend) -> None:
