@@ -287,9 +287,9 @@ def readings(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     seen: list[Path] = []
     read = Dataset.passages
 
-    def counted(data: Dataset, *, batch_size: int = 2048) -> Iterator[Passage]:
+    def counted(data: Dataset) -> Iterator[Passage]:
         seen.append(data.path)
-        return read(data, batch_size=batch_size)
+        return read(data)
 
     monkeypatch.setattr(Dataset, "passages", counted)
     return seen

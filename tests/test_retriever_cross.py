@@ -69,7 +69,8 @@ class Expected(NamedTuple):
 
 def expected(retriever: Retriever, query: str) -> Expected:
     contents = [passage.content for passage in PASSAGES]
-    index = Bm25Index(contents, EngineAnalyzer(), Bm25Config(**retriever.metadata.bm25))
+    config, titles = Bm25Config(**retriever.metadata.bm25), [p.title for p in PASSAGES]
+    index = Bm25Index(contents, EngineAnalyzer(), config, titles=titles)
     bm25 = index.scores([query], np.arange(len(PASSAGES))[None])[0]
     vector = retriever.bundle.encode_queries([query])[0]
     cosine = retriever.bundle.encode_passages(contents) @ vector
