@@ -48,9 +48,9 @@ def test_a_duration(seconds: float, shown: str) -> None:
 
 
 def test_where_nobody_looks_the_loop_is_that_of_the_items(
-    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("two_tower"), "level", logging.WARNING)
+    caplog.set_level(logging.WARNING, "two_tower")
     assert type(progress([1, 2], label="x")) is type(iter([1, 2]))
 
 
