@@ -4,7 +4,7 @@ import json
 import math
 import reprlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 Run = dict[str, dict[str, float]]
@@ -90,6 +90,7 @@ class SearchResult:
             where the language model gave no answer.
         answerable: the chance that the likeliest of the candidates answers the query; None where
             no cross-scorer read them.
+        read_as: word of the query that no passage has -> the near word that it was read as.
     """
 
     query: str
@@ -98,6 +99,7 @@ class SearchResult:
     stages_run: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
     answerable: float | None = None
+    read_as: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form that `retriever search --json` prints."""
@@ -108,6 +110,7 @@ class SearchResult:
             "stages_run": list(self.stages_run),
             "skipped": list(self.skipped),
             "answerable": None if self.answerable is None else round(self.answerable, 4),
+            "read_as": dict(self.read_as),
         }
 
 

@@ -5,7 +5,8 @@ before that, as the towers' tokenizer has them. The inverse document frequency i
 (`Modifier.IDF`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import qdrant_edge
 from qdrant_client import models as qm
@@ -43,12 +44,17 @@ class EngineAnalyzer:
 
 
 class Bm25Encoder:
-    """Turns text into BM25 sparse vectors."""
+    """Turns text into BM25 sparse vectors.
+
+    Attributes:
+        config: the parameters.
+        analyzer: text to terms.
+    """
 
     def __init__(self, config: Bm25Config) -> None:
         self.config = config
         self._model = _engine_model(config)
-        self._analyzer = EngineAnalyzer(config.language)
+        self.analyzer = EngineAnalyzer(config.language)
 
     def encode_passages(
         self, passages: Sequence[Passage], *, expansion: ExpansionOptions | None = None
@@ -72,14 +78,19 @@ class Bm25Encoder:
         self, passage: Passage, expansion: ExpansionOptions
     ) -> qdrant_edge.SparseVector:
         queries, config = passage.expansion[: expansion.queries], self.config
-        counts = expanded_counts(self._analyzer, passage.content, queries, weight=expansion.weight)
+        counts = expanded_counts(self.analyzer, passage.content, queries, weight=expansion.weight)
         norm = config.k * config.norm(sum(counts.values()))
-        raised = config.with_title(counts, passage.title, self._analyzer)
+        raised = config.with_title(counts, passage.title, self.analyzer)
         weights = [tf * (config.k + 1) / (tf + norm) for tf in raised.values()]
         return qdrant_edge.SparseVector(list(raised), weights)
 
-    def encode_query(self, text: str) -> qm.SparseVector:
-        """Return the query's sparse vector: weight 1 for each of its terms and exact names."""
+    def encode_query(
+        self, text: str, weights: Mapping[int, float] = MappingProxyType({})
+    ) -> qm.SparseVector:
+        """Return the query's sparse vector: weight 1 for each of its terms and exact names.
+
+        `weights` are of terms that weigh otherwise, and of further ones.
+        """
         if not text.isascii():
             text = self.config.normalized(text)
         try:
@@ -89,9 +100,11 @@ class Bm25Encoder:
         # Valid as it comes from the engine; checking it again would double the time.
         has_marks = not text.replace(" ", "").isalnum()  # as every name has one
         names = self.config.name_terms(text) if has_marks else []
-        return qm.SparseVector.model_construct(
-            indices=[*vector.indices, *names], values=[*vector.values, *[1.0] * len(names)]
-        )
+        indices, values = [*vector.indices, *names], [*vector.values, *[1.0] * len(names)]
+        if weights:
+            weighted = dict(zip(indices, values, strict=True)) | dict(weights)
+            indices, values = list(weighted), list(weighted.values())
+        return qm.SparseVector.model_construct(indices=indices, values=values)
 
 
 def expanded_counts(

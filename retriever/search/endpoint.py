@@ -60,10 +60,14 @@ def ask_endpoint(
     names |= {DENSE} if settings.rerank else frozenset()
     try:
         limit_s = min(left_s or LONGEST_S, LONGEST_S)
-        return encoder.encode(queries, names, answers, limit_s=limit_s), settings
+        vectors = encoder.encode(
+            queries, names, answers, limit_s=limit_s, spelling=settings.spelling
+        )
+        return vectors, settings
     except EndpointError as error:
         if left_s is None or BM25 not in settings.legs:
             raise
         log.warning("searched by BM25 alone: %s", error)
         skipped.append(DENSE)
-        return encoder.encode(queries, [BM25]), without_tower(settings)
+        vectors = encoder.encode(queries, [BM25], spelling=settings.spelling)
+        return vectors, without_tower(settings)

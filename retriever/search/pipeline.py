@@ -155,7 +155,8 @@ class Pipeline:
                 self.encoder, queries, names, answers, settings, left_s=left_s, skipped=skipped
             )
         else:
-            vectors = self.encoder.encode(queries, names, answers)
+            vectors = self.encoder.encode(queries, names, answers, spelling=settings.spelling)
+        read = [v.reading.text if v.reading else q for v, q in zip(vectors, queries, strict=True)]
         watch.lap("encode")
 
         if settings.rerank and not watch.affords(RERANK):
@@ -167,7 +168,7 @@ class Pipeline:
         rankings = [fuse(settings, each, learnt=self._learnt) for each in candidates]
         watch.lap("fusion")
         payloads: Payloads = {}
-        rankings = self._cross(queries, rankings, payloads=payloads, settings=settings, watch=watch)
+        rankings = self._cross(read, rankings, payloads=payloads, settings=settings, watch=watch)
         rows: list[list[int]] = [ranking.order.tolist() for ranking in rankings]
         last_stages: list[str] = []
         if settings.at_least or settings.group_by is not None or settings.diversity > 0:
@@ -184,8 +185,9 @@ class Pipeline:
                 (*ranking.candidates.stages, *last_stages),
                 tuple(watch.skipped),
                 ranking.answerable,
+                vector.reading.words if vector.reading else {},
             )
-            for query, ranking, best in zip(queries, rankings, rows, strict=True)
+            for query, ranking, best, vector in zip(queries, rankings, rows, vectors, strict=True)
         ]
         if not answers:
             return results

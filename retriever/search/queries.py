@@ -17,6 +17,7 @@ from two_tower.retriever.errors import QueryError
 from two_tower.retriever.search.fusion import LEXICAL, RERANK
 from two_tower.retriever.search.rewriting import Answers
 from two_tower.retriever.search.settings import AnnSettings, SearchSettings
+from two_tower.retriever.search.spelling import Reading, Speller
 
 if TYPE_CHECKING:
     from two_tower.models.bundle.bundle import ModelBundle
@@ -29,8 +30,8 @@ REMEMBERED = 512  # queries
 BY_THEMSELVES = qm.SearchParams(quantization=qm.QuantizationSearchParams(ignore=True))
 """Score vectors by themselves, and not by quantized copies."""
 
-Key = tuple[str, tuple[str, ...], Answers]
-"""A query, the names of the vectors that it is encoded to, the passages imagined for it."""
+Key = tuple[str, tuple[str, ...], Answers, bool]
+"""A query, the names of its vectors, the passages imagined for it, whether its spelling counts."""
 
 
 class QueryVectors(NamedTuple):
@@ -39,10 +40,12 @@ class QueryVectors(NamedTuple):
     Attributes:
         tower: `(dim,) float32`, L2-normalised, from the query tower; zeros for BM25 alone.
         by_name: vector name -> what that vector is searched with; no entry for an empty one.
+        reading: how it was read, where it has words that the collection does not know.
     """
 
     tower: FloatArray
     by_name: Mapping[str, list[float] | list[list[float]] | qm.SparseVector]
+    reading: Reading | None = None
 
 
 def check_query(query: object) -> None:
@@ -75,15 +78,21 @@ class QueryEncoder:
         bundle: encodes them.
     """
 
-    def __init__(self, bundle: "ModelBundle | NoTower", bm25: Bm25Encoder) -> None:
+    def __init__(
+        self,
+        bundle: "ModelBundle | NoTower",
+        bm25: Bm25Encoder,
+        speller: Speller | None = None,
+    ) -> None:
         self.bundle = bundle
         self._bm25 = bm25
+        self._speller = speller
         self._recent: OrderedDict[Key, QueryVectors] = OrderedDict()  # used last comes last
         self._lock = threading.Lock()
 
     def fresh(self) -> "QueryEncoder":
         """Return an encoder that remembers no query yet."""
-        return QueryEncoder(self.bundle, self._bm25)
+        return QueryEncoder(self.bundle, self._bm25, self._speller)
 
     def encode(
         self,
@@ -92,18 +101,20 @@ class QueryEncoder:
         answers: Sequence[Answers | None] | None = None,
         *,
         limit_s: float | None = None,
+        spelling: bool = True,
     ) -> list[QueryVectors]:
         """Encode queries to the vectors of these names, and to the query tower's.
 
         `answers` are passages imagined for each: the tower's vectors are then the mean. For BM25
-        alone no tower reads them. One behind a URL has `limit_s` for the queries.
+        alone no tower reads them. One behind a URL has `limit_s` for the queries. `spelling` says
+        whether words that the collection does not know are read as near ones.
 
         Raises:
             EndpointError: a tower behind a URL does not answer in time.
         """
         names = tuple(sorted(names))
         imagined = [a or () for a in answers] if answers else [()] * len(queries)
-        keys: list[Key] = [(q, names, a) for q, a in zip(queries, imagined, strict=True)]
+        keys: list[Key] = [(q, names, a, spelling) for q, a in zip(queries, imagined, strict=True)]
         known = {}
         with self._lock:
             for key in keys:
@@ -116,6 +127,8 @@ class QueryEncoder:
             known |= dict(zip(missing, encoded, strict=True))
             with self._lock:
                 for key in missing:
+                    if known[key].reading:  # passages may come that have the word
+                        continue
                     self._recent[key] = known[key]
                     self._recent.move_to_end(key)
                 while len(self._recent) > REMEMBERED:
@@ -125,7 +138,17 @@ class QueryEncoder:
     def _encode(
         self, keys: list[Key], names: Sequence[str], *, limit_s: float | None
     ) -> list[QueryVectors]:
-        queries = [query for query, _, _ in keys]
+        queries = [query for query, *_ in keys]
+        terms = [self._bm25.encode_query(query) for query in queries] if BM25 in names else []
+        readings: Mapping[str, Reading] = {}
+        if self._speller and any(key[-1] for key in keys):
+            unsettled = [t for t in terms if not self._speller.settled.issuperset(t.indices)]
+            if unsettled:
+                readings = self._speller.read(
+                    {q: t.indices for q, t in zip(queries, terms, strict=True)}
+                )
+        typed = queries
+        queries = [readings[q].text if q in readings else q for q in typed]
         late: list[ByteArray] = []
         if LATE in names:
             towers, late = self.bundle.encode_queries_late(queries)
@@ -135,19 +158,22 @@ class QueryEncoder:
             towers = self.bundle.encode_queries(queries, limit_s=limit_s)
         else:
             towers = self.bundle.encode_queries(queries)  # (n, dim)
-        if any(answers for _, _, answers in keys) and not set(names) <= {BM25}:
-            towers = self._mean_with_answers([answers for _, _, answers in keys], towers)
+        if any(answers for _, _, answers, _ in keys) and not set(names) <= {BM25}:
+            towers = self._mean_with_answers([answers for _, _, answers, _ in keys], towers)
         dense = {DENSE: towers}
         if any(name not in (DENSE, BM25, LATE) for name in names):
             dense |= {pca_name(dim): part for dim, part in self.bundle.reduce(towers).items()}
         encoded = []
-        for row, query in enumerate(queries):
+        for row, query in enumerate(typed):
             by_name = {name: dense[name][row].tolist() for name in names if name in dense}
-            if BM25 in names and (terms := self._bm25.encode_query(query)).indices:
-                by_name[BM25] = terms  # a query of stop words has none
+            reading = readings.get(query)
+            if reading:
+                by_name[BM25] = self._bm25.encode_query(reading.text, reading.weights)
+            elif terms and terms[row].indices:
+                by_name[BM25] = terms[row]  # a query of stop words has none
             if LATE in names:
                 by_name[LATE] = late[row].tolist()
-            encoded.append(QueryVectors(towers[row], by_name))
+            encoded.append(QueryVectors(towers[row], by_name, reading))
         return encoded
 
     def _mean_with_answers(self, answers: list[Answers], towers: FloatArray) -> FloatArray:

@@ -40,12 +40,10 @@ from two_tower.retriever.search.facets import FieldValue, field_values
 from two_tower.retriever.search.filters import FilterLike, field_types, to_filter
 from two_tower.retriever.search.fusion import collection_fusion
 from two_tower.retriever.search.pipeline import Pipeline
-from two_tower.retriever.search.queries import (
-    QueryEncoder,
-    check_query,
-)
+from two_tower.retriever.search.queries import QueryEncoder, check_query
 from two_tower.retriever.search.rewriting import Rewriter, Rewriting
 from two_tower.retriever.search.settings import SearchSettings
+from two_tower.retriever.search.spelling import Speller
 
 if TYPE_CHECKING:
     from two_tower.models.bundle.bundle import ModelBundle
@@ -102,7 +100,8 @@ class Retriever:
         self.fields, self._rough_size = field_types(info), info.points_count
         self._require_match(bundle, name=name)
         self._require_possible(settings)
-        encoder = QueryEncoder(bundle, Bm25Encoder(Bm25Config(**self.metadata.bm25)))
+        bm25 = Bm25Encoder(Bm25Config(**self.metadata.bm25))
+        encoder = QueryEncoder(bundle, bm25, Speller(engine, self.collection, bm25.analyzer))
         self._centroids = Centroids.from_metadata(self.metadata)
         self._pipeline = self._make_pipeline(encoder)
 

@@ -99,6 +99,7 @@ class SearchSettings:
         group_by: payload field of which each value gives at most `group_size` hits, e.g. a
             document's id or `title`; a passage without it is in no group.
         group_size: see there.
+        spelling: whether a word that no passage has is read as the near ones that some have.
         rewrite: who imagines passages for the query; see `RewriteSettings`. None for nobody.
         ann: how the tower's legs are searched; see `AnnSettings`.
     """
@@ -122,6 +123,7 @@ class SearchSettings:
         ),
     ] = None
     group_size: Annotated[int, Field(ge=1, le=1000)] = 1
+    spelling: bool = True
     rewrite: RewriteSettings | None = None
     ann: AnnSettings = field(default_factory=AnnSettings)
 
