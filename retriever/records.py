@@ -101,6 +101,11 @@ class SearchResult:
     answerable: float | None = None
     read_as: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def searched(self) -> str:
+        """The query, and what its unknown words were read as."""
+        return " ".join([self.query, *self.read_as.values()])
+
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form that `retriever search --json` prints."""
         return {

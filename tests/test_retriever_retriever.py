@@ -88,7 +88,7 @@ def test_the_result_says_what_ran(retriever: Retriever) -> None:
     assert result.stages_run == ("dense", "bm25", "groups", "diversity")
     assert list(result.timings_ms)[3:] == ["groups", "diversity", "payload"]
     assert list(result.to_dict()) == [
-        *("query", "hits", "timings_ms", "stages_run", "skipped", "answerable")
+        *("query", "hits", "timings_ms", "stages_run", "skipped", "answerable", "read_as")
     ]
 
 

@@ -68,6 +68,9 @@ def show_hits(result: SearchResult, look: Look) -> Text:
     if result.answerable is not None and result.answerable < UNLIKELY:
         doubt = f"Probably nothing here answers that: the chance is {result.answerable:.0%}."
         blocks.insert(0, Text(f"{doubt}\n"))
+    if result.read_as:
+        pairs = [f"{look.clean(word)} as {near}" for word, near in result.read_as.items()]
+        blocks.insert(0, Text(f"No passage has these words; read: {', '.join(pairs)}\n", "dim"))
     return Text("\n").join([Text(look.clean(result.query), "bold"), Text(), *blocks])
 
 
@@ -105,7 +108,10 @@ def _show_hit(hit: Hit, result: SearchResult, look: Look) -> Text:
     title = Text(look.clean(hit.title), "bold")
     room = look.width - len(INDENT)
     segments = snippet(
-        look.clean(hit.text), result.query, width=SNIPPET_LINES * room - 10, language=look.language
+        look.clean(hit.text),
+        result.searched,
+        width=SNIPPET_LINES * room - 10,
+        language=look.language,
     )
     lines = [
         Text.assemble(

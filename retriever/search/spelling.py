@@ -103,8 +103,7 @@ class Speller:
 
         Numbers, `RUNX1` and `mTORC` cannot: what is near them is something else.
         """
-        text = unicodedata.normalize("NFKC", query)
-        words = set(_WORD.findall(text.lower() if text.isupper() else text))
+        words = set(_WORD.findall(_folded(query)))
         if len(words) > MOST_TERMS:
             return {}
         plain = (word for word in sorted(words) if word.isalpha() and word[1:] == word[1:].lower())
@@ -175,8 +174,12 @@ def edits(word: str, letters: str) -> set[str]:
 
 def _reading(query: str, near: Mapping[str, list[tuple[str, int, float]]]) -> Reading:
     words = {word: others[0][0] for word, others in near.items()}
-    text = unicodedata.normalize("NFKC", query)
-    text = text.lower() if text.isupper() else text
-    text = _WORD.sub(lambda match: words.get(match[0], match[0]), text)
+    text = _WORD.sub(lambda match: words.get(match[0], match[0]), _folded(query))
     weights = {term: chance for others in near.values() for _, term, chance in others}
     return Reading(text, words, weights)
+
+
+def _folded(query: str) -> str:
+    """Return a query as it is cut into words: in small letters where several are all capital."""
+    text = unicodedata.normalize("NFKC", query)
+    return text.lower() if text.isupper() and len(text.split()) > 1 else text

@@ -159,6 +159,7 @@ class SearchAnswer(BaseModel):
     stages_run: list[str]
     skipped: list[str]
     answerable: float | None = None
+    read_as: dict[str, str]
 
 
 class SimilarAnswer(BaseModel):
@@ -228,7 +229,7 @@ class ErrorAnswer(BaseModel):
 def search_answer(result: SearchResult) -> dict[str, Any]:
     """Return a `SearchAnswer`."""
     looked_at = LOOKED_AT_TOGETHER // max(10, len(result.hits))
-    hits = [hit_answer(hit, result.query, looked_at=looked_at) for hit in result.hits]
+    hits = [hit_answer(hit, result.searched, looked_at=looked_at) for hit in result.hits]
     return {**result.to_dict(), "hits": hits}
 
 

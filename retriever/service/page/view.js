@@ -43,10 +43,15 @@ export function column({ title, answer, other, isSecond, back, about, actions })
   const doubt = (answer.answerable ?? 1) < UNLIKELY
     ? element("p", { class: "none" }, `Probably nothing here answers that: the chance is ${Math.round(answer.answerable * 100)}%.`)
     : null;
+  const readAs = Object.entries(answer.read_as ?? {});
+  const reading = readAs.length
+    ? element("p", { class: "reading" }, "No passage has ", readAs.map(([typed]) => `“${typed}”`).join(", "),
+      "; searched for ", element("b", {}, readAs.map(([, near]) => near).join(", ")))
+    : null;
   const count = element("small", {}, `${hits.length} ${hits.length === 1 ? "hit" : "hits"}`);
   return element("section", { class: "column", "aria-label": title },
     element("div", { class: "head" }, element("h2", {}, title, " ", count), timings(answer),
-      back ? element("button", { type: "button", class: "back", onclick: back }, "← Back") : null), doubt, list);
+      back ? element("button", { type: "button", class: "back", onclick: back }, "← Back") : null), reading, doubt, list);
 }
 
 function timings(answer) {
