@@ -82,7 +82,8 @@ def test_text_for_people(place: Place) -> None:
 def test_json_is_one_object_per_query(place: Place) -> None:
     done = run(place, QUERY, "oven bread", "-k", "2", "--json")
     first, second = map(json.loads, done.stdout.splitlines())
-    assert list(first) == [*("query", "hits", "timings_ms", "stages_run", "skipped", "answerable")]
+    names = ("query", "hits", "timings_ms", "stages_run", "skipped", "answerable", "read_as")
+    assert list(first) == list(names)
     assert (first["query"], second["query"]) == (QUERY, "oven bread")
     assert list(first["hits"][0]) == [
         *("rank", "passage_id", "score", "title", "text", "url", "stages", "payload")
