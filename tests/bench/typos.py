@@ -2,10 +2,10 @@
 
     python tests/bench/typos.py COLLECTION DATA [--split dev] [--path DIR] [--bundle BUNDLE]
 
-Each judged query gets one edit (a letter left out, put in, taken for another, two swapped; each
-kind and place is as likely) in one of its words that BM25 counts and that have four letters or more.
-Queries without such a word are left out. A row is a system; a column the mean over all queries as
-they are and misspelt, both without and with `spelling`.
+Each judged query gets one edit (a letter left out, put in, taken for another, two swapped; kinds
+and places alike) in one of its words that BM25 counts and that have four letters or more. Queries
+without such a word are left out. A row is a system; a column the mean over all queries as they are
+and misspelt, both without and with `spelling`.
 """
 
 import argparse
