@@ -56,7 +56,7 @@ BEFORE: dict[str, set[str]] = {
     },
     "ingest/changes": {
         *(f"ingest/{name}" for name in ("dataset", "sources", "loading", "adoption", "versions")),
-        *(f"retriever/{name}" for name in SEARCHING),
+        *(f"retriever/{name}" for name in (*SEARCHING, "calibration")),
     },
     "ingest/commands": {
         *(f"ingest/{name}" for name in ("dataset", "sources", "generation", "loading", "judging")),

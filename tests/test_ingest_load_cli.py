@@ -9,13 +9,16 @@ from pathlib import Path
 
 import pytest
 from conftest import free_ports, make_bundle, make_passages, running_server, write_data
+from topics import topic_words
 from typer.testing import CliRunner, Result
 
 from two_tower.ingest.cli import app
 from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.bundle.files import FUSION
 from two_tower.models.bundle.fusion import WITHOUT_LABELS, Fusion, HybridWeights
+from two_tower.models.data import Passage
 from two_tower.retriever.engine.connect import connect
+from two_tower.retriever.search.retriever import Retriever
 
 
 @pytest.fixture(params=["edge", "server"])
@@ -219,3 +222,25 @@ def test_a_weight_of_other_passages_is_noted(
     )
     assert done.exit_code == 0, done.output
     assert ("retriever calibrate pages" in done.stderr) is is_noted
+
+
+def test_a_weight_of_other_passages_is_learnt_anew(
+    tmp_path: Path, tiny_bundle: Path, where: list[str], name: str
+) -> None:
+    """BM25 is always right here, so the weight becomes the mean of 1 and 30: sqrt(30)."""
+    passages = [Passage(f"p{i}", " ".join(topic_words(i) * 3)) for i in range(60)]
+    data = write_data(tmp_path / "DATA", passages)
+    bundle = ModelBundle.load(tiny_bundle)
+    bundle = bundle.with_extras({FUSION: Fusion(HybridWeights(30.0)).to_bytes()})
+    bundle.card["data"] = {"content_hash": "0" * 64}
+    bundle.save(tmp_path / "bundle")
+    load = ["load", data.path, "--bundle", tmp_path / "bundle", "--collection", name, *where]
+    first, second = run(*load), run(*load)
+    assert "a cosine is worth 5.5 points of BM25 here; 30.0 was learnt on other" in first.stdout
+    assert first.stdout.index("points of BM25") < first.stdout.index(f"{name} -> {name}--")
+    assert "points of BM25" not in second.stdout
+    engine = {where[0].removeprefix("--"): where[1]}
+    with Retriever.open(name, bundle=tmp_path / "bundle", **engine) as opened:
+        assert opened.fusion is not None
+        assert opened.fusion.hybrid.tower == pytest.approx(30**0.5)
+        assert opened.metadata.fusion["source"] == "cut"

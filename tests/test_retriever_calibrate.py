@@ -12,9 +12,10 @@ from typer.testing import CliRunner
 
 from two_tower.models.bundle.fusion import TOWER_WEIGHT
 from two_tower.models.data import Dataset, Passage
+from two_tower.retriever.calibration import calibrate as calibration
 from two_tower.retriever.calibration import examples as calibration_examples
 from two_tower.retriever.calibration.calibrate import Calibration, calibrate, forget, store
-from two_tower.retriever.calibration.examples import cut_examples, judged_examples
+from two_tower.retriever.calibration.examples import Examples, cut_examples, judged_examples
 from two_tower.retriever.cli import app
 from two_tower.retriever.errors import CollectionMismatch
 from two_tower.retriever.evaluation.measures import judged_queries
@@ -160,3 +161,20 @@ def test_short_passages_give_no_query(tmp_path: Path, tiny_bundle: Path) -> None
     assert code == 1
     assert "0 passages of pages--" in err
     assert "expected 30 or more; give DATA with so many judged queries" in err
+
+
+@pytest.mark.parametrize(
+    ("before", "expected"),
+    [
+        (100.0, 10.0),  # any weight from 1 ranks all right, so the mean with the bundle's counts
+        (0.01, 1.0),  # the mean, .1, ranks half of them wrong
+    ],
+)
+def test_the_bundle_has_a_say_where_judged_queries_allow_it(before: float, expected: float) -> None:
+    """In half of 40 queries BM25 has the answer half a point behind, and the cosine ahead."""
+    bm25 = np.tile([1.0, 1.5], (40, 1))
+    bm25[::2] = [1.0, 0.0]
+    cosine = np.tile([1.0, 0.0], (40, 1))
+    relevant = np.tile([True, False], (40, 1))
+    examples = Examples(bm25, cosine, relevant)
+    assert calibration._judged_weight(examples, before) == pytest.approx(expected)

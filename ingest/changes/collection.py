@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from two_tower.ingest.adoption.adopt import require_documents_model
+from two_tower.ingest.changes.weight import is_foreign, weigh
 from two_tower.ingest.dataset.writer import DatasetWriter
 from two_tower.ingest.loading import loader
 from two_tower.ingest.loading.declared import require_found
@@ -127,6 +128,7 @@ class Collection:
         """Make the collection of `name` and this bundle equal to DATA, as `ingest load` does.
 
         It is loaded, verified, and then what `name` stands for; the same call goes on after a stop.
+        Where the bundle learnt what a cosine is worth from other data, that is weighed anew.
 
         Args:
             name: that searches will use.
@@ -158,6 +160,10 @@ class Collection:
             notify(str(report))
             patient = engine.with_retry(settings.retry_for_s)
             notify(str(verify(patient, report.collection, dataset, encoder)))
+            if trained and is_foreign(trained, dataset):
+                finding = weigh(engine, report.collection, trained, name=name)
+                if finding:
+                    notify(finding)
             if promote:
                 versions.promote(patient, name, report.collection)
                 notify(f"{name} -> {report.collection}")

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from two_tower.models.console import name_next, note
+from two_tower.models.console import name_next
 from two_tower.retriever.commands.flags import Name, Path_, Url, at, opened_engine
 
 if TYPE_CHECKING:
     from two_tower.ingest.loading.points import PassageEncoder
-    from two_tower.models.bundle.bundle import ModelBundle
     from two_tower.models.data import Dataset
     from two_tower.retriever.collection.options import CollectionOptions
 
@@ -99,6 +98,8 @@ def load(
     moves to the new collection when it has been verified. With --where or --limit the collection
     is complete when it holds that selection; the next load may select more, or everything.
     What --options changes of a collection that is there changes in place, and is said, or refused.
+    Where the bundle learnt what a cosine is worth beside BM25 on other passages, queries cut from
+    these say it anew, before the name moves.
     """
     from two_tower.ingest.adoption.adopt import require_documents_model
     from two_tower.ingest.changes.collection import Collection
@@ -132,22 +133,10 @@ def load(
         notify=typer.echo,
     )
     loaded.close()
-    if trained and _is_foreign(trained, dataset):
-        note(
-            "Note: what a cosine is worth was learnt on other passages; check it on these: "
-            f"retriever calibrate {collection}"
-        )
     if promote:
         name_next("retriever", "search", collection, "QUERY", *at(url, path))
     else:
         name_next("ingest", "promote", collection, *at(url, path))
-
-
-def _is_foreign(bundle: "ModelBundle", dataset: "Dataset") -> bool:
-    """Say whether the weight of a bundle's cosine comes from the labels of other DATA."""
-    known = dict(bundle.card.get("data") or {}).get("content_hash")
-    is_learnt = bundle.fusion is not None and not bundle.fusion.hybrid.normalised
-    return is_learnt and known is not None and known != dataset.content_hash
 
 
 def _opened(data: Path, expand: Path | None) -> "Dataset":

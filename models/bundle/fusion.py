@@ -221,7 +221,7 @@ def fit_final(hybrid: FloatArray, cross: FloatArray, relevant: BoolArray) -> Fin
     weight = cautious_weight(hybrid, cross, relevant, grid=CROSS_GRID)
     if weight is None:
         return None
-    return _calibrated((hybrid + weight * cross).astype(np.float64), weight, relevant)
+    return calibrated((hybrid + weight * cross).astype(np.float64), weight, relevant)
 
 
 def log_odds(worth: AnyFloatArray, nothing: float) -> AnyFloatArray:
@@ -233,13 +233,20 @@ def log_odds(worth: AnyFloatArray, nothing: float) -> AnyFloatArray:
     return result
 
 
-def _calibrated(combined: AnyFloatArray, weight: float, relevant: BoolArray) -> FinalWeights:
+def calibrated(
+    combined: AnyFloatArray,
+    weight: float,
+    relevant: BoolArray,
+    *,
+    importance: Float64Array | float = 1.0,
+) -> FinalWeights:
     """Return the weights under which the labels are likeliest, every candidate by itself.
 
     Args:
         combined: (queries, n), hybrid + `weight` * cross.
         weight: the cross-scorer's.
         relevant: (queries, n), which candidates are known answers.
+        importance: (n,), how much a candidate counts at each place.
     """
     from scipy.optimize import minimize
 
@@ -248,7 +255,7 @@ def _calibrated(combined: AnyFloatArray, weight: float, relevant: BoolArray) -> 
     def loss(numbers: Float64Array) -> float:
         log_scale, nothing, offset = numbers
         logits = log_odds(np.exp(log_scale) / spread * combined, nothing) + offset
-        return float((np.logaddexp(0.0, logits) - relevant * logits).mean())
+        return float((importance * (np.logaddexp(0.0, logits) - relevant * logits)).mean())
 
     bounds = [(-5.0, 5.0), (-50.0, 50.0), (-20.0, 20.0)]
     solution = minimize(loss, np.zeros(3), method="L-BFGS-B", bounds=bounds).x
@@ -281,12 +288,24 @@ def cautious_weight(
     useful = relevant.any(axis=1) & ~relevant.all(axis=1)
     if useful.sum() < FEWEST_QUERIES:
         return None
+    is_good = about_as_good(known[useful], added[useful], relevant[useful], grid=grid)
+    return float(grid[np.flatnonzero(is_good)[0]])
+
+
+def about_as_good(
+    known: AnyFloatArray, added: AnyFloatArray, relevant: BoolArray, *, grid: Float64Array
+) -> BoolArray:
+    """Return (weights,): whether each w of `grid` is about as good as the best of them.
+
+    What that means, and the other arguments, are those of `cautious_weight`.
+    """
     ranks = np.stack(  # (weights, queries)
-        [reciprocal_ranks(known[useful] + w * added[useful], relevant[useful]) for w in grid]
+        [reciprocal_ranks(known + w * added, relevant) for w in grid]
     )
     behind = ranks[ranks.mean(axis=1).argmax()] - ranks
     error = behind.std(axis=1) / np.sqrt(ranks.shape[1])
-    return float(grid[np.flatnonzero(behind.mean(axis=1) <= error)[0]])
+    result: BoolArray = behind.mean(axis=1) <= error
+    return result
 
 
 def reciprocal_ranks(scores: AnyFloatArray, relevant: BoolArray) -> Float64Array:

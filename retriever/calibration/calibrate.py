@@ -1,7 +1,9 @@
 """The weight of the cosine for one collection, kept in its metadata.
 
 How many points of BM25 a cosine is worth differs tenfold between corpora, and a wrong weight costs
-more than the tower gains. Judged queries of the collection say it. Without them, two things that
+more than the tower gains. Judged queries of the collection say it: the smallest weight that is
+about as good for them as the best, or its geometric mean with the bundle's where that is as good,
+for a hundred queries say little and the rule leans to BM25. Without them, two things that
 are each wrong in their own way say it together: the weight that labels of another corpus taught
 the bundle, and the one that queries cut from the passages ask for, which favour BM25. Their
 geometric mean is taken: both are estimates of the same factor, and neither is trusted more.
@@ -20,6 +22,7 @@ from two_tower.models.bundle.fusion import (
     TOWER_GRID,
     TOWER_WEIGHT,
     HybridWeights,
+    about_as_good,
     cautious_weight,
     reciprocal_ranks,
 )
@@ -61,9 +64,19 @@ class Calibration:
 
 
 def calibrate(
-    retriever: Retriever, queries: Sequence[Query] = (), qrels: Sequence[Qrel] = ()
+    retriever: Retriever,
+    queries: Sequence[Query] = (),
+    qrels: Sequence[Qrel] = (),
+    *,
+    most: int = CUT_QUERIES,
 ) -> Calibration:
     """Learn the weight from judged queries, or where there are too few from the passages.
+
+    Args:
+        retriever: of the collection.
+        queries: judged ones.
+        qrels: their judgements.
+        most: queries that are cut from the passages, at most.
 
     Raises:
         ConfigError: the model that reads the passages is not installed.
@@ -77,7 +90,7 @@ def calibrate(
     judged = _answered(judged_examples(retriever, queries, qrels)) if queries else None
     if judged is not None and len(judged.relevant) >= FEWEST_QUERIES:
         return _from_judged(judged, _weights_before(retriever))
-    examples = _answered(cut_examples(retriever, count=CUT_QUERIES, seed=SEED))
+    examples = _answered(cut_examples(retriever, count=most, seed=SEED))
     if len(examples.relevant) < FEWEST_QUERIES:
         raise DataError(
             f"{len(examples.relevant)} passages of {retriever.collection} are long enough to cut a "
@@ -88,12 +101,13 @@ def calibrate(
 
 def _from_judged(examples: Examples, before: HybridWeights) -> Calibration:
     """Each query is ranked by the weight that the other nine tenths of them choose."""
-    weight = _weight(examples)
+    points = _in_points(before, examples)
+    weight = _judged_weight(examples, points)
     order = np.random.default_rng(SEED).permutation(len(examples.relevant))
     ranks = np.zeros(len(order))
     for part in progress(np.array_split(order, FOLDS), label="Weighing"):
         others = examples.take(np.setdiff1d(order, part))
-        ranks[part] = _ranks(examples.take(part), _weight(others, default=weight))
+        ranks[part] = _ranks(examples.take(part), _judged_weight(others, points, default=weight))
     return _calibration("judged", examples, before=before, after=weight, ranks=ranks)
 
 
@@ -165,6 +179,15 @@ def _answered(examples: Examples) -> Examples:
 def _weight(examples: Examples, *, default: float = TOWER_WEIGHT) -> float:
     weight = cautious_weight(examples.bm25, examples.cosine, examples.relevant, grid=TOWER_GRID)
     return default if weight is None else weight
+
+
+def _judged_weight(examples: Examples, before: float, *, default: float = TOWER_WEIGHT) -> float:
+    """Return the cautious weight, or its mean with the one before where that is about as good."""
+    weight = _weight(examples, default=default)
+    mean = math.sqrt(weight * before)
+    grid = np.append(TOWER_GRID, mean)
+    is_good = about_as_good(examples.bm25, examples.cosine, examples.relevant, grid=grid)
+    return mean if is_good[-1] else weight
 
 
 def _ranks(examples: Examples, weight: float) -> Float64Array:

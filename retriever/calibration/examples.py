@@ -88,9 +88,7 @@ def cut_examples(retriever: Retriever, *, count: int, seed: int) -> Examples:
     Raises:
         ConfigError: the model that reads the passages is not installed.
     """
-    scanned = islice(retriever.passages(), SCANNED)
-    total = min(SCANNED, retriever.size)
-    passages = list(progress(scanned, label="Reading passages", total=total))
+    passages = scanned_passages(retriever)
     rng = np.random.default_rng(seed)
     texts: list[str] = []
     rests: list[Passage] = []
@@ -114,6 +112,13 @@ def cut_examples(retriever: Retriever, *, count: int, seed: int) -> Examples:
         others = [Candidate(b, c, False) for id_, b, c in each if id_ != rest.passage_id]
         lists.append([Candidate(words_score, tower_score, True), *others])
     return _aligned(lists)
+
+
+def scanned_passages(retriever: Retriever) -> list[Passage]:
+    """Return the first 20,000 passages of the collection."""
+    scanned = islice(retriever.passages(), SCANNED)
+    total = min(SCANNED, retriever.size)
+    return list(progress(scanned, label="Reading passages", total=total))
 
 
 def _search(retriever: Retriever, texts: Sequence[str]) -> list[list[tuple[str, float, float]]]:

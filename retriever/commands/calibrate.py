@@ -34,11 +34,13 @@ def calibrate(
 ) -> None:
     """Learn what a cosine is worth beside BM25 on this collection, and keep it there.
 
-    A weight that was learnt on other texts may trust the tower too much here. Searches that are
-    opened afterwards use the new one; the cross-scorer and everything else stay as they are.
+    A weight that was learnt on other texts may trust the tower too much here. Judged queries also
+    say how likely a hit answers, and that anything here does. Searches that are opened afterwards
+    use all of it; the cross-scorer and everything else stay as they are.
     """
     from two_tower.models.data import Dataset
     from two_tower.retriever.calibration import calibrate as calibration
+    from two_tower.retriever.calibration.chances import UNLIKELY, store_chances
     from two_tower.retriever.evaluation.measures import judged_queries
     from two_tower.retriever.search.bundles import find_bundle, load_bundle
     from two_tower.retriever.search.retriever import Retriever
@@ -54,6 +56,7 @@ def calibrate(
             return
         found = calibration.calibrate(retriever, queries, qrels)
         calibration.store(retriever, found)
+        check = store_chances(retriever, queries, qrels) if found.source == "judged" else None
     if queries and found.source == "cut":
         say(
             f"Warning: fewer than 30 of the {len(queries)} judged queries have an answer among "
@@ -68,7 +71,12 @@ def calibrate(
             f"BM25 {found.bm25_mrr:.3f}, before {found.before_mrr:.3f}, now {found.after_mrr:.3f}",
         ),
     ]
+    if check:
+        pairs.append(("chance", f"first hits: said {check.said:.3f}, right {check.right:.3f}"))
+        doubt = f"{check.doubted:.1%} of the judged queries, {check.refused:.1%} of made ones"
+        pairs.append(("doubt", f"an answer is less than {UNLIKELY:.0%} likely for {doubt}"))
     print_pairs(pairs, width=9)
     if found.source == "cut":
         note("Such queries favour BM25, so their MRR only compares weights with each other.")
+        note("They say nothing about chances: for these, give DATA with judged queries.")
     name_next("retriever", "evaluate", name, data or "DATA", "--out", "REPORT", *at(url, path))

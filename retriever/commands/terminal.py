@@ -1,6 +1,5 @@
 """The hits of a query as text: coloured and as wide as the terminal, plain in a pipe."""
 
-import math
 import textwrap
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -11,6 +10,7 @@ from rich.text import Text
 from two_tower.models.console import GAP, Rows, print_styled, print_table, terminal
 from two_tower.models.control_characters import visible
 from two_tower.retriever.records import Hit, SearchResult
+from two_tower.retriever.search.chances import CHANCE, hit_chance
 from two_tower.retriever.search.fusion import CROSS
 from two_tower.retriever.search.snippets import Segment, printable, snippet
 
@@ -84,24 +84,22 @@ def score_bar(score: float, scores: Sequence[float]) -> str:
 
 
 def result_bar(hit: Hit, result: SearchResult) -> str:
-    """Return the bar of a hit; where the cross-scorer ran, it shows the chance of an answer."""
-    if CROSS in result.stages_run:
-        return score_bar(_chance(hit), [1.0])
+    """Return the bar of a hit: its chance to answer where that is known, else its score."""
+    chance = hit_chance(hit, result.stages_run)
+    if chance is not None:
+        return score_bar(chance, [1.0])
     return score_bar(hit.score, [h.score for h in result.hits])
 
 
 def shown_score(hit: Hit, result: SearchResult) -> str:
-    """Return the score of a hit; where the cross-scorer ran, the chance in percent."""
-    if CROSS not in result.stages_run:
+    """Return the chance of a hit in percent where it is known, else its score."""
+    chance = hit_chance(hit, result.stages_run)
+    if chance is None:
         return f"{hit.score:.3f}"
-    percent = 100 * _chance(hit)
+    percent = 100 * chance
     if percent < SMALLEST_PERCENT:
         return f"<{SMALLEST_PERCENT}% chance"
     return f"{percent:.{0 if percent >= 10 else 1}f}% chance"
-
-
-def _chance(hit: Hit) -> float:
-    return 0.5 + 0.5 * math.tanh(hit.score / 2)  # the logistic function; cannot overflow
 
 
 def _show_hit(hit: Hit, result: SearchResult, look: Look) -> Text:
@@ -165,10 +163,12 @@ def stage_lines(rows: Rows) -> str:
 
 def _summary(result: SearchResult) -> str:
     steps = ", ".join(f"{step} {ms:.1f}" for step, ms in result.timings_ms.items())
-    has_chance = CROSS in result.stages_run
+    chance = "1 / (1 + exp(-score))" if CROSS in result.stages_run else "as calibrated"
+    has_chance = not {CROSS, CHANCE}.isdisjoint(result.stages_run)
     lines = [
         "",
-        *(["chance: that the passage answers, 1 / (1 + exp(-score))"] if has_chance else []),
+        *([f"chance: that the passage answers, {chance}"] if has_chance else []),
+        *([f"answerable: {result.answerable:.3f}"] if result.answerable is not None else []),
         f"stages: {', '.join(result.stages_run) or 'none'}",
         *([f"skipped: {', '.join(result.skipped)}"] if result.skipped else []),
         f"{sum(result.timings_ms.values()):.1f} ms: {steps}",

@@ -14,6 +14,7 @@ from two_tower.models.data import PEOPLE, Dataset, Qrel, Query
 from two_tower.models.errors import ConfigError, DataError
 from two_tower.models.progress import progress, working
 from two_tower.models.provenance import commit
+from two_tower.retriever.evaluation.coverage import FirstHits, first_hits
 from two_tower.retriever.evaluation.judging import (
     MODEL_FROM,
     PEOPLE_FROM,
@@ -65,6 +66,9 @@ class SystemResult:
         index_mb: size of its vectors; None where that is not known.
         source: file or collection; empty for a system of this collection.
         comparisons: measure -> its comparison with the baseline.
+        escalated: share of the queries that the cross-scorer read, where that was decided by the
+            chance of the first hit.
+        first_hits: how far the chances of first hits hold; None where there are none.
     """
 
     system: str
@@ -76,6 +80,8 @@ class SystemResult:
     index_mb: float | None = None
     source: str = ""
     comparisons: Mapping[str, Comparison] = field(default_factory=dict)
+    escalated: float | None = None
+    first_hits: FirstHits | None = None
 
 
 @dataclass(frozen=True)
@@ -290,6 +296,10 @@ def _measure(
     if remark := ranker.remark():
         log.warning("%s: %s", system.name, remark)
     values = per_query(rankings, qrels, relevant_from=relevant_from)
+    answers = {(q.query_id, q.passage_id) for q in qrels if q.relevance >= relevant_from}
+    judged_ids = {qrel.query_id for qrel in qrels}
+    of_judged = {query_id: rankings[query_id] for query_id in rankings if query_id in judged_ids}
+    crossed = [ranker.crossed[i] for i in of_judged if i in ranker.crossed]
     intervals = bootstrap_intervals(np.stack(list(values.values()), axis=1))
     row = SystemResult(
         system=system.name,
@@ -300,6 +310,8 @@ def _measure(
         p95_ms=p95_ms,
         index_mb=ranker.index_mb,
         source=system.source,
+        escalated=sum(crossed) / len(crossed) if crossed else None,
+        first_hits=None if leave_out_own else first_hits(ranker.chances, of_judged, answers),
     )
     return row, rankings, values
 

@@ -24,6 +24,7 @@ from two_tower.retriever.evaluation.plots import (
     interval_chart,
     line_chart,
     point_chart,
+    share_chart,
     to_svg,
 )
 from two_tower.retriever.evaluation.systems import FROM_RUN
@@ -144,6 +145,11 @@ def _figures(report: Report) -> list[tuple[Markup, str]]:
     y_label = f"recall@k, mean of {queries}"
     chart = line_chart(depths, x_label="depth k, passages", y_label=y_label)
     charts.append((chart, "Recall against depth."))
+    curves = {s.system: [Dot("", *p) for p in s.first_hits.curve] for s in rows if s.first_hits}
+    if curves:
+        y_label = f"share of first hits that are right, {queries}"
+        chart = share_chart(curves, x_label="share of the queries, surest first", y_label=y_label)
+        charts.append((chart, "How often the first hit is right where it is surest."))
     timed = [Dot(s.system, s.p50_ms, s.metrics[MEASURE]) for s in rows if s.p50_ms]
     if timed:
         y_label = f"{MEASURE}, mean of {queries}"

@@ -95,6 +95,23 @@ def line_chart(series: Mapping[str, Sequence[Dot]], *, x_label: str, y_label: st
 
 
 @drawing()
+def share_chart(series: Mapping[str, Sequence[Dot]], *, x_label: str, y_label: str) -> "Figure":
+    """Return one line per series over an x axis from 0 to 1."""
+    figure, axes = _new_figure(FIGURE_HEIGHT)
+    for name, points in series.items():
+        (line,) = axes.plot([p.x for p in points], [p.y for p in points], label=_short(name))
+        for p in points:
+            _dot(axes, p.x, p.y, color=line.get_color(), title=f"{name} at {p.x:.0%}: {p.y:.3f}")
+    axes.set_xlim(0, 1.02)
+    axes.set_xlabel(x_label, loc="right")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_title(y_label, loc="left", fontsize="medium")
+    _add_legend(figure, axes)
+    return figure
+
+
+@drawing()
 def point_chart(
     groups: Mapping[str, Sequence[Dot]],
     *,

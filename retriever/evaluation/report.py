@@ -14,6 +14,8 @@ UNKNOWN = "-"
 
 LEAST_COST = 0.1
 
+SUREST = 0.8  # share of the queries
+
 FEW = 50  # queries below which hardly any difference is significant
 
 WORTH_LEGEND = (
@@ -36,7 +38,7 @@ def blocks(report: Report) -> list[str | list[list[str]]]:
         paragraphs += [legend(report), comparison_rows(report)]
     if report.worths:
         paragraphs += [WORTH_LEGEND, worth_rows(report)]
-    return [*paragraphs, *notes(report), *verdicts(report)]
+    return [*paragraphs, *notes(report), *trust(report), *verdicts(report)]
 
 
 def caption(report: Report) -> str:
@@ -138,6 +140,24 @@ def worth_rows(report: Report) -> list[list[str]]:
             ]
         )
     return rows
+
+
+def trust(report: Report) -> list[str]:
+    """Return how far the last system's chances hold, and where a cross-scorer was called for."""
+    sentences = [
+        f"{row.system}: the cross-scorer read {row.escalated:.0%} of the queries, those whose "
+        "first hit was not likely enough without it."
+        for row in report.systems
+        if row.escalated is not None
+    ]
+    trusted = [(row.system, row.first_hits) for row in report.systems if row.first_hits]
+    for name, hits in trusted[-1:]:
+        sentences.append(
+            f"{name}: the first hit is right for {hits.right:.1%} of the queries and says "
+            f"{hits.said:.1%}; of the {SUREST:.0%} that are surest, {hits.right_at(SUREST):.1%} "
+            "are right."
+        )
+    return sentences
 
 
 def verdicts(report: Report) -> list[str]:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from two_tower.retriever.collection.options import CollectionOptions
 from two_tower.retriever.collection.schema import BM25, DENSE, LATE
 from two_tower.retriever.evaluation.measures import DEPTH
 from two_tower.retriever.evaluation.trec import read_run
+from two_tower.retriever.search.chances import collection_chances, first_chance
 from two_tower.retriever.search.fusion import CROSS
 from two_tower.retriever.search.queries import searched_vectors
 from two_tower.retriever.search.retriever import Retriever
@@ -26,7 +28,10 @@ from two_tower.retriever.search.settings import SearchSettings, read_settings
 
 log = logging.getLogger(__name__)
 
-HYDE = "hyde"
+HYDE, ESCALATE = "hyde", "escalate"
+
+ESCALATE_BELOW = 0.8
+"""The chance of a first hit below which the cross-scorer reads, where settings name none."""
 
 SAMPLE = 1000
 
@@ -44,6 +49,7 @@ SIZE_NOTE = (
 _NEEDS = {
     CROSS: "this bundle has no cross-scorer; train one with: models train DATA --config fast",
     LATE: "bundle and collection have no late interaction; train with late.dim, and load again",
+    ESCALATE: "it needs a cross-scorer and calibrated chances; run: retriever calibrate NAME DATA",
     "weighted": "this bundle has learnt no weights of fusion, and `rerank` is the fixed weight",
     "settings": "it is what --settings FILE says, and there is none",
 }
@@ -61,12 +67,16 @@ class Ranker(NamedTuple):
         index_mb: size of its vectors or terms; None where that is not known.
         is_timed: whether a time of `rank` means anything; not where a file has the rankings.
         remark: gives what is to be known of times and rankings; empty for nothing.
+        chances: query_id -> the chance of its first hit, of those ranked so far that have one.
+        crossed: query_id -> whether a cross-scorer read its candidates, where that was decided.
     """
 
     rank: Callable[[Sequence[Query], int], list[list[str]]]
     index_mb: float | None
     is_timed: bool = True
     remark: Callable[[], str] = str
+    chances: Mapping[str, float] = MappingProxyType({})
+    crossed: Mapping[str, bool] = MappingProxyType({})
 
 
 class System(NamedTuple):
@@ -102,7 +112,9 @@ def system_names(retriever: Retriever) -> list[str]:
     names += ["weighted"] if retriever.fusion else []
     names += ["hybrid", "rerank"]
     names += [LATE] if retriever.has_late else []
-    names += [CROSS] if retriever.bundle.has_cross_scorer else []
+    if retriever.bundle.has_cross_scorer:
+        names += [ESCALATE] if collection_chances(retriever.metadata) else []
+        names += [CROSS]
     return names + own
 
 
@@ -218,15 +230,23 @@ def _start_engine(retriever: Retriever, settings: SearchSettings) -> Ranker:
     """Return the engine with other settings, and with an empty cache of queries."""
     variant = retriever.with_rewriter(None).with_settings(settings)
 
+    chances: dict[str, float] = {}
+    crossed: dict[str, bool] = {}
+
     def rank(queries: Sequence[Query], k: int) -> list[list[str]]:
         texts = [query.text for query in queries]
-        results = variant.search_many(texts, k=min(k, variant.size))
-        return [[hit.passage_id for hit in hits] for hits in results]
+        results = variant.explain_many(texts, k=min(k, variant.size))
+        for query, result in zip(queries, results, strict=True):
+            if (chance := first_chance(result)) is not None:
+                chances[query.query_id] = chance
+            if settings.escalate is not None:
+                crossed[query.query_id] = CROSS in result.stages_run
+        return [[hit.passage_id for hit in result.hits] for result in results]
 
     rewriting = variant.rewriting
-    if rewriting is None:
-        return Ranker(rank, index_mb(retriever, settings))
-    return Ranker(rank, index_mb(retriever, settings), remark=rewriting.remark)
+    remark = rewriting.remark if rewriting else str
+    size = index_mb(retriever, settings)
+    return Ranker(rank, size, remark=remark, chances=chances, crossed=crossed)
 
 
 def _system_settings(system: str, default: SearchSettings) -> SearchSettings:
@@ -236,9 +256,10 @@ def _system_settings(system: str, default: SearchSettings) -> SearchSettings:
     default = replace(default, rewrite=None)
     if system == "settings":
         return default
-    if system == CROSS:
-        return replace(default, rerank=True, late=True, cross=True)
-    uncrossed = replace(default, cross=False, late=False)
+    if system in (CROSS, ESCALATE):
+        below = None if system == CROSS else default.escalate or ESCALATE_BELOW
+        return replace(default, rerank=True, late=True, cross=True, escalate=below)
+    uncrossed = replace(default, cross=False, late=False, escalate=None)
     hybrids = {
         "rrf": replace(uncrossed, fusion="rrf", rerank=False),
         "dbsf": replace(uncrossed, fusion="dbsf", rerank=False),

@@ -25,7 +25,7 @@ from two_tower.retriever.search.fusion import CROSS
 
 MEASURE = "ndcg@10"
 
-LADDER = (BM25, "hybrid", "rerank", LATE, CROSS, "settings")
+LADDER = (BM25, "hybrid", "rerank", LATE, "escalate", CROSS, "settings")
 """The stages, each of which does what the one before does, and more."""
 
 SMALL = 0.03

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from qdrant_client import models as qm
 
-from two_tower.models.bundle.fusion import TOWER_WEIGHT, Fusion, HybridWeights
+from two_tower.models.bundle.fusion import TOWER_WEIGHT, FinalWeights, Fusion, HybridWeights
 from two_tower.models.bundle.late import to_scores
 from two_tower.models.config import from_mapping
 from two_tower.models.errors import ConfigError
@@ -26,7 +26,6 @@ from two_tower.retriever.search.settings import SearchSettings
 
 if TYPE_CHECKING:
     from two_tower.models.bundle.bundle import ModelBundle
-    from two_tower.models.bundle.fusion import FinalWeights
     from two_tower.models.bundle.no_tower import NoTower
     from two_tower.retriever.collection.schema import CollectionMetadata
 
@@ -49,12 +48,15 @@ def collection_fusion(
         return bundle.fusion
     try:
         hybrid = from_mapping(HybridWeights, metadata.fusion["hybrid"])
-    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        crossed = (metadata.fusion.get("chances") or {}).get("cross")
+        final = from_mapping(FinalWeights, crossed["hits"]) if crossed else None
+    except (AttributeError, KeyError, TypeError, ValueError, ConfigError) as error:
         raise CollectionMismatch(
             f"the weights that were calibrated for this collection are broken ({error}); run: "
             "retriever calibrate NAME"
         ) from None
-    return replace(bundle.fusion or Fusion(hybrid), hybrid=hybrid)
+    brought = bundle.fusion or Fusion(hybrid)
+    return replace(brought, hybrid=hybrid, final=brought.final and (final or brought.final))
 
 
 class Candidates(NamedTuple):
@@ -81,7 +83,9 @@ class Ranking(NamedTuple):
         order: `(n,)` rows of the candidates, best first.
         scores: `(n,)`, what each row is ranked by.
         cosines: `(n,)`, what a learnt fusion read beside BM25; None where none is used.
-        answerable: the chance of the likeliest answer; None where no cross-scorer read them.
+        answerable: the chance of the likeliest answer, or as calibrated for the collection; None
+            where neither a cross-scorer read them nor a calibration says it.
+        log_odds: `(n,)`, that each row answers; None where nothing says it.
     """
 
     candidates: Candidates
@@ -89,6 +93,7 @@ class Ranking(NamedTuple):
     scores: Float64Array
     cosines: Float64Array | None = None
     answerable: float | None = None
+    log_odds: Float64Array | None = None
 
 
 def gather(requests: Mapping[str, qm.QueryRequest], answers: Sequence[Scored]) -> Candidates:
@@ -221,7 +226,7 @@ def stage_ranks(scores: Float64Array) -> IntArray:
     return result
 
 
-def reorder(ranking: Ranking, logits: FloatArray, weights: "FinalWeights") -> Ranking:
+def reorder(ranking: Ranking, logits: FloatArray, weights: FinalWeights) -> Ranking:
     """Rank the first candidates by the final score; the others stay as they are, behind those.
 
     A candidate that was not read is as far below the lowest that was as their hybrid scores are
@@ -250,20 +255,23 @@ def reorder(ranking: Ranking, logits: FloatArray, weights: "FinalWeights") -> Ra
     order = np.concatenate([window[np.argsort(-worth, kind="stable")], rest])
     answerable = float(0.5 + 0.5 * np.tanh(final.max() / 2))  # the logistic function
     return ranking._replace(
-        candidates=candidates, order=order, scores=scores, answerable=answerable
+        candidates=candidates, order=order, scores=scores, answerable=answerable, log_odds=scores
     )
 
 
 def likely_rows(ranking: Ranking, at_least: float) -> list[int]:
     """Return the rows of a ranking, best first, whose chance to answer is `at_least` so much.
 
-    Where the budget left no time for the cross-scorer, there are no chances, and all stay.
+    None does where the chance that anything answers is less. Where the budget left no time for the
+    cross-scorer, there may be no chances, and all stay.
     """
     rows: list[int] = ranking.order.tolist()
-    if ranking.answerable is None:
+    if ranking.answerable is None or ranking.log_odds is None:
         return rows
+    if ranking.answerable < at_least:
+        return []
     least = math.log(at_least / (1 - at_least)) if at_least < 1 else math.inf
-    return [row for row in rows if ranking.scores[row] >= least]
+    return [row for row in rows if ranking.log_odds[row] >= least]
 
 
 def point_ids(rankings: Sequence[Ranking], rows: Sequence[Iterable[int]]) -> set[str]:

@@ -18,12 +18,17 @@ import numpy as np
 from qdrant_client import models as qm
 
 from two_tower.models.data import Passage
-from two_tower.models.errors import ConfigError
 from two_tower.retriever.collection.clusters import Centroids
 from two_tower.retriever.collection.schema import BM25, DENSE, LATE, RESERVED
 from two_tower.retriever.engine.protocol import Engine
 from two_tower.retriever.errors import QueryError
 from two_tower.retriever.records import Hit, SearchResult, Stage
+from two_tower.retriever.search.chances import (
+    CollectionChances,
+    is_sure,
+    require_chances,
+    with_chances,
+)
 from two_tower.retriever.search.diversity import at_most_per_group, mmr
 from two_tower.retriever.search.endpoint import ask_endpoint, compare_model
 from two_tower.retriever.search.filters import field_types
@@ -84,14 +89,15 @@ class Pipeline:
         encoder: QueryEncoder,
         *,
         fusion: "Fusion | None" = None,
+        chances: CollectionChances | None = None,
         centroids: Centroids | None = None,
         has_late: bool = False,
         rewriting: Rewriting | None = None,
     ) -> None:
         """Load the cross-scorer where the bundle brings one, so that no search has to wait for it.
 
-        `fusion` has the learnt weights; `has_late` says whether the collection has token vectors.
-        `rewriting` comes before the one that settings name.
+        `fusion` has the learnt weights, `chances` what was calibrated; `has_late` says whether the
+        collection has token vectors. `rewriting` comes before the one that settings name.
 
         Raises:
             BundleError: the bundle's scorer is broken, or the model another one.
@@ -105,6 +111,7 @@ class Pipeline:
         self._has_tower = encoder.bundle.dim > 0
         self._learnt = fusion.hybrid if fusion else None
         self._final = fusion.final if fusion and self._bundle.has_cross_scorer else None
+        self._chances = chances
         self.has_late = has_late and self._learnt is not None and self._learnt.late > 0
         self._costs = Costs()
         self.own_rewriting = rewriting
@@ -134,12 +141,12 @@ class Pipeline:
                 tower behind a URL that does not answer in time.
 
         Raises:
-            ConfigError: the settings want chances of hits, which only a cross-scorer gives.
+            ConfigError: the settings want chances of hits, and nothing gives any.
             EndpointError: such a tower does not answer, and without a budget, or without BM25
                 among the legs, nothing can take its place.
         """
-        if settings.at_least:
-            self._require_chances(settings)
+        if settings.at_least or settings.escalate is not None:
+            require_chances(settings, self._chances, has_cross=self._final is not None)
         watch = Stopwatch(self._costs, queries=len(queries), budget_ms=budget_ms)
         if not self._has_tower:
             settings = without_tower(settings)
@@ -169,6 +176,11 @@ class Pipeline:
         watch.lap("fusion")
         payloads: Payloads = {}
         rankings = self._cross(read, rankings, payloads=payloads, settings=settings, watch=watch)
+        if self._chances:
+            terms = [each.term_count for each in vectors]
+            rankings = [
+                with_chances(*pair, self._chances) for pair in zip(rankings, terms, strict=True)
+            ]
         rows: list[list[int]] = [ranking.order.tolist() for ranking in rankings]
         last_stages: list[str] = []
         if settings.at_least or settings.group_by is not None or settings.diversity > 0:
@@ -227,14 +239,6 @@ class Pipeline:
         watch.lap(REWRITE)
         return answers
 
-    def _require_chances(self, settings: SearchSettings) -> None:
-        if not (self._final and settings.cross and is_learnt(settings)):
-            raise ConfigError(
-                f"at_least is {settings.at_least:g}, but these scores are no chances; expected "
-                "cross: true, the learnt fusion of both legs, and a bundle with a cross-scorer: "
-                "models train --config fast"
-            )
-
     def similar(
         self, vector: list[float], *, k: int, filter: qm.Filter, ann: AnnSettings
     ) -> list[Hit]:
@@ -271,6 +275,9 @@ class Pipeline:
             return rankings
         size = settings.cross_candidates or self._bundle.cross_candidates
         windows = [r.order[: 0 if r.cosines is None else size] for r in rankings]
+        if self._chances and settings.escalate is not None:
+            unread = [is_sure(ranking, self._chances, settings.escalate) for ranking in rankings]
+            windows = [w[: 0 if u else size] for w, u in zip(windows, unread, strict=True)]
         if not any(map(len, windows)):
             return rankings
         later = {GROUPS: settings.group_by is not None, DIVERSITY: settings.diversity > 0}
@@ -279,7 +286,7 @@ class Pipeline:
         payloads |= self._payloads(point_ids(rankings, windows))
         crossed = []
         for query, ranking, window in zip(queries, rankings, windows, strict=True):
-            if ranking.cosines is None or not len(window):
+            if ranking.cosines is None or not len(window):  # the first for the type checker
                 crossed.append(ranking)
                 continue
             known = ranking.candidates

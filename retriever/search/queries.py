@@ -47,6 +47,12 @@ class QueryVectors(NamedTuple):
     by_name: Mapping[str, list[float] | list[list[float]] | qm.SparseVector]
     reading: Reading | None = None
 
+    @property
+    def term_count(self) -> float:
+        """How many terms and names BM25 looks for; near words count by their chance."""
+        terms = self.by_name.get(BM25)
+        return sum(terms.values) if isinstance(terms, qm.SparseVector) else 0.0
+
 
 def check_query(query: object) -> None:
     """Refuse what cannot be searched.

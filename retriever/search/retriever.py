@@ -36,6 +36,7 @@ from two_tower.retriever.errors import (
 from two_tower.retriever.records import Hit, SearchResult
 from two_tower.retriever.search.abilities import require_possible
 from two_tower.retriever.search.bundles import find_bundle, load_bundle
+from two_tower.retriever.search.chances import collection_chances
 from two_tower.retriever.search.facets import FieldValue, field_values
 from two_tower.retriever.search.filters import FilterLike, field_types, to_filter
 from two_tower.retriever.search.fusion import collection_fusion
@@ -53,7 +54,6 @@ if TYPE_CHECKING:
 DEFAULT_K, DEFAULT_VALUES = 10, 20
 
 QUERIES_PER_REQUEST = 16
-
 REQUESTS_IN_FLIGHT = 3  # two are searched for while the answer to the third is read
 
 SCROLL_PAGE, FOLLOW_S = 1000, 5.0
@@ -456,6 +456,7 @@ class Retriever:
             self.collection,
             encoder,
             fusion=self.fusion,
+            chances=collection_chances(self.metadata),
             centroids=self._centroids,
             has_late=self.metadata.late_dim > 0,
             rewriting=rewriting,

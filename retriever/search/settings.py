@@ -92,8 +92,11 @@ class SearchSettings:
             was weighed against the learnt fusion, and so runs only where that did.
         cross_candidates: how many it reads, 1 to 200, and what the bundle says where it is not
             given: 50 by default for the RNN, 20 for a cross-encoder; the others stay behind those.
+        escalate: the cross-scorer reads only where the first hit's chance without it is less; None
+            for every query. `retriever calibrate NAME DATA` gives those chances. Late interaction
+            travels with the candidates and is not held back.
         at_least: hits whose chance to answer is lower are left out, and a query may get none; only
-            where a cross-scorer runs are scores chances.
+            where a cross-scorer runs, or chances were calibrated, are there any.
         diversity: 0 for the order of the scores; up to 1, the more so, hits unlike those before
             them (maximal marginal relevance over the full vectors).
         group_by: payload field of which each value gives at most `group_size` hits, e.g. a
@@ -114,6 +117,7 @@ class SearchSettings:
     late: bool = True
     cross: bool = True
     cross_candidates: Annotated[int, Field(ge=1, le=200)] | None = None
+    escalate: Annotated[float, Field(ge=0, le=1)] | None = None
     at_least: Annotated[float, Field(ge=0, le=1)] = 0.0
     diversity: Annotated[float, Field(ge=0, le=1)] = 0.0
     group_by: Annotated[

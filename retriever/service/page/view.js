@@ -139,16 +139,18 @@ function fullText(hit, about) {
     element("p", { class: "text" }, hit.text), where);
 }
 
-// What the cross-scorer read has a calibrated score: its log-odds of being an answer.
+// What the cross-scorer read has a calibrated score: its log-odds of being an answer. Without one,
+// a calibration of the collection may say the chance.
 function chance(hit) {
-  if (!hit.stages.cross) return element("span", {});
-  const percent = 100 / (1 + Math.exp(-hit.score));
+  if (!hit.stages.cross && !hit.stages.chance) return element("span", {});
+  const percent = 100 * (hit.stages.cross ? 1 / (1 + Math.exp(-hit.score)) : hit.stages.chance.score);
   const shown = percent < 0.1 ? "<0.1" : percent.toFixed(percent < 10 ? 1 : 0);
   return element("span", { class: "chance", title: "estimated chance that this answers" }, `${shown}%`);
 }
 
 function bars(hit, spans) {
-  const rows = Object.entries(hit.stages).map(([stage, { score, rank }]) => {
+  const read = Object.entries(hit.stages).filter(([stage]) => stage !== "chance");
+  const rows = read.map(([stage, { score, rank }]) => {
     const fill = element("i", {});
     const { low, high } = spans[stage];
     fill.style.width = `${high > low ? (100 * (score - low)) / (high - low) : 0}%`;
@@ -158,7 +160,7 @@ function bars(hit, spans) {
         element("span", { class: "score" }, score.toFixed(Math.abs(score) < 1 ? 3 : 2)),
         element("span", { class: "place", title: `rank ${rank} in this stage` }, `#${rank}`)));
   });
-  const sum = element("div", { class: "stage sum" }, element("dt", {}, hit.stages.cross ? "Chance" : "Score"),
+  const sum = element("div", { class: "stage sum" }, element("dt", {}, hit.stages.cross || hit.stages.chance ? "Chance" : "Score"),
     element("dd", {}, chance(hit), element("span", { class: "score" }, hit.score.toFixed(2))));
   return element("dl", { class: "stages", "aria-label": "Why this is here" }, ...rows, sum);
 }
