@@ -6,6 +6,7 @@ What a command does stands in `retriever/commands`, which imports what is heavy 
 from two_tower.models.console import application
 from two_tower.retriever.commands.calibrate import calibrate
 from two_tower.retriever.commands.collection import fields, info, similar
+from two_tower.retriever.commands.compare import compare
 from two_tower.retriever.commands.evaluate import evaluate
 from two_tower.retriever.commands.search import search
 from two_tower.retriever.commands.serve import serve
@@ -20,6 +21,7 @@ app.command()(evaluate)
 app.command()(tune)
 app.command()(calibrate)
 app.command()(serve)
+app.command()(compare)
 
 
 if __name__ == "__main__":

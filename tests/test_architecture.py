@@ -27,17 +27,18 @@ BEFORE: dict[str, set[str]] = {
     "retriever/evaluation": {f"retriever/{name}" for name in SEARCHING},
     "retriever/tuning": {f"retriever/{name}" for name in (*SEARCHING, "evaluation")},
     "retriever/calibration": {f"retriever/{name}" for name in SEARCHING},
-    "retriever/service": {f"retriever/{name}" for name in SEARCHING},
+    "retriever/behaviour": {"retriever/root"},
+    "retriever/service": {f"retriever/{name}" for name in (*SEARCHING, "behaviour")},
     "retriever/adapters": {f"retriever/{name}" for name in SEARCHING},
     "retriever/commands": {
         f"retriever/{name}"
-        for name in (*SEARCHING, "evaluation", "tuning", "calibration", "service")
+        for name in (*SEARCHING, "evaluation", "tuning", "calibration", "behaviour", "service")
     },
     "ingest/dataset": set(),
     # The engine's analyzer tells which part of a cut document a judgement goes to.
     "ingest/sources": {
         "ingest/dataset",
-        *(f"retriever/{name}" for name in ("root", "engine", "collection")),
+        *(f"retriever/{name}" for name in ("root", "engine", "collection", "behaviour")),
     },
     "ingest/generation": {"ingest/dataset"},
     "ingest/loading": {f"retriever/{name}" for name in SEARCHING},

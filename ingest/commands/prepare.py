@@ -21,7 +21,7 @@ SourceName = Annotated[
     typer.Argument(
         help="A text file or a folder of them (.txt, .md), a JSONL, CSV, TSV or Parquet table (or "
         "a folder of them), a BEIR folder, MS MARCO rows on disk or under a Hugging Face Hub id, "
-        "python-docs, or DATA to be split."
+        "python-docs, DATA to be split, or the folder of retriever serve --log."
     ),
 ]
 
@@ -88,6 +88,14 @@ Merge = Annotated[
     ),
 ]
 
+Corpus = Annotated[
+    Path | None,
+    typer.Option(
+        help="DATA with the passages that a log of searches showed: what the collection was loaded "
+        "from."
+    ),
+]
+
 Force = Annotated[bool, typer.Option("--force", help="Replace a DATA folder.")]
 
 
@@ -112,6 +120,7 @@ def prepare(
     passage_words: PassageWords = None,
     overlap_words: OverlapWords = 0,
     merge: Merge = False,
+    corpus: Corpus = None,
     force: Force = False,
 ) -> None:
     """Turn a source into one DATA folder: passages, queries, judgements and a manifest.
@@ -146,6 +155,7 @@ def prepare(
         passage_words=passage_words,
         overlap_words=overlap_words,
         merge=merge,
+        corpus=corpus,
         force=force,
         notify=notes.append,
     )

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from two_tower.ingest.dataset.folder import MANIFEST
 from two_tower.ingest.dataset.writer import DatasetWriter
 from two_tower.ingest.sources.beir import BeirFolder
+from two_tower.ingest.sources.click_log import ClickLog
 from two_tower.ingest.sources.documents import TextDocuments, text_files
 from two_tower.ingest.sources.folders import table_files
 from two_tower.ingest.sources.long_documents import LongDocuments, SplitConfig
@@ -16,6 +17,7 @@ from two_tower.ingest.sources.python_docs import PythonDocs
 from two_tower.ingest.sources.tables import Tables
 from two_tower.models.errors import ConfigError, DataError
 from two_tower.models.text.bm25 import Analyzer
+from two_tower.retriever.behaviour.reading import log_files
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
@@ -24,8 +26,8 @@ TEXTS_PER_TABLE = 10
 
 _EXPECTED = (
     "expected a BEIR folder (corpus.jsonl, queries.jsonl, qrels/), tables "
-    "(.jsonl, .csv, .tsv, .parquet), texts (.txt, .md), a Hub id such as microsoft/ms_marco, or "
-    "python-docs"
+    "(.jsonl, .csv, .tsv, .parquet), texts (.txt, .md), a log of `retriever serve --log`, a Hub id "
+    "such as microsoft/ms_marco, or python-docs"
 )
 
 
@@ -53,12 +55,13 @@ def open_source(
     whole: bool = False,
     split: tuple[SplitConfig, Analyzer] | None = None,
     texts: Collection[str] = (),
+    corpus: Path | None = None,
 ) -> Source:
     """Find out what `spec` means; nothing but the heads of files is read yet.
 
     Args:
-        spec: `python-docs`, a file, a folder (of texts, or DATA to be split, among others), or a
-            dataset id on the Hugging Face Hub.
+        spec: `python-docs`, a file, a folder (of texts, a log of searches, or DATA to be split,
+            among others), or a dataset id on the Hugging Face Hub.
         config: of a Hub dataset.
         columns: role -> name of a table's column, where it is none of the usual names.
         limit: passages of python-docs at most.
@@ -67,6 +70,7 @@ def open_source(
         split: how to cut texts, or the documents of DATA, and what tells which part a judgement
             goes to.
         texts: fields that stay text, whatever the cells of CSV files hold.
+        corpus: DATA with the passages that a log of searches showed.
 
     Raises:
         DataError: there is no such source, or it is of no known kind.
@@ -79,6 +83,7 @@ def open_source(
         "--packages": packages,
         "--whole": whole or None,
         "--passage-words": split,
+        "--corpus": corpus,
     }
     path = Path(spec)
     if spec == PythonDocs.name:
@@ -98,6 +103,9 @@ def open_source(
             )
         _refuse_others(options, spec, takes=("--passage-words",))
         return LongDocuments(path, *split)
+    if logs := log_files(path):
+        _refuse_others(options, spec, takes=("--corpus",))
+        return ClickLog(path, logs, corpus)
     if path.is_dir() and BeirFolder.fits(path):
         _refuse_others(options, spec)
         return BeirFolder(path)

@@ -6,6 +6,7 @@ from types import MappingProxyType
 
 from two_tower.ingest.dataset.writer import DatasetWriter
 from two_tower.ingest.sources.choose import open_source
+from two_tower.ingest.sources.click_log import ClickLog
 from two_tower.ingest.sources.documents import TextDocuments
 from two_tower.ingest.sources.long_documents import SplitConfig
 from two_tower.ingest.sources.questions import Questions
@@ -30,13 +31,15 @@ def prepare(
     passage_words: int | None = None,
     overlap_words: int = 0,
     merge: bool = False,
+    corpus: str | Path | None = None,
     force: bool = False,
     notify: Callable[[str], None] = lambda line: None,
 ) -> Dataset:
     """Turn a source into one DATA folder: passages, queries, judgements and a manifest.
 
     Args:
-        source: a file, a folder, a Hugging Face Hub id, or `python-docs`.
+        source: a file, a folder (a log of searches among others), a Hugging Face Hub id, or
+            `python-docs`.
         out: the folder to make.
         queries: questions in a file of their own, a table or one a line.
         config: of a Hub dataset.
@@ -51,6 +54,7 @@ def prepare(
         overlap_words: words of a passage that the next one repeats.
         merge: passages of equal title and text become one, although their ids or fields differ: the
             first, whose id and fields hold; judgements of the others go to it.
+        corpus: DATA with the passages that a log of searches showed; its queries stay there.
         force: replace a DATA folder.
         notify: is told what is worth knowing about the source, a line each.
 
@@ -74,13 +78,15 @@ def prepare(
         packages=packages,
         whole=whole,
         split=split,
+        corpus=None if corpus is None else Path(corpus),
     )
     questions = Questions(Path(queries)) if queries else None
     with DatasetWriter(
         out,
         source=opened.name,
         details=opened.details,
-        dev_fraction=dev_fraction,
+        # What the present engine was clicked for measures no other one.
+        dev_fraction=0.0 if isinstance(opened, ClickLog) else dev_fraction,
         overwrite=force,
         merge=merge or None,
     ) as writer:

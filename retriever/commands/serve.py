@@ -73,6 +73,27 @@ def serve(
     timeout: Annotated[
         float, typer.Option(help="Seconds until a search is answered 504.", min=0.1)
     ] = 10.0,
+    log: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder that keeps each search and what is done with it, as JSON lines (User "
+            "Behavior Insights); nothing is kept without it.",
+            show_default=False,
+        ),
+    ] = None,
+    log_days: Annotated[int, typer.Option(help="Days that the log is kept.", min=1)] = 90,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|BUNDLE|COLLECTION",
+            help="Interleave another way to search: a settings file, a bundle for the same "
+            "vectors, or another collection. `retriever compare` says which is better.",
+            show_default=False,
+        ),
+    ] = None,
+    share: Annotated[
+        str, typer.Option(help="Share of the searches that are interleaved, as in 50% or 0.5.")
+    ] = "50%",
 ) -> None:
     """Serve a collection over HTTP, with a search page at /."""
     from two_tower.retriever.engine.address import read_key
@@ -93,8 +114,25 @@ def serve(
         examples=tuple(example or ()),
         dashboard=dashboard,
         settings=SearchSettings() if settings is None else read_settings(settings),
+        log=log,
+        log_days=log_days,
+        against=against,
+        share=_share(share),
     )
+    if against is not None and log is None:
+        raise ConfigError("--against without a log compares nothing; add --log FOLDER")
     run(config, host=host, port=port)
+
+
+def _share(text: str) -> float:
+    """Return a share as a number above 0, at most 1."""
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = math.nan
+    if not 0 < share <= 1:
+        raise ConfigError(f"--share is {text!r:.40}, expected more than 0%, at most 100%, as 50%")
+    return share
 
 
 def _hosts(host: str, more: "Sequence[str]") -> tuple[str, ...]:

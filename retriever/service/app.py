@@ -3,6 +3,7 @@
 POST /search      {"query", "k", "filter", "settings", "budget_ms"}: Retriever.explain
 GET  /search?q=…  the same for simple cases
 POST /similar     {"passage_id", "k", "filter"}; GET /similar?passage_id=… as well
+POST /events      a click or a rating, for the log
 GET  /fields?field=…  the most frequent values of a field, with counts
 POST /passages    adds or replaces passages; DELETE /passages?passage_id=… deletes; both need a key
 GET  /collection  fields to filter by, modes, example queries
@@ -35,6 +36,7 @@ from two_tower.retriever.search.filters import FilterLike, parse_filters
 from two_tower.retriever.search.retriever import DEFAULT_VALUES, Retriever
 from two_tower.retriever.service import bodies
 from two_tower.retriever.service.backend import Backend, Changeable
+from two_tower.retriever.service.bodies import PERSONAL
 from two_tower.retriever.service.config import MOST_BODY_BYTES, MOST_HITS
 from two_tower.retriever.service.failures import INTERNAL, Failure, ServiceFailure, failure_of
 from two_tower.retriever.service.middleware import (
@@ -47,19 +49,21 @@ from two_tower.retriever.service.middleware import (
     Metrics,
     SecurityHeaders,
 )
+from two_tower.retriever.service.recording import Recording, add_events
 
 PAGE = Path(__file__).parent / "page"
 
 OPEN_PATHS = ("/", "/page/", "/health", "/openapi.json")
 
 PATHS = (
-    *("/", "/search", "/similar", "/fields", "/passages", "/collection"),
+    *("/", "/search", "/similar", "/events", "/fields", "/passages", "/collection"),
     *("/health", "/metrics", "/openapi.json"),
 )
 
 BODIES: Mapping[str, type[bodies.Body]] = {
     "/similar": bodies.SimilarBody,
     "/passages": bodies.PassagesBody,
+    "/events": bodies.EventBody,
 }
 
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -67,8 +71,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     for status, meaning in {
         400: "The query, filter or settings make no sense.",
         401: "The key is missing or wrong.",
-        403: "This needs a service with a key.",
-        404: "There is no such path or passage.",
+        403: "This needs a service with a key, or with a log.",
+        404: "There is no such path, passage or search.",
         421: "The service was asked by a name that it does not have.",
         413: "The body is too large.",
         422: "The request has not the right form.",
@@ -93,19 +97,23 @@ def create_app(backend: Backend) -> ASGIApp:
     """Return the service around `backend`, which it closes when it ends."""
     config = backend.config
     metrics = Metrics()
+    recording = Recording(config, metrics)
+    if recording.experiment is not None and backend.is_open:
+        recording.experiment.open(backend.open())
     app = FastAPI(
         title="two-tower-search",
         description=f"Search in {config.name}.",
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,  # a redirect would lead to whatever host the client named
-        lifespan=partial(_lifespan, backend),
+        lifespan=partial(_lifespan, backend, recording),
         responses=ERRORS,
     )
     # The scheme only declares the key; `BearerKey` asks for it before a request is read.
     guarded = APIRouter(dependencies=[Depends(BEARER)] if config.key else [])
-    _add_search(guarded, backend, metrics)
+    _add_search(guarded, backend, metrics, recording)
     _add_similar(guarded, backend)
+    add_events(guarded, recording, check=_known_parameters)
     _add_changes(guarded, backend)
     _add_state(app, guarded, backend, metrics)
     app.include_router(guarded)
@@ -134,9 +142,10 @@ def _guard(app: ASGIApp, backend: Backend, metrics: Metrics) -> ASGIApp:
 
 
 @asynccontextmanager
-async def _lifespan(backend: Backend, _: FastAPI) -> AsyncIterator[None]:
+async def _lifespan(backend: Backend, recording: Recording, _: FastAPI) -> AsyncIterator[None]:
     yield
     backend.close()
+    recording.close()
 
 
 def _known_parameters(request: Request) -> None:
@@ -149,26 +158,40 @@ def _known_parameters(request: Request) -> None:
             raise ServiceFailure(Failure(422, "invalid_request", message))
 
 
-def _add_search(router: APIRouter, backend: Backend, metrics: Metrics) -> None:
+def _add_search(
+    router: APIRouter, backend: Backend, metrics: Metrics, recording: Recording
+) -> None:
+    own = backend.config.settings
+
     def search(body: bodies.SearchBody, words: Words = None) -> Awaitable[Response]:
         _check_k(body.k)
-        settings = body.settings and body.settings.settings(backend.config.settings)
+        settings = body.settings and body.settings.settings(own)
+        seed = recording.seed(body.query, body.client_id) if settings in (None, own) else None
 
         def ask(retriever: Retriever, queries: Sequence[str]) -> list[SearchResult]:
-            return retriever.explain_many(
-                queries,
-                k=min(body.k, retriever.size),
-                filter=_filter(body.filter, words, retriever),
-                settings=settings,
-                budget_ms=body.budget_ms,
+            k, filter = min(body.k, retriever.size), _filter(body.filter, words, retriever)
+            results = retriever.explain_many(
+                queries, k=k, filter=filter, settings=settings, budget_ms=body.budget_ms
             )
+            if seed is None or recording.experiment is None:
+                return results
+            interleave = partial(
+                recording.experiment.interleave,
+                retriever,
+                k=body.k,
+                filter=filter,
+                budget_ms=body.budget_ms,
+                seed=seed,
+            )
+            return [interleave(result) for result in results]
 
         def show(result: SearchResult) -> Response:
             metrics.record(result)
-            return _json(bodies.search_answer(result))
+            kept = recording.search(result, body, body.filter or words, backend.open())
+            return _json({**bodies.search_answer(result), **kept})
 
         # As text, for 1 and true are equal otherwise.
-        key = repr((body.k, body.filter, words, settings, body.budget_ms))
+        key = repr((body.k, body.filter, words, settings, body.budget_ms, seed))
         return backend.answer(body.query, key, settings=settings, ask=ask, show=show)
 
     @router.post(
@@ -340,10 +363,23 @@ def _add_failures(app: FastAPI, *, collection: str) -> None:
         return INTERNAL.response()
 
 
+class _Unrepeated:
+    """Stands in a message for what a person typed."""
+
+    def __init__(self, value: object) -> None:
+        self._value = value
+
+    def __repr__(self) -> str:
+        value = self._value
+        return f"a text of {len(value)}" if isinstance(value, str) else type(value).__name__
+
+
 def _refusal(error: RequestValidationError, body: type[bodies.Body]) -> str:
     """Return in our words what is wrong with a request whose body should be a `body`."""
     first = error.errors()[0]
     place, *path = first["loc"]
+    if PERSONAL.intersection(path):
+        first = {**first, "input": _Unrepeated(first["input"])}
     if first["type"] == "json_invalid":
         return f"the body is not JSON ({first['ctx']['error']} at character {path[0]})"
     owner = body if place == "body" else object

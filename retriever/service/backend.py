@@ -232,6 +232,11 @@ class Backend:
         self._batches: Batches[Any] = Batches(self._pool, threads=config.threads)
         self._checks = ThreadPoolExecutor(1, thread_name_prefix="health")
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the engine has answered once."""
+        return self._retriever is not None
+
     def open(self) -> Retriever:
         """Return the retriever; connect where that has not been done.
 
@@ -429,6 +434,7 @@ class Backend:
             "modes": modes(retriever.bundle),
             "examples": list(self._examples),
             "dashboard": self._dashboard(),
+            "keeps_log": self.config.log is not None,
         }
 
     def _dashboard(self) -> str | None:

@@ -37,6 +37,19 @@ BudgetMs = Annotated[
 ]
 
 
+PersonId = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=100,
+        description="Who searches, a browser or a person; a log has a keyed hash of it alone.",
+    ),
+]
+
+PERSONAL = frozenset({"query", "q", "client_id", "user_id", "session_id", "message"})
+"""Words of a request that no answer repeats."""
+
+
 class Body(BaseModel):
     """A request body: an unknown key is an error."""
 
@@ -83,6 +96,7 @@ class SearchBody(Body):
     filter: Filter | None = None
     settings: SettingsBody | None = None  # type: ignore[valid-type]  # made from SearchSettings
     budget_ms: BudgetMs | None = None
+    client_id: PersonId | None = None
 
 
 class SimilarBody(Body):
@@ -117,6 +131,55 @@ class ChangeAnswer(BaseModel):
     replaced: int = 0
     unchanged: int = 0
     deleted: int = 0
+
+
+class EventObject(BaseModel):
+    """The hit that an event is about."""
+
+    object_id: Annotated[str, Field(min_length=1, max_length=MAX_QUERY_CHARS)] | int
+
+
+class EventPosition(BaseModel):
+    """Where the hit stood."""
+
+    ordinal: Annotated[int, Field(ge=1, description="Rank of the hit, from 1.")]
+
+
+class EventAttributes(BaseModel):
+    """What an event is about; more is passed over."""
+
+    object: EventObject
+    position: EventPosition | None = None
+    rating: Annotated[int, Field(ge=-1, le=10)] | None = None
+
+
+class EventBody(Body):
+    """An event as User Behavior Insights 1.3 has it; `message` and times are not kept."""
+
+    action_name: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=100,
+            description="click; answers, of a passage that does; rate, with a rating, above 0 for "
+            "an answer; or any other.",
+        ),
+    ]
+    query_id: Annotated[str, Field(max_length=100, description="That /search answered with.")]
+    event_attributes: EventAttributes
+    client_id: PersonId | None = None
+    user_id: PersonId | None = None
+    session_id: PersonId | None = None
+    application: str | None = None
+    timestamp: str | None = None
+    message_type: str | None = None
+    message: str | None = None
+
+
+class EventAnswer(BaseModel):
+    """The event is kept."""
+
+    status: Literal["accepted"]
 
 
 class SegmentAnswer(BaseModel):
@@ -160,6 +223,7 @@ class SearchAnswer(BaseModel):
     skipped: list[str]
     answerable: float | None = None
     read_as: dict[str, str]
+    query_id: str | None = None
 
 
 class SimilarAnswer(BaseModel):
@@ -211,6 +275,7 @@ class CollectionAnswer(BaseModel):
     modes: dict[str, dict[str, JsonValue]]
     examples: list[str]
     dashboard: str | None
+    keeps_log: bool
 
 
 class ErrorDetail(BaseModel):

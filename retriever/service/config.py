@@ -40,6 +40,10 @@ class ServiceConfig:
         examples: queries that the page offers before the first search.
         dashboard: address of Qdrant's dashboard as browsers reach it; by default that of `url`.
         settings: how to search where a request does not say.
+        log: folder for searches and what is done with them; None keeps nothing.
+        log_days: how many days of it are kept.
+        against: another way to search: a settings file, a bundle or a collection.
+        share: of the searches with the service's own settings that are interleaved with it.
     """
 
     name: str
@@ -55,3 +59,7 @@ class ServiceConfig:
     examples: tuple[str, ...] = ()
     dashboard: str | None = None
     settings: SearchSettings = field(default_factory=SearchSettings)
+    log: Path | None = None
+    log_days: int = Field(default=90, ge=1)
+    against: str | None = None
+    share: float = Field(default=0.5, gt=0, le=1)

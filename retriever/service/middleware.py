@@ -258,12 +258,23 @@ class Metrics:
             registry=registry,
         )
 
+        self.log_records = Counter(
+            "retriever_log_records",
+            "Searches and events for the log, written or lost.",
+            ["outcome"],
+            registry=registry,
+        )
+
     def record(self, result: SearchResult) -> None:
         """Count the time of each step of a search."""
         for stage, ms in result.timings_ms.items():
             self.stage_seconds.labels(stage).observe(ms / 1000.0)
         for stage in result.skipped:
             self.skipped.labels(stage).inc()
+
+    def count_records(self, outcome: str, number: int) -> None:
+        """Count records of the log that were written or lost."""
+        self.log_records.labels(outcome).inc(number)
 
     def text(self) -> bytes:
         """Return the metrics in Prometheus' text format."""

@@ -13,12 +13,13 @@ export const rememberKey = (key) => sessionStorage.setItem(KEY, key);
 export const describe = (signal) => ask("collection", undefined, signal);
 export const values = (field) => ask(`fields?${new URLSearchParams({ field, k: 50 })}`);
 export const search = (body, signal) => ask("search", body, signal);
+export const report = (body) => ask("events", body, undefined, true);
 export const similar = (body, signal) => ask("similar", body, signal);
 
-async function ask(path, body, signal) {
+async function ask(path, body, signal, keepalive = false) {
   const key = sessionStorage.getItem(KEY);
   const headers = key ? { Authorization: `Bearer ${key}` } : {};
-  const options = { headers, signal };
+  const options = { headers, signal, keepalive };
   if (body !== undefined) {
     headers["Content-Type"] = "application/json";
     Object.assign(options, { method: "POST", body: JSON.stringify(body) });

@@ -42,6 +42,18 @@ function writeAddress() {
 }
 
 const defaultMode = () => Object.keys(about.modes).at(-1);
+
+// A name for this tab, for a service that keeps a log; it has no other.
+function person() {
+  if (!about.keeps_log) return {};
+  let own = sessionStorage.getItem("two-tower-search tab");
+  if (!own) {
+    own = Array.from(crypto.getRandomValues(new Uint32Array(4)), (n) => n.toString(16)).join("");
+    sessionStorage.setItem("two-tower-search tab", own);
+  }
+  return { client_id: own };
+}
+
 const limits = () => ({ k: Math.min(asked.amount, about.most_hits), filter: asked.filter });
 
 async function run() {
@@ -59,7 +71,7 @@ async function run() {
   const modes = asked.other ? [asked.mode, asked.other] : [asked.mode];
   await attempt(async (signal) => {
     const answers = await Promise.all(modes.map((mode) =>
-      api.search({ query: asked.query, ...limits(), settings: about.modes[mode] }, signal)));
+      api.search({ query: asked.query, ...limits(), settings: about.modes[mode], ...person() }, signal)));
     const words = answers.map((answer, at) =>
       `${modeName(modes[at])}: ${answer.hits.length} hits in ${milliseconds(total(answer.timings_ms))}`);
     show(words.join(" · "), ...answers.map((answer, at) => column({ title: modeName(modes[at]), answer,
@@ -87,6 +99,11 @@ const actions = {
     const condition = ["keyword", "uuid"].includes(about.fields[name]) ? [value] : value;
     asked.filter = { ...asked.filter, [name]: condition };
     run();
+  },
+  // What somebody does with a hit; that it cannot be kept is nobody's problem here.
+  report(action, hit, queryId) {
+    const event_attributes = { object: { object_id: hit.passage_id }, position: { ordinal: hit.rank } };
+    return api.report({ action_name: action, query_id: queryId, event_attributes, ...person() }).then(() => true, () => false);
   },
   similar(hit) {
     const name = hit.title || hit.passage_id;
@@ -249,6 +266,7 @@ async function start() {
     about = await api.describe(signal);
     document.title = `Search ${about.name}`;
     by("name").textContent = about.name;
+    by("kept").hidden = !about.keeps_log;
     by("size").textContent = `${about.passages.toLocaleString("en")} passages`;
     readAddress();
     showControls();

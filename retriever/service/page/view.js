@@ -36,7 +36,7 @@ export function column({ title, answer, other, isSecond, back, about, actions })
   const spans = scoreSpans(answer.hits);
   const ranks = other && new Map(other.hits.map((hit) => [hit.passage_id, hit.rank]));
   const hits = answer.hits.map((hit, at) =>
-    card({ hit, at, spans, badge: moved(hit, ranks, isSecond), about, actions }));
+    card({ hit, at, spans, badge: moved(hit, ranks, isSecond), about, actions, queryId: answer.query_id }));
   const list = hits.length
     ? element("ol", { class: "hits" }, ...hits)
     : element("p", { class: "none" }, "No passage passes. Try other words or fewer filters.");
@@ -82,11 +82,12 @@ function scoreSpans(hits) {
   return spans;
 }
 
-function card({ hit, at, spans, badge, about, actions }) {
+function card({ hit, at, spans, badge, about, actions, queryId }) {
+  const clicked = () => queryId && actions.report("click", hit, queryId);
   const link = safeLink(hit.url);
   const untitled = !hit.marked_title.length;
   const title = untitled ? [`passage ${hit.passage_id}`] : marked(hit.marked_title);
-  const heading = link ? element("a", { href: link, rel: "noreferrer" }, ...title) : element("span", {}, ...title);
+  const heading = link ? element("a", { href: link, rel: "noreferrer", onclick: clicked }, ...title) : element("span", {}, ...title);
   return element("li", {},
     element("article", { class: "hit", tabindex: at ? "-1" : "0", "data-passage": hit.passage_id },
       element("div", { class: "body" },
@@ -96,8 +97,17 @@ function card({ hit, at, spans, badge, about, actions }) {
         element("div", { class: "foot" }, ...fieldButtons(hit, about, actions),
           Object.keys(about.modes).length > 1  // BM25 alone has no neighbours
             ? element("button", { type: "button", class: "quiet", onclick: () => actions.similar(hit) }, "Similar") : null,
-          fullText(hit, about))),
+          queryId ? answers(() => actions.report("answers", hit, queryId)) : null,
+          fullText(hit, about, clicked))),
       bars(hit, spans)));
+}
+
+function answers(report) {
+  const button = element("button", { type: "button", class: "quiet answers", onclick: async () => {
+    button.disabled = true;
+    button.textContent = (await report()) ? "Thank you" : "That could not be kept";
+  } }, "This answers it");
+  return button;
 }
 
 function marked(segments) {
@@ -125,7 +135,7 @@ function fieldButtons(hit, about, actions) {
         onclick: () => actions.filter(name, value) }, element("span", {}, `${name} `), String(value)));
 }
 
-function fullText(hit, about) {
+function fullText(hit, about, opened) {
   const where = element("p", { class: "point" }, "point ", element("code", {}, hit.point_id));
   if (about.dashboard) {
     const link = safeLink(`${about.dashboard}#/collections/${encodeURIComponent(about.collection)}`);
@@ -135,7 +145,8 @@ function fullText(hit, about) {
         onclick: () => navigator.clipboard?.writeText(`id:${hit.point_id}`).catch(() => {}) },
       "Qdrant dashboard ↗"));
   }
-  return element("details", {}, element("summary", {}, "Whole passage"),
+  const once = (event) => event.target.open && opened();
+  return element("details", { ontoggle: once }, element("summary", {}, "Whole passage"),
     element("p", { class: "text" }, hit.text), where);
 }
 

@@ -1,0 +1,1 @@
+"""What people searched and what they did with it: log, click model, comparison."""
