@@ -20,7 +20,7 @@ from page import (
     wait_for_hits,
 )
 from playwright.sync_api import Browser, Page, expect
-from services import Qdrant, Service, load, running_service
+from services import Qdrant, Service, load, running_service, until
 
 
 def test_typing_shows_hits_with_marks_bars_and_times(page: Page, service: Service) -> None:
@@ -178,3 +178,36 @@ def test_the_page_asks_for_the_key(browser: Browser, page_folder: Path, tiny_bun
         assert len(hits(page)) == 10
         expect(page.locator("#key-form")).to_be_hidden()
         page.close()
+
+
+def test_what_answers_is_one_click_away(
+    browser: Browser, qdrant: Qdrant, page_folder: Path, tiny_bundle: Path
+) -> None:
+    """Only where a log is kept, and the page says so; a link, an opened passage are clicks."""
+    log = page_folder / "log"
+
+    def events() -> list[tuple[str, str, int]]:
+        rows = [json.loads(line) for p in log.glob("events-*") for line in p.open()]
+        return [
+            (row["action_name"], about["object"]["object_id"], about["position"]["ordinal"])
+            for row in rows
+            for about in [row["event_attributes"]]
+        ]
+
+    flags = ("--url", qdrant.url, "--log", log)
+    with running_service(page_folder, tiny_bundle, *flags) as service:
+        page = browser.new_page(base_url=service.url)
+        page.goto("/")
+        expect(page.locator("#kept")).to_be_visible()
+        search(page)
+        second = page.locator(".hit").nth(1)
+        passage_id = str(second.get_attribute("data-passage"))
+        second.get_by_text("This answers it").click()
+        expect(second.get_by_text("Thank you")).to_be_disabled()
+        second.get_by_text("Whole passage").click()
+        until(lambda: len(events()) == 2)
+        assert events() == [("answers", passage_id, 2), ("click", passage_id, 2)]
+        page.close()
+        searched = [json.loads(line) for p in log.glob("queries-*") for line in p.open()]
+        assert {row["user_query"] for row in searched} == {QUERY}
+        assert len({row["client_id"] for row in searched}) == 1
