@@ -292,7 +292,8 @@ def test_values_of_fields_are_counted(service: Service, retriever: Retriever) ->
 def test_openapi_describes_what_is_there(service: Service) -> None:
     described = service.get("/openapi.json").json
     assert set(described["paths"]) == {
-        *("/search", "/similar", "/fields", "/passages", "/collection", "/health", "/metrics")
+        *("/search", "/similar", "/events", "/fields", "/passages", "/collection", "/health"),
+        "/metrics",
     }
     answers = described["paths"]["/search"]["post"]["responses"]
     assert {"200", "400", "413", "422", "429", "503", "504"} <= set(answers)

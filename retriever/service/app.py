@@ -371,14 +371,16 @@ class _Unrepeated:
 
     def __repr__(self) -> str:
         value = self._value
-        return f"a text of {len(value)}" if isinstance(value, str) else type(value).__name__
+        return (
+            f"text of {len(value):,} characters" if isinstance(value, str) else type(value).__name__
+        )
 
 
 def _refusal(error: RequestValidationError, body: type[bodies.Body]) -> str:
     """Return in our words what is wrong with a request whose body should be a `body`."""
     first = error.errors()[0]
     place, *path = first["loc"]
-    if PERSONAL.intersection(path):
+    if first["input"] and PERSONAL.intersection(path):
         first = {**first, "input": _Unrepeated(first["input"])}
     if first["type"] == "json_invalid":
         return f"the body is not JSON ({first['ctx']['error']} at character {path[0]})"
