@@ -110,7 +110,7 @@ def test_a_click_goes_to_who_put_the_passage_there() -> None:
 def test_the_ratio_is_the_integral() -> None:
     """The p-value of 9 wins in a row, by a sum over the prior in place of the Beta function."""
     steps = [(i + 0.5) / 20_000 for i in range(20_000)]
-    prior = [(p * (1 - p)) ** 19 for p in steps]
+    prior = [(p * (1 - p)) ** 9 for p in steps]
     mean = sum(w * p**9 for w, p in zip(prior, steps, strict=True)) / sum(prior)
     assert sequential_p([True] * 9) == pytest.approx(0.5**9 / mean, rel=1e-4)
     assert sequential_p([]) == 1.0

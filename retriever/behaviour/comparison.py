@@ -28,8 +28,8 @@ from two_tower.retriever.behaviour.reading import (
     read_searches,
 )
 
-SHAPE = 20.0
-"""Of the Beta distribution: two of three true preferences lie between 42% and 58%."""
+SHAPE = 10.0
+"""Of the Beta distribution: two of three true preferences lie between 39% and 61%."""
 
 ALPHA = 0.05
 

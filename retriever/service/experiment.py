@@ -109,6 +109,7 @@ class Experiment:
             stages_run=own.stages_run,
             skipped=own.skipped,
             answerable=own.answerable,
+            read_as=own.read_as,
             own=_label(retriever.collection, retriever.settings),
             other=_label(f"{self._against} on {other.collection}", other.settings),
             teams=tuple(draft.teams),
