@@ -173,6 +173,11 @@ def test_options_change_what_they_should(embedded: bool) -> None:
     payload = CollectionOptions(on_disk=DiskOptions(payload=False))
     held = of(payload, many, embedded=embedded)
     assert held.memory - plain.memory == pytest.approx(many * POINT.payload)
+    half = of(CollectionOptions(datatype="float16"), many, embedded=embedded)
+    assert plain.disk - half.disk == pytest.approx(many * 2 * sum(POINT.widths), rel=0.01)
+    postings = of(CollectionOptions(on_disk=DiskOptions(bm25=True)), many, embedded=embedded)
+    assert plain.memory - postings.memory == pytest.approx(many * POINT.terms * 7.4)
+    assert of(CollectionOptions(hnsw=HnswOptions(m=0)), many).disk < plain.disk
     scalar = CollectionOptions(quantization=QuantizationOptions(kind="scalar"))
     for change in ("disk", "memory", "restarted"):
         copies = getattr(of(scalar, many, embedded=embedded), change) - getattr(plain, change)

@@ -29,16 +29,17 @@ PASSAGES = make_passages(40)
 MakeData = Callable[..., Dataset]
 FIRST = CollectionOptions(
     distance="dot",
+    datatype="float16",
     hnsw=HnswOptions(m=8, ef_construct=32, above_kb=5000),
     quantization=QuantizationOptions("binary", 2.0),
-    on_disk=DiskOptions(vectors=True, payload=False),
+    on_disk=DiskOptions(vectors=True, payload=False, bm25=True),
     clusters=3,
 )
 SECOND = replace(
     FIRST,
     hnsw=HnswOptions(m=12, ef_construct=64, above_kb=7000),
     quantization=QuantizationOptions("scalar", always_ram=False),
-    on_disk=DiskOptions(vectors=False, payload=True),
+    on_disk=DiskOptions(vectors=False, payload=True, bm25=False),
 )
 
 
@@ -48,7 +49,10 @@ def stored(engine: Engine, collection: str) -> dict[str, Any]:
     vectors = config.params.vectors
     assert isinstance(vectors, dict)
     hnsw, copies = config.hnsw_config, config.quantization_config
+    (sparse,) = (config.params.sparse_vectors or {}).values()
     return {
+        "datatypes": {params.datatype for params in vectors.values()},
+        "bm25 on disk": sparse.index is not None and sparse.index.on_disk,
         "distances": {params.distance for params in vectors.values()},
         "hnsw": (hnsw.m, hnsw.ef_construct),
         "above_kb": config.optimizer_config.indexing_threshold,
@@ -64,6 +68,8 @@ def test_options_are_the_engines_own_and_change_in_place(
     collection = loader.load(engine, data, encoder, name=name, options=FIRST).collection
     two_bits = {"binary": {"always_ram": True, "encoding": "two_bits"}}
     first = {
+        "datatypes": {qm.Datatype.FLOAT16},
+        "bm25 on disk": True,
         "distances": {qm.Distance.DOT},
         "hnsw": (8, 32),
         "above_kb": 5000,
@@ -76,6 +82,8 @@ def test_options_are_the_engines_own_and_change_in_place(
     assert (again.sent, stored(engine, collection)) == (0, first)
     assert loader.load(engine, data, encoder, name=name, options=SECOND).sent == 0
     assert stored(engine, collection) == {
+        "datatypes": {qm.Datatype.FLOAT16},
+        "bm25 on disk": False,
         "distances": {qm.Distance.DOT},
         "hnsw": (12, 64),
         "above_kb": 7000,
@@ -105,6 +113,8 @@ def test_edge_itself_is_given_the_options(
         assert list(config["quantization_config"]) == [options.quantization.kind]
         assert config["vectors"]["pca_8"]["on_disk"] is options.on_disk.vectors
         assert config["vectors"]["pca_8"]["distance"] == "Dot"
+        assert config["vectors"]["pca_8"]["datatype"] == "float16"
+        assert config["sparse_vectors"]["bm25"]["on_disk"] is options.on_disk.bm25
         assert config["on_disk_payload"] is options.on_disk.payload
 
 
@@ -112,6 +122,7 @@ def test_edge_itself_is_given_the_options(
     ("changed", "message"),
     [
         ({"distance": "cosine"}, "has distance dot, the options say cosine"),
+        ({"datatype": "float32"}, "has datatype float16, the options say float32"),
         ({"clusters": 4}, "has clusters 3, the options say 4"),
         ({"shards": 2}, "has shards None, the options say 2"),
         ({"replicas": 2}, "has replicas None, the options say 2"),

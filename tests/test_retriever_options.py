@@ -26,9 +26,10 @@ from two_tower.retriever.search.settings import (
 WHOLE = """
 collection:
   distance: dot
+  datatype: float16
   hnsw: {m: 24, ef_construct: 200, above_kb: 5000}
   quantization: {kind: binary, bits: 1.5, always_ram: false}
-  on_disk: {vectors: true, payload: false}
+  on_disk: {vectors: true, payload: false, bm25: true}
   shards: 6
   replicas: 3
   write_consistency: 2
@@ -50,10 +51,10 @@ def write(folder: Path, text: str) -> Path:
 def test_a_whole_file_is_read(tmp_path: Path) -> None:
     found = read_file(write(tmp_path, WHOLE))
     options = found.collection
-    assert (options.distance, options.clusters) == ("dot", 64)
+    assert (options.distance, options.datatype, options.clusters) == ("dot", "float16", 64)
     assert (options.hnsw.m, options.hnsw.ef_construct, options.hnsw.above_kb) == (24, 200, 5000)
     assert options.quantization == QuantizationOptions("binary", 1.5, always_ram=False)
-    assert options.on_disk == DiskOptions(vectors=True, payload=False)
+    assert options.on_disk == DiskOptions(vectors=True, payload=False, bm25=True)
     assert (options.shards, options.replicas, options.write_consistency) == (6, 3, 2)
     assert options.indexes == {"body": "text", "serial": "none"}
     assert found.search == SearchSettings(
@@ -84,7 +85,8 @@ def test_options_survive_the_metadata(tmp_path: Path) -> None:
         ("collection: {hnsw: {ef_constuct: 1}}", "did you mean collection.hnsw.ef_construct?"),
         ("search: {ann: {nprobe: 1}}", "did you mean search.ann.n_probe?"),
         ("collection: {distance: euclid}", "expected cosine or dot .vectors have length 1"),
-        ("collection: {hnsw: {m: 1}}", "collection.hnsw.m is 1, expected 2 to 256"),
+        ("collection: {hnsw: {m: 1}}", "collection.hnsw.m is 1, expected 2 to 256, or 0"),
+        ("collection: {datatype: int8}", "collection.datatype is 'int8', expected 'float32'"),
         ("collection: {hnsw: {ef_construct: 3}}", "hnsw.ef_construct is 3, expected 4 to 10000"),
         ("collection: {hnsw: {above_kb: 9}}", "hnsw.above_kb is 9, expected 10 to"),
         ("collection: {quantization: {kind: int4}}", "'none' or 'scalar' or 'binary'"),

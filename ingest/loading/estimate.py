@@ -25,14 +25,18 @@ from two_tower.ingest.loading.points import LateEncoder, PassageEncoder
 from two_tower.models.data import Dataset, Passage
 from two_tower.models.text.bm25 import Bm25Config
 from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
-from two_tower.retriever.collection.options import CollectionOptions, indexable_fields
+from two_tower.retriever.collection.options import (
+    VECTOR_BYTES,
+    CollectionOptions,
+    indexable_fields,
+)
 from two_tower.retriever.collection.schema import to_payload
 from two_tower.retriever.engine.protocol import OPTIMIZE_ABOVE
 
 MEASURED = 1000  # passages
 READ = 64  # of these for late interaction: a transformer reads some hundred a second
 
-FLOAT_BYTES = 4
+FLOAT_BYTES = 4  # of a number as it is sent, and in a vector of bm25
 LINK_BYTES = 3  # of a graph, per point, vector and m
 STORED_TERM_BYTES = 11.3  # of bm25, the stored vector
 POSTING_BYTES = 7.4  # of bm25 in an index that is complete, in a segment with graphs
@@ -174,8 +178,9 @@ def _shard_size(
 ) -> tuple[float, float, float]:
     """Return bytes of one copy of one shard: on disk, in memory after a load, after a restart."""
     is_edge, widths = process is EDGE, point.widths
-    vectors = FLOAT_BYTES * points * sum(widths)
-    widest = points * max(FLOAT_BYTES * max(widths, default=0), point.late)
+    number = VECTOR_BYTES[options.datatype]
+    vectors = number * points * sum(widths)
+    widest = points * max(number * max(widths, default=0), point.late)
     names = len(widths) + (point.late > 0)
 
     # Graphs and quantized copies are built in segments above a size alone; small ones are merged.
@@ -196,15 +201,15 @@ def _shard_size(
     # What is in memory whatever happened before; segments with graphs take no more points.
     flags = FLAGS_BYTES * (segments + built) * (names + 2 * point.indexes)
     growing = GROWING_HEAP_BYTES + (GROWING_POSTING_BYTES + STORED_TERM_BYTES) * point.terms
-    complete = HEAP_BYTES + POSTING_BYTES * point.terms
+    complete = HEAP_BYTES + POSTING_BYTES * point.terms * (not options.on_disk.bm25)
     each = (complete if built else growing) + INDEX_BYTES * point.indexes
     each += 0 if options.on_disk.payload else point.payload
     held = flags + log + process.index_bytes * point.indexes + graphs + points * each
 
     # Full vectors that are scanned are mapped a second time. A load touches only the filled part of
     # the vector files, opening reads all of them. Edge cuts the files of built segments to size.
-    scanned = 0.0 if built else FLOAT_BYTES * points * sum(widths[:1])
-    share = FLOAT_BYTES * points / segments / CHUNK_BYTES
+    scanned = 0.0 if built else number * points * sum(widths[:1])
+    share = number * points / segments / CHUNK_BYTES
     whole_files = CHUNK_BYTES * segments * sum(math.ceil(share * width) for width in widths)
     files = vectors if built and is_edge else whole_files
     touched = files if built else vectors + scanned

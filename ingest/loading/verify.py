@@ -31,7 +31,7 @@ from two_tower.retriever.engine.wire import SPARSE, AnyPoint, Point, batches
 from two_tower.retriever.errors import CollectionMismatch, VerificationFailed
 
 # The engine normalises once more, and a batch of another size may round otherwise.
-TOLERANCE = 1e-4
+TOLERANCE = {"float32": 1e-4, "float16": 5e-4}
 LATE_TOLERANCE = 2.0  # bytes: another processor may round a number, and then another, the other way
 COMPARED = 64  # passages, in full
 MEND = "run ingest load again, or ingest verify with --repair"
@@ -126,7 +126,8 @@ def verify(
         )
     consistency = agreement(engine, collection)
     points = PointMaker(encoder, metadata).make(sample)
-    for point, reason in _wrong_points(engine, collection, points, consistency):
+    datatype = metadata.options.datatype
+    for point, reason in _wrong_points(engine, collection, points, consistency, datatype=datatype):
         raise VerificationFailed(
             f"collection {collection!r}, passage {point.payload['passage_id']!r}: {reason}; "
             f"run: ingest verify {collection} --data DATA --bundle BUNDLE --repair"
@@ -149,11 +150,12 @@ def repair(
     """
     metadata, dataset = _require_origin(engine, collection, dataset, encoder)
     maker, patient = PointMaker(encoder, metadata), engine.with_retry()
-    sent = 0
+    sent, datatype = 0, metadata.options.datatype
     passages = progress(dataset.passages(), label="Repairing", total=dataset.passage_count)
     for chunk in chunks(passages):
         consistency = agreement(engine, collection)
-        compared = _wrong_points(engine, collection, maker.make(chunk), consistency)
+        points = maker.make(chunk)
+        compared = _wrong_points(engine, collection, points, consistency, datatype=datatype)
         wrong = [point for point, _ in compared]
         for batch in batches(wrong):
             patient.upsert(collection, batch, wait=True)
@@ -201,6 +203,8 @@ def _wrong_points(
     collection: str,
     expected: Iterable[Point],
     consistency: qm.ReadConsistencyType | None,
+    *,
+    datatype: str,
 ) -> Iterator[tuple[Point, str]]:
     """Yield the points that differ from the stored ones on any replica, and why."""
     for part in chunks(expected, POINTS_PER_PAGE):
@@ -213,12 +217,15 @@ def _wrong_points(
         )
         stored = {str(record.id): record for record in records}
         for point in part:
-            if reason := difference(stored.get(str(point.id)), point):
+            if reason := difference(stored.get(str(point.id)), point, datatype=datatype):
                 yield point, reason
 
 
-def difference(record: qm.Record | None, point: AnyPoint) -> str:
-    """Return how a stored point differs from the right one; empty where they are equal."""
+def difference(record: qm.Record | None, point: AnyPoint, *, datatype: str = "float32") -> str:
+    """Return how a stored point differs from the right one; empty where they are equal.
+
+    `datatype` is that of the stored vectors, as in `CollectionOptions`.
+    """
     if record is None:
         return "it is missing, or replicas differ in it"
     if not _same_json(record.payload, point.payload):
@@ -229,7 +236,7 @@ def difference(record: qm.Record | None, point: AnyPoint) -> str:
         return f"it has vectors {sorted(stored)}, expected {sorted(expected)}"
     for name, vector in expected.items():
         distance = _largest_difference(stored[name], vector)
-        tolerance = LATE_TOLERANCE if name == LATE else TOLERANCE
+        tolerance = LATE_TOLERANCE if name == LATE else TOLERANCE[datatype]
         if distance > tolerance:
             return (
                 f"vector {name!r} differs by {distance:.2g} from what this bundle gives, "

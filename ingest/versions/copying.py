@@ -192,8 +192,9 @@ def _verify(source: Engine, target: Engine, collection: str, total: int) -> int:
         for engine in (source, target)
     )
     by_id = {str(record.id): record for record in copies}
+    datatype = read_metadata(target, collection).options.datatype
     for record in originals:
-        if difference(by_id.get(str(record.id)), record):
+        if difference(by_id.get(str(record.id)), record, datatype=datatype):
             raise VerificationFailed(
                 f"the copy of {collection!r} has point {record.id} with the right content hash "
                 f"but other vectors or payload; drop it there with ingest drop {collection}, and "

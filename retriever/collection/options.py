@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 IndexKind = Literal["keyword", "integer", "float", "bool", "datetime", "text", "none"]
 
 DISTANCES = {"cosine": qm.Distance.COSINE, "dot": qm.Distance.DOT}
+DATATYPES = {"float32": qm.Datatype.FLOAT32, "float16": qm.Datatype.FLOAT16}
+VECTOR_BYTES = {"float32": 4, "float16": 2}  # of a number
 ENCODINGS = {
     1.0: qm.BinaryQuantizationEncoding.ONE_BIT,
     1.5: qm.BinaryQuantizationEncoding.ONE_AND_HALF_BITS,
@@ -37,15 +39,20 @@ class HnswOptions:
     Hierarchical Navigable Small World Graphs", 2018.
 
     Attributes:
-        m: edges per point; more find more, and take 8 bytes each per point and vector.
+        m: edges per point; more find more, and take 8 bytes each per point and vector. 0 for no
+            graph: vectors are scanned, or their quantized copies.
         ef_construct: candidates per point while the graph is built; more find more, built slower.
         above_kb: segments with more kB of one vector than this get a graph and quantized copies;
             smaller ones are scanned, and so is what a filter leaves less than 10,000 kB of.
     """
 
-    m: int = Field(default=16, ge=2, le=256)
+    m: int = Field(default=16, ge=0, le=256)
     ef_construct: int = Field(default=100, ge=4, le=10_000)
     above_kb: int = Field(default=20_000, ge=10, le=100_000_000)
+
+    def __post_init__(self) -> None:
+        if self.m == 1:
+            raise ConfigError("collection.hnsw.m is 1, expected 2 to 256, or 0 for no graph")
 
 
 @configuration("collection.quantization")
@@ -94,10 +101,12 @@ class DiskOptions:
     Attributes:
         vectors: the dense vectors.
         payload: titles, texts and the other fields.
+        bm25: the postings of BM25.
     """
 
     vectors: bool = False
     payload: bool = True
+    bm25: bool = False
 
 
 @configuration("collection.expansion")
@@ -123,6 +132,8 @@ class CollectionOptions:
         distance: `cosine`, or `dot`: the same for vectors of length 1, which these are, and kept
             by the engine as sent. Euclidean distance would give the same order again, in a unit
             that cannot be added to BM25, and is not offered.
+        datatype: of the dense vectors' numbers: float32, or float16 in half the room, which is
+            exact to three digits.
         hnsw: see `HnswOptions`.
         quantization: see `QuantizationOptions`.
         on_disk: see `DiskOptions`.
@@ -137,6 +148,7 @@ class CollectionOptions:
     """
 
     distance: str = "cosine"
+    datatype: Literal["float32", "float16"] = "float32"
     hnsw: HnswOptions = field(default_factory=HnswOptions)
     quantization: QuantizationOptions = field(default_factory=QuantizationOptions)
     on_disk: DiskOptions = field(default_factory=DiskOptions)
@@ -185,11 +197,16 @@ class CollectionOptions:
             "write_consistency_factor": self.write_consistency,
         }
 
-    def changes(self, vectors: Mapping[str, qm.VectorParams]) -> dict[str, Any]:
+    def changes(
+        self,
+        vectors: Mapping[str, qm.VectorParams],
+        sparse_vectors: Mapping[str, qm.SparseVectorParams],
+    ) -> dict[str, Any]:
         """Arguments of the engine's `update_collection` for all that it can change in place."""
         on_disk = qm.VectorParamsDiff(on_disk=self.on_disk.vectors)
         return {
             "vectors_config": dict.fromkeys(vectors, on_disk),
+            "sparse_vectors_config": sparse_vectors,
             "hnsw_config": self._graph,
             "quantization_config": self.quantization.config or qm.Disabled.DISABLED,
             "optimizers_config": self._optimizers,
@@ -224,7 +241,7 @@ class CollectionOptions:
         return from_mapping(cls, stored, where="collection.")
 
 
-FIXED = ("distance", "shards", "replicas", "late", "clusters", "expansion")
+FIXED = ("distance", "datatype", "shards", "replicas", "late", "clusters", "expansion")
 """What a collection keeps for life; all the rest the engine changes in place."""
 
 

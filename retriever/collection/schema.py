@@ -24,7 +24,12 @@ from qdrant_client import models as qm
 
 from two_tower.models.data import Passage
 from two_tower.models.errors import ConfigError, DataError
-from two_tower.retriever.collection.options import DISTANCES, TEXT_INDEX, CollectionOptions
+from two_tower.retriever.collection.options import (
+    DATATYPES,
+    DISTANCES,
+    TEXT_INDEX,
+    CollectionOptions,
+)
 from two_tower.retriever.errors import CollectionMismatch
 
 if TYPE_CHECKING:
@@ -148,9 +153,15 @@ class CollectionSchema:
     @property
     def dense_config(self) -> dict[str, qm.VectorParams]:
         """Dense vectors, all compared and stored alike."""
-        distance, on_disk = DISTANCES[self.options.distance], self.options.on_disk.vectors
+        options = self.options
+        datatype = None if options.datatype == "float32" else DATATYPES[options.datatype]
         return {
-            name: qm.VectorParams(size=width, distance=distance, on_disk=on_disk)
+            name: qm.VectorParams(
+                size=width,
+                distance=DISTANCES[options.distance],
+                on_disk=options.on_disk.vectors,
+                datatype=datatype,
+            )
             for name, width in self.widths.items()
         }
 
@@ -172,7 +183,8 @@ class CollectionSchema:
     @property
     def sparse_vectors_config(self) -> dict[str, qm.SparseVectorParams]:
         """BM25 with the IDF applied by the engine."""
-        return {BM25: qm.SparseVectorParams(modifier=qm.Modifier.IDF)}
+        index = qm.SparseIndexParams(on_disk=self.options.on_disk.bm25)
+        return {BM25: qm.SparseVectorParams(modifier=qm.Modifier.IDF, index=index)}
 
     @property
     def payload_indexes(self) -> "dict[str, PayloadIndex]":

@@ -58,6 +58,7 @@ class Description(BaseModel):
         for name, diff in changes.pop("vectors_config", {}).items():
             allow_only(diff, "on_disk")
             vectors[name] = vectors[name].model_copy(update=_values(diff))
+        sparse_vectors = dict(self.sparse_vectors) | changes.pop("sparse_vectors_config", {})
         if (params := changes.pop("collection_params", None)) is not None:
             allow_only(params, "on_disk_payload", *SINGLE)
             changes |= _values(params)
@@ -74,7 +75,8 @@ class Description(BaseModel):
                 changes[name] = None
             elif name == "quantization_config" and not isinstance(value, QUANTIZATIONS):
                 raise unsupported(value)
-        return Description(**dict(self) | {"vectors": vectors} | changes)
+        named = {"vectors": vectors, "sparse_vectors": sparse_vectors}
+        return Description(**dict(self) | named | changes)
 
     def to_edge(self) -> edge.EdgeConfig:
         """Return the configuration of a shard with its write-ahead log on.
@@ -85,9 +87,13 @@ class Description(BaseModel):
         vectors = {name: _edge_vector(dense) for name, dense in self.vectors.items()}
         sparse_vectors = {}
         for name, sparse in self.sparse_vectors.items():
-            allow_only(sparse, "modifier")
+            allow_only(sparse, "modifier", "index")
             idf = edge.Modifier.Idf if sparse.modifier is qm.Modifier.IDF else None
-            sparse_vectors[name] = edge.EdgeSparseVectorParams(modifier=idf)
+            on_disk = None
+            if sparse.index is not None:
+                allow_only(sparse.index, "on_disk")
+                on_disk = sparse.index.on_disk
+            sparse_vectors[name] = edge.EdgeSparseVectorParams(modifier=idf, on_disk=on_disk)
         hnsw = optimizers = None
         if self.hnsw_config:
             hnsw = _edge_graph(self.hnsw_config)

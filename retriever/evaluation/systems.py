@@ -16,7 +16,7 @@ from two_tower.models.progress import progress, working
 from two_tower.models.text.bm25 import Bm25Config
 from two_tower.models.vectors import Float64Array
 from two_tower.retriever.collection.bm25_vectors import Bm25Encoder, EngineAnalyzer
-from two_tower.retriever.collection.options import CollectionOptions
+from two_tower.retriever.collection.options import VECTOR_BYTES, CollectionOptions
 from two_tower.retriever.collection.schema import BM25, DENSE, LATE
 from two_tower.retriever.evaluation.measures import DEPTH
 from two_tower.retriever.evaluation.trec import read_run
@@ -35,15 +35,13 @@ ESCALATE_BELOW = 0.8
 
 SAMPLE = 1000
 
-FLOAT_BYTES = 4
-
 POSTING_BYTES = 8
 
 SIZE_NOTE = (
     "index MB is computed, for what a system holds in memory: "
-    f"{FLOAT_BYTES} bytes per dimension of vectors that are not on disk and what quantized copies "
-    f"add, {POSTING_BYTES} per BM25 posting (counted on up to {SAMPLE:,} passages), without graphs "
-    "and payloads; tfidf is its matrix"
+    "4 bytes per dimension (2 for float16) of vectors that are not on disk and what quantized "
+    f"copies add, {POSTING_BYTES} per BM25 posting (counted on up to {SAMPLE:,} passages), without "
+    "graphs and payloads; tfidf is its matrix"
 )
 
 _NEEDS = {
@@ -285,8 +283,9 @@ def index_mb(
     names = searched_vectors(search) | ({DENSE} if search.rerank else set())
     widths = retriever.metadata.schema.widths
     dimensions = sum(widths[name] for name in names if name in widths)
-    per_passage = dimensions * bytes_per_dimension(options or retriever.metadata.options)
-    if BM25 in names:
+    options = options or retriever.metadata.options
+    per_passage = dimensions * bytes_per_dimension(options)
+    if BM25 in names and not options.on_disk.bm25:
         if posting_bytes is None:
             posting_bytes = count_posting_bytes(retriever)
         per_passage += posting_bytes
@@ -305,7 +304,8 @@ def bytes_per_dimension(options: CollectionOptions) -> float:
     """Return what one dimension of one dense vector takes in memory, quantized copy included."""
     kind, bits = options.quantization.kind, options.quantization.bits
     copies = {"none": 0.0, "scalar": 1.0, "binary": bits / 8}
-    return (0 if options.on_disk.vectors else FLOAT_BYTES) + copies[kind]
+    vectors = 0 if options.on_disk.vectors else VECTOR_BYTES[options.datatype]
+    return vectors + copies[kind]
 
 
 def tfidf_ranker(passages: Sequence[Passage]) -> Ranker:
