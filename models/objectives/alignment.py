@@ -66,7 +66,7 @@ class AlignConfig:
         temperature: of both similarity distributions.
     """
 
-    spans: int = Field(default=200_000, ge=1)
+    spans: int = Field(default=600_000, ge=1)
     epochs: int = Field(default=6, ge=0)
     query_epochs: int = Field(default=3, ge=0)
     batch_size: int = Field(default=1024, ge=2)
