@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what type checkers and editors follow
     from two_tower.ingest.changes.collection import Collection as Collection
+    from two_tower.ingest.generation.generate import GenerationConfig as GenerationConfig
+    from two_tower.ingest.generation.run import generate as generate
+    from two_tower.ingest.judging.run import judge as judge
     from two_tower.ingest.loading.loader import load as load
     from two_tower.ingest.loading.verify import verify as verify
     from two_tower.ingest.sources.prepare import prepare as prepare
@@ -48,6 +51,7 @@ _MODULES = {  # where the same names are at run time, imported at first use
     "Collection": "two_tower.ingest.changes.collection",
     "CollectionOptions": "two_tower.retriever.collection.options",
     "Dataset": "two_tower.models.data",
+    "GenerationConfig": "two_tower.ingest.generation.generate",
     "Hit": "two_tower.retriever.records",
     "ModelBundle": "two_tower.models.bundle.bundle",
     "Passage": "two_tower.models.data",
@@ -59,6 +63,8 @@ _MODULES = {  # where the same names are at run time, imported at first use
     "copy": "two_tower.ingest.versions.copying",
     "drop": "two_tower.ingest.versions.versions",
     "evaluate": "two_tower.retriever.evaluation.run",
+    "generate": "two_tower.ingest.generation.run",
+    "judge": "two_tower.ingest.judging.run",
     "load": "two_tower.ingest.loading.loader",
     "prepare": "two_tower.ingest.sources.prepare",
     "promote": "two_tower.ingest.versions.versions",

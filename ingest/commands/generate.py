@@ -71,15 +71,12 @@ def generate(
     command again after a kill or an error, and nothing is asked twice. The service's key is read
     from TWO_TOWER_API_KEY.
     """
-    from two_tower.ingest.dataset.folder import require_free
     from two_tower.ingest.generation.generate import GenerationConfig, estimate
-    from two_tower.ingest.generation.generate import generate as generate_queries
     from two_tower.ingest.generation.prompt import read_prompt
-    from two_tower.models.bundle.bundle import ModelBundle
+    from two_tower.ingest.generation.run import generate as run_generation
     from two_tower.models.data import Dataset
     from two_tower.models.endpoint.answer_cache import CachedModel
     from two_tower.models.endpoint.language_model import LanguageModel
-    from two_tower.retriever.collection.bm25_vectors import EngineAnalyzer
 
     config = GenerationConfig(
         per_passage=per_passage,
@@ -90,27 +87,25 @@ def generate(
         max_tokens=max_tokens,
         seed=seed,
     )
-    read, dataset = read_prompt(prompt), Dataset.open(data)
-    with CachedModel(LanguageModel(llm, model)) as writer:
-        if dry_run:
-            typer.echo(estimate(dataset, read, writer, config))
-            return
-        require_free(out.resolve(), overwrite=force)
-        report = generate_queries(
-            dataset,
-            out,
-            prompt=read,
-            model=writer,
-            config=config,
-            analyzer=EngineAnalyzer(),
-            bundle=ModelBundle.load(bundle) if bundle else None,
-            at_once=at_once,
-            table=table,
-            overwrite=force,
-        )
-        print_pairs([*report.pairs(), ("DATA", str(out))], width=NAMES_WIDTH)
-        note(f"the queries are those of {model} by {writer.model.path}, not of people")
-        if not report.kept:
-            say("Warning: no query is left; look at what falls with --round-trip 0 and --csv FILE")
+    if dry_run:
+        with CachedModel(LanguageModel(llm, model)) as writer:
+            typer.echo(estimate(Dataset.open(data), read_prompt(prompt), writer, config))
+        return
+    report = run_generation(
+        data,
+        out,
+        llm=llm,
+        model=model,
+        prompt=prompt,
+        config=config,
+        bundle=bundle,
+        at_once=at_once,
+        table=table,
+        overwrite=force,
+    )
+    print_pairs([*report.pairs(), ("DATA", str(out))], width=NAMES_WIDTH)
+    note(f"the queries are those of {model}, not of people")
     if report.kept:
         name_next("models", "train", out, "--out", "BUNDLE")
+    else:
+        say("Warning: no query is left; look at what falls with --round-trip 0 and --csv FILE")

@@ -1,6 +1,7 @@
 """`ingest judge`: grades by a language model for queries that nobody judged."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,18 +9,12 @@ import typer
 
 from two_tower.models.console import name_next, note, print_pairs, say
 from two_tower.models.errors import ConfigError
-from two_tower.models.progress import progress
 from two_tower.retriever.commands.flags import Bundle, Path_, Url, at, opened_engine
 
 if TYPE_CHECKING:
-    from two_tower.models.data import Dataset, Qrel, Query
-    from two_tower.retriever.engine.protocol import Engine
-    from two_tower.retriever.evaluation.measures import Rankings
     from two_tower.retriever.search.retriever import Retriever
 
 NAMES_WIDTH = 14
-
-BATCH = 64
 
 Runs = Annotated[
     list[Path] | None,
@@ -89,32 +84,27 @@ def judge(
     from TWO_TOWER_API_KEY.
     """
     from two_tower.ingest.dataset.folder import require_free
-    from two_tower.ingest.judging.judge import Judge, find_questions
-    from two_tower.ingest.judging.prompt import read_grade_prompt
+    from two_tower.ingest.judging.run import open_judge
     from two_tower.models.data import Dataset
     from two_tower.models.endpoint.answer_cache import CachedModel
     from two_tower.models.endpoint.language_model import LanguageModel
-    from two_tower.retriever.evaluation.trec import read_run
 
-    if not runs and collection is None:
-        raise ConfigError("nothing ranks passages; add --collection NAME, or --run FILE")
     if systems and collection is None:
         raise ConfigError("--systems needs --collection, whose systems they are")
-    dataset, read = Dataset.open(data), read_grade_prompt(prompt)
     if not dry_run:
         require_free(out.resolve(), overwrite=force)
-    questions = find_questions(dataset, _people(dataset, check))
-    merged = dataset.merged_ids()
-    rankings: dict[str, Rankings] = {
-        file.stem: read_run(file, merged=merged) for file in runs or []
-    }
     with CachedModel(LanguageModel(llm, model)) as judging:
-        if collection is not None:
-            with opened_engine(url, path) as engine:
-                retriever = _opened(engine, collection, bundle)
-                asked = [*questions.queries, *questions.checked]
-                rankings |= _rankings(retriever, systems, asked, depth=depth)
-        run = Judge(dataset, questions, rankings, model=judging, prompt=read, depth=depth)
+        with _opened(collection, bundle, url, path) as retriever:
+            run = open_judge(
+                Dataset.open(data),
+                judging,
+                retriever=retriever,
+                systems=None if systems is None else [name.strip() for name in systems.split(",")],
+                runs=runs or [],
+                check=check,
+                prompt=prompt,
+                depth=depth,
+            )
         if dry_run:
             typer.echo(run.estimate())
             return
@@ -127,44 +117,18 @@ def judge(
     name_next("retriever", "evaluate", name, out, "--out", "REPORT", *at(url, path))
 
 
-def _people(dataset: "Dataset", check: str | None) -> "list[Qrel]":
-    """Return the judgements of people that `--check` names."""
-    from two_tower.ingest.judging.judge import read_people
-
-    if check is None:
-        return []
-    if check in dataset.splits:
-        return dataset.qrels(check)
-    merged = dataset.merged_ids()
-    people = read_people(Path(check))
-    return [q._replace(passage_id=merged.get(q.passage_id, q.passage_id)) for q in people]
-
-
-def _opened(engine: "Engine", name: str, bundle: Path | None) -> "Retriever":
+@contextmanager
+def _opened(
+    name: str | None, bundle: Path | None, url: str | None, path: Path | None
+) -> "Iterator[Retriever | None]":
+    """Open a collection while its systems rank; nothing where none is named."""
+    if name is None:
+        yield None
+        return
     from two_tower.retriever.search.bundles import find_bundle, load_bundle
     from two_tower.retriever.search.retriever import Retriever
     from two_tower.retriever.search.settings import SearchSettings
 
-    loaded = load_bundle(bundle) or find_bundle(engine, name)
-    return Retriever(engine, name, loaded, settings=SearchSettings())
-
-
-def _rankings(
-    retriever: "Retriever", systems: str | None, queries: "Sequence[Query]", *, depth: int
-) -> "Mapping[str, Rankings]":
-    """Let the systems of a collection rank."""
-    from two_tower.retriever.evaluation.systems import choose_systems, read_ahead
-
-    names = None if systems is None else [system.strip() for system in systems.split(",")]
-    chosen = choose_systems(retriever, names, others={})
-    read_ahead(retriever, queries)
-    batches = [queries[start : start + BATCH] for start in range(0, len(queries), BATCH)]
-    rankings = {}
-    for system in chosen:
-        rank = system.start().rank
-        rankings[system.name] = {
-            query.query_id: ids
-            for batch in progress(batches, label=system.name)
-            for query, ids in zip(batch, rank(batch, min(depth, retriever.size)), strict=True)
-        }
-    return rankings
+    with opened_engine(url, path) as engine:
+        loaded = load_bundle(bundle) or find_bundle(engine, name)
+        yield Retriever(engine, name, loaded, settings=SearchSettings())

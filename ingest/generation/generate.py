@@ -148,7 +148,7 @@ class Report:
 def estimate(
     data: Dataset, prompt: Prompt, model: CachedModel, config: GenerationConfig
 ) -> Estimate:
-    """Return what `generate` would ask."""
+    """Return what `generate_queries` would ask."""
     drawn = draw(data.passages(), at_most=config.at_most, seed=config.seed)
     calls = chars = 0
     for passage in _drawn(data, drawn):
@@ -159,7 +159,7 @@ def estimate(
     return Estimate(len(drawn.passage_ids), calls, chars // CHARS_PER_TOKEN, answers)
 
 
-def generate(
+def generate_queries(
     data: Dataset,
     out: Path,
     *,
