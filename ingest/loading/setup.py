@@ -188,7 +188,7 @@ def _change(
     changed = replace(metadata, options=options)
     engine.update_collection(
         collection,
-        **options.changes(changed.schema.dense_config, changed.schema.sparse_vectors_config),
+        **changed.schema.changes,
         metadata={"options": options.to_dict()},
     )
     log.info("%s now has %s", collection, ", ".join(changes))

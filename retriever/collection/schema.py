@@ -206,6 +206,11 @@ class CollectionSchema:
             **self.options.creation,
         }
 
+    @property
+    def changes(self) -> dict[str, Any]:
+        """Arguments of the engine's `update_collection` for all that it can change in place."""
+        return self.options.changes(self.dense_config, self.sparse_vectors_config)
+
     def require(self, info: qm.CollectionInfo, *, collection: str) -> None:
         """Check that a collection has these vectors.
 

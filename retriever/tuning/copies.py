@@ -100,8 +100,8 @@ class TemporaryCopy:
             self._engine.batch_update_points(name, [operation])
         centroids = self._centroids[clusters].pack() if clusters else ""
         metadata = {"options": options.to_dict(), "centroids": centroids, OWNER: _owner()}
-        changes = on_one_node(options).changes(self._metadata.schema.dense_config)
-        self._engine.update_collection(name, **changes, metadata=metadata)
+        schema = replace(self._metadata, options=on_one_node(options)).schema
+        self._engine.update_collection(name, **schema.changes, metadata=metadata)
         if not self._engine.optimize(name):
             wait_until_green(self._engine, name)
         return Retriever(self._engine, name, self._source.bundle, settings=SearchSettings())
