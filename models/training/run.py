@@ -15,12 +15,7 @@ from safetensors.numpy import save as save_arrays
 from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.bundle.card import make_card
 from two_tower.models.bundle.encoders import OnnxEncoder
-from two_tower.models.bundle.files import (
-    DOCUMENTS,
-    TOKENIZER,
-    TOWERS,
-    check_target,
-)
+from two_tower.models.bundle.files import DOCUMENTS, TOKENIZER, TOWERS, check_target
 from two_tower.models.bundle.reduction import fit_reduction
 from two_tower.models.cache import cache_folder
 from two_tower.models.data import Dataset
