@@ -3,8 +3,8 @@
 That a hit answers is learnt from the judgements of the first 50 candidates, each as important as
 the inverse of its rank: people act on the first ones. That anything answers
 is learnt from two kinds of queries: the judged ones, which have an answer, and made ones, which
-have none: words that were each drawn from another passage, as many as a judged query has or 2 to
-12, and words of random letters. Each kind has half of the weight.
+have none: 4 to 12 words that were each drawn from another passage, and words of random letters.
+Each kind has half of the weight.
 """
 
 import math
@@ -40,7 +40,7 @@ MOST_QUERIES = 1000
 
 MIXED_QUERIES, LETTER_QUERIES = 200, 100
 
-MIXED_WORDS, LETTER_WORDS, LETTERS = (2, 12), (1, 4), (3, 10)
+MIXED_WORDS, LETTER_WORDS, LETTERS = (4, 12), (1, 4), (3, 10)
 
 UNLIKELY = 0.2
 
@@ -114,7 +114,7 @@ def store_chances(
     answers = {(qrel.query_id, qrel.passage_id) for qrel in qrels if qrel.relevance > 0}
     rng = np.random.default_rng(SEED)
     judged = [queries[row] for row in np.sort(rng.permutation(len(queries))[:MOST_QUERIES])]
-    ways = read_ways(fresh, judged, made_queries(fresh, judged, rng=rng), answers=answers)
+    ways = read_ways(fresh, judged, made_queries(fresh, rng=rng), answers=answers)
     if ways[0].relevant.any(axis=1).sum() < FEWEST_QUERIES:
         return None
     hybrid, *crossed = [fitted(way, len(judged)) for way in ways]
@@ -148,16 +148,12 @@ def read_ways(
     return ways
 
 
-def made_queries(
-    retriever: Retriever, judged: Sequence[Query], *, rng: np.random.Generator
-) -> list[str]:
+def made_queries(retriever: Retriever, *, rng: np.random.Generator) -> list[str]:
     """Return queries that no passage answers."""
     passages = [words for p in scanned_passages(retriever) if (words := p.text.split())]
-    lengths = [len(query.text.split()) for query in judged]
     made = []
-    for number in range(MIXED_QUERIES):
-        size = lengths[rng.integers(len(lengths))] if number % 2 else _between(rng, MIXED_WORDS)
-        texts = [passages[row] for row in rng.integers(len(passages), size=size)]
+    for _ in range(MIXED_QUERIES):
+        texts = [passages[n] for n in rng.integers(len(passages), size=_between(rng, MIXED_WORDS))]
         made.append(" ".join(words[rng.integers(len(words))] for words in texts))
     letters = list(string.ascii_lowercase)
     for _ in range(LETTER_QUERIES):

@@ -51,8 +51,8 @@ def main() -> None:
     foreign = [query for folder in args.foreign for query in drawn(folder, rng)]
     answers = {(qrel.query_id, qrel.passage_id) for qrel in qrels if qrel.relevance > 0}
     with Retriever.open(args.name, bundle=args.bundle, path=args.path) as retriever:
-        made = made_queries(retriever, queries, rng=rng)
-        letters = made_queries(retriever, queries, rng=rng)[-FOREIGN:]
+        made = made_queries(retriever, rng=rng)
+        letters = made_queries(retriever, rng=rng)[-FOREIGN:]
         others = [*made, *foreign, *letters]
         ways = read_ways(retriever, queries, others, answers=answers)
         weight = retriever.fusion.hybrid.tower if retriever.fusion else 0.0
