@@ -278,13 +278,14 @@ def mine(
         from two_tower.models.objectives.distillation import score_pairs
 
         scorer = PairScorer(teacher, partial(score_pairs, teacher, url=teacher_url))
+    dataset, towers = Dataset.open(data), ModelBundle.load(bundle) if bundle else None
     counts = mine_file(
-        Dataset.open(data),
+        dataset,
         out,
         split=split,
         config=config,
-        analyzer=engine_analyzer(),
-        bundle=ModelBundle.load(bundle) if bundle else None,
+        analyzer=engine_analyzer(dataset.language, towers),
+        bundle=towers,
         teacher=scorer,
     )
     typer.echo("\n".join(report_lines(counts)))
@@ -332,7 +333,7 @@ def sweep(
         out.resolve(),
         plan(base, read_space(space), trials=trials, seed=seed, content_hash=content_hash),
         metric=metric,
-        analyzer=engine_analyzer(),
+        analyzer=engine_analyzer(dataset.language),
         options=options,
         notify=note,
     )

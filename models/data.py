@@ -22,6 +22,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from two_tower.models.errors import DataError
 from two_tower.models.files import require_plain
+from two_tower.models.language import ENGLISH
 from two_tower.models.parquet import rows_at_once
 from two_tower.models.storable import storage_fault
 
@@ -71,6 +72,7 @@ class _Manifest(BaseModel):
     """What readers rely on in manifest.json."""
 
     content_hash: str
+    language: str = ENGLISH
     counts: _Counts
     source: dict[str, Any] = {}
     fields: dict[str, _Census] = Field({}, max_length=MOST_FIELDS)
@@ -154,6 +156,11 @@ class Dataset:
     def content_hash(self) -> str:
         """Hash of passages, queries and qrels, as `ingest prepare` computed it."""
         return str(self.manifest["content_hash"])
+
+    @property
+    def language(self) -> str:
+        """What BM25 takes the texts for: see `Bm25Config.language`."""
+        return str(self.manifest.get("language", ENGLISH))
 
     @property
     def passage_count(self) -> int:

@@ -305,10 +305,10 @@ def write_data(path: Path, passages: Iterable[Passage]) -> Dataset:
     return Dataset.open(path)
 
 
-def make_bundle(path: Path, *, seed: int = 0) -> Path:
+def make_bundle(path: Path, *, seed: int = 0, texts: Iterable[str] = ()) -> Path:
     """Save a real bundle with random token vectors: quick, for tests that need no learning."""
     config = TokenizerConfig(vocab_size=1000)
-    texts = [passage.content for passage in make_passages(200)]
+    texts = [*texts] or [passage.content for passage in make_passages(200)]
     tokenizer = Tokenizer.train(texts, config, seed=0)
     random = np.random.default_rng(seed)
     vectors = random.standard_normal((tokenizer.vocab_size, 24)).astype(np.float32)

@@ -138,3 +138,10 @@ def test_flags_that_do_not_fit_are_refused_in_one_line(documents: Path, tmp_path
         assert message in done.stderr
         assert done.stderr.count("\n") == 1
     assert not (tmp_path / "data").exists()
+
+
+def test_texts_without_spaces_are_cut_by_their_characters() -> None:
+    text = "時刻を設定する。現在の時刻を表示する。端末を調べる。"  # 8, 11 and 7 characters
+    pieces = split_text(text, SplitConfig(12))
+    assert pieces == ["時刻を設定する。", "現在の時刻を表示する。", "端末を調べる。"]
+    assert split_text("a bc 時刻", SplitConfig(3, 1)) == ["a bc 時", "時刻"]

@@ -67,6 +67,17 @@ QueriesFile = Annotated[
     ),
 ]
 
+Language = Annotated[
+    str | None,
+    typer.Option(
+        help="Of the texts: whose stop words and stems BM25 knows (german, french, russian, …). "
+        "none: words as they stand. pieces: those of the bundle's tokenizer, for texts without "
+        "spaces.",
+        show_default="english",
+        metavar="NAME",
+    ),
+]
+
 PassageWords = Annotated[
     int | None,
     typer.Option(
@@ -117,6 +128,7 @@ def prepare(
     limit: Limit = None,
     packages: Packages = None,
     whole: Whole = False,
+    language: Language = None,
     passage_words: PassageWords = None,
     overlap_words: OverlapWords = 0,
     merge: Merge = False,
@@ -152,6 +164,7 @@ def prepare(
         limit=limit,
         packages=None if packages is None else [name.strip() for name in packages.split(",")],
         whole=whole,
+        language=language,
         passage_words=passage_words,
         overlap_words=overlap_words,
         merge=merge,

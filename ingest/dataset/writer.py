@@ -25,6 +25,7 @@ from two_tower.ingest.dataset.folder import MANIFEST, data_folder, require_free
 from two_tower.ingest.dataset.ledger import Ledger
 from two_tower.models.data import DATA_FORMAT, PASSAGES, QRELS, QUERIES, Passage, Qrel, Query
 from two_tower.models.errors import DataError
+from two_tower.models.language import ENGLISH
 from two_tower.models.storable import storage_fault
 
 _GROUP_ROWS = 16_384
@@ -113,6 +114,7 @@ class DatasetWriter:
         dev_fraction: float = 0.0,
         overwrite: bool = False,
         merge: bool | None = None,
+        language: str = ENGLISH,
     ) -> None:
         """Refuse a path that must not be written; nothing is created yet.
 
@@ -125,6 +127,7 @@ class DatasetWriter:
             overwrite: replace a complete DATA folder.
             merge: whether passages with the title and text of an earlier one are merged with it,
                 whatever their source says; None for what it says.
+            language: of the texts, for the manifest.
 
         Raises:
             DataError: the path holds DATA and `overwrite` is off, or something that is not DATA.
@@ -136,6 +139,7 @@ class DatasetWriter:
         self._source = {"name": source, **(details or {})}
         self._dev_fraction = dev_fraction
         self._merge = merge
+        self._language = language
         self.counts: dict[str, Any] = {}
         self.notes: list[str] = []
         self._rejected: Counter[str] = Counter()
@@ -316,10 +320,13 @@ class DatasetWriter:
         if not splits and (why := self._main_reason("judgement")):
             raise DataError(f"no judgement of {self._source['name']} can be used{why}")
         self.counts = self._count(splits)
-        digests = (self._passages.digest, self._queries.digest, qrels.digest)
+        digests = [self._passages.digest, self._queries.digest, qrels.digest]
+        if self._language != ENGLISH:  # as it was before there were others
+            digests.append(self._language.encode())
         manifest = {
             "format": DATA_FORMAT,
             "source": self._source,
+            "language": self._language,
             "content_hash": hashlib.sha256(b"".join(digests)).hexdigest(),
             "counts": self.counts,
             "fields": self._census.report(),

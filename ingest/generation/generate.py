@@ -201,7 +201,14 @@ def generate_queries(
         raise DataError(f"{data.path} has no passage long enough to write queries for")
     about = _about(data, prompt, model.model.model, config, bundle)
     name = _name(data)
-    with DatasetWriter(out, source=name, details=about, overwrite=overwrite, merge=False) as writer:
+    with DatasetWriter(
+        out,
+        source=name,
+        details=about,
+        overwrite=overwrite,
+        merge=False,
+        language=data.language,
+    ) as writer:
         report = Report(len(drawn.passage_ids), drawn.too_short)
         asker = _Asker(prompt, model, config.sampling)
         queries = _written(asker.ask_all(_drawn(data, drawn), at_once, report), analyzer, report)

@@ -9,7 +9,7 @@ from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.data import Dataset
 from two_tower.models.endpoint.answer_cache import CachedModel
 from two_tower.models.endpoint.language_model import LanguageModel
-from two_tower.retriever.collection.bm25_vectors import EngineAnalyzer
+from two_tower.retriever.collection.bm25_vectors import words_or_pieces
 
 DEFAULTS = GenerationConfig()
 
@@ -60,7 +60,7 @@ def generate(
             prompt=text,
             model=writer,
             config=config,
-            analyzer=EngineAnalyzer(),
+            analyzer=words_or_pieces(dataset.language, bundle),
             bundle=bundle,
             at_once=at_once,
             table=None if table is None else Path(table),

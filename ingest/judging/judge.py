@@ -202,7 +202,14 @@ class Judge:
         source = self._data.manifest.get("source", {})
         about = {**source, **self._about(judged, check)}
         name = str(about.pop("name", self._data.path))
-        with DatasetWriter(out, source=name, details=about, overwrite=overwrite, merge=False) as w:
+        with DatasetWriter(
+            out,
+            source=name,
+            details=about,
+            overwrite=overwrite,
+            merge=False,
+            language=self._data.language,
+        ) as w:
             for passage in self._data.passages():
                 w.add_passage(passage)
             for query in self._data.queries():

@@ -23,7 +23,6 @@ from typing import NamedTuple
 
 from two_tower.ingest.loading.points import LateEncoder, PassageEncoder
 from two_tower.models.data import Dataset, Passage
-from two_tower.models.text.bm25 import Bm25Config
 from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
 from two_tower.retriever.collection.options import (
     VECTOR_BYTES,
@@ -131,7 +130,8 @@ def estimate(
     """Return how large the collection of `points` passages like a sample of DATA's will be."""
     step = max(1, dataset.passage_count // MEASURED)
     sample = list(islice(dataset.passages(), 0, None, step))
-    terms = Bm25Encoder(Bm25Config(avg_len=1.0)).encode_passages(sample)
+    bm25 = Bm25Encoder.of({"avg_len": 1.0, "language": dataset.language}, encoder)
+    terms = bm25.encode_passages(sample)
     point = PointSize(
         widths=(encoder.dim, *encoder.pca_dims) if encoder.dim else (),
         terms=fmean(len(vector.indices) for vector in terms),

@@ -8,7 +8,6 @@ import numpy as np
 
 from two_tower.models.data import Passage
 from two_tower.models.errors import BundleError
-from two_tower.models.text.bm25 import Bm25Config
 from two_tower.models.vectors import ByteArray, FloatArray
 from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
 from two_tower.retriever.collection.clusters import Centroids
@@ -83,7 +82,7 @@ class PointMaker:
 
     def __init__(self, encoder: PassageEncoder, metadata: CollectionMetadata) -> None:
         self._encoder = encoder
-        self._bm25 = Bm25Encoder(Bm25Config(**metadata.bm25))
+        self._bm25 = Bm25Encoder.of(metadata.bm25, encoder)
         self._centroids = Centroids.from_metadata(metadata)
         self._has_late = metadata.late_dim > 0
         self._expansion = metadata.options.expansion

@@ -18,7 +18,7 @@ from two_tower.models.data import Dataset
 from two_tower.models.errors import ConfigError
 from two_tower.models.progress import progress
 from two_tower.models.text.bm25 import Bm25Config, average_length
-from two_tower.retriever.collection.bm25_vectors import EngineAnalyzer
+from two_tower.retriever.collection.bm25_vectors import analyzer_of
 from two_tower.retriever.collection.clusters import PER_CLUSTER, Centroids, sample_size
 from two_tower.retriever.collection.options import (
     ALWAYS,
@@ -91,6 +91,7 @@ def open_collection(
             f"collection {collection!r} was loaded with bundle {metadata.bundle_fingerprint}, "
             f"this is bundle {encoder.fingerprint}; load into another name with --collection"
         )
+    _require_language(collection, metadata, dataset)
     require_expansion(collection, metadata.data, dataset)
     expected = CollectionSchema(
         encoder.dim, tuple(encoder.pca_dims), late_dim=metadata.options.late * encoder.late_dim
@@ -103,6 +104,15 @@ def open_collection(
         engine.update_collection(collection, metadata={"bundle_path": bundle_path})
     _index(engine, collection, dataset, metadata)
     return metadata
+
+
+def _require_language(collection: str, metadata: CollectionMetadata, dataset: Dataset) -> None:
+    if metadata.language != dataset.language:
+        raise CollectionMismatch(
+            f"collection {collection!r} has terms of {metadata.language}, and {dataset.path} is "
+            f"of language {dataset.language}; load into another name with --collection, or run "
+            f"ingest drop {collection} and load again"
+        )
 
 
 def _first_options(engine: Engine, target: str | None, dataset: Dataset) -> CollectionOptions:
@@ -129,16 +139,17 @@ def _new_metadata(
     """
     all_data = dataset.all_data if isinstance(dataset, SelectedData) else dataset
     passages = progress(all_data.passages(), label="Measuring", total=all_data.passage_count)
+    analyzer = analyzer_of(dataset.language, encoder)
     if dataset.manifest.get("expansion"):
-        avg_len = average_expanded_length(passages, EngineAnalyzer(), options.expansion)
+        avg_len = average_expanded_length(passages, analyzer, options.expansion)
     else:
-        avg_len = average_length((passage.content for passage in passages), EngineAnalyzer())
+        avg_len = average_length((passage.content for passage in passages), analyzer)
     return CollectionMetadata(
         bundle_fingerprint=encoder.fingerprint,
         dim=encoder.dim,
         pca_dims=tuple(encoder.pca_dims),
         data=describe(dataset, kept=0),
-        bm25=asdict(Bm25Config(avg_len=avg_len)),
+        bm25=asdict(Bm25Config(avg_len=avg_len, language=dataset.language)),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         options=options,
         late_dim=options.late * encoder.late_dim,

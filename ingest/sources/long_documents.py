@@ -18,12 +18,11 @@ from typing import Any
 from two_tower.ingest.dataset.writer import DatasetWriter
 from two_tower.models.data import Dataset, Passage, Qrel
 from two_tower.models.errors import ConfigError
+from two_tower.models.language import word_spans
 from two_tower.models.progress import progress
 from two_tower.models.text.bm25 import Analyzer
 
-_NON_SPACE = re.compile(r"\S+")
-
-_SENTENCE_END = re.compile(r"[.!?…][\"'”)\]]*$")
+_SENTENCE_END = re.compile(r"[.!?…\u3002\uff01\uff1f\u061f\u0964][\"'”)\]]*$")
 
 _PARAGRAPH = re.compile(r"\n[^\S\n]*\n")
 
@@ -111,7 +110,7 @@ def split_passage(document: Passage, config: SplitConfig) -> list[Passage]:
 
 def split_text(text: str, config: SplitConfig) -> list[str]:
     """Cut a text into pieces of at most `config.words` words, as it stands otherwise."""
-    words = [match.span() for match in _NON_SPACE.finditer(text)]
+    words = word_spans(text)
     pieces, start = [], 0
     while (left := len(words) - start) > config.words:
         count = ceil((left - config.overlap) / (config.words - config.overlap))

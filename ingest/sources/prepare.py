@@ -11,6 +11,7 @@ from two_tower.ingest.sources.documents import TextDocuments
 from two_tower.ingest.sources.long_documents import SplitConfig
 from two_tower.ingest.sources.questions import Questions
 from two_tower.models.data import Dataset
+from two_tower.models.language import ENGLISH
 
 NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
 
@@ -28,6 +29,7 @@ def prepare(
     limit: int | None = None,
     packages: Sequence[str] | None = None,
     whole: bool = False,
+    language: str | None = None,
     passage_words: int | None = None,
     overlap_words: int = 0,
     merge: bool = False,
@@ -50,6 +52,9 @@ def prepare(
         packages: installed packages for python-docs, beside the standard library; `all` for every
             one.
         whole: whole docstrings for python-docs, without queries.
+        language: whose stop words and stems BM25 knows; `none` for words as they stand, `pieces`
+            for those of the bundle's tokenizer. English where nothing is said, or as DATA says
+            that is to be split.
         passage_words: cut long texts into passages of at most so many words.
         overlap_words: words of a passage that the next one repeats.
         merge: passages of equal title and text become one, although their ids or fields differ: the
@@ -66,10 +71,15 @@ def prepare(
         DataError: there is no such source, nothing in it can be used, or `out` must not be written.
     """
     split = None
-    if passage_words or overlap_words:
-        from two_tower.retriever.collection.bm25_vectors import EngineAnalyzer
+    if language is None:
+        language = _language_of(Path(source))
+    if passage_words or overlap_words or language != ENGLISH:
+        from two_tower.retriever.collection.bm25_vectors import check_language, words_or_pieces
 
-        split = (SplitConfig(passage_words or 0, overlap_words), EngineAnalyzer())
+        check_language(language)
+        if passage_words or overlap_words:
+            cut = SplitConfig(passage_words or 0, overlap_words)
+            split = (cut, words_or_pieces(language))
     opened = open_source(
         str(source),
         config=config,
@@ -89,6 +99,7 @@ def prepare(
         dev_fraction=0.0 if isinstance(opened, ClickLog) else dev_fraction,
         overwrite=force,
         merge=merge or None,
+        language=language,
     ) as writer:
         opened.write_to(writer)
         if questions:
@@ -97,3 +108,9 @@ def prepare(
     for note in writer.notes:
         notify(note)
     return Dataset.open(out)
+
+
+def _language_of(source: Path) -> str:
+    """Return what DATA says that is to be split; English for any other source."""
+    is_data = (source / "manifest.json").is_file() and (source / "passages.parquet").is_file()
+    return Dataset.open(source).language if is_data else ENGLISH

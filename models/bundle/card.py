@@ -7,6 +7,7 @@ from typing import Any
 from two_tower.models.bundle.documents import endpoint_url
 from two_tower.models.bundle.files import ENDPOINT
 from two_tower.models.data import Dataset
+from two_tower.models.language import ENGLISH
 from two_tower.models.provenance import commit, versions
 
 
@@ -24,7 +25,9 @@ def make_card(
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(),
         "seed": config["seed"],
-        "data": {key: data.manifest.get(key) for key in ("source", "content_hash", "counts")},
+        "data": {
+            key: data.manifest.get(key) for key in ("source", "content_hash", "counts", "language")
+        },
         **results,
         "config": dict(config),
         "versions": versions(),
@@ -52,6 +55,7 @@ def describe(card: Mapping[str, Any], config: Mapping[str, Any]) -> list[tuple[s
         ("tower", kind),
         ("vectors", f"dense {tower.get('dim', '?')}, {widths}"),
         ("vocabulary", f"{card.get('vocabulary', '?')} tokens"),
+        ("language", str(data.get("language") or ENGLISH)),
         ("data", f"{name}, {counts.get('passages', '?')} passages, content {content}"),
         ("queries", ", ".join(f"{count} {split}" for split, count in queries.items())),
         ("trained", f"{card.get('created_at')} at commit {card.get('commit')}"),

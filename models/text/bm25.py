@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from two_tower.models.config import configuration
+from two_tower.models.language import ENGLISH
 from two_tower.models.progress import progress
 from two_tower.models.text.names import exact_names, name_term, title_names
 from two_tower.models.vectors import Float64Array, FloatArray, IntArray
@@ -48,7 +49,7 @@ class Bm25Config:
         avg_len: mean number of terms of a passage.
         k: how slowly repeated terms saturate.
         b: how much longer passages count less.
-        language: of stop words and stems.
+        language: of stop words and stems; or what `models.language` has.
         title_weight: how many times a term counts that is all of a title, beside its places in
             title and text; one of a longer title counts by its share. 0, as in collections of
             earlier versions, reads titles as text, and no exact names.
@@ -60,7 +61,7 @@ class Bm25Config:
     avg_len: float = Field(gt=0)
     k: float = Field(default=0.9, ge=0)
     b: float = Field(default=0.4, ge=0, le=1)
-    language: str = "english"
+    language: str = ENGLISH
     title_weight: float = Field(default=20.0, ge=0)
     normalization: Literal["nfkc", "none"] = "nfkc"
 

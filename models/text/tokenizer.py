@@ -28,6 +28,8 @@ SAMPLE_SIZE = 50_000  # texts that a vocabulary is learnt from
 
 CHARS_PER_TOKEN = 16
 
+MOST_BYTES = 18  # of a character, when it is normalised
+
 BROKEN_CHARS = re.compile("[\x00\ud800-\udfff]")
 
 
@@ -134,6 +136,11 @@ class RowTokenizer(ABC):
     def encode_queries(self, texts: Sequence[str], *, threads: int = 0) -> TokenRows:
         """Tokenise queries on `threads` cores (0: all), cut to `max_query_tokens`."""
         return self._rows(texts, limit=self.config.max_query_tokens, threads=threads)
+
+    def all_ids(self, text: str) -> Sequence[int]:
+        """Return every token of a text, however long it is."""
+        (ids,) = self._token_ids([clean(text)], limit=len(text) * MOST_BYTES + 2, threads=1)
+        return ids
 
     def _rows(self, texts: Sequence[str], *, limit: int, threads: int) -> TokenRows:
         # A megabyte of text is cut before it is tokenised; what a text can lose by that lies

@@ -25,6 +25,7 @@ from two_tower.models.examples.mining import cached_negatives, find_negatives, r
 from two_tower.models.examples.negatives import Mined
 from two_tower.models.examples.pairs import HardNegatives, Labelled, Split
 from two_tower.models.files import write_bytes, write_json
+from two_tower.models.language import PIECES
 from two_tower.models.networks.tower_config import TowerConfig
 from two_tower.models.networks.towers import (
     FrozenVectors,
@@ -52,6 +53,7 @@ from two_tower.models.objectives.losses import mean_pairwise_cosine
 from two_tower.models.objectives.tsdae import restore_texts
 from two_tower.models.provenance import Clock, environment
 from two_tower.models.text.bm25 import Analyzer
+from two_tower.models.text.pieces import PieceAnalyzer
 from two_tower.models.text.tokenizer import RowTokenizer, Tokenizer
 from two_tower.models.text.transformer_tokenizer import GRAPH, TEXT, TransformerTokenizer
 from two_tower.models.training.checkpoint import (
@@ -176,9 +178,8 @@ def train_bundle(
             notify(f"going on with an unfinished run, {records} epochs of which are done")
         write_json(folder.path / "environment.json", environment(str(device)))
         about, wandb = config.to_dict(), options.wandb
-        with Tracker(
-            folder.path, config=about, wandb=wandb, resumed=records, notify=notify
-        ) as tracker:
+        tracked = Tracker(folder.path, config=about, wandb=wandb, resumed=records, notify=notify)
+        with tracked as tracker:
             try:
                 run = _TrainingRun(data, config, analyzer, inputs, folder, tracker, device, notify)
                 bundle = run.execute(split, negatives=negatives, resumed=resumed)
@@ -216,6 +217,8 @@ class _TrainingRun:
             if not self.config.asks_endpoint:
                 prefixes = replace(prefixes, query="")  # for their encoder alone
         tokenizer = self._tokenizer(split.train)
+        if self.data.language == PIECES:
+            self.analyzer = PieceAnalyzer(tokenizer)
         clock.lap("vocabulary")
         corpus = tokenise(
             self.data, tokenizer, split=split, prefixes=prefixes, frozen=frozen is not None
@@ -242,11 +245,8 @@ class _TrainingRun:
         clock.lap("phases")
         start = self.inputs.start
         bundle = self._bundle(towers, tokenizer, corpus=dev, clock=clock)
-        if (
-            start is not None
-            and not any(p.epochs for p in phases)
-            and start.config == bundle.config
-        ):
+        has_phase = any(phase.epochs for phase in phases)
+        if start is not None and not has_phase and start.config == bundle.config:
             bundle = start  # with its PCA: collections that were loaded with it stay valid
         if not config.fusion.folds:
             return bundle if start is None else bundle.with_extras(start.extras)
@@ -293,12 +293,9 @@ class _TrainingRun:
         self.config.check_frozen()
         if config.model is not None:
             self.notify(f"{config.model} reads; its vectors are kept: {cache_folder()}")
+        prefixes, asks = self.config.prefixes, self.config.asks_endpoint
         return open_documents(
-            config,
-            self._texts,
-            prefixes=self.config.prefixes,
-            stored=stored,
-            reads_queries=self.config.asks_endpoint,
+            config, self._texts, prefixes=prefixes, stored=stored, reads_queries=asks
         )
 
     @cached_property
@@ -440,7 +437,7 @@ class _TrainingRun:
         self, towers: TwoTower, tokenizer: RowTokenizer, *, corpus: Corpus, clock: Clock
     ) -> ModelBundle:
         """Return the bundle without what is learnt after the towers."""
-        frozen = self._documents
+        config, frozen = self.config, self._documents
         if isinstance(tokenizer, TransformerTokenizer) and self._transformer is not None:
             int8 = self.config.transformer.int8
             files = transformer_files(towers.query, tokenizer, int8=int8)
@@ -456,15 +453,13 @@ class _TrainingRun:
         else:
             file = TEXT if isinstance(tokenizer, TransformerTokenizer) else TOKENIZER
             files = {file: tokenizer.model, TOWERS: save_arrays(towers.arrays())}
-            queries, passages = corpus.dev_queries, corpus.passages
-            vectors = tower_vectors(towers, queries=queries, passages=passages)
+            vectors = tower_vectors(towers, queries=corpus.dev_queries, passages=corpus.passages)
         dims = self.config.pca_dims
         reduction = fit_reduction(vectors.passages, dims, seed=self.config.seed)
         for dim in sorted(set(dims) - set(reduction.dims), reverse=True):
             self.notify(f"pca_{dim} is left out: it needs more than {dim} passages and dims")
         metrics = reduced_metrics(vectors, reduction, relevant=corpus.dev.relevant)
         clock.lap("reduction")
-        config = self.config
         learns = config.labelled.epochs or (frozen is not None and config.align.query_epochs)
         new_labels = self._label_names if learns and corpus.train.texts else set()
         results = {

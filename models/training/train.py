@@ -94,7 +94,7 @@ def train(
         dataset,
         candidate,
         config=settings,
-        analyzer=engine_analyzer(),
+        analyzer=engine_analyzer(dataset.language),
         options=RunOptions(device, wandb_options(wandb), force or candidate != out),
         inputs=Inputs(Path(negatives) if negatives else None, start, vectors),
         notify=notify,
@@ -142,8 +142,11 @@ def _stored_vectors(
     return DocumentVectors(*module.document_vectors(data, collection, url=url, path=path))
 
 
-def engine_analyzer() -> "Analyzer":
-    """Return the engine's analyzer, which BM25 searches with."""
+def engine_analyzer(language: str, bundle: ModelBundle | None = None) -> "Analyzer":
+    """Return what BM25 searches with.
+
+    Pieces are those of the bundle; where there is none yet, words stand for them.
+    """
     module = import_module("two_tower.retriever.collection.bm25_vectors")
-    analyzer: Analyzer = module.EngineAnalyzer()
+    analyzer: Analyzer = module.words_or_pieces(language, bundle)
     return analyzer

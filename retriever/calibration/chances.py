@@ -18,7 +18,6 @@ import numpy as np
 from two_tower.models.bundle.fusion import FEWEST_QUERIES, calibrated
 from two_tower.models.data import Qrel, Query
 from two_tower.models.progress import progress
-from two_tower.models.text.bm25 import Bm25Config
 from two_tower.models.vectors import BoolArray, Float64Array, IntArray
 from two_tower.retriever.calibration.examples import SEARCHED_AT_ONCE, scanned_passages
 from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
@@ -256,7 +255,7 @@ def _by_worth(
 
 
 def _term_counts(retriever: Retriever, queries: Sequence[Query]) -> list[int]:
-    encoder = Bm25Encoder(Bm25Config(**retriever.metadata.bm25))
+    encoder = Bm25Encoder.of(retriever.metadata.bm25, retriever.bundle)
     return [len(encoder.encode_query(query.text).indices) for query in queries]
 
 

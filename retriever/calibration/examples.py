@@ -8,8 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from two_tower.models.data import Passage, Qrel, Query
+from two_tower.models.language import word_spans
 from two_tower.models.progress import progress
-from two_tower.models.text.bm25 import Bm25Config, inverse_frequency
+from two_tower.models.text.bm25 import inverse_frequency
 from two_tower.models.vectors import BoolArray, Float64Array, IntArray
 from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
 from two_tower.retriever.collection.schema import BM25, DENSE
@@ -93,12 +94,14 @@ def cut_examples(retriever: Retriever, *, count: int, seed: int) -> Examples:
     texts: list[str] = []
     rests: list[Passage] = []
     for row in rng.permutation(len(passages)).tolist():
-        words = passages[row].text.split()
+        text = " ".join(passages[row].text.split())
+        words = word_spans(text)
         if len(words) >= SHORTEST_WORDS and len(texts) < count:
             size = int(rng.integers(SPAN_WORDS[0], min(SPAN_WORDS[1], len(words) // 3) + 1))
             start = int(rng.integers(len(words) - size + 1))
-            texts.append(" ".join(words[start : start + size]))
-            left = " ".join([*words[:start], *words[start + size :]])
+            first, last = words[start][0], words[start + size - 1][1]
+            texts.append(text[first:last])
+            left = f"{text[:first].rstrip()} {text[last:].lstrip()}".strip()
             rests.append(passages[row]._replace(text=left))
     found = _search(retriever, texts)
     bm25 = _bm25_of_pairs(retriever, passages, texts, rests)
@@ -158,7 +161,7 @@ def _bm25_of_pairs(
     rests: Sequence[Passage],
 ) -> list[float]:
     """Return the BM25 score of each query for its own passage without the query."""
-    encoder = Bm25Encoder(Bm25Config(**retriever.metadata.bm25))
+    encoder = Bm25Encoder.of(retriever.metadata.bm25, retriever.bundle)
     holding: Counter[int] = Counter()
     for vector in encoder.encode_passages(passages):
         holding.update(vector.indices)

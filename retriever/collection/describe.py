@@ -34,6 +34,6 @@ def describe(engine: Engine, name: str) -> dict[str, Any]:
         "source": metadata.data.get("source"),
         "data": metadata.data.get("content_hash"),
         "vectors": vectors,
-        "language": metadata.bm25.get("language"),
+        "language": metadata.language,
         "fields": {n: index.data_type.value for n, index in sorted(info.payload_schema.items())},
     }

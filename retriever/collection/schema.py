@@ -24,6 +24,7 @@ from qdrant_client import models as qm
 
 from two_tower.models.data import Passage
 from two_tower.models.errors import ConfigError, DataError
+from two_tower.models.language import ENGLISH
 from two_tower.retriever.collection.options import (
     DATATYPES,
     DISTANCES,
@@ -300,6 +301,11 @@ class CollectionMetadata:
     def has_tower(self) -> bool:
         """Whether there are vectors of a bundle beside BM25."""
         return self.dim > 0
+
+    @property
+    def language(self) -> str:
+        """What BM25 takes the texts for: see `Bm25Config.language`."""
+        return str(self.bm25.get("language", ENGLISH))
 
     @property
     def age_s(self) -> float:

@@ -132,7 +132,7 @@ def similar(
     with Retriever.open(name, bundle=bundle, url=url, path=path) as retriever:
         conditions = parse_filters(filters or [], retriever.fields)
         hits = retriever.similar(passage_id, k=k, filter=conditions)
-        language = str(retriever.metadata.bm25["language"])
+        language = retriever.metadata.language
     if as_json:
         content = {"passage_id": passage_id, "hits": [hit.to_dict() for hit in hits]}
         typer.echo(json.dumps(content, ensure_ascii=False))

@@ -75,7 +75,7 @@ def search(
         name, bundle=bundle, url=url, path=path, settings=search_settings
     ) as retriever:
         conditions = parse_filters(filters or [], retriever.fields)
-        language = str(retriever.metadata.bm25["language"])
+        language = retriever.metadata.language
 
         def answer(query: str) -> None:
             result = retriever.explain(query, k=k, filter=conditions, budget_ms=budget_ms)

@@ -12,8 +12,9 @@ import numpy as np
 
 from two_tower.models.data import Dataset, Passage, Query
 from two_tower.models.errors import ConfigError, DataError
+from two_tower.models.language import ENGLISH
 from two_tower.models.progress import progress, working
-from two_tower.models.text.bm25 import Bm25Config
+from two_tower.models.text.bm25 import Analyzer, Bm25Config
 from two_tower.models.vectors import Float64Array
 from two_tower.retriever.collection.bm25_vectors import Bm25Encoder, EngineAnalyzer
 from two_tower.retriever.collection.options import VECTOR_BYTES, CollectionOptions
@@ -220,8 +221,9 @@ def start(system: str, retriever: Retriever) -> Ranker:
     passages = list(reading)
     with working(f"{system}: indexing"):
         if system == "tfidf":
-            return tfidf_ranker(passages)
-        return rank_bm25_ranker(passages, Bm25Config(**retriever.metadata.bm25))
+            return tfidf_ranker(passages, retriever.metadata.language)
+        bm25 = Bm25Encoder.of(retriever.metadata.bm25, retriever.bundle)
+        return rank_bm25_ranker(passages, bm25.config, bm25.analyzer)
 
 
 def _start_engine(retriever: Retriever, settings: SearchSettings) -> Ranker:
@@ -294,7 +296,7 @@ def index_mb(
 
 def count_posting_bytes(retriever: Retriever) -> float:
     """Return what the BM25 postings of a passage take, on average."""
-    encoder = Bm25Encoder(Bm25Config(**retriever.metadata.bm25))
+    encoder = Bm25Encoder.of(retriever.metadata.bm25, retriever.bundle)
     sample = list(islice(retriever.passages(), SAMPLE))
     postings = sum(len(vector.indices) for vector in encoder.encode_passages(sample))
     return POSTING_BYTES * postings / max(1, len(sample))
@@ -308,11 +310,13 @@ def bytes_per_dimension(options: CollectionOptions) -> float:
     return vectors + copies[kind]
 
 
-def tfidf_ranker(passages: Sequence[Passage]) -> Ranker:
-    """Return TF-IDF in memory: scikit-learn, sublinear tf, English stop words, cosine."""
+def tfidf_ranker(passages: Sequence[Passage], language: str = ENGLISH) -> Ranker:
+    """Return TF-IDF in memory: scikit-learn, sublinear tf, cosine; it has English stop words."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    vectorizer = TfidfVectorizer(sublinear_tf=True, stop_words="english")
+    vectorizer = TfidfVectorizer(
+        sublinear_tf=True, stop_words=ENGLISH if language == ENGLISH else None
+    )
     contents = [passage.content for passage in passages]
     try:
         matrix = vectorizer.fit_transform(contents).T.tocsr()  # (terms, passages)
@@ -327,17 +331,19 @@ def tfidf_ranker(passages: Sequence[Passage]) -> Ranker:
     return _scoring_ranker(passages, score, index_mb=size / 1e6)
 
 
-def rank_bm25_ranker(passages: Sequence[Passage], config: Bm25Config) -> Ranker:
+def rank_bm25_ranker(
+    passages: Sequence[Passage], config: Bm25Config, analyzer: Analyzer | None = None
+) -> Ranker:
     """Return Okapi BM25 by the rank-bm25 package, over the analyzed terms of the engine's leg.
 
     Exact and independent of the engine; it scores every passage in Python, so it is slow.
     """
     from rank_bm25 import BM25Okapi
 
-    analyzer = EngineAnalyzer(config.language)
+    words = analyzer or EngineAnalyzer(config.language)
 
     def terms(text: str) -> list[int]:
-        counts = analyzer.term_counts(text)
+        counts = words.term_counts(text)
         return [term for term, count in counts.items() for _ in range(count)]
 
     index = BM25Okapi([terms(p.content) for p in passages], k1=config.k, b=config.b)

@@ -15,7 +15,6 @@ from qdrant_client import models as qm
 from two_tower.models.config import SHORT
 from two_tower.models.data import Passage
 from two_tower.models.errors import TwoTowerError
-from two_tower.models.text.bm25 import Bm25Config
 from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
 from two_tower.retriever.collection.clusters import Centroids
 from two_tower.retriever.collection.schema import (
@@ -100,7 +99,7 @@ class Retriever:
         self.fields, self._rough_size = field_types(info), info.points_count
         self._require_match(bundle, name=name)
         self._require_possible(settings)
-        bm25 = Bm25Encoder(Bm25Config(**self.metadata.bm25))
+        bm25 = Bm25Encoder.of(self.metadata.bm25, bundle)
         encoder = QueryEncoder(bundle, bm25, Speller(engine, self.collection, bm25.analyzer))
         self._centroids = Centroids.from_metadata(self.metadata)
         self._pipeline = self._make_pipeline(encoder)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+from two_tower.models.language import NONE, PIECES
 from two_tower.retriever.collection.bm25_vectors import EngineAnalyzer
 
 WORD = re.compile(r"\w[\w\u0300-\u036f\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f]*")
@@ -164,7 +165,7 @@ def _merge(segments: Sequence[Segment]) -> list[Segment]:
 
 @lru_cache(maxsize=8)
 def _analyzer(language: str) -> EngineAnalyzer:
-    return EngineAnalyzer(language)
+    return EngineAnalyzer(NONE if language == PIECES else language)  # a mark is a word
 
 
 @lru_cache(maxsize=64)  # one query is asked of every hit's title and text

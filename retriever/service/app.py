@@ -187,8 +187,10 @@ def _add_search(
 
         def show(result: SearchResult) -> Response:
             metrics.record(result)
-            kept = recording.search(result, body, body.filter or words, backend.open())
-            return _json({**bodies.search_answer(result), **kept})
+            retriever = backend.open()
+            kept = recording.search(result, body, body.filter or words, retriever)
+            shown = bodies.search_answer(result, language=retriever.metadata.language)
+            return _json({**shown, **kept})
 
         # As text, for 1 and true are equal otherwise.
         key = repr((body.k, body.filter, words, settings, body.budget_ms, seed))

@@ -1,10 +1,12 @@
 """The bodies of requests and answers, as OpenAPI shows them."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, create_model
 
+from two_tower.models.language import ENGLISH
 from two_tower.retriever.collection.schema import RESERVED, point_id
 from two_tower.retriever.records import Hit, SearchResult
 from two_tower.retriever.search.queries import MAX_QUERY_CHARS
@@ -291,23 +293,27 @@ class ErrorAnswer(BaseModel):
     error: ErrorDetail
 
 
-def search_answer(result: SearchResult) -> dict[str, Any]:
-    """Return a `SearchAnswer`."""
+def search_answer(result: SearchResult, *, language: str) -> dict[str, Any]:
+    """Return a `SearchAnswer`; its marks are those of a language, as `Bm25Config` has it."""
     looked_at = LOOKED_AT_TOGETHER // max(10, len(result.hits))
-    hits = [hit_answer(hit, result.searched, looked_at=looked_at) for hit in result.hits]
+    marked = partial(hit_answer, query=result.searched, language=language, looked_at=looked_at)
+    hits = [marked(hit) for hit in result.hits]
     return {**result.to_dict(), "hits": hits}
 
 
-def hit_answer(hit: Hit, query: str, *, looked_at: int = LOOKED_AT) -> dict[str, Any]:
+def hit_answer(
+    hit: Hit, query: str, *, language: str = ENGLISH, looked_at: int = LOOKED_AT
+) -> dict[str, Any]:
     """Return a `HitAnswer`, marked by the words of `query`.
 
     The snippet is of the text's first `looked_at` characters.
     """
-    text = snippet(hit.text, query, width=SNIPPET_CHARS, looked_at=looked_at)
+    text = snippet(hit.text, query, width=SNIPPET_CHARS, language=language, looked_at=looked_at)
+    title = highlight(hit.title, query, language=language)
     return {
         **hit.to_dict(),
         "point_id": point_id(hit.passage_id),
         "fields": {name: value for name, value in hit.payload.items() if name not in RESERVED},
-        "marked_title": [part._asdict() for part in highlight(hit.title, query)],
+        "marked_title": [part._asdict() for part in title],
         "snippet": [part._asdict() for part in text],
     }

@@ -15,7 +15,6 @@ import numpy as np
 
 from two_tower.models.data import Qrel, Query
 from two_tower.models.progress import progress
-from two_tower.models.text.bm25 import Bm25Config
 from two_tower.models.vectors import Float64Array
 from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
 from two_tower.retriever.collection.clusters import Centroids
@@ -179,7 +178,8 @@ class Benchmark:
         self._default = retriever
         self._groups: list[tuple[list[Row], float]] = []  # with p50 of the default search beside
         self._widths = retriever.metadata.schema.widths
-        encoder = QueryEncoder(retriever.bundle, Bm25Encoder(Bm25Config(**retriever.metadata.bm25)))
+        bm25 = Bm25Encoder.of(retriever.metadata.bm25, retriever.bundle)
+        encoder = QueryEncoder(retriever.bundle, bm25)
         self._vectors = encoder.encode(self._texts, [*self._widths, BM25], answers)
         fusion = retriever.fusion
         self._learnt = fusion.hybrid if fusion else None
