@@ -276,6 +276,8 @@ def test_a_log_becomes_judgements(folder: Path, tmp_path: Path) -> None:
     done = prepare(log, "--corpus", folder / "DATA", "--out", out)
     assert done.exit_code == 0, done.output
     data = Dataset.open(out)
+    assert "Warning" not in done.output
+    assert "--start BUNDLE --only fusion,cross" in done.output
     assert data.manifest["source"]["kind"] == "clicks"
     assert data.passage_count == len(PASSAGES)
     (query,) = data.queries("train")

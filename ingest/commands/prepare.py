@@ -141,6 +141,7 @@ def prepare(
     rejected.jsonl.
     """
     from two_tower.ingest.sources import prepare as preparing
+    from two_tower.ingest.sources.click_log import CLICK_LOG
 
     started = time.monotonic()
     columns = {
@@ -180,9 +181,14 @@ def prepare(
     print_pairs(pairs, width=NAMES_WIDTH)
     for sentence in notes:
         note(f"Note: {sentence}")
-    if warning := _warning(set(counts["labelled_queries"]), out):
+    is_of_clicks = data.manifest["source"].get("kind") == CLICK_LOG
+    splits = set(counts["labelled_queries"])
+    if not (is_of_clicks and splits) and (warning := _warning(splits, out)):
         say(f"Warning: {warning}")
-    if counts["labelled_queries"]:
+    if is_of_clicks and splits:
+        start = ("--start", "BUNDLE", "--only", "fusion,cross")
+        name_next("models", "train", out, "--out", "NEW", *start)
+    elif splits:
         name_next("models", "train", out, "--out", "BUNDLE")
     else:
         name_next("ingest", "load", out, "--collection", "NAME")

@@ -20,6 +20,9 @@ from two_tower.retriever.behaviour.reading import (
     read_searches,
 )
 
+CLICK_LOG = "clicks"
+"""The kind of source in the manifest."""
+
 LARGEST_STRANGE_SHARE = 0.5
 """Of the passages that were clicked; more of them unknown is a log of another collection."""
 
@@ -47,7 +50,7 @@ class ClickLog:
         self._files = files
         self._corpus = Dataset.open(corpus)
         self.details: Mapping[str, Any] = {
-            "kind": "clicks",
+            "kind": CLICK_LOG,
             "corpus": str(corpus),
             "corpus_hash": self._corpus.content_hash,
         }
