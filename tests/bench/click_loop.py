@@ -102,7 +102,12 @@ def main() -> None:
         row = {"engine": kind, **about, **judgements(clicks, data)}
         rows.append({**row, **measured(data.path, after, engine, WORK / "before-report")})
         print(json.dumps(rows[-1]), flush=True)
-    report = {"commit": commit(), "queries": len(asked), "learn": arguments.learn, "rows": rows}
+    report = {
+        "commit": commit(),
+        "queries": arguments.queries,
+        "learn": arguments.learn,
+        "rows": rows,
+    }
     write_json(RESULTS, report)
     print(table(rows))
 
