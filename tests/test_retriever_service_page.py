@@ -187,7 +187,9 @@ def test_what_answers_is_one_click_away(
     log = page_folder / "log"
 
     def events() -> list[tuple[str, str, int]]:
-        rows = [json.loads(line) for p in log.glob("events-*") for line in p.open()]
+        rows = [
+            json.loads(line) for p in log.glob("events-*") for line in p.read_text().splitlines()
+        ]
         return [
             (row["action_name"], about["object"]["object_id"], about["position"]["ordinal"])
             for row in rows
@@ -208,6 +210,8 @@ def test_what_answers_is_one_click_away(
         until(lambda: len(events()) == 2)
         assert events() == [("answers", passage_id, 2), ("click", passage_id, 2)]
         page.close()
-        searched = [json.loads(line) for p in log.glob("queries-*") for line in p.open()]
+        searched = [
+            json.loads(line) for p in log.glob("queries-*") for line in p.read_text().splitlines()
+        ]
         assert {row["user_query"] for row in searched} == {QUERY}
         assert len({row["client_id"] for row in searched}) == 1
