@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+DEVELOPED := $(VENV)/.developed
 QDRANT := .cache/qdrant/qdrant
 DEMO := demo
 WITH = --bundle $(DEMO)/bundle
@@ -31,23 +32,23 @@ $(DEMO)/bundle/card.json: $(DEMO)/data/manifest.json
 $(DEMO)/whole/manifest.json: | $(INSTALLED)
 	ingest prepare python-docs --whole --out $(DEMO)/whole
 
-test: $(INSTALLED) $(QDRANT)
+test: $(DEVELOPED) $(QDRANT)
 	pytest
 
-check: $(INSTALLED)
+check: $(DEVELOPED)
 	ruff check .
 	ruff format --check .
 	mypy
 
-fix: $(INSTALLED)
+fix: $(DEVELOPED)
 	ruff check --fix .
 	ruff format .
 
-docs: $(INSTALLED)
+docs: $(DEVELOPED)
 	python tests/bench/guide.py
 	python tests/bench/commands.py
 
-bench: $(INSTALLED) $(QDRANT)
+bench: $(DEVELOPED) $(QDRANT)
 	python tests/bench/spine.py
 	python tests/bench/service.py runs/bench/data runs/bench/bundle 60
 	python tests/bench/loading.py --data runs/bench/data --bundle runs/bench/bundle --goal 0
@@ -56,11 +57,15 @@ bench: $(INSTALLED) $(QDRANT)
 clean:  # the collections in .qdrant stay: they may be yours
 	rm -rf $(VENV) .cache $(DEMO) $(DEMO).run
 
-$(INSTALLED): pyproject.toml constraints.txt locks/dev.txt
+$(INSTALLED): pyproject.toml constraints.txt locks/demo.txt  # .[train,serve]
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --no-deps --require-hashes --requirement locks/dev.txt
+	$(BIN)/pip install --quiet --no-deps --require-hashes --requirement locks/demo.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+$(DEVELOPED): $(INSTALLED) locks/dev.txt  # .[dev]
+	$(BIN)/pip install --quiet --no-deps --require-hashes --requirement locks/dev.txt
 	touch $@
 
 $(QDRANT): deploy/fetch_qdrant.sh

@@ -24,6 +24,7 @@ from typer.core import TyperGroup
 from two_tower.models import progress
 from two_tower.models.control_characters import escaped, visible
 from two_tower.models.errors import TwoTowerError, is_panic
+from two_tower.models.extras import of_missing
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -103,6 +104,8 @@ def _is_of_typer(error: BaseException) -> bool:
 def _sentence(error: BaseException) -> str:
     if isinstance(error, TwoTowerError):
         return str(error)
+    if (missing := of_missing(error)) is not None:
+        return missing
     if isinstance(error, OSError):
         what = f"{error.filename}: " if error.filename else ""
         return f"{what}{error.strerror or error}"

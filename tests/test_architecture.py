@@ -207,6 +207,14 @@ def test_only_the_engine_folder_makes_clients() -> None:
                 assert inside or name not in makers, f"{where}:{node.lineno} makes a {name}"
 
 
+def test_only_what_speaks_to_a_server_imports_its_client() -> None:
+    speakers = {"connect", "server", "server_failures", "snapshots", "qdrant_models"}
+    for path in source_files():
+        for found in imports(path):
+            if found.module.split(".")[0] == "qdrant_client":
+                assert path.stem in speakers, f"{found}; take qm from qdrant_models"
+
+
 def loaded_by(program: str) -> set[str]:
     """Return what a fresh interpreter has loaded after a program."""
     report = "; import sys; print('\\n'.join(sys.modules))"

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import sysconfig
 import venv
+from collections.abc import Iterable
+from importlib.metadata import distribution
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -30,8 +32,11 @@ def build_wheel(folder: Path) -> Path:
     return path
 
 
-def install(wheel: Path, folder: Path) -> Path:
-    """Make a fresh environment with the wheel and what it depends on; return its bin folder."""
+def install(wheel: Path, folder: Path, *, only: Iterable[str] | None = None) -> Path:
+    """Make a fresh environment with the wheel and packages beside it; return its bin folder.
+
+    The packages are those of this environment, `only` some or all.
+    """
     venv.create(folder, with_pip=False)
     paths = {"base": str(folder), "platbase": str(folder)}
     site_packages = Path(sysconfig.get_path("purelib", vars=paths))
@@ -42,8 +47,16 @@ def install(wheel: Path, folder: Path) -> Path:
         ],
         check=True,
     )
-    # The dependencies, without the .pth files beside them: no editable checkout comes along.
-    (site_packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    if only is None:
+        # The dependencies, without the .pth files beside them: no editable checkout comes along.
+        (site_packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+        return folder / "bin"
+    for name in only:
+        for top in {file.parts[0] for file in distribution(name).files or ()} - {
+            "..",
+            "__pycache__",
+        }:
+            (site_packages / top).symlink_to(Path(sysconfig.get_path("purelib"), top))
     return folder / "bin"
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from qdrant_client import models as qm
 
 from two_tower.ingest.adoption.foreign import ForeignCollection
 from two_tower.ingest.adoption.payloads import leaves
@@ -31,6 +30,7 @@ from two_tower.retriever.collection.schema import (
     collection_name,
 )
 from two_tower.retriever.engine.protocol import Engine, PayloadIndex, collection_names
+from two_tower.retriever.engine.qdrant_models import qm
 from two_tower.retriever.errors import CollectionMismatch
 from two_tower.retriever.search.filters import field_types
 

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 import numpy as np
-from qdrant_client import models as qm
 
 from two_tower.ingest.adoption.payloads import (
     PayloadFields,
@@ -33,6 +32,7 @@ from two_tower.retriever.engine.protocol import (
     scroll_all,
     stored_metadata,
 )
+from two_tower.retriever.engine.qdrant_models import qm
 from two_tower.retriever.errors import CollectionMismatch
 
 KIND = "collection"  # of the source, in DATA's manifest

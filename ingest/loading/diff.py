@@ -4,8 +4,6 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 from uuid import UUID
 
-from qdrant_client import models as qm
-
 from two_tower.ingest.loading.points import chunks
 from two_tower.models.data import Passage
 from two_tower.models.errors import DataError
@@ -19,6 +17,7 @@ from two_tower.retriever.collection.schema import (
     to_payload,
 )
 from two_tower.retriever.engine.protocol import HASHES_PER_PAGE, Engine, agreement, scroll_all
+from two_tower.retriever.engine.qdrant_models import qm
 
 
 class StoredHashes:

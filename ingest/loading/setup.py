@@ -7,7 +7,6 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-from qdrant_client import models as qm
 
 from two_tower.ingest.loading.declared import require_values
 from two_tower.ingest.loading.expansion import average_expanded_length, require_expansion
@@ -37,6 +36,7 @@ from two_tower.retriever.collection.schema import (
     read_metadata,
 )
 from two_tower.retriever.engine.protocol import Engine, PayloadIndex, collection_names
+from two_tower.retriever.engine.qdrant_models import qm
 from two_tower.retriever.errors import CollectionMismatch, EngineError
 from two_tower.retriever.search.filters import field_types
 

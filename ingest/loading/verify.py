@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from qdrant_client import models as qm
 
 from two_tower.ingest.loading.diff import stored_hashes
 from two_tower.ingest.loading.expansion import require_expansion
@@ -27,6 +26,7 @@ from two_tower.retriever.collection.schema import (
     read_metadata,
 )
 from two_tower.retriever.engine.protocol import POINTS_PER_PAGE, Engine, agreement
+from two_tower.retriever.engine.qdrant_models import qm
 from two_tower.retriever.engine.wire import SPARSE, AnyPoint, Point, batches
 from two_tower.retriever.errors import CollectionMismatch, VerificationFailed
 

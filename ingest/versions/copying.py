@@ -6,8 +6,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from qdrant_client import models as qm
-
 from two_tower.ingest.loading.lease import LEASE, Lease
 from two_tower.ingest.loading.points import chunks
 from two_tower.ingest.loading.sending import Sender
@@ -25,6 +23,7 @@ from two_tower.retriever.engine.protocol import (
     scroll_all,
     stored_metadata,
 )
+from two_tower.retriever.engine.qdrant_models import qm
 from two_tower.retriever.engine.wire import batches
 from two_tower.retriever.errors import CollectionMismatch, VerificationFailed
 from two_tower.retriever.search.filters import field_types

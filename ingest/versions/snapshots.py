@@ -24,7 +24,7 @@ from two_tower.models.files import new_file, remove_leftovers, require_plain
 from two_tower.models.progress import progress
 from two_tower.retriever.collection.schema import CollectionMetadata, base_name, collection_name
 from two_tower.retriever.engine.protocol import Engine, stored_metadata
-from two_tower.retriever.engine.snapshots import CHUNK, SnapshotFile
+from two_tower.retriever.engine.snapshot_file import CHUNK, SnapshotFile
 from two_tower.retriever.errors import CollectionMismatch, EngineError, VerificationFailed
 
 FORMAT = "two-tower-search-snapshot/1"

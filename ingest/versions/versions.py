@@ -6,12 +6,11 @@ one operation. A stop between the two leaves the alias where it was.
 
 from typing import Any, NamedTuple
 
-from qdrant_client import models as qm
-
 from two_tower.ingest.loading.verify import verify_counts
 from two_tower.retriever.collection.schema import CollectionMetadata, base_name, check_name
 from two_tower.retriever.collection.serving import LATELY_S, served_lately
 from two_tower.retriever.engine.protocol import Engine, collection_names, stored_metadata
+from two_tower.retriever.engine.qdrant_models import qm
 from two_tower.retriever.errors import (
     CollectionDamaged,
     CollectionMismatch,

@@ -9,7 +9,7 @@ import numpy as np
 
 from two_tower.models.bundle.onnx_graph import check_graph
 from two_tower.models.errors import BundleError, ConfigError
-from two_tower.models.text.transformer_tokenizer import MISSING
+from two_tower.models.text.transformer_tokenizer import NOT_HERE
 from two_tower.models.vectors import FloatArray, IntArray
 
 MOST_BYTES = 4 * 2**30 + (os.cpu_count() or 1) * 2**27
@@ -33,7 +33,7 @@ def open_session(graph: bytes, *, inputs: Sequence[str], outputs: int = 1) -> An
     try:
         import onnxruntime
     except ImportError:
-        raise ConfigError(MISSING.format(name="onnxruntime")) from None
+        raise ConfigError(NOT_HERE.format(name="onnxruntime")) from None
     check_graph(graph)
     _limit_memory()
     options = onnxruntime.SessionOptions()

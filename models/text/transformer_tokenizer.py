@@ -14,6 +14,8 @@ INPUT, TYPES = "input_ids", "token_type_ids"
 
 MISSING = "the transformer tower needs {name}; pip install 'two-tower-search[transformer]'"
 
+NOT_HERE = "this bundle needs {name}; pip install 'two-tower-search[onnx]'"
+
 
 class TransformerTokenizer(RowTokenizer):
     """A tokenizer of the Hugging Face kind, which chooses its threads by itself.
@@ -66,7 +68,7 @@ def rust_tokenizer(model: bytes, *, limit: int) -> Any:
     try:
         from tokenizers import Tokenizer
     except ImportError:
-        raise ConfigError(MISSING.format(name="tokenizers")) from None
+        raise ConfigError(NOT_HERE.format(name="tokenizers")) from None
     try:
         tokenizer = Tokenizer.from_str(model.decode())
     except BaseException as error:  # the package raises nothing more precise, or panics

@@ -11,7 +11,6 @@ from types import MappingProxyType
 from typing import Any
 
 import qdrant_edge
-from qdrant_client import models as qm
 
 from two_tower.models.config import SHORT
 from two_tower.models.data import Passage
@@ -20,6 +19,7 @@ from two_tower.models.language import ENGLISH, NONE, PIECES
 from two_tower.models.text.bm25 import Analyzer, Bm25Config
 from two_tower.models.text.pieces import PieceAnalyzer
 from two_tower.retriever.collection.options import ExpansionOptions
+from two_tower.retriever.engine.qdrant_models import qm
 from two_tower.retriever.errors import EngineError
 
 ANALYZER = "the engine's analyzer"

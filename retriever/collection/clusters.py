@@ -8,10 +8,10 @@ import base64
 from typing import TYPE_CHECKING
 
 import numpy as np
-from qdrant_client import models as qm
 
 from two_tower.models.vectors import AnyFloatArray, FloatArray
 from two_tower.retriever.collection.schema import CLUSTER
+from two_tower.retriever.engine.qdrant_models import qm
 from two_tower.retriever.errors import CollectionMismatch
 
 if TYPE_CHECKING:

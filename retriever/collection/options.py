@@ -7,10 +7,10 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
-from qdrant_client import models as qm
 
 from two_tower.models.config import configuration, from_mapping
 from two_tower.models.errors import ConfigError
+from two_tower.retriever.engine.qdrant_models import qm
 
 if TYPE_CHECKING:
     from two_tower.retriever.engine.protocol import PayloadIndex, Quantization

@@ -20,7 +20,6 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from qdrant_client import models as qm
 
 from two_tower.models.data import Passage
 from two_tower.models.errors import ConfigError, DataError
@@ -31,6 +30,7 @@ from two_tower.retriever.collection.options import (
     TEXT_INDEX,
     CollectionOptions,
 )
+from two_tower.retriever.engine.qdrant_models import qm
 from two_tower.retriever.errors import CollectionMismatch
 
 if TYPE_CHECKING:

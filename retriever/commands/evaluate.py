@@ -100,7 +100,10 @@ def evaluate(
     path: Path_ = None,
 ) -> None:
     """Measure systems over the whole corpus: quality, what chance could do, time and size."""
+    from two_tower.models.extras import require_extra
     from two_tower.models.files import require_place
+
+    require_extra("train", what="retriever evaluate")
     from two_tower.retriever.evaluation import run
     from two_tower.retriever.evaluation.requirements import misses, read_requirement
     from two_tower.retriever.search.settings import SearchSettings, read_settings

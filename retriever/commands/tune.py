@@ -84,7 +84,10 @@ def tune(
     setting meets the goal; the report is written all the same.
     """
     from two_tower.models.data import Dataset
+    from two_tower.models.extras import require_extra
     from two_tower.models.files import require_place
+
+    require_extra("train", what="retriever tune")
     from two_tower.retriever.evaluation.measures import judged_queries
     from two_tower.retriever.search.bundles import find_bundle, load_bundle
     from two_tower.retriever.search.retriever import Retriever

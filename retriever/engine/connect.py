@@ -9,15 +9,17 @@ import re
 import warnings
 from functools import partial
 from pathlib import Path
-
-import httpx
-from qdrant_client import QdrantClient
+from typing import TYPE_CHECKING
 
 from two_tower.retriever.engine.address import EngineAddress, authorities
 from two_tower.retriever.engine.edge import EdgeEngine
 from two_tower.retriever.engine.protocol import Engine
-from two_tower.retriever.engine.server import ServerEngine
 from two_tower.retriever.errors import EngineTooOld, EngineUnavailable
+
+if TYPE_CHECKING:
+    from qdrant_client import QdrantClient
+
+    from two_tower.retriever.engine.server import ServerEngine
 
 OLDEST_SERVER = (1, 16)
 
@@ -49,6 +51,8 @@ def connect(
     address = EngineAddress.find(url=url, path=path, api_key=api_key)
     if address.path is not None:
         return EdgeEngine(address.path, create=create)
+    from two_tower.retriever.engine.server import ServerEngine  # takes half a second
+
     engine = ServerEngine(partial(_client, address, timeout_s), str(address))
     try:
         _check(engine)
@@ -58,7 +62,10 @@ def connect(
     return engine
 
 
-def _client(address: EngineAddress, timeout_s: int) -> QdrantClient:
+def _client(address: EngineAddress, timeout_s: int) -> "QdrantClient":
+    import httpx
+    from qdrant_client import QdrantClient
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a key over plain HTTP is the caller's to judge
         return QdrantClient(
@@ -76,7 +83,7 @@ def _client(address: EngineAddress, timeout_s: int) -> QdrantClient:
         )
 
 
-def _check(engine: ServerEngine) -> None:
+def _check(engine: "ServerEngine") -> None:
     """Refuse what is not Qdrant, is too old, or wants another key."""
     version = engine.info().version
     numbers = re.match(r"(\d+)\.(\d+)", version)

@@ -19,8 +19,6 @@ from typing import Any, ParamSpec, TypeVar
 
 import qdrant_edge as edge
 from pydantic import ValidationError
-from qdrant_client import models as qm
-from qdrant_client.http.models import QueryResponse
 
 from two_tower.models.errors import is_panic, of_panic
 from two_tower.models.files import write_json
@@ -44,7 +42,8 @@ from two_tower.retriever.engine.protocol import (
     PayloadIndex,
     PointSelector,
 )
-from two_tower.retriever.engine.snapshots import SnapshotFile
+from two_tower.retriever.engine.qdrant_models import qm
+from two_tower.retriever.engine.snapshot_file import SnapshotFile
 from two_tower.retriever.engine.wire import AnyPoint, PayloadChange, Scored
 from two_tower.retriever.errors import (
     CollectionDamaged,
@@ -475,7 +474,7 @@ class EdgeEngine(Engine):
         with_payload: bool | list[str] = True,
         with_vectors: bool | list[str] = False,
         **options: Any,
-    ) -> QueryResponse:
+    ) -> qm.QueryResponse:
         request = qm.QueryRequest(
             query=query,
             filter=query_filter,
@@ -485,7 +484,7 @@ class EdgeEngine(Engine):
             **options,
         )
         points = self._shard(collection_name).query(edge_types.to_request(request))
-        return QueryResponse(points=[edge_types.from_scored(point) for point in points])
+        return qm.QueryResponse(points=[edge_types.from_scored(point) for point in points])
 
     @_translated
     def query_scores(

@@ -5,9 +5,9 @@ from typing import Any
 
 import qdrant_edge as edge
 from pydantic import BaseModel
-from qdrant_client import models as qm
 
 from two_tower.retriever.engine.edge_types import EDGE_DISTANCES, allow_only, unsupported
+from two_tower.retriever.engine.qdrant_models import qm
 from two_tower.retriever.errors import EngineError
 
 HNSW = qm.HnswConfig(m=16, ef_construct=100, full_scan_threshold=10_000)

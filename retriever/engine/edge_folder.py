@@ -20,7 +20,7 @@ from typing import Any
 
 from two_tower.models.errors import DataError
 from two_tower.models.files import new_folder, write_json
-from two_tower.retriever.engine.snapshots import SnapshotFile, chunks_of
+from two_tower.retriever.engine.snapshot_file import SnapshotFile, chunks_of
 from two_tower.retriever.errors import (
     CollectionDamaged,
     CollectionNotFound,

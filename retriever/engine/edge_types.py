@@ -10,9 +10,9 @@ from typing import Any, overload
 import numpy as np
 import qdrant_edge as edge
 from pydantic import BaseModel
-from qdrant_client import models as qm
 
 from two_tower.models.storable import storage_fault
+from two_tower.retriever.engine.qdrant_models import qm
 from two_tower.retriever.engine.wire import AnyPoint, PayloadChange
 from two_tower.retriever.errors import EngineError
 

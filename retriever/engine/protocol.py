@@ -6,10 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, Self
 
-from qdrant_client import models as qm
-from qdrant_client.http.models import QueryResponse
-
-from two_tower.retriever.engine.snapshots import SnapshotFile
+from two_tower.retriever.engine.qdrant_models import qm
+from two_tower.retriever.engine.snapshot_file import SnapshotFile
 from two_tower.retriever.engine.wire import AnyPoint, PayloadChange, Scored
 from two_tower.retriever.errors import EngineError
 
@@ -160,7 +158,7 @@ class Engine(Protocol):
         with_payload: bool | list[str] = True,
         with_vectors: bool | list[str] = False,
         **options: Any,
-    ) -> QueryResponse:
+    ) -> qm.QueryResponse:
         """Answer one query; `options` are the other fields of a `QueryRequest`."""
 
     def query_scores(

@@ -17,11 +17,9 @@ from typing import Any, ParamSpec, TypeVar
 from urllib.parse import quote
 
 from qdrant_client import QdrantClient
-from qdrant_client import models as qm
 from qdrant_client.http.exceptions import ResponseHandlingException
-from qdrant_client.http.models import QueryResponse
 
-from two_tower.retriever.engine.failures import AGAIN, engine_errors, unknown_name
+from two_tower.retriever.engine.failures import AGAIN, unknown_name
 from two_tower.retriever.engine.protocol import (
     RETRY_FOR_S,
     AliasOperation,
@@ -29,7 +27,10 @@ from two_tower.retriever.engine.protocol import (
     PayloadIndex,
     PointSelector,
 )
-from two_tower.retriever.engine.snapshots import SnapshotFile, restore_to_server, server_snapshot
+from two_tower.retriever.engine.qdrant_models import qm
+from two_tower.retriever.engine.server_failures import engine_errors
+from two_tower.retriever.engine.snapshot_file import SnapshotFile
+from two_tower.retriever.engine.snapshots import restore_to_server, server_snapshot
 from two_tower.retriever.engine.wire import AnyPoint, PayloadChange, Scored, to_json
 from two_tower.retriever.errors import CertificateRefused, EngineBusy, EngineUnavailable, KeyRefused
 
@@ -233,7 +234,7 @@ class ServerEngine(Engine):
 
     def query_points(
         self, collection_name: str, query: Any = None, **options: Any
-    ) -> QueryResponse:
+    ) -> qm.QueryResponse:
         return self._call(self._client.query_points, collection_name, query, **options)
 
     def query_scores(

@@ -1,4 +1,4 @@
-"""Files of snapshots, and a server's own snapshot API.
+"""A server's own snapshot API.
 
 The client library reads a whole snapshot into memory; here it is streamed both ways, over the
 connection that the client has, with its key and certificates.
@@ -9,8 +9,7 @@ import json
 import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote
 
 import httpx
@@ -19,36 +18,13 @@ from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedR
 
 from two_tower.models.errors import DataError
 from two_tower.models.progress import working
-from two_tower.retriever.engine.failures import reason_of
+from two_tower.retriever.engine.server_failures import reason_of
+from two_tower.retriever.engine.snapshot_file import CHUNK, SnapshotFile
 from two_tower.retriever.errors import EngineError
 
-CHUNK = 2**20
 SNAPSHOT = "collection.snapshot"
 LONG_S = 3600.0  # a server may take minutes to write a snapshot or to take one in
 ELSEWHERE = "the way in and out of a cluster is: ingest copy"
-
-
-class SnapshotFile(NamedTuple):
-    """One file of a snapshot.
-
-    Attributes:
-        name: relative path with `/` between its parts.
-        size: bytes.
-        sha256: of the content, 64 hex digits; empty where it is not known before it is read.
-        chunks: the content, once.
-    """
-
-    name: str
-    size: int
-    sha256: str
-    chunks: Iterator[bytes]
-
-
-def chunks_of(path: Path) -> Iterator[bytes]:
-    """Yield the content of a file."""
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            yield chunk
 
 
 @contextmanager

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 import orjson
 import qdrant_edge as edge
-from qdrant_client import models as qm
 
 from two_tower.models.errors import DataError
 from two_tower.models.vectors import ByteArray, FloatArray
+from two_tower.retriever.engine.qdrant_models import qm
 
 SPARSE = (qm.SparseVector, edge.SparseVector)
 

@@ -3,10 +3,9 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from qdrant_client import models as qm
-
 from two_tower.models.config import SHORT
 from two_tower.retriever.engine.protocol import Engine
+from two_tower.retriever.engine.qdrant_models import qm
 from two_tower.retriever.errors import QueryError
 from two_tower.retriever.search.filters import Fields
 

@@ -16,8 +16,8 @@ from datetime import date, datetime
 from typing import Any
 
 import numpy as np
-from qdrant_client import models as qm
 
+from two_tower.retriever.engine.qdrant_models import qm
 from two_tower.retriever.errors import QueryError
 
 Kind = qm.PayloadSchemaType

@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from qdrant_client import models as qm
 
 from two_tower.models.bundle.fusion import TOWER_WEIGHT, FinalWeights, Fusion, HybridWeights
 from two_tower.models.bundle.late import to_scores
@@ -20,6 +19,7 @@ from two_tower.models.config import from_mapping
 from two_tower.models.errors import ConfigError
 from two_tower.models.vectors import Float64Array, FloatArray, IntArray
 from two_tower.retriever.collection.schema import BM25, DENSE, LATE
+from two_tower.retriever.engine.qdrant_models import qm
 from two_tower.retriever.engine.wire import Scored
 from two_tower.retriever.errors import CollectionMismatch
 from two_tower.retriever.search.settings import SearchSettings

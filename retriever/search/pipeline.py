@@ -15,12 +15,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from qdrant_client import models as qm
 
 from two_tower.models.data import Passage
 from two_tower.retriever.collection.clusters import Centroids
 from two_tower.retriever.collection.schema import BM25, DENSE, LATE, RESERVED
 from two_tower.retriever.engine.protocol import Engine
+from two_tower.retriever.engine.qdrant_models import qm
 from two_tower.retriever.errors import QueryError
 from two_tower.retriever.records import Hit, SearchResult, Stage
 from two_tower.retriever.search.chances import (

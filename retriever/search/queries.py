@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from qdrant_client import models as qm
 
 from two_tower.models.config import SHORT
 from two_tower.models.vectors import ByteArray, FloatArray
 from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
 from two_tower.retriever.collection.clusters import Centroids
 from two_tower.retriever.collection.schema import BM25, DENSE, LATE, pca_name
+from two_tower.retriever.engine.qdrant_models import qm
 from two_tower.retriever.errors import QueryError
 from two_tower.retriever.search.fusion import LEXICAL, RERANK
 from two_tower.retriever.search.rewriting import Answers

@@ -10,8 +10,6 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from qdrant_client import models as qm
-
 from two_tower.models.config import SHORT
 from two_tower.models.data import Passage
 from two_tower.models.errors import TwoTowerError
@@ -26,6 +24,7 @@ from two_tower.retriever.collection.schema import (
 )
 from two_tower.retriever.engine.connect import connect
 from two_tower.retriever.engine.protocol import Engine, scroll_all
+from two_tower.retriever.engine.qdrant_models import qm
 from two_tower.retriever.errors import (
     CollectionMismatch,
     CollectionNotFound,

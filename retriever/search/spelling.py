@@ -17,11 +17,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from qdrant_client import models as qm
-
 from two_tower.models.text.bm25 import Analyzer
 from two_tower.retriever.collection.schema import BM25
 from two_tower.retriever.engine.protocol import Engine
+from two_tower.retriever.engine.qdrant_models import qm
 
 SHORTEST, LONGEST = 4, 24  # letters of a word that is read as another
 

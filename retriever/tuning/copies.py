@@ -15,7 +15,6 @@ from itertools import islice
 from typing import Any, Self
 
 import numpy as np
-from qdrant_client import models as qm
 
 from two_tower.models.files import is_alive
 from two_tower.models.progress import progress, working
@@ -29,6 +28,7 @@ from two_tower.retriever.engine.protocol import (
     scroll_all,
     stored_metadata,
 )
+from two_tower.retriever.engine.qdrant_models import qm
 from two_tower.retriever.engine.wire import batches
 from two_tower.retriever.errors import EngineError, EngineLocked
 from two_tower.retriever.search.retriever import Retriever

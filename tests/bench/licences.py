@@ -20,7 +20,7 @@ PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 NAME = "two-tower-search"
 
-EXTRAS = ("serve", "haystack", "langchain", "sweep", "transformer")
+EXTRAS = ("train", "onnx", "transformer", "sweep", "serve", "haystack", "langchain")
 
 HEAD = """# Licences
 
@@ -62,9 +62,9 @@ def needed(name: str, extras: frozenset[str]) -> Iterator[tuple[str, frozenset[s
             yield normal(requirement.name), frozenset(requirement.extras)
 
 
-def closure(extra: str = "") -> set[str]:
-    """Return the names of everything that is installed with an extra, or without."""
-    rest = [(NAME, frozenset([extra] if extra else []))]
+def closure(*extras: str) -> set[str]:
+    """Return the names of everything that is installed with some extras, or without."""
+    rest = [(NAME, frozenset(extras))]
     found: set[tuple[str, frozenset[str]]] = set()
     while rest:
         one = rest.pop()

@@ -28,17 +28,21 @@ ROOT = Path(__file__).parents[2]
 
 LOCKS = ROOT / "locks"
 
-EXTRAS = ("serve", "dev")
-"""Each has a lock: for the image of the service, and for this repository."""
+EXTRAS: Mapping[str, tuple[str, ...]] = {
+    "serve": ("serve", "onnx"),
+    "demo": ("train", "serve"),
+    "dev": ("dev",),
+}
+"""Lock -> what it holds: for the image of the service, for `make demo`, for this repository."""
 
 UNLOCKED = "torch"
 
 HEAD = f"""\
-# Hashes of `.[{{extra}}]`, for Linux (x86_64, aarch64) and macOS (arm64): see "Hashes" in
+# Hashes of `.[{{extras}}]`, for Linux (x86_64, aarch64) and macOS (arm64): see "Hashes" in
 # docs/getting-started.md. Written by tests/bench/lock.py.
 #
-# {UNLOCKED} is not in it: Linux takes a CPU build, which is no file of the index, and not the same
-# one everywhere. Install it after this, alone, by its pin in constraints.txt.
+# {UNLOCKED} is in no lock: Linux takes a CPU build, which is no file of the index, and not the same
+# one everywhere. Where it is needed, install it after this, alone, by its pin in constraints.txt.
 """
 
 PLATFORMS = (
@@ -54,16 +58,16 @@ def pins() -> dict[str, str]:
     return {normal(name): version for name, _, version in (line.partition("==") for line in lines)}
 
 
-def locked(extra: str) -> list[str]:
-    """Return the names in a lock: all that an extra installs, and what builds this package."""
+def locked(name: str) -> list[str]:
+    """Return the names in a lock: all that its extras install, and what builds this package."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     builders = {normal(Requirement(text).name) for text in project["build-system"]["requires"]}
-    return sorted((closure(extra) | builders) - {UNLOCKED})
+    return sorted((closure(*EXTRAS[name]) | builders) - {UNLOCKED})
 
 
-def written(extra: str) -> dict[str, tuple[str, list[str]]]:
+def written(name: str) -> dict[str, tuple[str, list[str]]]:
     """Return version and hashes of each package in a lock."""
-    text = (LOCKS / f"{extra}.txt").read_text(encoding="utf-8").replace("\\\n", " ")
+    text = (LOCKS / f"{name}.txt").read_text(encoding="utf-8").replace("\\\n", " ")
     found = {}
     for line in text.splitlines():
         if line and not line.startswith("#"):
@@ -131,11 +135,11 @@ def _default_index() -> str:
     return str(PyPI.simple_url)
 
 
-def lines(extra: str, hashes: Mapping[str, list[str]]) -> Iterator[str]:
+def lines(lock: str, hashes: Mapping[str, list[str]]) -> Iterator[str]:
     """Yield the lines of a lock."""
-    yield HEAD.format(extra=extra).rstrip()
+    yield HEAD.format(extras=",".join(EXTRAS[lock])).rstrip()
     versions = pins()
-    for name in locked(extra):
+    for name in locked(lock):
         yield " \\\n".join(
             [f"{name}=={versions[name]}", *(f"    --hash=sha256:{one}" for one in hashes[name])]
         )
@@ -148,11 +152,11 @@ if __name__ == "__main__":
         ]
     )
     index, versions = Index(), pins()
-    names = sorted({name for extra in EXTRAS for name in locked(extra)})
+    names = sorted({name for lock in EXTRAS for name in locked(lock)})
     with ThreadPoolExecutor(2) as pool:
         found = pool.map(lambda name: index.hashes(name, versions[name], pythons), names)
         hashes = dict(zip(names, found, strict=True))
-    for extra in EXTRAS:
-        path = LOCKS / f"{extra}.txt"
-        path.write_text("\n".join(lines(extra, hashes)) + "\n", encoding="utf-8")
+    for lock in EXTRAS:
+        path = LOCKS / f"{lock}.txt"
+        path.write_text("\n".join(lines(lock, hashes)) + "\n", encoding="utf-8")
         print(f"Wrote {path}", file=sys.stderr)
