@@ -105,6 +105,7 @@ SAME = """
 from two_tower.retriever.engine.qdrant_models import qm as ours
 from qdrant_client import models as qm, QdrantClient
 from two_tower.retriever.engine.connect import connect
+assert "points" in ours.QueryResponse.model_fields
 assert all(getattr(ours, name) is getattr(qm, name) for name in ("Filter", "PointStruct", "Record"))
 condition = qm.FieldCondition(key="a", match=ours.MatchValue(value=1))
 assert ours.Filter(must=[condition]).must == [condition]

@@ -1,4 +1,4 @@
-"""The types of `qdrant_client.models`, without the client.
+"""The types of `qdrant_client.http.models`, without the client.
 
     from two_tower.retriever.engine.qdrant_models import qm
 
@@ -26,7 +26,7 @@ FILES = (
 
 def _load() -> ModuleType:
     if "qdrant_client" in sys.modules:
-        from qdrant_client import models
+        from qdrant_client.http import models
 
         return models
     loaded = [_load_file(name) for name in FILES]
@@ -54,6 +54,6 @@ def _find(parent: ModuleSpec | None, name: str) -> ModuleSpec | None:
 
 
 if TYPE_CHECKING:
-    from qdrant_client import models as qm
+    from qdrant_client.http import models as qm
 else:
     qm = _load()
