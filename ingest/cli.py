@@ -9,6 +9,7 @@ from two_tower.ingest.commands.prepare import prepare
 from two_tower.ingest.commands.versions import (
     copy,
     drop,
+    finish,
     list_collections,
     promote,
     restore,
@@ -25,6 +26,7 @@ app.command()(load)
 app.command()(add)
 app.command()(delete)
 app.command()(verify)
+app.command()(finish)
 app.command()(promote)
 app.command()(rollback)
 app.command("list")(list_collections)

@@ -11,9 +11,11 @@ from two_tower.models.console import name_next
 from two_tower.retriever.commands.flags import Name, Path_, Url, at, opened_engine
 
 if TYPE_CHECKING:
+    from two_tower.ingest.loading.loader import LoadSettings
     from two_tower.ingest.loading.points import PassageEncoder
     from two_tower.models.data import Dataset
     from two_tower.retriever.collection.options import CollectionOptions
+    from two_tower.retriever.engine.protocol import Engine
 
 LoadBundle = Annotated[
     Path | None,
@@ -74,6 +76,16 @@ TakeOver = Annotated[
 ]
 
 
+Part = Annotated[
+    str | None,
+    typer.Option(
+        metavar="I/N",
+        help="Load only that one of N parts of DATA, beside other loaders on a server; `ingest "
+        "finish NAME` when all are there.",
+    ),
+]
+
+
 def load(
     data: Annotated[Path, typer.Argument(help="DATA folder that `ingest prepare` wrote.")],
     collection: Annotated[str, typer.Option(help="Name that searches will use.")],
@@ -82,6 +94,7 @@ def load(
     expand: Expand = None,
     where: Where = None,
     limit: PassageLimit = None,
+    part: Part = None,
     prune: Prune = False,
     promote: Promote = True,
     dry_run: DryRun = False,
@@ -109,6 +122,8 @@ def load(
     from two_tower.retriever.search.bundles import load_bundle
     from two_tower.retriever.search.settings import read_file
 
+    if part and (prune or dry_run):
+        raise typer.BadParameter("--part goes neither with --prune nor with --dry-run")
     selection = Selection(tuple(where or ()), limit)
     if prune:
         selection.require_no_prune()
@@ -120,6 +135,11 @@ def load(
         require_documents_model(trained, bundle)
     if dry_run:
         _plan(dataset, trained or NoTower(), collection, storage, url=url, path=path, prune=prune)
+        return
+    if part:
+        with opened_engine(url, path, create=True) as engine:
+            _load_part(engine, dataset, trained or NoTower(), part, collection, storage, settings)
+        name_next("ingest", "finish", collection, *at(url, path))
         return
     loaded = Collection.load(
         collection,
@@ -137,6 +157,25 @@ def load(
         name_next("retriever", "search", collection, "QUERY", *at(url, path))
     else:
         name_next("ingest", "promote", collection, *at(url, path))
+
+
+def _load_part(
+    engine: "Engine",
+    dataset: "Dataset",
+    encoder: "PassageEncoder",
+    part: str,
+    name: str,
+    options: "CollectionOptions | None",
+    settings: "LoadSettings",
+) -> None:
+    from two_tower.ingest.loading.parts import load_part, read_part
+
+    slice_ = read_part(part)
+    report = load_part(
+        engine, dataset, encoder, slice_, name=name, options=options, settings=settings
+    )
+    done = f"{name}: part {slice_} has been loaded before; nothing was sent"
+    typer.echo(done if report is None else f"part {slice_} of {report}")
 
 
 def _opened(data: Path, expand: Path | None) -> "Dataset":

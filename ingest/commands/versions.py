@@ -68,6 +68,20 @@ def promote(
     _name_search(name, url, path)
 
 
+def finish(name: Alias, url: Url = None, path: Path_ = None) -> None:
+    """End a load in parts: check that all are there, count the points, and move the name.
+
+    It names the parts that are missing, and then nothing changes.
+    """
+    from two_tower.ingest.versions.finishing import finish as finish_parts
+
+    with opened_engine(url, path) as engine:
+        report = finish_parts(engine, name)
+        typer.echo(report)
+        typer.echo(f"{name} -> {report.collection}")
+    _name_search(name, url, path)
+
+
 def _require(
     engine: "Engine", name: str, to: str | None, *, condition: str, data: Path, split: str
 ) -> None:

@@ -27,19 +27,29 @@ RENEW_EVERY_S = 8.0
 SETTLE_S = 0.2
 
 _owners_here: set[str] = set()
-_embedded_here: set[tuple[str, str]] = set()  # folder and collection
+_embedded_here: set[tuple[str, str, str]] = set()  # folder, collection and key
 
 
 class Lease:
     """The right to load one collection, renewed in a thread; a context manager."""
 
-    def __init__(self, engine: Engine, collection: str, *, take_over: bool = False) -> None:
-        """Touch nothing yet; `take_over` takes the lease from another loader, which will stop."""
+    def __init__(
+        self, engine: Engine, collection: str, *, take_over: bool = False, key: str = LEASE
+    ) -> None:
+        """Touch nothing yet.
+
+        Args:
+            engine: where the collection is.
+            collection: what is loaded.
+            take_over: take the lease from another loader, which will stop.
+            key: the note's name in the metadata; loaders of two parts have two.
+        """
         self._engine = engine
         self._collection = collection
         self._take_over = take_over
+        self._key = key
         self._is_needed = not engine.is_embedded
-        self._place = os.path.realpath(engine.where), collection
+        self._place = os.path.realpath(engine.where), collection, key
         self._owner = uuid.uuid4().hex
         self._lost_to: dict[str, Any] | None = None
         self._ended = threading.Event()
@@ -91,7 +101,7 @@ class Lease:
         self._thread.join()
         try:
             if self._read().get("owner") == self._owner:
-                self._engine.update_collection(self._collection, metadata={LEASE: None})
+                self._engine.update_collection(self._collection, metadata={self._key: None})
         except EngineError:
             pass  # it runs out by itself
 
@@ -106,18 +116,20 @@ class Lease:
                 continue  # a server that is away is the sender's concern
 
     def _read(self) -> dict[str, Any]:
-        return stored_metadata(self._engine, self._collection).get(LEASE) or {}
+        return stored_metadata(self._engine, self._collection).get(self._key) or {}
 
     def _write(self) -> None:
         until = datetime.now(UTC) + timedelta(seconds=LEASE_S)
         note = {"owner": self._owner, "host": platform.node(), "pid": os.getpid()}
         self._engine.update_collection(
-            self._collection, metadata={LEASE: note | {"until": until.isoformat()}}
+            self._collection, metadata={self._key: note | {"until": until.isoformat()}}
         )
 
     def _who_loads(self, holder: dict[str, Any]) -> str:
+        part = self._key.removeprefix(LEASE).replace(" ", ", part ")
         return (
-            f"collection {self._collection!r} is being loaded by process {holder.get('pid')} on "
+            f"collection {self._collection!r}{part} is being loaded by process "
+            f"{holder.get('pid')} on "
             f"{holder.get('host')}; wait for it, or, if it is gone, run this again after "
             f"{LEASE_S:.0f} s or with --take-over"
         )

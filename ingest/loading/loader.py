@@ -168,11 +168,7 @@ def load(
             for changes in _changes(patient, collection, dataset, stored):
                 lease.check()
                 report = report.plus(changes)
-                points = maker.make([*changes.added, *changes.replaced])
-                for batch in batches(points, max_points=settings.batch_points):
-                    sender.put(partial(patient.upsert, collection, batch), len(batch))
-                for part in chunks(changes.payloads, settings.batch_points):
-                    sender.put(partial(patient.batch_update_points, collection, part), len(part))
+                send_changes(patient, collection, changes, maker, sender, settings=settings)
             if settings.prune:
                 for ids in chunks(stored, DELETED_AT_ONCE):
                     sender.put(partial(patient.delete, collection, ids), len(ids))
@@ -182,6 +178,23 @@ def load(
         if report.points > OPTIMIZE_ABOVE or metadata.options.wants_index:
             patient.optimize(collection)
     return replace(report, seconds=time.perf_counter() - start)
+
+
+def send_changes(
+    engine: Engine,
+    collection: str,
+    changes: Changes,
+    maker: PointMaker,
+    sender: Sender,
+    *,
+    settings: LoadSettings,
+) -> None:
+    """Make the points of some changes and hand them to the sender, batch by batch."""
+    points = maker.make([*changes.added, *changes.replaced])
+    for batch in batches(points, max_points=settings.batch_points):
+        sender.put(partial(engine.upsert, collection, batch), len(batch))
+    for part in chunks(changes.payloads, settings.batch_points):
+        sender.put(partial(engine.batch_update_points, collection, part), len(part))
 
 
 def plan(
