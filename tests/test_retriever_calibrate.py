@@ -1,5 +1,6 @@
 """The weight of the cosine for one collection: against the engine, by hand, and kept in it."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -144,10 +145,14 @@ def test_the_command(place: tuple[Dataset, Path, Path]) -> None:
     assert code == 0
     assert "30 judged" in out
     assert "weight   15.0 -> " in out
+    assert re.search(r"^chance   first hits: said 0\.\d{3}, right 0\.\d{3}$", out, re.M)
+    assert re.search(r"^doubt    an answer is less than 20% likely for \d+\.\d%", out, re.M)
     with Retriever.open(NAME, bundle=bundle, path=engine) as opened:
         assert opened.metadata.fusion["source"] == "judged"
+        assert opened.explain("river bank").answerable is not None
     code, out, err = run(place)
-    assert (code, "cut from passages" in out) == (0, True)
+    assert (code, "cut from passages" in out, "first hits" in out) == (0, True, False)
+    assert "nothing about chances" in err
     assert "favour BM25" in err
     code, out, _ = run(place, "--forget")
     assert (code, "weights of the bundle again" in out) == (0, True)
