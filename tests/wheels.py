@@ -51,12 +51,9 @@ def install(wheel: Path, folder: Path, *, only: Iterable[str] | None = None) -> 
         # The dependencies, without the .pth files beside them: no editable checkout comes along.
         (site_packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
         return folder / "bin"
-    for name in only:
-        for top in {file.parts[0] for file in distribution(name).files or ()} - {
-            "..",
-            "__pycache__",
-        }:
-            (site_packages / top).symlink_to(Path(sysconfig.get_path("purelib"), top))
+    tops = {file.parts[0] for name in only for file in distribution(name).files or ()}
+    for top in tops - {"..", "__pycache__"}:
+        (site_packages / top).symlink_to(Path(sysconfig.get_path("purelib"), top))
     return folder / "bin"
 
 
