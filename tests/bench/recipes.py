@@ -73,6 +73,10 @@ BRIEF = {
     ("light", "hybrid"): ("`light`, without cross-scorer", "and MiniLM to train and load"),
     ("light", "cross"): ("`light`", "and MiniLM to train and load"),
     ("transformer", "hybrid"): ("`transformer`", "and MiniLM to train and search"),
+    ("transformer + cross-encoder", "cross"): (
+        "`transformer` + cross-encoder",
+        "and MiniLM to train and search",
+    ),
 }
 """The rows of the README: recipe and system -> its name, what it needs."""
 RULE = ["---", "---:", "---:", "---:", "---"]
