@@ -31,6 +31,8 @@ from two_tower.models.data import Dataset, Passage
 from two_tower.models.endpoint.embeddings import EndpointReader
 from two_tower.models.errors import BundleError, DataError
 from two_tower.retriever.cli import app as retriever
+from two_tower.retriever.collection.schema import read_metadata
+from two_tower.retriever.engine.connect import connect
 from two_tower.retriever.engine.protocol import Engine, scroll_all
 from two_tower.retriever.engine.wire import Point
 from two_tower.retriever.search.retriever import Retriever
@@ -606,6 +608,26 @@ def test_the_three_steps(
         firsts = [hits[0].passage_id for hits in search.search_many(asked, k=1)]
     right = sum(first == p.passage_id for first, p in zip(firsts, PASSAGES, strict=True))
     assert right > 40  # of 120; a query tower of the same tokens at random finds one
+
+
+def test_the_language_is_said_or_is_that_of_the_bundle(
+    tiny_bundle: Path, vectors: np.ndarray, tmp_path: Path
+) -> None:
+    folder, data = tmp_path / "edge", tmp_path / "DATA"
+    engine = connect(path=folder)
+    fill(engine, "notes", vectors, [plain(passage) for passage in PASSAGES], uuids=False)
+    engine.close()
+    where = ("notes:emb", "--path", folder)
+    assert "did you mean german?" in refused("adopt", *where, "--out", data, "--language", "gemran")
+    assert not data.exists()
+    good("adopt", *where, "--out", data, "--language", "german")
+    assert Dataset.open(data).language == "german"
+    good("adopt", *where, "--bundle", tiny_bundle, "--language", "german")
+    good("adopt", *where, "--bundle", tiny_bundle, "--name", "english")
+    engine = connect(path=folder)
+    by_name = {name: read_metadata(engine, name).language for name in ("notes-adopted", "english")}
+    engine.close()
+    assert by_name == {"notes-adopted": "german", "english": "english"}
 
 
 @pytest.mark.parametrize("config", [None, "light"], ids=["endpoint", "light"])

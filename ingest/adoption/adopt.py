@@ -21,7 +21,9 @@ from two_tower.ingest.loading.loader import LoadReport, LoadSettings, load
 from two_tower.ingest.sources.tables import write_judgements
 from two_tower.models.data import Dataset, Passage
 from two_tower.models.errors import BundleError
+from two_tower.models.language import ENGLISH
 from two_tower.models.vectors import FloatArray
+from two_tower.retriever.collection.bm25_vectors import check_language
 from two_tower.retriever.collection.options import DECLARED, INDEX_TYPES
 from two_tower.retriever.collection.schema import (
     CollectionMetadata,
@@ -112,7 +114,12 @@ def require_documents_model(bundle: "ModelBundle", folder: Path) -> None:
 
 
 def write_data(
-    foreign: ForeignCollection, out: Path, *, queries: Path | None = None, overwrite: bool = False
+    foreign: ForeignCollection,
+    out: Path,
+    *,
+    queries: Path | None = None,
+    language: str = ENGLISH,
+    overwrite: bool = False,
 ) -> Dataset:
     """Make DATA of a collection's passages; points without text are set aside in rejected.jsonl.
 
@@ -123,13 +130,16 @@ def write_data(
         out: the folder to make.
         queries: table of judged queries that go in as well; without splits of its own a tenth of
             them becomes dev.
+        language: of the texts, as `prepare` takes it.
         overwrite: replace a DATA folder.
 
     Raises:
+        ConfigError: BM25 does not know the language.
         DataError: `out` must not be written, no point has a text, or the table cannot be used.
     """
     with DatasetWriter(
         out,
+        language=check_language(language),
         source=foreign.collection,
         details=foreign.about,
         dev_fraction=DEV_FRACTION if queries else 0.0,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from two_tower.ingest.commands.prepare import NAMES_WIDTH, Force, summary
+from two_tower.ingest.commands.prepare import NAMES_WIDTH, Force, Language, summary
 from two_tower.models.console import name_next, print_pairs
 from two_tower.retriever.commands.flags import Path_, Url, at, opened_engine
 
@@ -64,6 +64,7 @@ def adopt(
             show_default="passage_id, _id, doc_id or id where all differ, else the point's id",
         ),
     ] = None,
+    language: Language = None,
     force: Force = False,
     url: Url = None,
     path: Path_ = None,
@@ -79,6 +80,7 @@ def adopt(
     from two_tower.ingest.loading.verify import verify
     from two_tower.ingest.versions.versions import promote
     from two_tower.models.bundle.bundle import ModelBundle
+    from two_tower.models.language import ENGLISH
 
     if queries and not out:
         raise typer.BadParameter("--queries needs --out")
@@ -97,7 +99,11 @@ def adopt(
             return
         started = time.monotonic()
         folder = out or Path(until_done.enter_context(TemporaryDirectory()), "DATA")
-        data = adoption.write_data(foreign, folder, queries=queries, overwrite=force)
+        if language is None and loaded:
+            language = loaded.card.get("data", {}).get("language")
+        data = adoption.write_data(
+            foreign, folder, queries=queries, language=language or ENGLISH, overwrite=force
+        )
         if out:
             pairs = summary(data.manifest["counts"])
             pairs.append(("DATA", f"{out} in {time.monotonic() - started:.1f} s"))
