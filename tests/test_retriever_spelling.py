@@ -12,6 +12,7 @@ from two_tower.ingest.loading import loader
 from two_tower.models.bundle.no_tower import NoTower
 from two_tower.models.data import Dataset, Passage
 from two_tower.retriever import Retriever, SearchSettings
+from two_tower.retriever.collection.bm25_vectors import EngineAnalyzer
 from two_tower.retriever.commands.terminal import Look, show_hits
 from two_tower.retriever.engine.protocol import Engine
 from two_tower.retriever.search.spelling import LONGEST, MOST_TERMS, edits
@@ -114,9 +115,26 @@ def test_near_words_weigh_by_how_many_passages_have_them(
     known = {hit.passage_id: hit.score for q in ("boat", "goat") for hit in retriever.search(q)}
     result = retriever.explain("moat")
     assert result.read_as == {"moat": "boat"}
-    shares = {"p0": 0.75, "p1": 0.75, "p2": 0.75, "p3": 0.25}
+    # Of the three passages of its stem two have "boat" itself, and half a one more is allowed for.
+    boat, goat = 3 * (2 + 0.5) / (3 + 1), 1 * (1 + 0.5) / (1 + 1)
+    shares = dict.fromkeys(("p0", "p1", "p2"), boat / (boat + goat)) | {"p3": goat / (boat + goat)}
     expected = {passage_id: share * known[passage_id] for passage_id, share in shares.items()}
     assert {h.passage_id: h.score for h in result.hits} == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_stem_alone_is_no_word(
+    engine: Engine, name: str, make_data: Callable[..., Dataset]
+) -> None:
+    """`dedicency` has the stem of `dedicate`, which is frequent, and is written nowhere."""
+    texts = ["dedicated people", "they dedicate it", "a dedication", "a deficiency of iron"]
+    data = make_data([Passage(f"p{n}", text) for n, text in enumerate(texts)])
+    report = loader.load(engine, data, NoTower(), name=name)
+    retriever = Retriever(engine, report.collection, NoTower(), settings=SearchSettings())
+    dedicate, dedicency = (EngineAnalyzer().term_counts(w) for w in ("dedicate", "dedicency"))
+    assert dedicate == dedicency
+    result = retriever.explain("deficency")
+    assert result.read_as == {"deficency": "deficiency"}
+    assert result.hits[0].passage_id == "p3"
 
 
 def test_the_vocabulary_is_that_of_now(

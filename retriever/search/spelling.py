@@ -5,9 +5,10 @@ left out, put in, taken for another, two swapped: Damerau, "A technique for comp
 correction of spelling errors", 1964) are looked for, as Norvig's corrector does ("How to Write a
 Spelling Corrector", 2007), and the frequent ones are the likely ones.
 
-The vocabulary is the BM25 index itself: the engine is asked for the passages of each term. So
-there is nothing to store, to copy or to bring up to date, and terms that a search met once are not
-asked for again.
+The vocabulary is the BM25 index itself: the engine is asked for the passages of each term. A term
+is a stem, which stands for words that nobody wrote as well; so some of its passages are read for
+the word itself. There is nothing to store, to copy or to bring up to date, and terms that a search
+met once are not asked for again.
 """
 
 import re
@@ -31,6 +32,8 @@ MOST_TERMS = 32  # of a query; a longer one does not hang on one word
 NEAR_WORDS = 3
 
 COUNTED = 100  # passages of a near word, at most
+
+TRIED, READ = 8, 20  # terms near a word, and passages of each, that are read for the word itself
 
 SAMPLED, MOST_LETTERS = 256, 64  # passages that the letters are taken from; letters
 
@@ -79,7 +82,7 @@ class Speller:
         """
         words = {query: self._words(query) for query in terms}
         doubtful = {term for each in words.values() for term in each.values()} - self.settled
-        known = self._counts(doubtful, most=1).keys()
+        known = self._passages(doubtful, most=1).keys()
         unknown = doubtful - known
         with self._lock:
             rest = self.settled if len(self.settled) < REMEMBERED else frozenset()
@@ -113,9 +116,9 @@ class Speller:
         terms = {word: list(self._analyzer.term_counts(word)) for word in words}
         return {word: term[0] for word, term in terms.items() if len(term) == 1}
 
-    def _counts(self, terms: Iterable[int], *, most: int) -> dict[int, int]:
-        """Return in how many passages each term is, up to `most`, where there is any."""
-        counts = {}
+    def _passages(self, terms: Iterable[int], *, most: int) -> dict[int, list[str]]:
+        """Return the points that have each term, up to `most`, where there is any."""
+        points = {}
         asked = sorted(terms)
         for start in range(0, len(asked), TERMS_PER_REQUEST):
             part = asked[start : start + TERMS_PER_REQUEST]
@@ -125,22 +128,51 @@ class Speller:
                 for vector in vectors
             ]
             scored = self._engine.query_scores(self._collection, requests)
-            counts.update({t: len(s.ids) for t, s in zip(part, scored, strict=True) if s.ids})
-        return counts
+            points.update({t: s.ids for t, s in zip(part, scored, strict=True) if s.ids})
+        return points
 
     def _near(self, words: Iterable[str]) -> dict[str, list[tuple[str, int, float]]]:
         """Return for each word those near it: word, term and chance, the likeliest first."""
         letters = self._alphabet()
         candidates = {word: self._terms(sorted(edits(word.casefold(), letters))) for word in words}
         asked = {term for each in candidates.values() for term in each.values()}
-        counts = self._counts(asked, most=COUNTED) if asked else {}
+        points = self._passages(asked, most=COUNTED) if asked else {}
+        tried = {
+            word: sorted(points.keys() & {*terms.values()}, key=lambda t: (-len(points[t]), t))
+            for word, terms in candidates.items()
+        }
+        written = self._words_in(
+            {term: points[term][:READ] for terms in tried.values() for term in terms[:TRIED]}
+        )
         near = {}
-        for word, terms in candidates.items():
-            by_term = {term: other for other, term in terms.items() if term in counts}
-            best = sorted(by_term, key=lambda term: (-counts[term], by_term[term]))[:NEAR_WORDS]
-            total = sum(counts[term] for term in best)
-            near[word] = [(by_term[term], term, counts[term] / total) for term in best]
+        for word, terms in tried.items():
+            found = []
+            for term in terms[:TRIED]:
+                forms = [form for form, other in candidates[word].items() if other == term]
+                counts = {form: sum(form in each for each in written[term]) for form in forms}
+                likeliest = max(forms, key=lambda form: (counts[form], form))
+                share = (counts[likeliest] + 0.5) / (len(written[term]) + 1)
+                found.append((likeliest, term, share * len(points[term])))
+            found.sort(key=lambda each: (-each[2], each[0]))
+            total = sum(weight for *_, weight in found[:NEAR_WORDS])
+            near[word] = [(form, term, weight / total) for form, term, weight in found[:NEAR_WORDS]]
         return near
+
+    def _words_in(self, points: Mapping[int, list[str]]) -> dict[int, list[set[str]]]:
+        """Return for each term the words of each of its passages, in small letters."""
+        ids = sorted({point for each in points.values() for point in each})
+        if not ids:
+            return {}
+        words = {
+            str(record.id): set(_WORD.findall(_text_of(record).casefold()))
+            for record in self._engine.retrieve(
+                self._collection, ids, with_payload=["title", "text"]
+            )
+        }
+        return {
+            term: [words[point] for point in each if point in words]
+            for term, each in points.items()
+        }
 
     def _alphabet(self) -> str:
         """Return the letters that some passages are written in."""
@@ -148,17 +180,16 @@ class Speller:
             records, _ = self._engine.scroll(
                 self._collection, limit=SAMPLED, with_payload=["title", "text"]
             )
-            texts = (
-                f"{(r.payload or {}).get('title')} {(r.payload or {}).get('text')}" for r in records
-            )
             seen = Counter(
-                char
-                for text in texts
-                for char in unicodedata.normalize("NFKC", text).casefold()
-                if char.isalpha()
+                char for record in records for char in _text_of(record).casefold() if char.isalpha()
             )
             self._letters = "".join(char for char, _ in seen.most_common(MOST_LETTERS))
         return self._letters
+
+
+def _text_of(record: qm.Record) -> str:
+    payload = record.payload or {}
+    return unicodedata.normalize("NFKC", f"{payload.get('title')} {payload.get('text')}")
 
 
 def edits(word: str, letters: str) -> set[str]:
