@@ -12,7 +12,8 @@ from topics import topic_words
 from typer.testing import CliRunner
 
 from two_tower.models.bundle.fusion import TOWER_WEIGHT
-from two_tower.models.data import Dataset, Passage
+from two_tower.models.data import Dataset, Passage, Qrel, Query
+from two_tower.models.errors import DataError
 from two_tower.retriever.calibration import calibrate as calibration
 from two_tower.retriever.calibration import examples as calibration_examples
 from two_tower.retriever.calibration.calibrate import Calibration, calibrate, forget, store
@@ -166,6 +167,12 @@ def test_short_passages_give_no_query(tmp_path: Path, tiny_bundle: Path) -> None
     assert code == 1
     assert "0 passages of pages--" in err
     assert "expected 30 or more; give DATA with so many judged queries" in err
+    with Retriever.open(NAME, bundle=tiny_bundle, path=tmp_path / "edge") as retriever:
+        few = [Query(f"q{n}", "river bank") for n in range(3)]
+        qrels = [Qrel(query.query_id, passages[0].passage_id, 1, "dev") for query in few]
+        refusal = r"^3 judged queries are too few \(30 expected\), and 0 passages"
+        with pytest.raises(DataError, match=refusal):
+            calibrate(retriever, few, qrels)
 
 
 @pytest.mark.parametrize(

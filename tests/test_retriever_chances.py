@@ -125,6 +125,9 @@ def test_hits_below_a_chance_are_left_out_and_all_where_nothing_answers(
     assert unlikely.answerable < result.answerable
     above = replace(ALL, at_least=unlikely.answerable + 1e-3)
     assert edge_retriever.search("zzzqqq", settings=above) == []
+    for wordless in ("the of and", "?!", "🐶"):  # the tower finds something, and no chance is known
+        assert edge_retriever.search(wordless, settings=ALL)
+        assert edge_retriever.search(wordless, settings=above) == []
 
 
 def test_the_cross_scorer_reads_where_the_first_hit_is_unsure(edge_retriever: Retriever) -> None:

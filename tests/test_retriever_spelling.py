@@ -178,3 +178,16 @@ def test_a_terminal_says_what_was_read(words: Retriever) -> None:
         shown.plain[span.start : span.end] for span in shown.spans if "yellow" in str(span.style)
     }
     assert "lighthouse" in marked
+
+
+def test_what_is_shown_is_written(
+    engine: Engine, name: str, make_data: Callable[..., Dataset]
+) -> None:
+    """`repare` is an edit from `reare`, whose stem is that of `rear`; nobody writes `reare`."""
+    data = make_data([Passage("a", "The rear wheel turns."), Passage("b", "A front wheel.")])
+    report = loader.load(engine, data, NoTower(), name=name)
+    retriever = Retriever(engine, report.collection, NoTower(), settings=SearchSettings())
+    assert EngineAnalyzer().term_counts("reare") == EngineAnalyzer().term_counts("rear")
+    result = retriever.explain("repare a wheel")
+    assert result.read_as == {"repare": "rear"}
+    assert result.hits[0].passage_id == "a"

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from two_tower.models.console import name_next, note, print_pairs, say
+from two_tower.models.language import PIECES
 
 NAMES_WIDTH = 14
 
@@ -183,19 +184,21 @@ def prepare(
         note(f"Note: {sentence}")
     is_of_clicks = data.manifest["source"].get("kind") == CLICK_LOG
     splits = set(counts["labelled_queries"])
-    if not (is_of_clicks and splits) and (warning := _warning(splits, out)):
+    if not (is_of_clicks and splits) and (warning := _warning(splits, out, language=data.language)):
         say(f"Warning: {warning}")
     if is_of_clicks and splits:
         start = ("--start", "BUNDLE", "--only", "fusion,cross")
         name_next("models", "train", out, "--out", "NEW", *start)
-    elif splits:
+    elif splits or data.language == PIECES:
         name_next("models", "train", out, "--out", "BUNDLE")
     else:
         name_next("ingest", "load", out, "--collection", "NAME")
 
 
-def _warning(splits: set[str], out: Path) -> str:
+def _warning(splits: set[str], out: Path, *, language: str) -> str:
     """Return what cannot be done with DATA whose judgements are of these splits."""
+    if not splits and language == PIECES:
+        return "no labelled query, so nothing can be measured"
     if not splits:
         return (
             "no labelled query, so nothing can be measured; to search by words (BM25) run: "

@@ -31,6 +31,7 @@ from two_tower.retriever.collection.schema import (
     base_name,
     collection_name,
     point_id,
+    read_metadata,
 )
 from two_tower.retriever.engine.protocol import (
     Engine,
@@ -94,7 +95,7 @@ def load_part(
     """Load one part of DATA into the collection of `name`; `finish` ends it when all are there.
 
     Returns:
-        What was done; None where this part had been loaded.
+        What was done; None where this part, or all of DATA, had been loaded.
 
     Raises:
         DataError: the part holds no passage, or the collection has parts of other DATA.
@@ -119,7 +120,7 @@ def load_part(
     with Lease(engine, collection, take_over=settings.take_over, key=f"{LEASE} {part}") as lease:
         notes = loaded_parts(patient, collection)
         _require_same(collection, notes, dataset, part)
-        if part in notes:
+        if part in notes or (not notes and _is_complete(patient, name, collection, dataset)):
             return None
         patient.update_collection(collection, metadata={"data": describe(dataset, kept=0)})
         report = LoadReport(collection)
@@ -161,6 +162,17 @@ def _require_same(
                 f"collection {collection!r} is being loaded in {other.of} parts, this is one of "
                 f"{part.of}; {end}"
             )
+
+
+def _is_complete(engine: Engine, name: str, collection: str, dataset: Dataset) -> bool:
+    """Whether searches by `name` find all of DATA there: its load, in parts or not, has ended."""
+    aliases = {alias.alias_name: alias.collection_name for alias in engine.get_aliases().aliases}
+    metadata = read_metadata(engine, collection)
+    return (
+        aliases.get(name) == collection
+        and metadata.data["content_hash"] == dataset.content_hash
+        and engine.count(collection, exact=True).count == metadata.expected_points
+    )
 
 
 def _require_one_bundle(engine: Engine, collection: str, encoder: PassageEncoder) -> None:

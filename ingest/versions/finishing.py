@@ -13,6 +13,8 @@ NAMED = 10  # parts, where many are missing
 def finish(engine: Engine, name: str) -> VerifyReport:
     """Check that every part of `name` has been loaded, count the points, and promote.
 
+    Where that has been done, and no part was loaded since, the points are counted again.
+
     Raises:
         CollectionNotFound: no version of `name` has a part.
         VerificationFailed: parts are missing, or points.
@@ -20,6 +22,9 @@ def finish(engine: Engine, name: str) -> VerifyReport:
     """
     collections = [version.collection for version in versions(engine, check_name(name))]
     begun = [collection for collection in collections if loaded_parts(engine, collection)]
+    aliases = {alias.alias_name: alias.collection_name for alias in engine.get_aliases().aliases}
+    if not begun and name in aliases:
+        return verify_counts(engine, aliases[name])
     if not begun:
         raise CollectionNotFound(
             f"{name!r} has no version that was loaded in parts; "

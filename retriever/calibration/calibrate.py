@@ -92,9 +92,15 @@ def calibrate(
         return _from_judged(judged, _weights_before(retriever))
     examples = _answered(cut_examples(retriever, count=most, seed=SEED))
     if len(examples.relevant) < FEWEST_QUERIES:
+        judged_too = (
+            f"{len(queries)} judged queries are too few ({FEWEST_QUERIES} expected), and "
+            if queries
+            else ""
+        )
         raise DataError(
-            f"{len(examples.relevant)} passages of {retriever.collection} are long enough to cut a "
-            f"query from, expected {FEWEST_QUERIES} or more; give DATA with so many judged queries"
+            f"{judged_too}{len(examples.relevant)} passages of {retriever.collection} are long "
+            f"enough to cut a query from, expected {FEWEST_QUERIES} or more; give DATA with so "
+            "many judged queries in a split, and name it with --split"
         )
     return _from_cuts(examples, _weights_before(retriever))
 

@@ -115,8 +115,9 @@ def evaluate(
         for other, _, folder in (word.partition("=") for word in also or []):
             own = Path(folder) if folder else bundle if _fits(engine, other, bundle) else None
             others[other] = _open(engine, other, own, SearchSettings())
+        retriever = _open(engine, name, bundle, search_settings)
         report = run.evaluate(
-            _open(engine, name, bundle, search_settings),
+            retriever,
             data,
             out,
             split=split,
@@ -135,7 +136,8 @@ def evaluate(
         for sentence in sentences:
             say(f"Error: {sentence}")
         raise typer.Exit(1)
-    name_next("retriever", "tune", name, data, "--out", "TUNED", *at(url, path))
+    if retriever.metadata.has_tower:
+        name_next("retriever", "tune", name, data, "--out", "TUNED", *at(url, path))
 
 
 def _open(

@@ -262,12 +262,13 @@ def reorder(ranking: Ranking, logits: FloatArray, weights: FinalWeights) -> Rank
 def likely_rows(ranking: Ranking, at_least: float) -> list[int]:
     """Return the rows of a ranking, best first, whose chance to answer is `at_least` so much.
 
-    None does where the chance that anything answers is less. Where the budget left no time for the
-    cross-scorer, there may be no chances, and all stay.
+    None does where the chance that anything answers is less, or where the query has no word that
+    BM25 reads. Where the budget left no time for the cross-scorer, there may be no chances, and all
+    stay.
     """
     rows: list[int] = ranking.order.tolist()
     if ranking.answerable is None or ranking.log_odds is None:
-        return rows
+        return rows if BM25 in ranking.candidates.stages else []
     if ranking.answerable < at_least:
         return []
     least = math.log(at_least / (1 - at_least)) if at_least < 1 else math.inf

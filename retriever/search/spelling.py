@@ -15,7 +15,7 @@ import re
 import threading
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from two_tower.models.text.bm25 import Analyzer
@@ -155,8 +155,22 @@ class Speller:
                 found.append((likeliest, term, share * len(points[term])))
             found.sort(key=lambda each: (-each[2], each[0]))
             total = sum(weight for *_, weight in found[:NEAR_WORDS])
-            near[word] = [(form, term, weight / total) for form, term, weight in found[:NEAR_WORDS]]
+            near[word] = [
+                (self._written_form(form, term, written[term]), term, weight / total)
+                for form, term, weight in found[:NEAR_WORDS]
+            ]
         return near
+
+    def _written_form(self, form: str, term: int, passages: Sequence[set[str]]) -> str:
+        """Return a form of a term that some of its passages have, the frequent one first."""
+        if any(form in words for words in passages):
+            return form
+        counts = Counter(other for words in passages for other in words)
+        forms = (other for other in sorted(counts) if other[:1] == form[:1])
+        return max(self._of_term(forms, term), key=lambda other: counts[other], default=form)
+
+    def _of_term(self, words: Iterable[str], term: int) -> Iterable[str]:
+        return (word for word, other in self._terms(words).items() if other == term)
 
     def _words_in(self, points: Mapping[int, list[str]]) -> dict[int, list[set[str]]]:
         """Return for each term the words of each of its passages, in small letters."""
