@@ -9,7 +9,11 @@ from qdrant_client import models as qm
 
 from two_tower.models.data import Passage
 from two_tower.models.errors import ConfigError, DataError
-from two_tower.retriever.collection.options import indexable_fields
+from two_tower.retriever.collection.options import (
+    CollectionOptions,
+    DiskOptions,
+    indexable_fields,
+)
 from two_tower.retriever.collection.schema import (
     CollectionMetadata,
     CollectionSchema,
@@ -123,7 +127,11 @@ def test_schema() -> None:
         "pca_8": (8, qm.Distance.COSINE),
         "pca_4": (4, qm.Distance.COSINE),
     }
-    assert schema.sparse_vectors_config == {"bm25": qm.SparseVectorParams(modifier=qm.Modifier.IDF)}
+    for on_disk in (False, True):
+        options = CollectionOptions(on_disk=DiskOptions(bm25=on_disk))
+        (bm25,) = CollectionSchema(24, (8, 4), options=options).sparse_vectors_config.values()
+        assert bm25.modifier is qm.Modifier.IDF
+        assert bm25.index == qm.SparseIndexParams(on_disk=on_disk)
 
 
 def test_metadata_round_trip(engine: Engine, name: str) -> None:
