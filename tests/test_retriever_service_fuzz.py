@@ -141,7 +141,7 @@ requests = st.one_of(
     st.tuples(st.sampled_from([2, 3]), st.binary(max_size=200)),
 )
 quick = settings(
-    max_examples=500,
+    max_examples=700,
     deadline=None,
     derandomize=not SECONDS,
     suppress_health_check=list(HealthCheck),

@@ -1,8 +1,8 @@
 """The weight of a bundle's cosine on a collection of other texts than taught it, at loading."""
 
 import logging
+from typing import TYPE_CHECKING
 
-from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.data import Dataset
 from two_tower.models.errors import ConfigError, DataError
 from two_tower.retriever.calibration.calibrate import calibrate, store
@@ -10,13 +10,16 @@ from two_tower.retriever.engine.protocol import Engine
 from two_tower.retriever.search.retriever import Retriever
 from two_tower.retriever.search.settings import SearchSettings
 
+if TYPE_CHECKING:
+    from two_tower.models.bundle.bundle import ModelBundle
+
 log = logging.getLogger(__name__)
 
 QUERIES = 100
 """Cut from the passages; `retriever calibrate` takes four times as many."""
 
 
-def is_foreign(bundle: ModelBundle, dataset: Dataset) -> bool:
+def is_foreign(bundle: "ModelBundle", dataset: Dataset) -> bool:
     """Say whether the weight of a bundle's cosine comes from the labels of other DATA.
 
     The same source, prepared in another way, is not another.
@@ -29,7 +32,7 @@ def is_foreign(bundle: ModelBundle, dataset: Dataset) -> bool:
     return known.isdisjoint({dataset.content_hash, str(name)})
 
 
-def weigh(engine: Engine, collection: str, bundle: ModelBundle, *, name: str) -> str | None:
+def weigh(engine: Engine, collection: str, bundle: "ModelBundle", *, name: str) -> str | None:
     """Learn the weight from queries cut out of the passages, keep it, and return what was found.
 
     A collection that has one keeps it. Where the passages are too few or too short, or a model
