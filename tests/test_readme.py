@@ -139,7 +139,9 @@ def test_the_python_of_a_page_runs(
 def test_the_table_is_that_of_the_committed_run() -> None:
     stored = json.loads(recipes.RESULTS.read_text())
     table = recipes.to_brief(stored)
-    assert {recipe for recipe, _ in recipes.BRIEF} == stored.keys()
+    named = {recipe for recipe, _ in recipes.BRIEF}
+    assert named <= stored.keys()
+    assert stored.keys() - named <= recipes.VARIANTS.keys()  # docs/evaluation.md has all
     assert table in README
 
 
