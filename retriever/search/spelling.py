@@ -166,11 +166,8 @@ class Speller:
         if any(form in words for words in passages):
             return form
         counts = Counter(other for words in passages for other in words)
-        forms = (other for other in sorted(counts) if other[:1] == form[:1])
-        return max(self._of_term(forms, term), key=lambda other: counts[other], default=form)
-
-    def _of_term(self, words: Iterable[str], term: int) -> Iterable[str]:
-        return (word for word, other in self._terms(words).items() if other == term)
+        forms = [other for other, its in self._terms(sorted(counts)).items() if its == term]
+        return max(forms, key=lambda other: counts[other], default=form)
 
     def _words_in(self, points: Mapping[int, list[str]]) -> dict[int, list[set[str]]]:
         """Return for each term the words of each of its passages, in small letters."""
