@@ -21,6 +21,7 @@ from two_tower.retriever.calibration.examples import Examples, cut_examples, jud
 from two_tower.retriever.cli import app
 from two_tower.retriever.errors import CollectionMismatch
 from two_tower.retriever.evaluation.measures import judged_queries
+from two_tower.retriever.evaluation.run import evaluate
 from two_tower.retriever.search.retriever import Retriever
 from two_tower.retriever.search.settings import SearchSettings
 
@@ -157,6 +158,19 @@ def test_the_command(place: tuple[Dataset, Path, Path]) -> None:
     assert "favour BM25" in err
     code, out, _ = run(place, "--forget")
     assert (code, "weights of the bundle again" in out) == (0, True)
+
+
+def test_a_report_knows_the_judgements_of_the_calibration(
+    place: tuple[Dataset, Path, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    data, bundle, engine = place
+    said = "calibrated on these very queries"
+    for words, is_said in ([], False), ([str(data.path)], True), (["--forget"], False):
+        assert run(place, *words)[0] == 0
+        caplog.clear()
+        with Retriever.open(NAME, bundle=bundle, path=engine) as opened:
+            evaluate(opened, data, systems=["bm25"])
+        assert (said in caplog.text) is is_said, words
 
 
 def test_short_passages_give_no_query(tmp_path: Path, tiny_bundle: Path) -> None:

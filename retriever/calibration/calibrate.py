@@ -31,6 +31,7 @@ from two_tower.models.errors import ConfigError, DataError
 from two_tower.models.progress import progress
 from two_tower.models.vectors import Float64Array
 from two_tower.retriever.calibration.examples import Examples, cut_examples, judged_examples
+from two_tower.retriever.search.chances import JUDGEMENTS
 from two_tower.retriever.search.retriever import Retriever
 
 CUT_QUERIES = 400
@@ -143,13 +144,17 @@ def _calibration(
     )
 
 
-def store(retriever: Retriever, calibration: Calibration) -> None:
-    """Keep the weight in the collection's metadata; retrievers that are opened later use it."""
+def store(retriever: Retriever, calibration: Calibration, *, judgements: str = "") -> None:
+    """Keep the weight in the collection's metadata; retrievers that are opened later use it.
+
+    `judgements` says which they were, as `judgements_of` does, so that an evaluation knows them.
+    """
     before = _weights_before(retriever)  # what it says about late interaction stays
     kept = {
         "hybrid": asdict(replace(before, tower=calibration.after, normalised=False)),
         "source": calibration.source,
         "queries": calibration.queries,
+        JUDGEMENTS: judgements,
     }
     retriever.engine.update_collection(retriever.collection, metadata={"fusion": kept})
 

@@ -43,10 +43,12 @@ def calibrate(
     from two_tower.retriever.calibration.chances import UNLIKELY, store_chances
     from two_tower.retriever.evaluation.measures import judged_queries
     from two_tower.retriever.search.bundles import find_bundle, load_bundle
+    from two_tower.retriever.search.chances import judgements_of
     from two_tower.retriever.search.retriever import Retriever
     from two_tower.retriever.search.settings import SearchSettings
 
-    queries, qrels = judged_queries(Dataset.open(data), split) if data else ([], [])
+    dataset = Dataset.open(data) if data else None
+    queries, qrels = judged_queries(dataset, split) if dataset else ([], [])
     with opened_engine(url, path) as engine:
         loaded = load_bundle(bundle) or find_bundle(engine, name)
         retriever = Retriever(engine, name, loaded, settings=SearchSettings())
@@ -55,7 +57,8 @@ def calibrate(
             typer.echo(f"{retriever.collection} uses the weights of the bundle again")
             return
         found = calibration.calibrate(retriever, queries, qrels)
-        calibration.store(retriever, found)
+        known = judgements_of(dataset, split) if dataset and found.source == "judged" else ""
+        calibration.store(retriever, found, judgements=known)
         check = store_chances(retriever, queries, qrels) if found.source == "judged" else None
     if queries and found.source == "cut":
         say(

@@ -13,6 +13,7 @@ from two_tower.retriever.evaluation.evaluate import Report, measure_all
 from two_tower.retriever.evaluation.page import write_report
 from two_tower.retriever.evaluation.requirements import read_requirement
 from two_tower.retriever.evaluation.systems import choose_systems, run_system
+from two_tower.retriever.search.chances import JUDGEMENTS, judgements_of
 from two_tower.retriever.search.retriever import Retriever
 
 log = logging.getLogger(__name__)
@@ -77,6 +78,11 @@ def evaluate(
         log.warning(
             "the bundle learnt from these very queries, so its rows say too much; measure with "
             "split dev, which ingest prepare --dev-fraction sets aside"
+        )
+    if retriever.metadata.fusion.get(JUDGEMENTS) == judgements_of(dataset, split):
+        log.warning(
+            "the collection was calibrated on these very queries, so its weight and chances fit "
+            "them; measure with another split, or with other judged queries"
         )
     if folder:
         passages = progress(

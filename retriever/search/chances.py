@@ -24,9 +24,13 @@ from two_tower.retriever.search.fusion import CROSS, Ranking, is_learnt
 from two_tower.retriever.search.settings import SearchSettings
 
 if TYPE_CHECKING:
+    from two_tower.models.data import Dataset
     from two_tower.retriever.collection.schema import CollectionMetadata
 
 CHANCE = "chance"
+
+JUDGEMENTS = "judgements"
+"""In what calibration keeps with a collection: which judgements it learnt from."""
 
 WEIGHED = 50
 """The first so many candidates are each other's rivals; no chance is given to those behind."""
@@ -68,6 +72,11 @@ class CollectionChances:
 
     hybrid: Chances
     cross: Chances | None = None
+
+
+def judgements_of(dataset: "Dataset", split: str) -> str:
+    """Return what stands for the judgements that a collection was calibrated on."""
+    return f"{dataset.content_hash} {split}"
 
 
 def collection_chances(metadata: "CollectionMetadata") -> CollectionChances | None:
