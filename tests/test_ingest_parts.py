@@ -122,6 +122,9 @@ def test_any_order_in_either_engine(
     reports = [load_part(engine, more, encoder, Part(n, 2), name=name) for n in (1, 2)]
     assert [(r.added, r.unchanged) for r in reports if r] == [(0, 500), (1, 500)]
     assert finish(engine, name).points == 1001
+    assert load_part(engine, data, encoder, Part(1, 3), name=name) is not None  # other DATA again
+    assert loader.load(engine, data, encoder, name=name).kept == 1
+    assert not loaded_parts(engine, engine.resolve(name))  # all of it is there without the others
 
 
 def test_what_is_refused(engine: Engine, name: str, data: Dataset, tmp_path: Path) -> None:

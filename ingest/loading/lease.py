@@ -10,6 +10,7 @@ without a note.
 
 import os
 import platform
+import re
 import threading
 import time
 import uuid
@@ -25,6 +26,9 @@ LEASE = "lease"
 LEASE_S = 30.0
 RENEW_EVERY_S = 8.0
 SETTLE_S = 0.2
+
+PART = re.compile(r"part (?P<number>\d+)/(?P<of>\d+)")
+"""The key of a note that a part has been loaded; a load of all of DATA makes it void."""
 
 _owners_here: set[str] = set()
 _embedded_here: set[tuple[str, str, str]] = set()  # folder, collection and key

@@ -23,7 +23,7 @@ from pydantic import Field
 
 from two_tower.ingest.loading.diff import Changes, StoredHashes, find_changes, stored_hashes
 from two_tower.ingest.loading.expansion import require_expansion
-from two_tower.ingest.loading.lease import Lease
+from two_tower.ingest.loading.lease import PART, Lease
 from two_tower.ingest.loading.points import PassageEncoder, PointMaker, chunks
 from two_tower.ingest.loading.selection import cache
 from two_tower.ingest.loading.sending import Sender
@@ -35,7 +35,12 @@ from two_tower.models.progress import progress
 from two_tower.models.threads import one_blas_thread
 from two_tower.retriever.collection.options import CollectionOptions
 from two_tower.retriever.collection.schema import collection_name, read_metadata
-from two_tower.retriever.engine.protocol import OPTIMIZE_ABOVE, RETRY_FOR_S, Engine
+from two_tower.retriever.engine.protocol import (
+    OPTIMIZE_ABOVE,
+    RETRY_FOR_S,
+    Engine,
+    stored_metadata,
+)
 from two_tower.retriever.engine.wire import BATCH_POINTS, batches
 
 DELETED_AT_ONCE = 1024
@@ -173,7 +178,8 @@ def load(
                 for ids in chunks(stored, DELETED_AT_ONCE):
                     sender.put(partial(patient.delete, collection, ids), len(ids))
         report = report.ended(dataset.passage_count, beside=len(stored), prune=settings.prune)
-        described = {"data": describe(dataset, kept=report.kept)}
+        parts = [key for key in stored_metadata(patient, collection) if PART.fullmatch(key)]
+        described = {"data": describe(dataset, kept=report.kept), **dict.fromkeys(parts)}
         patient.update_collection(collection, metadata=described)
         if report.points > OPTIMIZE_ABOVE or metadata.options.wants_index:
             patient.optimize(collection)

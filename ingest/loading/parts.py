@@ -16,7 +16,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from two_tower.ingest.loading.diff import Changes, StoredHashes, find_changes
-from two_tower.ingest.loading.lease import LEASE, Lease
+from two_tower.ingest.loading.lease import LEASE, PART, Lease
 from two_tower.ingest.loading.loader import LoadReport, LoadSettings, send_changes
 from two_tower.ingest.loading.points import PassageEncoder, PointMaker, chunks
 from two_tower.ingest.loading.sending import Sender
@@ -40,8 +40,6 @@ from two_tower.retriever.engine.protocol import (
     stored_metadata,
 )
 from two_tower.retriever.errors import CollectionMismatch
-
-NOTE = re.compile(r"part (?P<number>\d+)/(?P<of>\d+)")
 
 
 class Part(NamedTuple):
@@ -142,7 +140,7 @@ def loaded_parts(engine: Engine, collection: str) -> dict[Part, dict[str, Any]]:
     """Return what is known of the parts that have been loaded."""
     notes = {}
     for key, note in stored_metadata(engine, collection).items():
-        if (match := NOTE.fullmatch(key)) and note:
+        if (match := PART.fullmatch(key)) and note:
             notes[Part(int(match["number"]), int(match["of"]))] = note
     return notes
 
