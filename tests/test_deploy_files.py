@@ -179,7 +179,7 @@ def qdrant_metrics(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.mark.cluster
 def test_every_metric_that_an_alert_names_is_exported(qdrant_metrics: str) -> None:
-    from two_tower.retriever.service.middleware import Metrics
+    from two_tower.retriever.service.metrics import Metrics
 
     ours = Metrics()
     ours.requests.labels("/search", "200").inc()

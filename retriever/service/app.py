@@ -39,6 +39,7 @@ from two_tower.retriever.service.backend import Backend, Changeable
 from two_tower.retriever.service.bodies import PERSONAL
 from two_tower.retriever.service.config import MOST_BODY_BYTES, MOST_HITS
 from two_tower.retriever.service.failures import INTERNAL, Failure, ServiceFailure, failure_of
+from two_tower.retriever.service.metrics import Metrics
 from two_tower.retriever.service.middleware import (
     BEARER,
     BearerKey,
@@ -46,7 +47,6 @@ from two_tower.retriever.service.middleware import (
     Head,
     KnownHost,
     Measured,
-    Metrics,
     SecurityHeaders,
 )
 from two_tower.retriever.service.recording import Recording, add_events
@@ -93,10 +93,9 @@ Words = Annotated[
 ]
 
 
-def create_app(backend: Backend) -> ASGIApp:
+def create_app(backend: Backend, metrics: Metrics) -> ASGIApp:
     """Return the service around `backend`, which it closes when it ends."""
     config = backend.config
-    metrics = Metrics()
     recording = Recording(config, metrics)
     if recording.experiment is not None and backend.is_open:
         recording.experiment.open(backend.open())

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from shutil import disk_usage
 from typing import Any, Generic, Protocol, TypeVar
@@ -209,17 +209,23 @@ class Backend:
     """
 
     def __init__(
-        self, config: ServiceConfig, make_changeable: MakeChangeable | None = None
+        self,
+        config: ServiceConfig,
+        make_changeable: MakeChangeable | None = None,
+        *,
+        changing: AbstractContextManager[object] | None = None,
     ) -> None:
         """Start threads, and connect to nothing yet.
 
         Args:
             config: what to serve, and how.
             make_changeable: gives the collection of an engine, a name and a bundle for changes.
+            changing: lets one change at a time into the collection; a lock of this process where
+                it is None.
         """
         self.config = config
         self._make_changeable = make_changeable
-        self._changing = threading.Lock()
+        self._changing = changing or threading.Lock()
         self._bundle = load_bundle(config.bundle)
         self._retriever: Retriever | None = None
         self._behind = ""  # why the version that the name stands for is not the one searched

@@ -18,6 +18,9 @@ MOST_CANDIDATES = 1000
 
 MOST_BODY_BYTES = 64 * 1024
 
+BACKLOG = 2048
+"""Connections that the kernel keeps until they are accepted."""
+
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 """Names of this machine for itself."""
 

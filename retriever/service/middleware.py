@@ -12,13 +12,12 @@ from collections import OrderedDict
 from collections.abc import Collection
 
 from fastapi.security import HTTPBearer
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from two_tower.retriever.records import SearchResult
 from two_tower.retriever.service.failures import UNAUTHORIZED, Failure
+from two_tower.retriever.service.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -218,67 +217,6 @@ class BodyLimit:
             if len(body) > self._most_bytes:
                 return None
         return body
-
-
-BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-
-
-class Metrics:
-    """Counters of one service, in a registry of their own."""
-
-    def __init__(self) -> None:
-        self._registry = registry = CollectorRegistry()
-        self.requests = Counter(
-            "retriever_requests",
-            "Requests by path and HTTP status.",
-            ["path", "status"],
-            registry=registry,
-        )
-        self.seconds = Histogram(
-            "retriever_request_seconds",
-            "Time from the request to the end of the answer.",
-            ["path"],
-            buckets=BUCKETS_S,
-            registry=registry,
-        )
-        self.in_flight = Gauge(
-            "retriever_requests_in_flight", "Requests being answered.", registry=registry
-        )
-        self.stage_seconds = Histogram(
-            "retriever_stage_seconds",
-            "Time that each step of a search took.",
-            ["stage"],
-            buckets=BUCKETS_S,
-            registry=registry,
-        )
-        self.skipped = Counter(
-            "retriever_skipped_stages",
-            "Stages left out for want of time.",
-            ["stage"],
-            registry=registry,
-        )
-
-        self.log_records = Counter(
-            "retriever_log_records",
-            "Searches and events for the log, written or lost.",
-            ["outcome"],
-            registry=registry,
-        )
-
-    def record(self, result: SearchResult) -> None:
-        """Count the time of each step of a search."""
-        for stage, ms in result.timings_ms.items():
-            self.stage_seconds.labels(stage).observe(ms / 1000.0)
-        for stage in result.skipped:
-            self.skipped.labels(stage).inc()
-
-    def count_records(self, outcome: str, number: int) -> None:
-        """Count records of the log that were written or lost."""
-        self.log_records.labels(outcome).inc(number)
-
-    def text(self) -> bytes:
-        """Return the metrics in Prometheus' text format."""
-        return generate_latest(self._registry)
 
 
 class Measured:

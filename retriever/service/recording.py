@@ -14,7 +14,7 @@ from two_tower.retriever.service.bodies import EventAnswer, EventBody, SearchBod
 from two_tower.retriever.service.config import ServiceConfig
 from two_tower.retriever.service.experiment import Experiment, InterleavedResult
 from two_tower.retriever.service.failures import Failure, ServiceFailure
-from two_tower.retriever.service.middleware import Metrics
+from two_tower.retriever.service.metrics import Metrics
 
 ID_FIELD = "passage_id"
 
