@@ -211,7 +211,7 @@ def _plan(
             path = Path(until_done.enter_context(TemporaryDirectory()), "edge")
         engine = until_done.enter_context(opened_engine(url, path, create=is_new))
         report = loader.plan(engine, dataset, encoder, name=name, prune=prune)
-        stored = stored_options(engine, report.collection)
+        stored = stored_options(engine, report.collection, dataset, encoder)
         changes: list[str] = []
         if options is not None and engine.collection_exists(report.collection):
             changes = option_changes(report.collection, stored, options)

@@ -78,7 +78,7 @@ def open_collection(
     if options is not None:
         require_values(dataset, options.indexes)
     if collection not in existing:
-        first = options or _first_options(engine, target, dataset)
+        first = options or _first_options(engine, target, dataset, encoder)
         fresh = _new_metadata(dataset, encoder, first)
         try:
             engine.create_collection(collection, **fresh.schema.creation, metadata=fresh.to_dict())
@@ -115,19 +115,30 @@ def _require_language(collection: str, metadata: CollectionMetadata, dataset: Da
         )
 
 
-def _first_options(engine: Engine, target: str | None, dataset: Dataset) -> CollectionOptions:
+def _first_options(
+    engine: Engine, target: str | None, dataset: Dataset, encoder: PassageEncoder
+) -> CollectionOptions:
     """Return the default options with the indexes that were declared for what a name stands for.
 
     Indexes are about the passages; all else is about vectors, which another bundle makes anew.
     """
+    default = default_options(engine, dataset, encoder)
     if target is None:
-        return CollectionOptions()
+        return default
     known = {*ALWAYS, *dataset.manifest.get("fields", {})}
     try:
         declared = read_metadata(engine, target).options.indexes
     except EngineError:  # it is damaged, which is no reason not to load another
+        return default
+    return replace(default, indexes={f: kind for f, kind in declared.items() if f in known})
+
+
+def default_options(engine: Engine, dataset: Dataset, encoder: PassageEncoder) -> CollectionOptions:
+    """Return how a new collection of all of DATA is stored where nobody says."""
+    if not engine.is_embedded:
         return CollectionOptions()
-    return CollectionOptions(indexes={f: kind for f, kind in declared.items() if f in known})
+    all_data = dataset.all_data if isinstance(dataset, SelectedData) else dataset
+    return CollectionOptions.of_embedded(all_data.passage_count, encoder.dim)
 
 
 def _new_metadata(
@@ -257,10 +268,12 @@ def _fields(dataset: Dataset, options: CollectionOptions) -> dict[str, PayloadIn
     return indexable_fields(dataset.manifest.get("fields", {}), options.indexes)
 
 
-def stored_options(engine: Engine, collection: str) -> CollectionOptions:
+def stored_options(
+    engine: Engine, collection: str, dataset: Dataset, encoder: PassageEncoder
+) -> CollectionOptions:
     """Return how a collection is stored, or would be where there is none yet."""
     if not engine.collection_exists(collection):
-        return CollectionOptions()
+        return default_options(engine, dataset, encoder)
     return read_metadata(engine, collection).options
 
 

@@ -12,7 +12,13 @@ from two_tower.ingest.loading.sending import Sender
 from two_tower.ingest.loading.verify import COMPARED, difference, verify_counts
 from two_tower.ingest.versions.versions import PREVIOUS
 from two_tower.models.progress import progress
-from two_tower.retriever.collection.options import DECLARED, CollectionOptions, fixed_differences
+from two_tower.retriever.collection.options import (
+    DECLARED,
+    CollectionOptions,
+    HnswOptions,
+    QuantizationOptions,
+    fixed_differences,
+)
 from two_tower.retriever.collection.schema import CONTENT_HASH, CollectionMetadata, read_metadata
 from two_tower.retriever.engine.failures import AGAIN
 from two_tower.retriever.engine.protocol import (
@@ -75,14 +81,14 @@ def copy(
     """
     collection = source.resolve(name)
     total = verify_counts(source, collection).points
-    _open(source, target, collection, options)
+    _open(source, target, collection, options, total=total)
     patient = target.with_retry()
     with Lease(target, collection):
         with Sender() as sender:
             for batch in batches(_missing(source, patient, collection, total)):
                 sender.put(partial(patient.upsert, collection, batch), len(batch))
         patient.update_collection(collection, metadata=_metadata(source, collection))
-        if total > OPTIMIZE_ABOVE:
+        if total > OPTIMIZE_ABOVE or read_metadata(target, collection).options.wants_index:
             patient.optimize(collection)
         compared = _verify(source, patient, collection, total)
     return CopyReport(collection, sender.sent, total - sender.sent, compared)
@@ -93,8 +99,21 @@ def _metadata(engine: Engine, collection: str) -> dict[str, Any]:
     return {key: value for key, value in stored.items() if key not in NOT_COPIED}
 
 
+def of_server(options: CollectionOptions, *, points: int, dim: int) -> CollectionOptions:
+    """Return the options without what an embedded engine has by default: a server builds graphs."""
+    own = CollectionOptions.of_embedded(points, dim)
+    if (options.hnsw, options.quantization) != (own.hnsw, own.quantization):
+        return options
+    return replace(options, hnsw=HnswOptions(), quantization=QuantizationOptions())
+
+
 def _open(
-    source: Engine, target: Engine, collection: str, options: CollectionOptions | None
+    source: Engine,
+    target: Engine,
+    collection: str,
+    options: CollectionOptions | None,
+    *,
+    total: int,
 ) -> None:
     """Make the collection in `target`, or check that the existing one is the same; index it."""
     metadata = read_metadata(source, collection)
@@ -106,6 +125,8 @@ def _open(
         stored_as = options or metadata.options
         if options is None and target.is_embedded:
             stored_as = replace(stored_as, shards=None, replicas=None, write_consistency=None)
+        elif options is None and source.is_embedded:
+            stored_as = of_server(stored_as, points=total, dim=metadata.dim)
         fixed = fixed_differences(metadata.options, stored_as)
         for name in fixed.keys() & {"distance", "late", "clusters"}:
             raise CollectionMismatch(

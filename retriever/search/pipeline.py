@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -93,11 +94,13 @@ class Pipeline:
         centroids: Centroids | None = None,
         has_late: bool = False,
         rewriting: Rewriting | None = None,
+        oversampling: float | None = None,
     ) -> None:
         """Load the cross-scorer where the bundle brings one, so that no search has to wait for it.
 
         `fusion` has the learnt weights, `chances` what was calibrated; `has_late` says whether the
-        collection has token vectors. `rewriting` comes before the one that settings name.
+        collection has token vectors. `rewriting` comes before the one that settings name, and what
+        they say of `oversampling` before this.
 
         Raises:
             BundleError: the bundle's scorer is broken, or the model another one.
@@ -107,6 +110,7 @@ class Pipeline:
         self._collection = collection
         self.encoder = encoder
         self._centroids = centroids
+        self._oversampling = oversampling
         self._bundle = encoder.bundle
         self._has_tower = encoder.bundle.dim > 0
         self._learnt = fusion.hybrid if fusion else None
@@ -168,7 +172,8 @@ class Pipeline:
 
         if settings.rerank and not watch.affords(RERANK):
             settings = replace(settings, rerank=False)
-        plans = [plan(settings, v, k=k, filter=filter, centroids=self._centroids) for v in vectors]
+        planned = partial(plan, centroids=self._centroids, oversampling=self._oversampling)
+        plans = [planned(settings, each, k=k, filter=filter) for each in vectors]
         candidates = ask(self._engine, self._collection, plans)
         watch.lap("candidates", cost_of=LATE if late else RERANK if settings.rerank else None)
 
@@ -248,7 +253,7 @@ class Pipeline:
             vector,
             using=DENSE,
             query_filter=filter,
-            search_params=search_params(ann),
+            search_params=search_params(ann, self._oversampling),
             limit=k,
         )
         return [

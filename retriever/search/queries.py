@@ -220,6 +220,7 @@ def plan(
     k: int,
     filter: qm.Filter | None = None,
     centroids: Centroids | None = None,
+    oversampling: float | None = None,
 ) -> dict[str, qm.QueryRequest]:
     """Return the engine requests of one query by stage; they travel as one batch.
 
@@ -234,9 +235,10 @@ def plan(
         k: number of hits; no leg asks for fewer candidates.
         filter: which passages may be hits; None for all.
         centroids: of the collection's clusters; None where it has none.
+        oversampling: of the collection's copies, where the settings do not say.
     """
     ann = settings.ann
-    params = search_params(ann)
+    params = search_params(ann, oversampling)
     near = filter  # where the tower's legs look
     if ann.n_probe is not None and centroids is not None:
         probed = centroids.probe(vectors.tower, ann.n_probe)
@@ -276,13 +278,15 @@ def plan(
     return {name: qm.QueryRequest(**dict(leg), with_payload=False) for name, leg in legs.items()}
 
 
-def search_params(ann: AnnSettings) -> qm.SearchParams:
-    """Return the engine's form of what one request can say."""
+def search_params(ann: AnnSettings, oversampling: float | None = None) -> qm.SearchParams:
+    """Return the engine's form of what one request can say; `oversampling` where `ann` does not."""
+    if ann.oversampling is not None or not ann.rescore:
+        oversampling = ann.oversampling
     return qm.SearchParams(
         hnsw_ef=ann.ef,
         exact=ann.exact,
         quantization=qm.QuantizationSearchParams(
-            ignore=ann.ignore_quantized, rescore=ann.rescore, oversampling=ann.oversampling
+            ignore=ann.ignore_quantized, rescore=ann.rescore, oversampling=oversampling
         ),
     )
 

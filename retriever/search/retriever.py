@@ -458,6 +458,7 @@ class Retriever:
             centroids=self._centroids,
             has_late=self.metadata.late_dim > 0,
             rewriting=rewriting,
+            oversampling=self.metadata.options.oversampling,
         )
 
     def _require_possible(self, settings: SearchSettings) -> None:

@@ -266,7 +266,9 @@ class Benchmark:
     ) -> Iterator[Candidates]:
         """Ask the engine what `Retriever.search` would, for many queries at a time."""
         centroids = Centroids.from_metadata(retriever.metadata)
-        plans = [plan(search, vectors, k=k, centroids=centroids) for vectors in self._vectors]
+        more = retriever.metadata.options.oversampling
+        planned = partial(plan, search, k=k, centroids=centroids, oversampling=more)
+        plans = [planned(vectors) for vectors in self._vectors]
         for start in range(0, len(plans), QUERIES_PER_REQUEST):
             batch = plans[start : start + QUERIES_PER_REQUEST]
             yield from ask(self._engine, retriever.collection, batch)

@@ -1,13 +1,16 @@
 """Put the HTTP service under load: real clients, a real service process, a real Qdrant.
 
-    python tests/bench/service.py DATA BUNDLE [SECONDS]
+    python tests/bench/service.py DATA BUNDLE [--seconds 60] [--only load,limit,kill,workers,memory]
+        [--workers 2] [--queries 100000] [--out RESULT.json]
 
-DATA and BUNDLE are what `make demo` leaves in runs/demo. Prints the latencies of one client and of
-eight, with the cross-scorer and without where the bundle has one, what happens past the limit, and
-what happens when Qdrant is killed under load. CPU is what service and Qdrant spent on a search;
-it says more than a latency where other jobs run.
+DATA and BUNDLE are what `make demo` leaves in demo/. Prints the latencies of one client and of
+eight, with the cross-scorer and without where the bundle has one; what happens past the limit, and
+when Qdrant is killed under load; one worker and several in turns; and the memory of a service that
+answers many queries, none twice. CPU is what service and Qdrant spent on a search; it says more
+than a latency where other jobs run.
 """
 
+import argparse
 import http.client
 import json
 import os
@@ -19,6 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from itertools import islice
 from multiprocessing import get_context
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -40,6 +44,11 @@ from two_tower.models.data import Dataset  # noqa: E402
 from two_tower.retriever.engine.connect import connect  # noqa: E402
 
 CLIENTS = 8
+
+
+PARTS = ("load", "limit", "kill", "workers", "memory")
+ROUNDS = 3
+SAMPLES = 20  # of the memory
 
 
 class Load(NamedTuple):
@@ -111,10 +120,25 @@ def show(label: str, load: Load, seconds: float) -> float:
     return float(p95)
 
 
-def cpu_ms(process: "subprocess.Popen[bytes] | None") -> float:
+def family(process: "subprocess.Popen[bytes] | None") -> list[int]:
+    """Return a process and its children: a service with several workers has them."""
     assert process
-    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) * 1000.0 / os.sysconf("SC_CLK_TCK")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [process.pid, *map(int, children)]
+
+
+def cpu_ms(process: "subprocess.Popen[bytes] | None") -> float:
+    stats = [Path(f"/proc/{pid}/stat").read_text() for pid in family(process)]
+    fields = [stat.rpartition(")")[2].split() for stat in stats]
+    ticks = sum(int(each[11]) + int(each[12]) for each in fields)
+    return ticks * 1000.0 / os.sysconf("SC_CLK_TCK")
+
+
+def memory_mb(process: "subprocess.Popen[bytes] | None") -> float:
+    """Return what a service and its workers hold in memory that is theirs alone."""
+    texts = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in family(process)]
+    lines = [line.split() for text in texts for line in text.splitlines()[1:]]
+    return sum(int(line[1]) for line in lines if line[0].startswith("Private_")) / 1024.0
 
 
 def measure_load(service: Service, qdrant: Qdrant, asked: Asked, seconds: float) -> None:
@@ -163,10 +187,96 @@ def measure_kill(service: Service, qdrant: Qdrant, asked: Asked, seconds: float)
     show("then 1 client", run_clients(1, service, asked, 3), 3)
 
 
+def measure_workers(
+    folder: Path, bundle: Path, qdrant: Qdrant, asked: Asked, *, workers: int, seconds: float
+) -> list[dict[str, Any]]:
+    """Ask one worker and several in turns; return a row each."""
+    rows = []
+    for number in range(1, ROUNDS + 1):
+        for count in (1, workers):
+            flags = ("--url", qdrant.url, "--workers", str(count))
+            with running_service(folder, bundle, *flags) as service:
+                while "Serving" not in service.log.read_text():
+                    time.sleep(0.1)
+                run_clients(CLIENTS, service, asked, 3)
+                one = run_clients(1, service, asked, seconds / 3)
+                before = cpu_ms(service.process)
+                load = run_clients(CLIENTS, service, asked, seconds)
+                spent = (cpu_ms(service.process) - before) / len(load.answers)
+            label = f"{number}: {count} worker(s)"
+            p95 = [show(f"{label}, 1 client", one, seconds / 3)]
+            p95.append(show(f"{label}, {CLIENTS} clients", load, seconds))
+            row = {"round": number, "workers": count, "per_s": len(load.answers) / seconds}
+            rows.append(row | {"p95_ms": p95, "service_cpu_ms": spent, "load": os.getloadavg()[0]})
+    for count in (1, workers):
+        of = [row for row in rows if row["workers"] == count]
+        rate, spent = (float(np.median([r[n] for r in of])) for n in ("per_s", "service_cpu_ms"))
+        ratio = float(np.median([row["p95_ms"][1] / row["p95_ms"][0] for row in of]))
+        print(
+            f"{count} worker(s): median {rate:.0f}/s, p95 of {CLIENTS} clients / of one "
+            f"{ratio:.2f}, {spent:.1f} ms CPU a search"
+        )
+    return rows
+
+
+def varied_queries(data: Dataset, count: int) -> list[str]:
+    """Return queries of three to eight words of the corpus, none twice."""
+    rng = np.random.default_rng(0)
+    words = sorted({w for p in islice(data.passages(), 20_000) for w in p.text.split()})
+    queries: dict[str, None] = {}
+    while len(queries) < count:
+        picked = rng.choice(len(words), size=rng.integers(3, 9))
+        queries[" ".join(words[at] for at in picked)] = None
+    return list(queries)
+
+
+def measure_memory(service: Service, queries: Sequence[str]) -> list[dict[str, float]]:
+    """Ask all queries once, over a few connections; return the memory on the way."""
+    rows: list[dict[str, float]] = []
+    step = -(-len(queries) // SAMPLES)
+    for first in range(0, len(queries), step):
+        part = queries[first : first + step]
+        threads = [
+            threading.Thread(target=ask_once, args=(service.url, part[number::4]))
+            for number in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        rows.append({"queries": first + len(part), "mb": memory_mb(service.process)})
+        print(f"{rows[-1]['queries']:8,} queries {rows[-1]['mb']:8.1f} MB", flush=True)
+    settled = rows[len(rows) // 4]["mb"]
+    print(f"since the first quarter: {rows[-1]['mb'] - settled:+.1f} MB of {settled:.1f}")
+    return rows
+
+
+def ask_once(url: str, queries: Sequence[str]) -> None:
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
+    for query in queries:
+        connection.request(
+            "POST", "/search", Asked([query]).body(0), {"Content-Type": "application/json"}
+        )
+        response = connection.getresponse()
+        response.read()
+        assert response.status == 200, response.status
+    connection.close()
+
+
 def main() -> None:
-    data, bundle = Dataset.open(Path(sys.argv[1])), Path(sys.argv[2])
-    seconds = float(sys.argv[3]) if len(sys.argv) > 3 else 60.0
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--only", default=",".join(PARTS))
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--queries", type=int, default=100_000)
+    parser.add_argument("--out", type=Path)
+    flags = parser.parse_args()
+    parts, seconds, bundle = flags.only.split(","), flags.seconds, flags.bundle
+    data = Dataset.open(flags.data)
     asked = Asked([query.text for query in data.queries("dev")][:1000])
+    result: dict[str, Any] = {"passages": data.passage_count, "cores": os.cpu_count()}
     model = ModelBundle.load(bundle)
     print(f"{data.manifest['counts']['passages']:,} passages, {os.cpu_count()} cores")
     with tempfile.TemporaryDirectory() as name, running_qdrant(Path(name, "qdrant")) as qdrant:
@@ -176,14 +286,27 @@ def main() -> None:
         while engine.get_collection(NAME).status != qm.CollectionStatus.GREEN:
             time.sleep(0.5)  # Qdrant would take the cores for its graphs
         engine.close()
-        with running_service(Path(name), bundle, "--url", qdrant.url) as service:
-            measure_load(service, qdrant, asked, seconds)
-            if model.has_cross_scorer:
-                print("Without the cross-scorer:")
-                plain = asked._replace(settings={"cross": False})
-                measure_load(service, qdrant, plain, seconds)
-            measure_limit(Path(name), bundle, qdrant, asked, seconds / 4)
-            measure_kill(service, qdrant, asked, seconds / 3)
+        folder, at = Path(name), ("--url", qdrant.url)
+        if "memory" in parts:
+            with running_service(folder, bundle, *at) as service:
+                result["memory"] = measure_memory(service, varied_queries(data, flags.queries))
+        plain = asked._replace(settings={"cross": False})
+        if "workers" in parts:
+            result["workers"] = measure_workers(
+                folder, bundle, qdrant, plain, workers=flags.workers, seconds=seconds / 3
+            )
+        if flags.out:
+            flags.out.write_text(json.dumps(result, indent=1) + "\n")
+        with running_service(folder, bundle, *at) as service:
+            if "load" in parts:
+                measure_load(service, qdrant, asked, seconds)
+                if model.has_cross_scorer:
+                    print("Without the cross-scorer:")
+                    measure_load(service, qdrant, plain, seconds)
+            if "limit" in parts:
+                measure_limit(folder, bundle, qdrant, asked, seconds / 4)
+            if "kill" in parts:
+                measure_kill(service, qdrant, asked, seconds / 3)
             if "Traceback" in service.log.read_text():
                 sys.exit(f"the service logged a traceback:\n{service.log.read_text()[-3000:]}")
 
