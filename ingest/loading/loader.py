@@ -2,6 +2,8 @@
 
     read -> what differs -> encode -> queue -> send         memory is bounded by the queue
 
+`workers` says which process encodes.
+
 There is no checkpoint file. A load asks the engine which points it has, by the content hash in
 their payload, and sends the others; a load that was stopped at any instant and runs again ends in
 the same collection. A point depends on its passage, the bundle and the collection's metadata, never
@@ -15,7 +17,7 @@ from disk once for all of that.
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -24,10 +26,11 @@ from pydantic import Field
 from two_tower.ingest.loading.diff import Changes, StoredHashes, find_changes, stored_hashes
 from two_tower.ingest.loading.expansion import require_expansion
 from two_tower.ingest.loading.lease import PART, Lease
-from two_tower.ingest.loading.points import PassageEncoder, PointMaker, chunks
+from two_tower.ingest.loading.points import PassageEncoder, chunks
 from two_tower.ingest.loading.selection import cache
 from two_tower.ingest.loading.sending import Sender
 from two_tower.ingest.loading.setup import describe, open_collection
+from two_tower.ingest.loading.workers import BatchMaker, worker_count
 from two_tower.models.config import configuration
 from two_tower.models.data import Dataset
 from two_tower.models.errors import DataError
@@ -41,7 +44,7 @@ from two_tower.retriever.engine.protocol import (
     Engine,
     stored_metadata,
 )
-from two_tower.retriever.engine.wire import BATCH_POINTS, batches
+from two_tower.retriever.engine.wire import BATCH_POINTS, Point
 
 DELETED_AT_ONCE = 1024
 
@@ -168,12 +171,16 @@ def load(
         patient.update_collection(collection, metadata={"data": describe(dataset, kept=0)})
         stored = stored_hashes(engine, collection, patient=patient)
         report = LoadReport(collection)
-        with Sender(rate_limit=settings.rate_limit) as sender:
-            maker = PointMaker(encoder, metadata)
-            for changes in _changes(patient, collection, dataset, stored):
+        size, is_embedded = settings.batch_points, engine.is_embedded
+        workers = worker_count(encoder, dataset.passage_count) if is_embedded else 0
+        with (
+            Sender(rate_limit=settings.rate_limit, is_embedded=is_embedded) as sender,
+            BatchMaker(encoder, metadata, batch_points=size, workers=workers) as maker,
+        ):
+            for changes, points in maker.run(_changes(patient, collection, dataset, stored)):
                 lease.check()
                 report = report.plus(changes)
-                send_changes(patient, collection, changes, maker, sender, settings=settings)
+                send_changes(patient, collection, changes, points, sender, settings=settings)
             if settings.prune:
                 for ids in chunks(stored, DELETED_AT_ONCE):
                     sender.put(partial(patient.delete, collection, ids), len(ids))
@@ -190,14 +197,13 @@ def send_changes(
     engine: Engine,
     collection: str,
     changes: Changes,
-    maker: PointMaker,
+    points: Iterable[list[Point]],
     sender: Sender,
     *,
     settings: LoadSettings,
 ) -> None:
-    """Make the points of some changes and hand them to the sender, batch by batch."""
-    points = maker.make([*changes.added, *changes.replaced])
-    for batch in batches(points, max_points=settings.batch_points):
+    """Hand the points and the payloads of some changes to the sender, batch by batch."""
+    for batch in points:
         sender.put(partial(engine.upsert, collection, batch), len(batch))
     for part in chunks(changes.payloads, settings.batch_points):
         sender.put(partial(engine.batch_update_points, collection, part), len(part))

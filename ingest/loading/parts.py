@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 from two_tower.ingest.loading.diff import Changes, StoredHashes, find_changes
 from two_tower.ingest.loading.lease import LEASE, PART, Lease
 from two_tower.ingest.loading.loader import LoadReport, LoadSettings, send_changes
-from two_tower.ingest.loading.points import PassageEncoder, PointMaker, chunks
+from two_tower.ingest.loading.points import PassageEncoder, chunks
 from two_tower.ingest.loading.sending import Sender
 from two_tower.ingest.loading.setup import describe, open_collection
+from two_tower.ingest.loading.workers import BatchMaker
 from two_tower.models.data import Dataset, Passage
 from two_tower.models.errors import ConfigError, DataError
 from two_tower.models.progress import progress
@@ -123,12 +124,15 @@ def load_part(
         patient.update_collection(collection, metadata={"data": describe(dataset, kept=0)})
         report = LoadReport(collection)
         passages = part.of_passages(dataset, label="Loading")
-        maker = PointMaker(encoder, metadata)
-        with Sender(rate_limit=settings.rate_limit) as sender:
-            for changes in _changes(patient, collection, dataset, passages):
+        size, is_embedded = settings.batch_points, engine.is_embedded
+        with (
+            Sender(rate_limit=settings.rate_limit, is_embedded=is_embedded) as sender,
+            BatchMaker(encoder, metadata, batch_points=size) as maker,
+        ):
+            for changes, points in maker.run(_changes(patient, collection, dataset, passages)):
                 lease.check()
                 report = report.plus(changes)
-                send_changes(patient, collection, changes, maker, sender, settings=settings)
+                send_changes(patient, collection, changes, points, sender, settings=settings)
         lease.check()
         note = {"data": dataset.content_hash, "passages": end - first}
         patient.update_collection(collection, metadata={part.note: note})

@@ -1,4 +1,8 @@
-"""Writes to the engine in a thread of their own, so that encoding and the engine's work overlap."""
+"""Writes to the engine, in a thread of their own where encoding and the engine's work can overlap.
+
+They cannot where the engine is embedded: it holds the GIL during a write, and a second thread would
+only take turns with it. There the caller's thread writes, and `workers` make points meanwhile.
+"""
 
 import queue
 import sys
@@ -6,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -20,6 +24,9 @@ SWITCH_S = 0.0005
 QUEUED = 4
 # Every so many batches one is waited for, so that the engine's queue and the last wait stay short.
 WAIT_EVERY = 16
+# The embedded engine has done a write when it returns; to wait means to flush its files to disk,
+# which takes as long as writing thousands of points. Until then they are in its log alone.
+FLUSH_EVERY = 128
 # A full batch reaches every shard, the last one may be a single point.
 WAITED_AT_THE_END = 2
 
@@ -51,36 +58,50 @@ class Write(Protocol):
 class Sender:
     """Sends writes in their order; a context manager whose end means that all are done.
 
-    Threads of this process take turns more often meanwhile.
-
     Attributes:
         sent: passages in the writes that the engine took.
     """
 
-    def __init__(self, *, rate_limit: float | None = None) -> None:
-        """Start nothing yet; `rate_limit` is passages per second, at most."""
+    def __init__(self, *, rate_limit: float | None = None, is_embedded: bool = False) -> None:
+        """Start nothing yet.
+
+        Args:
+            rate_limit: passages per second, at most.
+            is_embedded: whether it is the embedded engine; else a thread sends, and threads of this
+                process take turns more often meanwhile.
+        """
         self.sent = 0
         self._rate_limit = rate_limit
-        self._queue: queue.Queue[tuple[Write, int] | None] = queue.Queue(QUEUED)
+        self._wait_every = FLUSH_EVERY if is_embedded else WAIT_EVERY
+        self._held: deque[tuple[Write, int]] = deque()
+        self._number = 0
         self._start = 0.0
-        self._turns = frequent_turns()
         self._failure: BaseException | None = None
         self._stopped = threading.Event()
+        self._queue: queue.Queue[tuple[Write, int] | None] = queue.Queue(QUEUED)
         self._thread = threading.Thread(target=self._run, name="sender", daemon=True)
+        self._has_thread = not is_embedded
+        self._turns = frequent_turns() if self._has_thread else nullcontext()
 
     def __enter__(self) -> Self:
+        self._start = time.monotonic()
         self._turns.__enter__()
-        self._thread.start()
+        if self._has_thread:
+            self._thread.start()
         return self
 
     def put(self, write: Write, passages: int) -> None:
-        """Have a write about so many passages sent; returns when the queue has room for it.
+        """Have a write about so many passages sent; returns when there is room for more.
 
         Raises:
             TwoTowerError: an earlier write failed; what came after it was not sent.
         """
         self._require_no_failure()
-        self._queue.put((write, passages))
+        if self._has_thread:
+            self._queue.put((write, passages))
+        else:
+            self._hold((write, passages))
+            self._require_no_failure()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
@@ -88,8 +109,11 @@ class Sender:
         if error is not None:
             self._stopped.set()
         try:
-            self._queue.put(None)
-            self._thread.join()
+            if self._has_thread:
+                self._queue.put(None)
+                self._thread.join()
+            for write, passages in self._held:
+                self._send(write, passages, wait=True)
         finally:
             self._turns.__exit__(None, None, None)
         if error is None:
@@ -106,16 +130,15 @@ class Sender:
             raise self._failure
 
     def _run(self) -> None:
-        self._start = time.monotonic()
-        held: deque[tuple[Write, int]] = deque()
-        number = 0
         while (item := self._queue.get()) is not None:
-            held.append(item)
-            if len(held) > WAITED_AT_THE_END:
-                number += 1
-                self._send(*held.popleft(), wait=number % WAIT_EVERY == 0)
-        for item in held:
-            self._send(*item, wait=True)
+            self._hold(item)
+
+    def _hold(self, item: tuple[Write, int]) -> None:
+        """Send what was held longest, and hold this: the last ones are waited for."""
+        self._held.append(item)
+        if len(self._held) > WAITED_AT_THE_END:
+            self._number += 1
+            self._send(*self._held.popleft(), wait=self._number % self._wait_every == 0)
 
     def _send(self, write: Write, passages: int, *, wait: bool) -> None:
         """Send unless something failed; the queue must run empty in any case."""

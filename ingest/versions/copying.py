@@ -84,7 +84,7 @@ def copy(
     _open(source, target, collection, options, total=total)
     patient = target.with_retry()
     with Lease(target, collection):
-        with Sender() as sender:
+        with Sender(is_embedded=target.is_embedded) as sender:
             for batch in batches(_missing(source, patient, collection, total)):
                 sender.put(partial(patient.upsert, collection, batch), len(batch))
         patient.update_collection(collection, metadata=_metadata(source, collection))

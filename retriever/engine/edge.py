@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+import numpy as np
 import qdrant_edge as edge
 from pydantic import ValidationError
 
@@ -362,6 +363,8 @@ class EdgeEngine(Engine):
                         f"it has {', '.join(sorted(known))}"
                     )
                 expected = widths.get(name)
+                if isinstance(vector, np.ndarray) and vector.shape[-1] == expected:
+                    continue  # as nearly all are
                 for width in edge_types.dense_widths(vector) - {expected}:
                     raise EngineError(
                         f"vector {name!r} of point {point.id} has {width} dimensions; "

@@ -1,16 +1,19 @@
 """Compare `ingest load` with the raw upload of the same points, made beforehand, in one run.
 
-    python tests/bench/loading.py --data DATA --bundle BUNDLE [--passages 20000] [--rounds 3]
+    python tests/bench/loading.py --data DATA --bundle BUNDLE [--passages 60000] [--rounds 3]
 
 Raw is the engine's own client: qdrant-client's `upsert` of `PointStruct`s in batches of 256 without
 waiting but for the last one, and Edge's `update`. Loading also makes the points: it reads,
-tokenizes, encodes and compares. Rounds take turns, so that what else the machine does meets both.
-Prints a table of rates and of this process's CPU per passage, which noise touches least; exits with
-1 where loading is slower than `--goal` of raw.
+tokenizes, encodes and compares, into the embedded engine with workers where there is a core
+for them; without them is a row of its own. Rounds take turns, so that what else the machine does
+meets all. Prints a table of rates and of CPU per passage, which noise touches least: that of this
+process, and that of its workers. Exits with 1 where loading is slower than `--goal` of raw.
 """
 
 import argparse
 import gc
+import os
+import resource
 import sys
 import tempfile
 import time
@@ -19,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
+from unittest.mock import patch
 
 import qdrant_edge
 from qdrant_client import QdrantClient
@@ -69,18 +73,31 @@ def raw_edge(engine: Engine, collection: str, batches: Batches) -> None:
 
 
 class Pace(NamedTuple):
-    """How long one upload took: passages per second, and microseconds of CPU per passage."""
+    """How long one upload took.
+
+    Attributes:
+        rate: passages per second.
+        cpu_us: microseconds of this process's CPU per passage.
+        workers_us: of that of processes that it waited for.
+    """
 
     rate: float
     cpu_us: float
+    workers_us: float
 
 
 def pace(call: Callable[[], object], passages: int) -> Pace:
     """Time one upload of so many passages."""
-    start, cpu = time.perf_counter(), time.process_time()
+    start, cpu, others = time.perf_counter(), time.process_time(), of_children()
     call()
     taken, used = time.perf_counter() - start, time.process_time() - cpu
-    return Pace(passages / taken, used / passages * 1e6)
+    return Pace(passages / taken, used / passages * 1e6, (of_children() - others) / passages * 1e6)
+
+
+def of_children() -> float:
+    """Return seconds of CPU of the processes that this one has waited for."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def one_round(
@@ -88,51 +105,60 @@ def one_round(
     dataset: Dataset,
     bundle: ModelBundle,
     raw: Callable[[str, Batches], None],
-) -> tuple[Pace, Pace]:
-    """Return the pace of raw upload and that of loading, each into an empty collection."""
+) -> list[Pace]:
+    """Return the paces of raw upload and of loading, each into an empty collection.
+
+    Into the embedded engine, the last one is that of loading without workers.
+    """
     passages = dataset.passage_count
     collection = collection_name(NAME, bundle.fingerprint)
     batches = prepared(engine, dataset, bundle)
     gc.collect()
     gc.freeze()  # or every collection would walk millions of floats that the upload keeps
-    raw_pace = pace(lambda: raw(collection, batches), passages)
-    assert engine.count(collection).count == passages
-    engine.delete_collection(collection)
-    open_collection(engine, dataset, bundle, name=NAME)
+    paces = [pace(lambda: raw(collection, batches), passages)]
     batches.clear()
     gc.unfreeze()
-    load_pace = pace(lambda: loader.load(engine, dataset, bundle, name=NAME), passages)
+    workers = loader.worker_count
+    for count in (workers, lambda *_: 0) if engine.is_embedded else (workers,):
+        assert engine.count(collection).count == passages
+        engine.delete_collection(collection)
+        open_collection(engine, dataset, bundle, name=NAME)
+        with patch.object(loader, "worker_count", count):
+            paces.append(pace(lambda: loader.load(engine, dataset, bundle, name=NAME), passages))
     assert engine.count(collection).count == passages
     engine.delete_collection(collection)
-    return raw_pace, load_pace
+    return paces
 
 
-def measure(
-    where: str,
-    rounds: int,
-    play: Callable[[], tuple[Pace, Pace]],
-) -> float:
-    """Print the median of some rounds; return the share of the raw rate that a load reaches."""
+def measure(where: str, rounds: int, play: Callable[[], list[Pace]]) -> float:
+    """Print the medians of some rounds; return the share of the raw rate that a load reaches."""
     paces = [play() for _ in range(rounds)]
-    raw, load = (Pace(*map(median, zip(*one, strict=True))) for one in zip(*paces, strict=True))
-    ratio = median(load.rate / raw.rate for raw, load in paces)
-    rates = f"{where:10} {raw.rate:12,.0f} {load.rate:12,.0f} {ratio:8.0%}"
-    print(f"{rates} {raw.cpu_us:12.0f} {load.cpu_us:12.0f}", flush=True)
-    return ratio
+    raw, *loads = (Pace(*map(median, zip(*one, strict=True))) for one in zip(*paces, strict=True))
+    shares = []
+    for number, load in enumerate(loads, 1):
+        shares.append(median(each[number].rate / each[0].rate for each in paces))
+        rates = f"{where:10} {raw.rate:12,.0f} {load.rate:12,.0f} {shares[-1]:8.0%}"
+        print(f"{rates} {raw.cpu_us:12.0f} {load.cpu_us:12.0f} {load.workers_us:12.0f}", flush=True)
+        where = "  alone"
+    return shares[0]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", required=True, type=Path)
     parser.add_argument("--bundle", required=True, type=Path)
-    parser.add_argument("--passages", type=int, default=20_000)
+    parser.add_argument("--passages", type=int, default=60_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--goal", type=float, default=0.85)
     chosen = parser.parse_args()
     dataset = select(Dataset.open(chosen.data), Selection(limit=chosen.passages))
     bundle = ModelBundle.load(chosen.bundle)
-    print(f"{dataset.passage_count:,} passages, {bundle.dim} + {bundle.pca_dims} dimensions")
+    print(
+        f"{dataset.passage_count:,} passages, {bundle.dim} + {bundle.pca_dims} dimensions; "
+        f"{len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}"
+    )
     columns = f"{'raw/s':>12} {'load/s':>12} {'ratio':>8} {'raw CPU us':>12} {'load CPU us':>12}"
+    columns += f" {'workers us':>12}"
     print(f"{'engine':10} {columns}", flush=True)
     ratios = []
     with tempfile.TemporaryDirectory() as folder, running_server(Path(folder, "server")) as server:
