@@ -26,8 +26,17 @@ def require_extra(extra: str, *, what: str) -> None:
         ConfigError: some module of the extra is not installed.
     """
     for module in EXTRAS[extra]:
-        if find_spec(module) is None:
-            raise ConfigError(f"{what} {_needs(module, extra)}")
+        require_module(module, extra, what=what)
+
+
+def require_module(module: str, extra: str, *, what: str) -> None:
+    """Refuse work that needs one module of an extra, where that is missing.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    if find_spec(module) is None:
+        raise ConfigError(f"{what} {_needs(module, extra)}")
 
 
 def of_missing(error: BaseException) -> str | None:

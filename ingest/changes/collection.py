@@ -123,6 +123,7 @@ class Collection:
         options: CollectionOptions | None = None,
         settings: LoadSettings | None = None,
         promote: bool = True,
+        device: str = "auto",
         notify: Callable[[str], None] = lambda line: None,
     ) -> "Collection":
         """Make the collection of `name` and this bundle equal to DATA, as `ingest load` does.
@@ -140,6 +141,7 @@ class Collection:
             options: how to store it; as it is stored, or the default.
             settings: how to load.
             promote: whether the name is pointed to it.
+            device: where a transformer reads: auto, cpu, cuda or cuda:1.
             notify: is told what was done, a line each.
 
         Raises:
@@ -148,7 +150,7 @@ class Collection:
             VerificationFailed: what is there is not what DATA says.
             EngineError: the engine fails, or something else has the name.
         """
-        trained, dataset = load_bundle(bundle), _opened(data)
+        trained, dataset = load_bundle(bundle, device=device), _opened(data)
         if trained:
             require_documents_model(trained, trained.folder or Path("BUNDLE"))
         encoder, settings = trained or NoTower(), settings or LoadSettings()

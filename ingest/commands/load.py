@@ -76,6 +76,14 @@ TakeOver = Annotated[
 ]
 
 
+Device = Annotated[
+    str,
+    typer.Option(
+        help="Where a transformer reads: auto (a GPU where there is one), cpu, cuda or cuda:1. "
+        "All but cpu need torch."
+    ),
+]
+
 Part = Annotated[
     str | None,
     typer.Option(
@@ -101,6 +109,7 @@ def load(
     rate_limit: RateLimit = None,
     retry_for: RetryFor = 120.0,
     take_over: TakeOver = False,
+    device: Device = "auto",
     url: Url = None,
     path: Path_ = None,
 ) -> None:
@@ -118,19 +127,21 @@ def load(
     from two_tower.ingest.changes.collection import Collection
     from two_tower.ingest.loading import loader
     from two_tower.ingest.loading.selection import Selection, select
+    from two_tower.models.bundle.devices import check_device
     from two_tower.models.bundle.no_tower import NoTower
     from two_tower.retriever.search.bundles import load_bundle
     from two_tower.retriever.search.settings import read_file
 
     if part and (prune or dry_run):
         raise typer.BadParameter("--part goes neither with --prune nor with --dry-run")
+    check_device(device)
     selection = Selection(tuple(where or ()), limit)
     if prune:
         selection.require_no_prune()
     settings = loader.LoadSettings(prune, rate_limit, retry_for, take_over)
     storage = read_file(options).collection if options else None
     dataset = select(_opened(data, expand), selection)
-    trained = load_bundle(bundle)
+    trained = load_bundle(bundle, device=device)
     if trained and bundle:
         require_documents_model(trained, bundle)
     if dry_run:
@@ -150,6 +161,7 @@ def load(
         options=storage,
         settings=settings,
         promote=promote,
+        device=device,
         notify=typer.echo,
     )
     loaded.close()
@@ -233,6 +245,7 @@ def verify(
             "--repair", help="Compare every passage in full and send again what is not right."
         ),
     ] = False,
+    device: Device = "auto",
     url: Url = None,
     path: Path_ = None,
 ) -> None:
@@ -259,7 +272,8 @@ def verify(
         from two_tower.retriever.search.bundles import find_bundle, load_bundle
 
         metadata = read_metadata(engine, collection)
-        trained = load_bundle(bundle) or find_bundle(engine, collection)
+        given = load_bundle(bundle, device=device)
+        trained = given or find_bundle(engine, collection, device=device)
         encoder: PassageEncoder = trained
         if not isinstance(trained, NoTower):
             encoder = encoder_for(engine, metadata, trained)

@@ -82,6 +82,7 @@ class ModelBundle:
     """
 
     folder: Path | None = None
+    _device: str | None = None
 
     def __init__(
         self,
@@ -172,10 +173,7 @@ class ModelBundle:
             reduction: the PCA.
             card: the content of card.json.
         """
-        common = {
-            CONFIG: _json(config),
-            PCA: save_arrays(reduction.arrays()),
-        }
+        common = {CONFIG: _json(config), PCA: save_arrays(reduction.arrays())}
         return cls({**files, **common}, card)
 
     @classmethod
@@ -235,6 +233,14 @@ class ModelBundle:
     def dim(self) -> int:
         """Width of the full vectors."""
         return self._encoder.dim
+
+    def read_on(self, device: str) -> None:
+        """Have torch compute the transformers on a device from now on; see `devices.put_on`."""
+        self._device = device
+        if GRAPH in self._files:
+            self._encoder = open_encoder(self.config, self._files, device=device)
+        if self.documents:
+            self.documents.device = device
 
     @property
     def vocab_size(self) -> int:
@@ -329,9 +335,7 @@ class ModelBundle:
         return self.late.dim if self.late else 0
 
     def encode_passages_late(self, texts: Sequence[str]) -> tuple[FloatArray, list[ByteArray]]:
-        """Return what `encode_passages` does, and the (m, late_dim) uint8 of each passage.
-
-        What was read once comes from the cache, see `vector_cache`.
+        """Return what `encode_passages` does, cached too, and (m, late_dim) uint8 of each passage.
 
         Raises:
             BundleError: the encoder of the documents is another one than in training, or unknown.
@@ -405,7 +409,7 @@ class ModelBundle:
         """
         if GRAPH not in self._files:
             raise self._lacks(GRAPH)
-        return TokenEncoder(self._files)
+        return TokenEncoder(self._files, device=self._device)
 
     @property
     def has_cross_scorer(self) -> bool:
@@ -456,13 +460,9 @@ class ModelBundle:
     ) -> FloatArray:
         """Return (n,) float32: the cross-scorer's logits, comparable within one query.
 
-        The first call opens the scorer. Whatever kind it is, this is the only way to it.
-
-        Args:
-            query: what was asked.
-            passages: `Passage.content` of n candidates.
-            bm25: (n,) float32, their BM25 scores, 0 where no term matches.
-            cosine: (n,) float32, their cosines by the towers.
+        The first call opens the scorer. Whatever kind it is, this is the only way to it. Of the n
+        `passages` (`Passage.content`), (n,) float32 `bm25` are scores, 0 where no term matches,
+        and `cosine` those of the towers.
 
         Raises:
             BundleError: the bundle has no cross-scorer, or a broken one.

@@ -70,10 +70,13 @@ class DocumentReader(Protocol):
 class TransformerReader:
     """A sentence-transformers model that reads texts as the transformer tower does."""
 
-    def __init__(self, files: Mapping[str, bytes]) -> None:
-        """Open it by the content of its files; see `networks.transformer.transformer_files`."""
-        encoder = open_transformer_encoder(files)
-        self._files = files
+    def __init__(self, files: Mapping[str, bytes], *, device: str | None = None) -> None:
+        """Open it by the content of its files; see `networks.transformer.transformer_files`.
+
+        `device` is where torch computes it; None for ONNX Runtime.
+        """
+        encoder = open_transformer_encoder(files, device=device)
+        self._files, self._device = files, device
         self.fingerprint = graph_fingerprint(files)
         self.tokenizer = encoder.tokenizer
         self.encode_passages = partial(encoder.encode_passages, threads=0)
@@ -91,17 +94,17 @@ class TransformerReader:
     @cached_property
     def tokens(self) -> TokenEncoder:
         """The same with token vectors."""
-        return TokenEncoder(self._files)
+        return TokenEncoder(self._files, device=self._device)
 
     @classmethod
-    def open(cls, name: str) -> "TransformerReader":
+    def open(cls, name: str, *, device: str | None = None) -> "TransformerReader":
         """Open a transformer bundle, or a model (`name` as in `DocumentsConfig.model`).
 
         Raises:
             BundleError: a file of the bundle is broken.
             ConfigError: there is no such model, or the extra is not installed.
         """
-        return cls(reader_files(name))
+        return cls(reader_files(name), device=device)
 
 
 def reader_files(name: str) -> dict[str, bytes]:
@@ -131,8 +134,12 @@ def graph_fingerprint(files: Mapping[str, bytes]) -> str:
     return hashlib.sha256(b"".join(files[name] for name in (GRAPH, TEXT, SETTINGS))).hexdigest()
 
 
-def open_reader(model: str, url: str | None, *, limit_s: float | None = None) -> DocumentReader:
+def open_reader(
+    model: str, url: str | None, *, limit_s: float | None = None, device: str | None = None
+) -> DocumentReader:
     """Open the encoder that `DocumentsConfig` names; a server has `limit_s` to answer.
+
+    Torch computes a transformer on `device`, where that is given.
 
     Raises:
         BundleError: a file is broken.
@@ -143,7 +150,7 @@ def open_reader(model: str, url: str | None, *, limit_s: float | None = None) ->
         from two_tower.models.endpoint.embeddings import EndpointReader
 
         return EndpointReader(url, model, limit_s=limit_s)
-    return TransformerReader.open(model)
+    return TransformerReader.open(model, device=device)
 
 
 def endpoint_url(card: Mapping[str, Any]) -> str:
@@ -168,7 +175,10 @@ class Documents:
 
     Attributes:
         dim: width of its vectors.
+        device: where torch computes a transformer; None for ONNX Runtime.
     """
+
+    device: str | None = None
 
     def __init__(self, about: Mapping[str, str | None], probes: FloatArray) -> None:
         """Take what a training run knows of it.
@@ -269,7 +279,7 @@ class Documents:
                 f"this bundle searches documents that {self._about['source']} encoded, and cannot "
                 "encode more of them; add passages there"
             )
-        reader = open_reader(model, url, limit_s=limit_s)
+        reader = open_reader(model, url, limit_s=limit_s, device=self.device)
         if url or reader.fingerprint != self._about["fingerprint"]:  # a name at a URL says little
             check_probes(self._probes, reader.probes, name=model)
         self._reader = reader

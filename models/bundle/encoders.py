@@ -79,12 +79,15 @@ class Encoder:
         return self.query.encode(rows, threads=threads)
 
 
-def open_encoder(config: Mapping[str, Any], files: Mapping[str, bytes]) -> Encoder:
+def open_encoder(
+    config: Mapping[str, Any], files: Mapping[str, bytes], *, device: str | None = None
+) -> Encoder:
     """Return the encoder of a bundle.
 
     Args:
         config: the content of config.json.
         files: name -> content of the deciding files.
+        device: where torch computes a transformer; None for ONNX Runtime.
 
     Raises:
         BundleError: a file is broken, or they do not fit each other.
@@ -92,7 +95,7 @@ def open_encoder(config: Mapping[str, Any], files: Mapping[str, bytes]) -> Encod
     """
     own_documents = DOCUMENTS not in files
     if config["tower"]["kind"] == "transformer":
-        encoder = open_transformer_encoder(files)
+        encoder = open_transformer_encoder(files, device=device)
         return encoder if own_documents else replace(encoder, passage=None)
     try:
         limits = from_mapping(TokenizerConfig, config["tokenizer"], where="tokenizer.")
@@ -121,14 +124,16 @@ def open_encoder(config: Mapping[str, Any], files: Mapping[str, bytes]) -> Encod
     return Encoder(tokenizer, query, sides.get("passage", query) if own_documents else None)
 
 
-def open_transformer_encoder(files: Mapping[str, bytes]) -> Encoder:
+def open_transformer_encoder(files: Mapping[str, bytes], *, device: str | None = None) -> Encoder:
     """Return the encoder of a transformer by the content of its files.
+
+    `device` is where torch computes it; None for ONNX Runtime.
 
     Raises:
         BundleError: one of them is broken.
         ConfigError: a package of the extra is not installed.
     """
-    tower = OnnxEncoder(files[GRAPH])
+    tower = OnnxEncoder(files[GRAPH], device=device)
     return Encoder(_transformer_tokenizer(files), tower, tower)
 
 
@@ -214,15 +219,18 @@ class OnnxEncoder:
 
     Each text is read alone, on a thread of its own. So nothing is padded, and a vector does not
     depend on what else is encoded: an 8-bit graph scales its activations by their range, and in a
-    batch that range would be the batch's.
+    batch that range would be the batch's. On a device, `TorchGraph` reads texts of equal length.
     """
 
-    def __init__(self, graph: bytes, *, with_tokens: bool = False) -> None:
+    def __init__(
+        self, graph: bytes, *, with_tokens: bool = False, device: str | None = None
+    ) -> None:
         """Open a graph: `input_ids` (1, tokens) int64 -> (1, dim) float32.
 
         Args:
             graph: ONNX.
             with_tokens: whether token vectors will be asked for, too.
+            device: where torch computes it; None for ONNX Runtime.
 
         Raises:
             BundleError: it is no such graph.
@@ -238,6 +246,11 @@ class OnnxEncoder:
                 f"the transformer's graph gives {shape}, expected (1, dim); train the bundle again"
             )
         self.dim = shape[1]
+        self._torch = None
+        if device is not None:
+            from two_tower.models.bundle.torch_graph import TorchGraph
+
+            self._torch = TorchGraph(content, device)
 
     def encode(self, rows: TokenRows, *, threads: int = 0) -> FloatArray:
         """Return (n, dim) float32, L2-normalised, on at most `threads` cores (0: all)."""
@@ -266,6 +279,8 @@ class OnnxEncoder:
             return [output[0] for output in outputs]
 
         texts = np.split(rows.ids, rows.offsets[1:-1])
+        if self._torch is not None:
+            return self._torch.run_texts(texts)
         if len(texts) == 1:
             return [run(texts[0])]
         # Long ones first, so that no thread is left with a long one at the end.
@@ -297,10 +312,10 @@ class TokenEncoder:
     The tokens that begin and end a text are left out, but where there is no other.
     """
 
-    def __init__(self, files: Mapping[str, bytes]) -> None:
+    def __init__(self, files: Mapping[str, bytes], *, device: str | None = None) -> None:
         """Open it by the content of its files, as `open_transformer_encoder` does."""
         self._tokenizer = _transformer_tokenizer(files)
-        self._tower = OnnxEncoder(files[GRAPH], with_tokens=True)
+        self._tower = OnnxEncoder(files[GRAPH], with_tokens=True, device=device)
         self._special = self._tokenizer.special_ids
 
     def passages_with_tokens(self, texts: Sequence[str], *, threads: int = 0) -> TextTokens:

@@ -28,10 +28,10 @@ VARIABLE = "TWO_TOWER_BUNDLE"
 BUNDLES = "bundles"
 
 
-def find_bundle(engine: Engine, name: str) -> "ModelBundle | NoTower":
+def find_bundle(engine: Engine, name: str, *, device: str = "cpu") -> "ModelBundle | NoTower":
     """Return the bundle that a collection was loaded with; the module says where it is looked for.
 
-    A collection of BM25 alone needs none.
+    A collection of BM25 alone needs none. A transformer reads on `device`, see `bundle.devices`.
 
     Raises:
         BundleError: it is not complete.
@@ -46,27 +46,44 @@ def find_bundle(engine: Engine, name: str) -> "ModelBundle | NoTower":
         return NoTower()
     from two_tower.models.bundle.bundle import ModelBundle
 
-    return ModelBundle.load(find_bundle_folder(engine, collection, metadata))
+    found = ModelBundle.load(find_bundle_folder(engine, collection, metadata))
+    return _on(found, device)
 
 
-def load_bundle(bundle: "str | Path | ModelBundle | None") -> "ModelBundle | None":
+def load_bundle(
+    bundle: "str | Path | ModelBundle | None", *, device: str = "cpu"
+) -> "ModelBundle | None":
     """Return a bundle as it is, or load it from its folder; None where none is given.
+
+    A transformer reads on `device`, see `bundle.devices`.
 
     Raises:
         BundleError: no complete bundle there.
-        ConfigError: it is neither a folder nor a bundle.
+        ConfigError: it is neither a folder nor a bundle, or there is no such device.
     """
+    if device != "cpu":
+        from two_tower.models.bundle.devices import check_device
+
+        check_device(device)
     if bundle is None:
         return None
     from two_tower.models.bundle.bundle import ModelBundle
 
     if isinstance(bundle, ModelBundle):
-        return bundle
+        return _on(bundle, device)
     if not isinstance(bundle, str | Path):
         raise ConfigError(
             f"the bundle is {SHORT.repr(bundle)}; expected its folder or ModelBundle.load(…)"
         )
-    return ModelBundle.load(bundle)
+    return _on(ModelBundle.load(bundle), device)
+
+
+def _on(bundle: "ModelBundle", device: str) -> "ModelBundle":
+    if device != "cpu":
+        from two_tower.models.bundle.devices import put_on
+
+        put_on(bundle, device)
+    return bundle
 
 
 def find_bundle_folder(engine: Engine, collection: str, metadata: CollectionMetadata) -> Path:

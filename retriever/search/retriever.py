@@ -89,7 +89,7 @@ class Retriever:
         self.name = name
         self.bundle = bundle
         self.settings = settings
-        self._follow_s = self._next_look = math.inf
+        self._follow_s, self._next_look, self._device = math.inf, math.inf, "cpu"
         self._is_closed = False
         self.collection = engine.resolve(name)
         self.metadata = read_metadata(engine, self.collection)
@@ -114,6 +114,7 @@ class Retriever:
         api_key: str | None = None,
         settings: SearchSettings | None = None,
         follow_s: float = FOLLOW_S,
+        device: str = "cpu",
     ) -> "Retriever":
         """Connect, and check that bundle and collection belong together.
 
@@ -125,26 +126,25 @@ class Retriever:
             name: alias or versioned name of a collection.
             bundle: the folder that `models train` wrote, or a bundle already loaded; otherwise it
                 is found by its fingerprint: where TWO_TOWER_BUNDLE says, in the folder `bundles`
-                of an embedded engine, or where `ingest load` took it from. A collection of BM25
-                alone needs none.
+                of an embedded engine, or where `ingest load` took it from. BM25 alone needs none.
             url: a Qdrant server; QDRANT_URL where neither this nor `path` is given.
             path: folder of the embedded engine; `.qdrant` where nothing names an engine.
             api_key: for the server; QDRANT_API_KEY otherwise.
             settings: how to search; the measured default otherwise.
-            follow_s: how often, in seconds, a search first looks what the name stands for;
-                `math.inf` for never.
+            follow_s: how often a search first looks what the name stands for; `math.inf`: never.
+            device: where a transformer reads queries: cpu, cuda, cuda:1; auto for a GPU if any.
 
         Raises:
             BundleError: no complete bundle there.
             ConfigError: no bundle is named and none is found, or both `url` and `path`.
             EngineError: no engine, no such collection, or one loaded with another bundle.
         """
-        given = load_bundle(bundle)
+        given = load_bundle(bundle, device=device)
         engine = connect(url=url, path=path, api_key=api_key, create=False)
         try:
-            loaded = given or find_bundle(engine, name)
-            retriever = cls(engine, name, loaded, settings=settings or SearchSettings())
-            retriever._follow_s = follow_s
+            given = given or find_bundle(engine, name, device=device)
+            retriever = cls(engine, name, given, settings=settings or SearchSettings())
+            retriever._follow_s, retriever._device = follow_s, device
             retriever._next_look = time.monotonic() + follow_s
             return retriever
         except BaseException:
@@ -398,11 +398,12 @@ class Retriever:
                 self._rough_size = info.points_count
             self.fields = field_types(info)
             return False
-        bundle = find_bundle(self.engine, self.name)
+        bundle = find_bundle(self.engine, self.name, device=self._device)
         fresh = type(self)(self.engine, self.name, bundle, settings=self.settings)
         own = self._pipeline.own_rewriting
         fresh._pipeline = fresh._make_pipeline(fresh._pipeline.encoder, own)
         fresh._follow_s, fresh._next_look = self._follow_s, self._next_look
+        fresh._device = self._device
         self.__dict__ = fresh.__dict__  # in one step: other threads see all of it or nothing
         log.info("searching %s", self.collection)
         return True
