@@ -79,8 +79,7 @@ TakeOver = Annotated[
 Device = Annotated[
     str,
     typer.Option(
-        help="Where a transformer reads: auto (a GPU where there is one), cpu, cuda or cuda:1. "
-        "All but cpu need torch."
+        help="Where a transformer reads: auto (a GPU, if torch sees one), cpu, cuda or cuda:1."
     ),
 ]
 

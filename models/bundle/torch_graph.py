@@ -145,16 +145,15 @@ def _axes(attributes: Attributes, inputs: Sequence[Any]) -> list[int]:
     return list(attributes.get("axes", range(inputs[0].ndim)))
 
 
-def _gather(attributes: Attributes, inputs: Sequence[Any]) -> Tensor:
+def _gather(attributes: Attributes, inputs: Sequence[Any]) -> Any:
     data, places = inputs
     axis = attributes.get("axis", 0) % data.ndim
     size = data.shape[axis]
     rows = data.index_select(axis, torch.where(places < 0, places + size, places).reshape(-1))
-    shaped: Tensor = rows.reshape((*data.shape[:axis], *places.shape, *data.shape[axis + 1 :]))
-    return shaped
+    return rows.reshape((*data.shape[:axis], *places.shape, *data.shape[axis + 1 :]))
 
 
-def _slice(attributes: Attributes, inputs: Sequence[Any]) -> Tensor:
+def _slice(attributes: Attributes, inputs: Sequence[Any]) -> Any:
     data, starts, ends = inputs[0], _sizes(inputs[1]), _sizes(inputs[2])
     axes = _sizes(inputs[3]) if len(inputs) > 3 and inputs[3] is not None else range(len(starts))
     steps = _sizes(inputs[4]) if len(inputs) > 4 and inputs[4] is not None else [1] * len(starts)
@@ -164,19 +163,19 @@ def _slice(attributes: Attributes, inputs: Sequence[Any]) -> Tensor:
     return data[tuple(parts)]
 
 
-def _reshape(attributes: Attributes, inputs: Sequence[Any]) -> Tensor:
+def _reshape(attributes: Attributes, inputs: Sequence[Any]) -> Any:
     data, sizes = inputs[0], _sizes(inputs[1])
     if not attributes.get("allowzero", 0):
         sizes = [data.shape[i] if size == 0 else size for i, size in enumerate(sizes)]
     return data.reshape(sizes)
 
 
-def _expand(attributes: Attributes, inputs: Sequence[Any]) -> Tensor:
+def _expand(attributes: Attributes, inputs: Sequence[Any]) -> Any:
     data, sizes = inputs[0], tuple(_sizes(inputs[1]))
-    return data.expand(torch.broadcast_shapes(data.shape, sizes))
+    return data.expand(torch.broadcast_shapes(data.shape, sizes))  # type: ignore[no-untyped-call]
 
 
-def _unsqueeze(attributes: Attributes, inputs: Sequence[Any]) -> Tensor:
+def _unsqueeze(attributes: Attributes, inputs: Sequence[Any]) -> Any:
     data, axes = inputs[0], _sizes(inputs[1])
     rank = data.ndim + len(axes)
     for axis in sorted(axis % rank for axis in axes):
@@ -196,7 +195,7 @@ def _quantize(attributes: Attributes, inputs: Sequence[Any]) -> tuple[Tensor, Te
     return (torch.round(data / scale) + zero).clamp(0, 255), scale, zero
 
 
-def _dequantize(attributes: Attributes, inputs: Sequence[Any]) -> Tensor:
+def _dequantize(attributes: Attributes, inputs: Sequence[Any]) -> Any:
     data, scale, *zeros = inputs
     axis = attributes.get("axis", 1)
     shape = [-1 if i == axis % data.ndim else 1 for i in range(data.ndim)]
@@ -206,24 +205,23 @@ def _dequantize(attributes: Attributes, inputs: Sequence[Any]) -> Tensor:
     return (data.float() - (zero.reshape(shape) if zero.ndim else zero)) * scale
 
 
-def _whole_product(attributes: Attributes, inputs: Sequence[Any]) -> Tensor:
+def _whole_product(attributes: Attributes, inputs: Sequence[Any]) -> Any:
     """Multiply whole numbers; float32 holds them and their sums as exactly as is needed here."""
-    left, right, *zeros = (each if each is None else each.float() for each in inputs)
-    left_zero, right_zero = (*zeros, None, None)[:2]
+    numbers: list[Any] = [each if each is None else each.float() for each in inputs]
+    left, right, left_zero, right_zero = (*numbers, None, None)[:4]
     left = left if left_zero is None else left - left_zero
     right = right if right_zero is None else right - right_zero
-    product: Tensor = left @ right
-    return product
+    return left @ right
 
 
-def _layer_norm(attributes: Attributes, inputs: Sequence[Any]) -> Tensor:
-    data, weight, *bias = inputs
+def _layer_norm(attributes: Attributes, inputs: Sequence[Any]) -> Any:
+    data, weight, bias = (*inputs, None)[:3]
     axis = attributes.get("axis", -1) % data.ndim
     epsilon = attributes.get("epsilon", 1e-5)
-    return functional.layer_norm(data, data.shape[axis:], weight, *bias[:1], eps=epsilon)
+    return functional.layer_norm(data, data.shape[axis:], weight, bias, epsilon)
 
 
-def _gemm(attributes: Attributes, inputs: Sequence[Any]) -> Tensor:
+def _gemm(attributes: Attributes, inputs: Sequence[Any]) -> Any:
     left, right, *bias = inputs
     left = left.T if attributes.get("transA") else left
     right = right.T if attributes.get("transB") else right
@@ -237,12 +235,12 @@ def _reduced(function: Callable[..., Any]) -> Operation:
     )
 
 
-def _clip(attributes: Attributes, inputs: Sequence[Any]) -> Tensor:
+def _clip(attributes: Attributes, inputs: Sequence[Any]) -> Any:
     low, high = (*inputs[1:], None, None)[:2]
     return inputs[0].clamp(low, high)
 
 
-def _gelu(attributes: Attributes, inputs: Sequence[Any]) -> Tensor:
+def _gelu(attributes: Attributes, inputs: Sequence[Any]) -> Any:
     return functional.gelu(inputs[0], approximate=attributes.get("approximate", b"none").decode())
 
 
@@ -254,7 +252,7 @@ def _folded(function: Callable[[Tensor, Tensor], Tensor]) -> Operation:
     return lambda attributes, inputs: reduce(function, inputs)
 
 
-def _divide(left: Tensor, right: Tensor) -> Tensor:
+def _divide(left: Tensor, right: Tensor) -> Any:
     if left.is_floating_point():
         return left / right
     return torch.div(left, right, rounding_mode="trunc")

@@ -142,8 +142,8 @@ class Retriever:
         given = load_bundle(bundle, device=device)
         engine = connect(url=url, path=path, api_key=api_key, create=False)
         try:
-            given = given or find_bundle(engine, name, device=device)
-            retriever = cls(engine, name, given, settings=settings or SearchSettings())
+            loaded = given or find_bundle(engine, name, device=device)
+            retriever = cls(engine, name, loaded, settings=settings or SearchSettings())
             retriever._follow_s, retriever._device = follow_s, device
             retriever._next_look = time.monotonic() + follow_s
             return retriever
