@@ -7,6 +7,7 @@ file gets plain text that scripts can read.
 import contextlib
 import errno
 import functools
+import gc
 import inspect
 import logging
 import os
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
 Rows = Sequence[list[str]]
 """A table as text, its head first."""
+
+GARBAGE_AFTER = 20_000
+"""New objects until Python looks for garbage: imports make many that stay."""
 
 LONGEST_LINE = 2000
 """Characters of a failure; what it quotes may have any length."""
@@ -85,6 +89,7 @@ class CommandGroup(TyperGroup):
 
     def main(self, *args: Any, **extra: Any) -> Any:
         """Run the command line; what is written before a command runs can fail, too."""
+        gc.set_threshold(GARBAGE_AFTER)
         try:
             return super().main(*args, **extra)
         except OSError as error:

@@ -17,8 +17,9 @@ import pytest
 from conftest import make_passages, write_data
 
 from two_tower.ingest.sources.prepare import prepare
-from two_tower.models.data import PASSAGES, Dataset
+from two_tower.models.data import Dataset
 from two_tower.models.errors import DataError
+from two_tower.models.parquet import PASSAGES
 
 FILES = ("manifest.json", "passages.parquet", "queries.parquet", "qrels.parquet", "merged.jsonl")
 

@@ -23,9 +23,10 @@ from two_tower.ingest.dataset.cleaning import clean, content_id, fingerprint, or
 from two_tower.ingest.dataset.fields import FieldCensus, clean_fields
 from two_tower.ingest.dataset.folder import MANIFEST, data_folder, require_free
 from two_tower.ingest.dataset.ledger import Ledger
-from two_tower.models.data import DATA_FORMAT, PASSAGES, QRELS, QUERIES, Passage, Qrel, Query
+from two_tower.models.data import DATA_FORMAT, Passage, Qrel, Query
 from two_tower.models.errors import DataError
 from two_tower.models.language import ENGLISH
+from two_tower.models.parquet import PASSAGES, QRELS, QUERIES
 from two_tower.models.storable import storage_fault
 
 _GROUP_ROWS = 16_384

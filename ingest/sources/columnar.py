@@ -9,9 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from two_tower.ingest.dataset.cleaning import one_line
-from two_tower.models.data import DAMAGE
 from two_tower.models.errors import DataError
-from two_tower.models.parquet import rows_at_once
+from two_tower.models.parquet import DAMAGE, rows_at_once
 
 _BATCH_ROWS, _LARGEST_BATCH = 1024, 128 * 2**20
 

@@ -91,6 +91,7 @@ class ModelBundle:
         *,
         extras: Mapping[str, bytes] | None = None,
         threads: int = 0,
+        is_checked: bool = False,
     ) -> None:
         """Open a bundle by the content of its files.
 
@@ -99,6 +100,7 @@ class ModelBundle:
             card: what else to know about the bundle.
             extras: name -> content of the files that decide no vector.
             threads: cores for encoding batches (0: all).
+            is_checked: whether the card's hashes are known to be those of the files.
 
         Raises:
             BundleError: a file is broken, or they do not fit each other.
@@ -108,9 +110,9 @@ class ModelBundle:
         self.asks_endpoint = self.config["tower"]["kind"] == ENDPOINT
         self._threads = threads
         self.extras = dict(extras or {})
-        self.fingerprint = fingerprint(self._files)
+        self.fingerprint = card["fingerprint"] if is_checked else fingerprint(self._files)
         self.card = {**card, "fingerprint": self.fingerprint}
-        if self.extras:
+        if self.extras and not is_checked:
             self.card["extras"] = digests(self.extras)
         self.fusion = Fusion.of_bytes(self.extras[FUSION]) if FUSION in self.extras else None
         self._encoder = open_encoder(self.config, self._files)
@@ -191,7 +193,7 @@ class ModelBundle:
         card = read_card(path)
         files, extras = read_deciding(path, card), read_extras(path, card)
         try:
-            bundle = cls(files, card, extras=extras, threads=threads)
+            bundle = cls(files, card, extras=extras, threads=threads, is_checked=True)
         except MALFORMED as error:
             reason = " ".join(repr(error).split())[:200]
             raise BundleError(f"{path} is broken ({reason}); train the bundle again") from None

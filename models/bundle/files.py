@@ -289,12 +289,17 @@ def parse_arrays(name: str, content: bytes) -> dict[str, FloatArray]:
             raise
         reason = " ".join(str(error).split())[:200]
         raise BundleError(f"{name} is broken ({reason}); train the bundle again") from None
-    if not all(a.dtype == np.float32 and (abs(a) <= LARGEST_NUMBER).all() for a in arrays.values()):
+    if not all(a.dtype == np.float32 and _largest(a) <= LARGEST_NUMBER for a in arrays.values()):
         raise BundleError(
             f"{name} holds numbers that are not finite float32 of at most {LARGEST_NUMBER:,.0f}; "
             "train the bundle again"
         )
     return arrays
+
+
+def _largest(array: FloatArray) -> float:
+    """Return the largest distance from 0; NaN where one of the numbers is."""
+    return float(np.maximum(array.max(initial=0.0), -array.min(initial=0.0)))
 
 
 def check_shapes(

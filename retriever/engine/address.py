@@ -9,12 +9,15 @@ A key never stands on a command line, where others could read it:
 
 import os
 import re
-import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from two_tower.models.errors import ConfigError
+
+if TYPE_CHECKING:
+    import ssl
 
 DEFAULT_PATH = ".qdrant"
 
@@ -96,7 +99,7 @@ def _checked(key: str, origin: str, shortest: int = 1) -> str:
     return key
 
 
-def authorities() -> ssl.SSLContext | None:
+def authorities() -> "ssl.SSLContext | None":
     """Return what trusts QDRANT_CA_CERT alone; None, for the usual authorities, where it is unset.
 
     Raises:
@@ -105,6 +108,8 @@ def authorities() -> ssl.SSLContext | None:
     path = os.environ.get("QDRANT_CA_CERT")
     if not path:
         return None
+    import ssl  # a server's alone
+
     try:
         return ssl.create_default_context(cafile=path)
     except OSError as error:  # ssl.SSLError is one

@@ -399,6 +399,7 @@ class EdgeEngine(Engine):
     ) -> qm.UpdateResult:
         shard = self._shard(collection_name)
         self._folder.require_space()
+        self._store.is_changed = True
         shard.update(operation)
         if wait:
             shard.flush()

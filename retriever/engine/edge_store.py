@@ -24,6 +24,7 @@ class EdgeStore:
     Attributes:
         folder: that it has the lock of.
         shards: of the collections that were asked for, by their names.
+        is_changed: whether anything was written, which a shard that closes then flushes.
         opening: held by whoever opens or closes a shard.
         describing: held by whoever changes a description; taken before `opening`.
         pid: of the process that opened the folder.
@@ -33,6 +34,7 @@ class EdgeStore:
     def __init__(self, folder: EdgeFolder) -> None:
         self.folder = folder
         self.shards: dict[str, edge.EdgeShard] = {}
+        self.is_changed = False
         self.opening = threading.Lock()
         self.describing = threading.Lock()
         self.pid = os.getpid()
@@ -42,7 +44,8 @@ class EdgeStore:
         """Flush and close the shard of a collection where it is open."""
         shard = self.shards.pop(name, None)
         if shard is not None:
-            shard.flush()
+            if self.is_changed:
+                shard.flush()
             shard.close()
 
 

@@ -3,6 +3,7 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 MAX_QUERY_CHARS = 10_000
 
 REMEMBERED = 512  # queries
+
+prefetch = qm.Prefetch.model_construct
+"""What a query is made of has the right types, and to build a validator takes longer than it."""
 
 BY_THEMSELVES = qm.SearchParams(quantization=qm.QuantizationSearchParams(ignore=True))
 """Score vectors by themselves, and not by quantized copies."""
@@ -250,9 +254,9 @@ def plan(
         limit = max(limit, k)
         query = vectors.by_name[name]
         if name in LEXICAL:
-            leg = qm.Prefetch(query=query, using=name, filter=filter, limit=limit)
+            leg = prefetch(query=query, using=name, filter=filter, limit=limit)
         elif name == DENSE and ann.first_stage is not None:
-            first = qm.Prefetch(
+            first = prefetch(
                 query=vectors.by_name[ann.first_stage],
                 using=ann.first_stage,
                 filter=near,
@@ -261,13 +265,13 @@ def plan(
             )
             leg = _rescored([first], vectors.tower, limit=limit)
         else:
-            leg = qm.Prefetch(query=query, using=name, filter=near, limit=limit, params=params)
+            leg = prefetch(query=query, using=name, filter=near, limit=limit, params=params)
         legs[name] = leg
     if settings.rerank and (others := [leg for name, leg in legs.items() if name != DENSE]):
         legs[RERANK] = _rescored(others, vectors.tower, limit=sum(leg.limit or 0 for leg in others))
     if settings.late and legs and LATE in vectors.by_name:
         all_legs = [leg for name, leg in legs.items() if name != RERANK]
-        legs[LATE] = qm.Prefetch(
+        legs[LATE] = prefetch(
             prefetch=all_legs,
             query=vectors.by_name[LATE],
             using=LATE,
@@ -275,7 +279,8 @@ def plan(
             params=BY_THEMSELVES,
         )
     # A part of a request becomes one of its own, for ids and scores alone; it has all its fields.
-    return {name: qm.QueryRequest(**dict(leg), with_payload=False) for name, leg in legs.items()}
+    request = partial(qm.QueryRequest.model_construct, with_payload=False)
+    return {name: request(**dict(leg)) for name, leg in legs.items()}
 
 
 def search_params(ann: AnnSettings, oversampling: float | None = None) -> qm.SearchParams:
@@ -296,7 +301,7 @@ def _rescored(legs: list[qm.Prefetch], tower: FloatArray, *, limit: int) -> qm.P
 
     Quantized copies are ignored: a final score must come from the vectors themselves.
     """
-    return qm.Prefetch(
+    return prefetch(
         prefetch=legs,
         query=tower.tolist(),
         using=DENSE,
