@@ -42,7 +42,7 @@ def configuration(section: str = "") -> Callable[[type[C]], type[C]]:
     """
 
     def decorate(owner: type[C]) -> type[C]:
-        strict = ConfigDict(strict=True, extra="forbid", defer_build=True)  # until one is made
+        strict = ConfigDict(strict=True, extra="forbid")
         model: Any = pydantic_dataclass(owner, frozen=True, config=strict)
         validate = model.__init__
 

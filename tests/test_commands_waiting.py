@@ -18,6 +18,7 @@ STEPS = {
     "show": "models show bundle",
     "mine": "models mine data --out negatives.parquet",
     "sweep": "models sweep data --out sweep --space space.yaml --config c.yaml",
+    "dry": "ingest load data --bundle bundle --collection c --limit 50 --dry-run",
     "load": "ingest load data --bundle bundle --collection c",
     "verify": "ingest verify c --data data",
     "list": "ingest list",

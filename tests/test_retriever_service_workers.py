@@ -43,7 +43,9 @@ def flags(qdrant: Qdrant, folder: Path) -> tuple[Any, ...]:
 
 @pytest.fixture(scope="module")
 def service(qdrant: Qdrant, folder: Path, tiny_bundle: Path) -> Iterator[Service]:
-    with running_service(folder, tiny_bundle, *flags(qdrant, folder)) as running:
+    (folder / "tmp").mkdir()
+    place = {"TMPDIR": str(folder / "tmp")}
+    with running_service(folder, tiny_bundle, *flags(qdrant, folder), **place) as running:
         until(lambda: "Serving" in running.log.read_text())
         yield running
 
@@ -159,12 +161,13 @@ def test_changes_by_way_of_all_workers_wait_for_each_other(service: Service) -> 
         assert list(clients.map(add, range(4))) == [200] * 4
 
 
-def test_workers_do_not_outlive_their_parent(service: Service) -> None:
+def test_workers_do_not_outlive_their_parent(service: Service, folder: Path) -> None:
     """The last test that uses the service: nothing is left of it."""
     pids = workers(service)
     service.process.kill()
     service.process.wait()
     until(lambda: not any(map(is_running, pids)))
+    assert list((folder / "tmp").iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["missing", NAME])

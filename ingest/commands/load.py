@@ -11,6 +11,8 @@ from two_tower.models.console import name_next
 from two_tower.retriever.commands.flags import Name, Path_, Url, at, opened_engine
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from two_tower.ingest.loading.loader import LoadSettings
     from two_tower.ingest.loading.points import PassageEncoder
     from two_tower.models.data import Dataset
@@ -145,6 +147,9 @@ def load(
         require_documents_model(trained, bundle)
     if dry_run:
         _plan(dataset, trained or NoTower(), collection, storage, url=url, path=path, prune=prune)
+        said = {"--bundle": bundle, "--expand": expand, "--options": options, "--limit": limit}
+        more = (*_flags(said, where or ()), *["--prune"] * prune, "--collection", collection)
+        name_next("ingest", "load", data, *more, *at(url, path))
         return
     if part:
         with opened_engine(url, path, create=True) as engine:
@@ -168,6 +173,12 @@ def load(
         name_next("retriever", "search", collection, "QUERY", *at(url, path))
     else:
         name_next("ingest", "promote", collection, *at(url, path))
+
+
+def _flags(said: "Mapping[str, object]", where: "Sequence[str]") -> list[object]:
+    """Return the words that say the same once more."""
+    flags = [word for pair in said.items() if pair[1] is not None for word in pair]
+    return flags + [word for rule in where for word in ("--where", rule)]
 
 
 def _load_part(

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from two_tower.models.errors import DataError
+from two_tower.models.progress import progress
 from two_tower.retriever.behaviour.interleaving import OTHER, OWN, winner
 from two_tower.retriever.behaviour.reading import (
     ANSWERS,
@@ -80,8 +81,17 @@ def compare(folder: Path) -> Outcome:
             f"{folder} holds no log of searches; expected the folder of: retriever serve NAME "
             f"--log {folder}"
         )
-    clicked = _clicked(read_events(files, _pass_over))
-    searches = [s for s in read_searches(files, _pass_over) if _experiment(s)]
+    clicked = _clicked(
+        event
+        for file in progress(files, label="Reading clicks")
+        for event in read_events([file], _pass_over)
+    )
+    searches = [
+        search
+        for file in progress(files, label="Reading searches")
+        for search in read_searches([file], _pass_over)
+        if _experiment(search)
+    ]
     if not searches:
         raise DataError(
             f"{folder} has no interleaved search; run: retriever serve NAME --log {folder} "

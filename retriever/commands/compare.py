@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from two_tower.models.console import print_pairs
+from two_tower.models.console import name_next, print_pairs
 
 Log = Annotated[Path, typer.Argument(metavar="LOG", help="Folder of: retriever serve --log.")]
 
@@ -47,3 +47,4 @@ def compare(folder: Log) -> None:
     if outcome.older:
         pairs.append(("left out", f"{outcome.older:,} earlier experiments in the same log"))
     print_pairs(pairs, width=9)
+    name_next("ingest", "prepare", folder, "--corpus", "DATA", "--out", "CLICKS")

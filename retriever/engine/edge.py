@@ -291,7 +291,6 @@ class EdgeEngine(Engine):
             yield folder_files(home)
 
     @_translated
-    @_translated
     def restore_snapshot(self, collection_name: str, files: Iterable[SnapshotFile]) -> None:
         with self._folder.new_collection(collection_name) as draft:
             write_folder(draft, files)

@@ -8,6 +8,7 @@ parent ends all of them in good order, and so does its death.
 import fcntl
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -16,7 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -265,6 +266,8 @@ def work(
         sys.exit(1)
     threading.Thread(target=_end_with, args=(parent, server), daemon=True).start()
     server.run_at(listener)
+    if (process := parent_process()) is None or not process.is_alive():
+        shutil.rmtree(shared, ignore_errors=True)  # nobody else is left to do it
 
 
 def _end_with(parent: Connection, server: "Server") -> None:
