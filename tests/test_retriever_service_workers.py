@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 import urllib.error
 from collections.abc import Iterator
@@ -168,6 +170,24 @@ def test_workers_do_not_outlive_their_parent(service: Service, folder: Path) -> 
     service.process.wait()
     until(lambda: not any(map(is_running, pids)))
     assert list((folder / "tmp").iterdir()) == []
+
+
+READ_WHILE_MADE = """
+import sys, threading, time
+from pathlib import Path
+from two_tower.retriever.service.metrics import Metrics
+folder = Path(sys.argv[1])
+metrics = Metrics(folder, worker=0)
+other = (folder / "gauge_livesum_1.db").open("xb")
+threading.Timer(0.05, lambda: other.truncate(65536)).start()
+print(metrics.text().decode())
+"""
+
+
+def test_a_file_that_is_just_made_is_waited_for(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", READ_WHILE_MADE, tmp_path]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert "retriever_workers 1.0" in done.stdout
 
 
 @pytest.mark.parametrize("name", ["missing", NAME])

@@ -5,6 +5,8 @@ number: one that takes a dead worker's place counts on, and no total ever falls.
 """
 
 import os
+import struct
+import time
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
@@ -13,6 +15,10 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from two_tower.retriever.records import SearchResult
 
 BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+MAKING_S = 1.0
+"""For a worker to make a file that others read already; it takes microseconds."""
 
 
 class Metrics:
@@ -94,7 +100,14 @@ class Metrics:
             return generate_latest(self._registry)
         sums = CollectorRegistry()
         MultiProcessCollector(sums, str(self._shared))  # type: ignore[no-untyped-call]
-        return generate_latest(sums)
+        until = time.monotonic() + MAKING_S
+        while True:
+            try:
+                return generate_latest(sums)
+            except (struct.error, RuntimeError):  # a worker that starts is making its files
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.005)
 
 
 def forget(worker: int, *, shared: Path) -> None:
