@@ -74,7 +74,7 @@ def test_the_life_of_a_collection(
     assert sorted(row[:4] for row in rows if row[0] == "*") == [["*", name, first, "150"]]
     assert sorted(row[:3] for row in rows if row[0] != "*") == [[name, second, "150"]]
 
-    assert good("verify", name, *where).startswith(f"{first}: verified 150 points; 0 compared")
+    assert good("verify", name, *where).startswith(f"{first}: counted 150 points, as many")
     full = ["--data", data, "--bundle", tiny_bundle]
     assert "64 compared in full" in good("verify", first, *full, *where)
     assert "was loaded with bundle" in bad("verify", second, *full, *where)

@@ -1,5 +1,6 @@
 """A load in parts: processes side by side, in any order, after a stop; and what is refused."""
 
+import json
 import os
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from two_tower.ingest.loading.lease import Lease
 from two_tower.ingest.loading.parts import Part, load_part, loaded_parts, read_part
 from two_tower.ingest.loading.verify import difference
 from two_tower.ingest.versions.finishing import finish
+from two_tower.ingest.versions.versions import versions
 from two_tower.models.data import Dataset, Passage
 from two_tower.models.errors import ConfigError, DataError
 from two_tower.retriever.collection.options import CollectionOptions
@@ -93,8 +95,20 @@ def test_three_processes_one_killed_make_what_one_load_makes(
     assert last.communicate(timeout=120)[1] is not None
     assert last.returncode == 0
     assert set(loaded_parts(rest_engine, collection)) == {Part(n, 3) for n in (1, 2, 3)}
+    listed = CliRunner().invoke(app, ["list", "--url", server.url])
+    assert "1,000; parts 1, 2, 3 of 3" in listed.stdout
+    assert f"Next: ingest finish {name}" in listed.stderr
     done = CliRunner().invoke(app, ["finish", name, "--url", server.url])
-    assert f"verified 1,000 points; 0 compared in full\n{name} -> {collection}" in done.stdout
+    assert done.stdout.splitlines() == [
+        f"{collection}: all 3 parts are there, with 1,000 passages of DATA",
+        f"{collection}: counted 1,000 points, as many as its last load meant; to compare them: "
+        f"ingest verify {collection} --data DATA",
+        f"{name} -> {collection}",
+    ]
+    listed = CliRunner().invoke(app, ["list", "--url", server.url, "--json"])
+    assert [v["parts"] for v in json.loads(listed.stdout) if v["collection"] == collection] == [
+        None
+    ]
     assert not loaded_parts(rest_engine, collection)
     whole = CliRunner().invoke(app, [*load, "--collection", f"{name}-whole"])
     assert whole.exit_code == 0, whole.output
@@ -112,6 +126,8 @@ def test_any_order_in_either_engine(
         assert report.added == 250
     again = load_part(engine, data, encoder, Part(3, 4), name=name)
     assert again is None
+    (waiting,) = versions(engine, name)
+    assert (waiting.parts, waiting.of, waiting.awaits_finish) == ((1, 2, 3, 4), 4, True)
     assert finish(engine, name).points == 1000
     whole = loader.load(engine, data, encoder, name=f"{name}-w", options=options)
     assert not differences(engine, name, whole.collection)

@@ -76,7 +76,7 @@ def finish(name: Alias, url: Url = None, path: Path_ = None) -> None:
     from two_tower.ingest.versions.finishing import finish as finish_parts
 
     with opened_engine(url, path) as engine:
-        report = finish_parts(engine, name)
+        report = finish_parts(engine, name, notify=typer.echo)
         typer.echo(report)
         typer.echo(f"{name} -> {report.collection}")
     _name_search(name, url, path)
@@ -138,7 +138,8 @@ def list_collections(
     """List collections, newest version first.
 
     * marks the one that the name stands for, - the one that `ingest rollback` would return to;
-    a load that was not finished shows how many points there are of how many.
+    a load that was not finished shows how many points there are of how many, and which of its parts
+    wait for `ingest finish`.
     """
     from two_tower.ingest.versions import versions
     from two_tower.retriever.engine.address import EngineAddress
@@ -149,7 +150,11 @@ def list_collections(
         typer.echo(json.dumps([version.to_dict() for version in listed]))
     elif listed:
         print_table(_rows(listed), _aligned, align="lllrlr", keys=2)
-        _name_search(listed[0].name or listed[0].collection, url, path)
+        waiting = [version.name for version in listed if version.awaits_finish]
+        if waiting:
+            name_next("ingest", "finish", waiting[0], *at(url, path))
+        else:
+            _name_search(listed[0].name or listed[0].collection, url, path)
     else:
         where = EngineAddress.find(url=url, path=path)
         say(
@@ -163,6 +168,8 @@ def _rows(listed: "Sequence[Version]") -> list[list[str]]:
     rows = [["", "NAME", "COLLECTION", "POINTS", "BUNDLE", "AGE"]]
     for version in listed:
         expected = "" if version.complete else f" of {version.metadata.expected_points:,}"
+        if version.of:
+            expected += f"; parts {', '.join(map(str, version.parts))} of {version.of}"
         rows.append(
             [
                 "*" if version.in_use else "-" if version.collection in previous else "",

@@ -10,7 +10,7 @@ bundle and what is stored of all of DATA, so parts may come in any order, and ag
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from typing import Any, NamedTuple
@@ -141,9 +141,14 @@ def load_part(
 
 
 def loaded_parts(engine: Engine, collection: str) -> dict[Part, dict[str, Any]]:
-    """Return what is known of the parts that have been loaded."""
+    """Return what is known of the parts that have been loaded and wait for the others."""
+    return parts_in(stored_metadata(engine, collection))
+
+
+def parts_in(metadata: Mapping[str, Any]) -> dict[Part, dict[str, Any]]:
+    """Return the same of a collection's metadata."""
     notes = {}
-    for key, note in stored_metadata(engine, collection).items():
+    for key, note in metadata.items():
         if (match := PART.fullmatch(key)) and note:
             notes[Part(int(match["number"]), int(match["of"]))] = note
     return notes

@@ -45,7 +45,8 @@ class VerifyReport:
         collection: versioned name.
         points: how many it holds.
         kept: points that DATA does not have.
-        compared: passages whose new vectors and payload equal the stored ones.
+        compared: passages whose new vectors and payload equal the stored ones; 0 where the points
+            were counted, and nothing else.
         replicas_down: whether some replica gave no answer; then only the others were compared.
     """
 
@@ -58,9 +59,15 @@ class VerifyReport:
     def __str__(self) -> str:
         kept = f", {self.kept:,} of them not in DATA (ingest load --prune deletes those)"
         down = "; a replica is down, so only the others were read: verify again when it is up"
+        kept, down = kept if self.kept else "", down if self.replicas_down else ""
+        if not self.compared:
+            return (
+                f"{self.collection}: counted {self.points:,} points{kept}, as many as its last "
+                f"load meant; to compare them: ingest verify {self.collection} --data DATA{down}"
+            )
         return (
-            f"{self.collection}: verified {self.points:,} points{kept if self.kept else ''}; "
-            f"{self.compared:,} compared in full{down if self.replicas_down else ''}"
+            f"{self.collection}: verified {self.points:,} points{kept}; "
+            f"{self.compared:,} compared in full{down}"
         )
 
 

@@ -1,5 +1,7 @@
 """The end of a load in parts: all of them are there, their points are counted, the name moves."""
 
+from collections.abc import Callable
+
 from two_tower.ingest.loading.parts import Part, loaded_parts
 from two_tower.ingest.loading.verify import VerifyReport, verify_counts
 from two_tower.ingest.versions.versions import promote, versions
@@ -7,13 +9,16 @@ from two_tower.retriever.collection.schema import check_name, read_metadata
 from two_tower.retriever.engine.protocol import OPTIMIZE_ABOVE, Engine
 from two_tower.retriever.errors import CollectionNotFound, VerificationFailed
 
+Notify = Callable[[str], None]
+
 NAMED = 10  # parts, where many are missing
 
 
-def finish(engine: Engine, name: str) -> VerifyReport:
+def finish(engine: Engine, name: str, *, notify: Notify = lambda line: None) -> VerifyReport:
     """Check that every part of `name` has been loaded, count the points, and promote.
 
-    Where that has been done, and no part was loaded since, the points are counted again.
+    Where that has been done, and no part was loaded since, the points are counted again. `notify`
+    is told which parts were there.
 
     Raises:
         CollectionNotFound: no version of `name` has a part.
@@ -33,8 +38,9 @@ def finish(engine: Engine, name: str) -> VerifyReport:
     collection = begun[0]
     parts = loaded_parts(engine, collection)
     _require_all(collection, list(parts))
-    metadata = read_metadata(engine, collection)
     passages = sum(note["passages"] for note in parts.values())
+    notify(f"{collection}: all {len(parts)} parts are there, with {passages:,} passages of DATA")
+    metadata = read_metadata(engine, collection)
     points = engine.count(collection, exact=True).count
     data = {**metadata.data, "kept": max(0, points - passages)}
     engine.update_collection(collection, metadata={"data": data})

@@ -6,6 +6,7 @@ one operation. A stop between the two leaves the alias where it was.
 
 from typing import Any, NamedTuple
 
+from two_tower.ingest.loading.parts import parts_in
 from two_tower.ingest.loading.verify import verify_counts
 from two_tower.retriever.collection.schema import CollectionMetadata, base_name, check_name
 from two_tower.retriever.collection.serving import LATELY_S, served_lately
@@ -32,6 +33,8 @@ class Version(NamedTuple):
         metadata: of the collection.
         previous: the version that the alias pointed to before; `rollback` returns there.
         is_damaged: whether the engine cannot open it, and so cannot count its points.
+        parts: which of its parts have been loaded and wait for `ingest finish`.
+        of: how many parts it is loaded in; 0 where it does not wait.
     """
 
     name: str
@@ -41,11 +44,18 @@ class Version(NamedTuple):
     metadata: CollectionMetadata
     previous: str | None
     is_damaged: bool = False
+    parts: tuple[int, ...] = ()
+    of: int = 0
 
     @property
     def complete(self) -> bool:
         """Whether it holds as many points as its last load expected."""
         return not self.is_damaged and self.points == self.metadata.expected_points
+
+    @property
+    def awaits_finish(self) -> bool:
+        """Whether all of its parts have been loaded, and `ingest finish` was not run."""
+        return self.of > 0 and len(self.parts) == self.of
 
     @property
     def in_use(self) -> bool:
@@ -61,6 +71,7 @@ class Version(NamedTuple):
             "expected_points": self.metadata.expected_points,
             "complete": self.complete,
             "is_damaged": self.is_damaged,
+            "parts": {"loaded": list(self.parts), "of": self.of} if self.of else None,
             "aliases": list(self.aliases),
             "previous": self.previous,
             "fingerprint": self.metadata.bundle_fingerprint,
@@ -80,6 +91,7 @@ def versions(engine: Engine, name: str | None = None) -> list[Version]:
             metadata = CollectionMetadata.from_dict(stored)
         except (ValueError, CollectionDamaged):
             continue
+        parts = sorted(parts_in(stored))
         points, is_damaged = 0, False
         try:
             points = engine.count(collection, exact=True).count
@@ -94,6 +106,8 @@ def versions(engine: Engine, name: str | None = None) -> list[Version]:
                 metadata=metadata,
                 previous=stored.get(PREVIOUS),
                 is_damaged=is_damaged,
+                parts=tuple(part.number for part in parts),
+                of=parts[0].of if parts else 0,
             )
         )
     ours.sort(key=lambda version: version.metadata.created_at, reverse=True)
