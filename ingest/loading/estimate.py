@@ -108,13 +108,13 @@ class Estimate(NamedTuple):
 
     def __str__(self) -> str:
         whose = (
-            f"{_readable(self.memory)} of memory in a process that opens it"
+            f"{readable(self.memory)} of memory in a process that opens it"
             if self.embedded
-            else f"{_readable(self.memory)} of memory in the server's process, "
-            f"{_readable(self.restarted)} after a restart"
+            else f"{readable(self.memory)} of memory in the server's process, "
+            f"{readable(self.restarted)} after a restart"
         )
         return (
-            f"{self.points:,} points: about {_readable(self.disk)} on disk, {whose} (resident, at "
+            f"{self.points:,} points: about {readable(self.disk)} on disk, {whose} (resident, at "
             "rest, mapped files included, what the options leave on disk not)"
         )
 
@@ -128,18 +128,25 @@ def estimate(
     embedded: bool = False,
 ) -> Estimate:
     """Return how large the collection of `points` passages like a sample of DATA's will be."""
+    size = point_size(dataset, encoder, options=options)
+    return estimate_points(size, points, options=options, embedded=embedded)
+
+
+def point_size(
+    dataset: Dataset, encoder: PassageEncoder, *, options: CollectionOptions
+) -> PointSize:
+    """Return what a point of DATA brings in the mean, from a sample."""
     step = max(1, dataset.passage_count // MEASURED)
     sample = list(islice(dataset.passages(), 0, None, step))
     bm25 = Bm25Encoder.of({"avg_len": 1.0, "language": dataset.language}, encoder)
     terms = bm25.encode_passages(sample)
-    point = PointSize(
+    return PointSize(
         widths=(encoder.dim, *encoder.pca_dims) if encoder.dim else (),
         terms=fmean(len(vector.indices) for vector in terms),
         payload=fmean(len(json.dumps(to_payload(p)).encode()) for p in sample),
         indexes=2 + len(indexable_fields(dataset.manifest.get("fields", {}), options.indexes)),
         late=_late_numbers(encoder, sample) if options.late * encoder.late_dim else 0.0,
     )
-    return estimate_points(point, points, options=options, embedded=embedded)
 
 
 def _late_numbers(encoder: PassageEncoder, sample: list[Passage]) -> float:
@@ -218,5 +225,6 @@ def _shard_size(
     return disk, loaded, held + in_memory * (files + scanned)
 
 
-def _readable(size: float) -> str:
+def readable(size: float) -> str:
+    """Return a size in GB or MB."""
     return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.0f} MB"

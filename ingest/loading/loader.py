@@ -27,6 +27,7 @@ from two_tower.ingest.loading.diff import Changes, StoredHashes, find_changes, s
 from two_tower.ingest.loading.expansion import require_expansion
 from two_tower.ingest.loading.lease import PART, Lease
 from two_tower.ingest.loading.points import PassageEncoder, chunks
+from two_tower.ingest.loading.room import require_room
 from two_tower.ingest.loading.selection import cache
 from two_tower.ingest.loading.sending import Sender
 from two_tower.ingest.loading.setup import describe, open_collection
@@ -158,15 +159,16 @@ def load(
         DataError: there is no passage, or one is too large for a request.
         CollectionMismatch: something else has a collection of that name.
         EngineLocked: another process loads it.
-        EngineError: the engine fails; run the same command again to go on.
+        EngineError: the engine fails, run the same command again to go on; or there is no room.
     """
     start = time.perf_counter()
     if not dataset.passage_count:
         raise DataError(f"{dataset.path} has no passages; nothing to load")
     settings, dataset = settings or LoadSettings(), cache(dataset)
     patient = engine.with_retry(settings.retry_for_s)
-    metadata = open_collection(patient, dataset, encoder, name=name, options=options)
     collection = collection_name(name, encoder.fingerprint)
+    require_room(engine, dataset, encoder, collection=collection, options=options)
+    metadata = open_collection(patient, dataset, encoder, name=name, options=options)
     with Lease(engine, collection, take_over=settings.take_over) as lease:
         patient.update_collection(collection, metadata={"data": describe(dataset, kept=0)})
         stored = stored_hashes(engine, collection, patient=patient)
