@@ -45,6 +45,22 @@ def test_the_same_seed_gives_the_same_bundle(data: Dataset, tmp_path: Path) -> N
     assert ModelBundle.load(tmp_path / "a").fingerprint == first.fingerprint
 
 
+def test_the_same_seed_gives_the_same_bundle_on_two_threads(tmp_path: Path) -> None:
+    data = write_topics(tmp_path / "DATA", topics=300)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:  # a batch has 256 x 256 scores, enough for torch to share them out
+        sizes = {"pretrain__batch_size": 256, "labelled__batch_size": 256, "tower__dim": 256}
+        config = quick(**sizes, fusion__folds=2)
+        runs = [train_bundle(data, tmp_path / name, config=config) for name in ("a", "b")]
+    finally:
+        torch.set_num_threads(before)
+    assert runs[0].fingerprint == runs[1].fingerprint
+    assert runs[0].extras == runs[1].extras
+    environment = json.loads((run_path(tmp_path / "a") / "environment.json").read_text())
+    assert environment["threads"] == 2
+
+
 @pytest.mark.parametrize("flags", [{}, {"labelled__loss": "triplet"}, {"tower__shared": False}])
 def test_labels_teach_what_words_do_not_say(tmp_path: Path, flags: dict[str, object]) -> None:
     data = write_aliases(tmp_path / "DATA")
