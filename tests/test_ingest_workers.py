@@ -27,7 +27,7 @@ from two_tower.models.errors import DataError
 from two_tower.retriever.collection.options import CollectionOptions
 from two_tower.retriever.engine.connect import connect
 from two_tower.retriever.engine.protocol import Engine, scroll_all
-from two_tower.retriever.engine.wire import Point, batches
+from two_tower.retriever.engine.wire import PackedPoints, Point, batches
 from two_tower.retriever.errors import EngineError
 
 PASSAGES = [
@@ -85,6 +85,17 @@ def test_workers_make_the_same_points_to_the_last_bit(
         assert [plain(batch) for batch in found] == [plain(batch) for batch in expected]
 
 
+@pytest.mark.parametrize("value", [float("nan"), 2**64, "\ud800"])
+def test_what_no_engine_stores_is_not_packed(value: object) -> None:
+    vector = {"bm25": qdrant_edge.SparseVector([1], [0.5])}
+    points = [Point(1, vector, {"year": 2000}), Point(2, vector, {"year": value})]
+    with pytest.raises(EngineError, match=r"the payload of point 2 holds .* keeps no such value"):
+        PackedPoints.of(points)
+    (same,) = PackedPoints.of(points[:1])
+    assert (same.id, same.payload) == (1, {"year": 2000})
+    assert same.vector["bm25"].values == [0.5]
+
+
 def loaded(path: Path, data: Dataset, encoder: PassageEncoder) -> list[str]:
     """Load, and return all that the engine holds, in its order."""
     engine = connect(path=path)
@@ -113,7 +124,7 @@ def test_a_worker_that_dies_ends_the_load_in_one_line_and_the_next_load_goes_on(
     killed: list[int] = []
     take = workers._Worker.take
 
-    def take_and_kill(worker: workers._Worker) -> list[list[Point]]:
+    def take_and_kill(worker: workers._Worker) -> list[PackedPoints]:
         points = take(worker)
         if not killed:
             killed.append(worker._process.pid)

@@ -17,7 +17,7 @@ from disk once for all of that.
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -199,7 +199,7 @@ def send_changes(
     engine: Engine,
     collection: str,
     changes: Changes,
-    points: Iterable[list[Point]],
+    points: Iterable[Sequence[Point]],
     sender: Sender,
     *,
     settings: LoadSettings,

@@ -27,7 +27,7 @@ WAIT_EVERY = 16
 # The embedded engine has done a write when it returns; to wait means to flush its files to disk,
 # which takes as long as writing thousands of points. Until then they are in its log alone.
 FLUSH_EVERY = 128
-# A full batch reaches every shard, the last one may be a single point.
+# Of a server: a full batch reaches every shard, the last one may be a single point.
 WAITED_AT_THE_END = 2
 
 _TURNS = threading.Lock()
@@ -73,6 +73,7 @@ class Sender:
         self.sent = 0
         self._rate_limit = rate_limit
         self._wait_every = FLUSH_EVERY if is_embedded else WAIT_EVERY
+        self._waited_at_the_end = 1 if is_embedded else WAITED_AT_THE_END
         self._held: deque[tuple[Write, int]] = deque()
         self._number = 0
         self._start = 0.0
@@ -136,7 +137,7 @@ class Sender:
     def _hold(self, item: tuple[Write, int]) -> None:
         """Send what was held longest, and hold this: the last ones are waited for."""
         self._held.append(item)
-        if len(self._held) > WAITED_AT_THE_END:
+        if len(self._held) > self._waited_at_the_end:
             self._number += 1
             self._send(*self._held.popleft(), wait=self._number % self._wait_every == 0)
 

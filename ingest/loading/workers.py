@@ -26,10 +26,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from select import select
 from types import TracebackType
-from typing import Any, NamedTuple, Self
-
-import numpy as np
-import qdrant_edge
+from typing import Any, Self
 
 from two_tower.ingest.loading.diff import Changes
 from two_tower.ingest.loading.points import PassageEncoder, PointMaker
@@ -39,10 +36,9 @@ from two_tower.models.data import Passage
 from two_tower.models.errors import TwoTowerError
 from two_tower.models.text.transformer_tokenizer import GRAPH
 from two_tower.models.threads import one_blas_thread
-from two_tower.models.vectors import FloatArray, IntArray
-from two_tower.retriever.collection.schema import BM25, CollectionMetadata
+from two_tower.retriever.collection.schema import CollectionMetadata
 from two_tower.retriever.engine.failures import AGAIN
-from two_tower.retriever.engine.wire import Point, Vector, batches
+from two_tower.retriever.engine.wire import PackedPoints, Point, batches
 from two_tower.retriever.errors import EngineError
 
 WORTH_IT = 10_000
@@ -99,7 +95,9 @@ class BatchMaker:
         for worker in self._workers:
             worker.end()
 
-    def run(self, changes: Iterable[Changes]) -> Iterator[tuple[Changes, Iterable[list[Point]]]]:
+    def run(
+        self, changes: Iterable[Changes]
+    ) -> Iterator[tuple[Changes, Iterable[Sequence[Point]]]]:
         """Yield changes as they come, with the points of what was added and replaced.
 
         This process makes the points until its workers have started.
@@ -131,7 +129,7 @@ class BatchMaker:
             self._workers.append(_Worker(needs))
 
 
-def _next(given: "deque[tuple[Changes, _Worker]]") -> tuple[Changes, list[list[Point]]]:
+def _next(given: "deque[tuple[Changes, _Worker]]") -> tuple[Changes, list[PackedPoints]]:
     changes, worker = given.popleft()
     return changes, worker.take()
 
@@ -180,14 +178,14 @@ class _Worker:
         except OSError:
             raise self._ended() from None
 
-    def take(self) -> list[list[Point]]:
+    def take(self) -> list[PackedPoints]:
         """Return the points of the passages that were given first, in batches.
 
         Raises:
             EngineError: it ended.
         """
-        answer: list[_Packed] = self._answer()
-        return [batch.points() for batch in answer]
+        answer: list[PackedPoints] = self._answer()
+        return answer
 
     def _answer(self) -> Any:
         try:
@@ -216,52 +214,6 @@ class _Worker:
             self._process.wait()
 
 
-class _Packed(NamedTuple):
-    """A batch of points on its way between processes.
-
-    Attributes:
-        ids: of the points.
-        dense: name -> (n, dim) float32.
-        terms: (n + 1,), where the terms of each point begin.
-        indices: (terms,) uint32.
-        values: (terms,) float32.
-        payloads: of the points.
-    """
-
-    ids: list[int | str]
-    dense: dict[str, FloatArray]
-    terms: list[int]
-    indices: IntArray
-    values: FloatArray
-    payloads: list[dict[str, Any]]
-
-    @classmethod
-    def of(cls, points: Sequence[Point]) -> "_Packed":
-        """Pack points of one collection, without late interaction."""
-        vectors: list[dict[str, Any]] = [dict(point.vector) for point in points]
-        sparse = [vector.pop(BM25) for vector in vectors]
-        indices, values = [each.indices for each in sparse], [each.values for each in sparse]
-        return cls(
-            [point.id for point in points],
-            {name: np.stack([vector[name] for vector in vectors]) for name in vectors[0]},
-            [0, *np.cumsum(list(map(len, indices))).tolist()],
-            np.concatenate(indices).astype(np.uint32),
-            np.concatenate(values).astype(np.float32),
-            [dict(point.payload) for point in points],
-        )
-
-    def points(self) -> list[Point]:
-        """Return what was packed."""
-        indices, values = self.indices.tolist(), self.values.tolist()
-        points = []
-        for row, (point_id, payload) in enumerate(zip(self.ids, self.payloads, strict=True)):
-            terms = slice(self.terms[row], self.terms[row + 1])
-            vector: dict[str, Vector] = {name: part[row] for name, part in self.dense.items()}
-            vector[BM25] = qdrant_edge.SparseVector(indices[terms], values[terms])
-            points.append(Point(point_id, vector, payload))
-        return points
-
-
 def serve(descriptor: int) -> None:
     """Be a worker: make points of what comes through a socket until it closes."""
     with socket.socket(fileno=descriptor) as ours, one_blas_thread():
@@ -272,7 +224,7 @@ def serve(descriptor: int) -> None:
             _send(ours, READY)
             for passages in _requests(ours):
                 made = batches(maker.make(passages), max_points=batch_points)
-                _send(ours, [_Packed.of(batch) for batch in made])
+                _send(ours, [PackedPoints.of(batch) for batch in made])
         except (BrokenPipeError, ConnectionResetError):
             return
         except TwoTowerError as error:

@@ -17,7 +17,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-import numpy as np
 import qdrant_edge as edge
 from pydantic import ValidationError
 
@@ -45,7 +44,7 @@ from two_tower.retriever.engine.protocol import (
 )
 from two_tower.retriever.engine.qdrant_models import qm
 from two_tower.retriever.engine.snapshot_file import SnapshotFile
-from two_tower.retriever.engine.wire import AnyPoint, PayloadChange, Scored
+from two_tower.retriever.engine.wire import AnyPoint, PackedPoints, PayloadChange, Scored
 from two_tower.retriever.errors import (
     CollectionDamaged,
     CollectionNotFound,
@@ -344,7 +343,7 @@ class EdgeEngine(Engine):
         self, collection_name: str, points: Sequence[AnyPoint], *, wait: bool = True
     ) -> qm.UpdateResult:
         self._check_widths(collection_name, points)
-        converted = [edge_types.to_point(point) for point in points]
+        converted = edge_types.to_points(points)
         return self._update(
             collection_name, edge.UpdateOperation.upsert_points(converted), wait=wait
         )
@@ -354,7 +353,8 @@ class EdgeEngine(Engine):
         description = self._description(collection_name)
         widths = {name: params.size for name, params in description.vectors.items()}
         known = widths.keys() | description.sparse_vectors.keys()
-        for point in points:
+        some = [points[0]] if isinstance(points, PackedPoints) else points  # all are as wide
+        for point in some:
             for name, vector in (point.vector if isinstance(point.vector, dict) else {}).items():
                 if name not in known:
                     raise EngineError(
@@ -362,8 +362,6 @@ class EdgeEngine(Engine):
                         f"it has {', '.join(sorted(known))}"
                     )
                 expected = widths.get(name)
-                if isinstance(vector, np.ndarray) and vector.shape[-1] == expected:
-                    continue  # as nearly all are
                 for width in edge_types.dense_widths(vector) - {expected}:
                     raise EngineError(
                         f"vector {name!r} of point {point.id} has {width} dimensions; "

@@ -11,9 +11,8 @@ import numpy as np
 import qdrant_edge as edge
 from pydantic import BaseModel
 
-from two_tower.models.storable import storage_fault
 from two_tower.retriever.engine.qdrant_models import qm
-from two_tower.retriever.engine.wire import AnyPoint, PayloadChange
+from two_tower.retriever.engine.wire import AnyPoint, PackedPoints, PayloadChange, require_storable
 from two_tower.retriever.errors import EngineError
 
 EDGE_DISTANCES = {
@@ -124,14 +123,23 @@ def to_point(point: AnyPoint) -> edge.Point:
     if not isinstance(point.vector, dict):
         raise unsupported("PointStruct with an unnamed vector")
     vectors = {name: to_vector(vector) for name, vector in point.vector.items()}
-    _require_storable(point.payload, of=f"point {point.id}")
+    require_storable(point.payload, of=f"point {point.id}")
     return edge.Point(id=point.id, vector=vectors, payload=point.payload or {})
 
 
-def _require_storable(payload: Any, *, of: str) -> None:
-    """Refuse a payload that the engine would write but could not read from its own log again."""
-    if fault := storage_fault(payload):
-        raise EngineError(f"the payload of {of} {fault}; the embedded engine keeps no such value")
+def to_points(points: Sequence[AnyPoint]) -> list[edge.Point]:
+    """Return points with named vectors; those that are packed were checked where that was done."""
+    if not isinstance(points, PackedPoints):
+        return [to_point(point) for point in points]
+    indices, values = points.indices.tolist(), points.values.tolist()
+    converted = []
+    for row, (point_id, payload) in enumerate(zip(points.ids, points.payloads, strict=True)):
+        terms = slice(points.terms[row], points.terms[row + 1])
+        # A row at a time: Python gives the numbers the room of those of the row before.
+        vector: dict[str, Any] = {name: part[row].tolist() for name, part in points.dense.items()}
+        vector[points.sparse] = edge.SparseVector(indices[terms], values[terms])
+        converted.append(edge.Point(id=point_id, vector=vector, payload=payload))
+    return converted
 
 
 def to_payload_change(operation: PayloadChange) -> edge.UpdateOperation:
@@ -143,7 +151,7 @@ def to_payload_change(operation: PayloadChange) -> edge.UpdateOperation:
     else:
         raise unsupported(operation)
     allow_only(change, "payload", "points")
-    _require_storable(change.payload, of=f"points {', '.join(map(str, change.points or ()))}"[:100])
+    require_storable(change.payload, of=f"points {', '.join(map(str, change.points or ()))}"[:100])
     return converted([*(change.points or ())], change.payload)
 
 

@@ -39,6 +39,7 @@ from two_tower.ingest.loading.selection import Selection, select  # noqa: E402
 from two_tower.ingest.loading.setup import open_collection  # noqa: E402
 from two_tower.models.bundle.bundle import ModelBundle  # noqa: E402
 from two_tower.models.data import Dataset  # noqa: E402
+from two_tower.retriever.collection.options import CollectionOptions  # noqa: E402
 from two_tower.retriever.collection.schema import collection_name  # noqa: E402
 from two_tower.retriever.engine import edge_types  # noqa: E402
 from two_tower.retriever.engine.connect import connect  # noqa: E402
@@ -47,11 +48,12 @@ from two_tower.retriever.engine.wire import batches  # noqa: E402
 
 Batches = list[list[qm.PointStruct]]
 NAME = "loading"
+PLAIN = CollectionOptions()  # no graph or copy is built at the end, which raw upload does not do
 
 
 def prepared(engine: Engine, dataset: Dataset, bundle: ModelBundle) -> Batches:
     """Return the points of DATA in batches as `loader.load` sends them, as the client's models."""
-    maker = PointMaker(bundle, open_collection(engine, dataset, bundle, name=NAME))
+    maker = PointMaker(bundle, open_collection(engine, dataset, bundle, name=NAME, options=PLAIN))
     points = (point for chunk in chunks(dataset.passages()) for point in maker.make(chunk))
     return [to_structs(batch) for batch in batches(points)]
 
@@ -122,7 +124,7 @@ def one_round(
     for count in (workers, lambda *_: 0) if engine.is_embedded else (workers,):
         assert engine.count(collection).count == passages
         engine.delete_collection(collection)
-        open_collection(engine, dataset, bundle, name=NAME)
+        open_collection(engine, dataset, bundle, name=NAME, options=PLAIN)
         with patch.object(loader, "worker_count", count):
             paces.append(pace(lambda: loader.load(engine, dataset, bundle, name=NAME), passages))
     assert engine.count(collection).count == passages
