@@ -12,9 +12,10 @@ import torch
 from conftest import make_bundle
 from pair_models import MINILM, require_transformers, save_model
 
+from two_tower.ingest.loading.verify import EIGHT_BIT_TOLERANCE
 from two_tower.models.bundle import devices
 from two_tower.models.bundle.bundle import ModelBundle
-from two_tower.models.bundle.devices import check_device, put_on
+from two_tower.models.bundle.devices import check_device, put_on, reads_in_8_bits
 from two_tower.models.bundle.encoders import OnnxEncoder, TokenEncoder
 from two_tower.models.bundle.reduction import fit_reduction
 from two_tower.models.errors import BundleError, ConfigError
@@ -64,12 +65,15 @@ def test_other_architectures(tmp_path: Path, kind: str) -> None:
     np.testing.assert_allclose(ours.encode(rows), onnx.encode(rows), atol=1e-5)
 
 
-def test_in_8_bits_most_vectors_are_equal_and_the_others_near() -> None:
+def test_in_8_bits_most_vectors_are_equal_and_the_others_near(tmp_path: Path) -> None:
     files = files_of(MINILM, int8=True)
+    assert reads_in_8_bits(bundle_of(files))
+    assert not reads_in_8_bits(ModelBundle.load(make_bundle(tmp_path / "table")))
     rows = TokenEncoder(files)._tokenizer.encode_passages(TEXTS)
     onnx, ours = OnnxEncoder(files[GRAPH]), OnnxEncoder(files[GRAPH], device="cpu")
     expected, found = onnx.encode(rows), ours.encode(rows)
     assert np.median(np.abs(found - expected).max(axis=1)) < 1e-3
+    assert np.abs(found - expected).max() < EIGHT_BIT_TOLERANCE
     assert (found * expected).sum(axis=1).min() > 0.99
     alone = ours.encode(rows.take(np.array([2])))
     np.testing.assert_allclose(alone[0], found[2], atol=1e-5)
@@ -101,6 +105,7 @@ def test_a_bundle_reads_where_it_is_put(
     files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = bundle_of(files)
+    assert not reads_in_8_bits(bundle)
     expected = bundle.encode_queries(TEXTS)
     bundle.save(tmp_path / "bundle")
     put: list[str] = []

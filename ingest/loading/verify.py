@@ -15,6 +15,8 @@ from two_tower.ingest.loading.diff import stored_hashes
 from two_tower.ingest.loading.expansion import require_expansion
 from two_tower.ingest.loading.points import PassageEncoder, PointMaker, StoredVectors, chunks
 from two_tower.ingest.loading.selection import Selection, select
+from two_tower.models.bundle.bundle import ModelBundle
+from two_tower.models.bundle.devices import reads_in_8_bits
 from two_tower.models.config import from_mapping
 from two_tower.models.data import Dataset, Passage
 from two_tower.models.progress import progress
@@ -32,6 +34,7 @@ from two_tower.retriever.errors import CollectionMismatch, VerificationFailed
 
 # The engine normalises once more, and a batch of another size may round otherwise.
 TOLERANCE = {"float32": 1e-4, "float16": 5e-4}
+EIGHT_BIT_TOLERANCE = 0.03  # of a transformer: torch, or another processor, may round otherwise
 LATE_TOLERANCE = 2.0  # bytes: another processor may round a number, and then another, the other way
 COMPARED = 64  # passages, in full
 MEND = "run ingest load again, or ingest verify with --repair"
@@ -133,8 +136,8 @@ def verify(
         )
     consistency = agreement(engine, collection)
     points = PointMaker(encoder, metadata).make(sample)
-    datatype = metadata.options.datatype
-    for point, reason in _wrong_points(engine, collection, points, consistency, datatype=datatype):
+    rounding = _rounding(encoder, metadata)
+    for point, reason in _wrong_points(engine, collection, points, consistency, rounding=rounding):
         raise VerificationFailed(
             f"collection {collection!r}, passage {point.payload['passage_id']!r}: {reason}; "
             f"run: ingest verify {collection} --data DATA --bundle BUNDLE --repair"
@@ -157,12 +160,12 @@ def repair(
     """
     metadata, dataset = _require_origin(engine, collection, dataset, encoder)
     maker, patient = PointMaker(encoder, metadata), engine.with_retry()
-    sent, datatype = 0, metadata.options.datatype
+    sent, rounding = 0, _rounding(encoder, metadata)
     passages = progress(dataset.passages(), label="Repairing", total=dataset.passage_count)
     for chunk in chunks(passages):
         consistency = agreement(engine, collection)
         points = maker.make(chunk)
-        compared = _wrong_points(engine, collection, points, consistency, datatype=datatype)
+        compared = _wrong_points(engine, collection, points, consistency, rounding=rounding)
         wrong = [point for point, _ in compared]
         for batch in batches(wrong):
             patient.upsert(collection, batch, wait=True)
@@ -211,7 +214,7 @@ def _wrong_points(
     expected: Iterable[Point],
     consistency: qm.ReadConsistencyType | None,
     *,
-    datatype: str,
+    rounding: float,
 ) -> Iterator[tuple[Point, str]]:
     """Yield the points that differ from the stored ones on any replica, and why."""
     for part in chunks(expected, POINTS_PER_PAGE):
@@ -224,14 +227,23 @@ def _wrong_points(
         )
         stored = {str(record.id): record for record in records}
         for point in part:
-            if reason := difference(stored.get(str(point.id)), point, datatype=datatype):
+            if reason := difference(stored.get(str(point.id)), point, rounding=rounding):
                 yield point, reason
 
 
-def difference(record: qm.Record | None, point: AnyPoint, *, datatype: str = "float32") -> str:
+def _rounding(encoder: PassageEncoder, metadata: CollectionMetadata) -> float:
+    """Return how far apart a number of two vectors of one text may be."""
+    if isinstance(encoder, ModelBundle) and reads_in_8_bits(encoder):
+        return EIGHT_BIT_TOLERANCE
+    return TOLERANCE[metadata.options.datatype]
+
+
+def difference(
+    record: qm.Record | None, point: AnyPoint, *, rounding: float = TOLERANCE["float32"]
+) -> str:
     """Return how a stored point differs from the right one; empty where they are equal.
 
-    `datatype` is that of the stored vectors, as in `CollectionOptions`.
+    `rounding` is how far apart a number of the vectors may be.
     """
     if record is None:
         return "it is missing, or replicas differ in it"
@@ -243,7 +255,7 @@ def difference(record: qm.Record | None, point: AnyPoint, *, datatype: str = "fl
         return f"it has vectors {sorted(stored)}, expected {sorted(expected)}"
     for name, vector in expected.items():
         distance = _largest_difference(stored[name], vector)
-        tolerance = LATE_TOLERANCE if name == LATE else TOLERANCE[datatype]
+        tolerance = LATE_TOLERANCE if name == LATE else rounding
         if distance > tolerance:
             return (
                 f"vector {name!r} differs by {distance:.2g} from what this bundle gives, "

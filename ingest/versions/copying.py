@@ -9,7 +9,7 @@ from typing import Any
 from two_tower.ingest.loading.lease import LEASE, Lease
 from two_tower.ingest.loading.points import chunks
 from two_tower.ingest.loading.sending import Sender
-from two_tower.ingest.loading.verify import COMPARED, difference, verify_counts
+from two_tower.ingest.loading.verify import COMPARED, TOLERANCE, difference, verify_counts
 from two_tower.ingest.versions.versions import PREVIOUS
 from two_tower.models.progress import progress
 from two_tower.retriever.collection.options import (
@@ -214,7 +214,7 @@ def _verify(source: Engine, target: Engine, collection: str, total: int) -> int:
     by_id = {str(record.id): record for record in copies}
     datatype = read_metadata(target, collection).options.datatype
     for record in originals:
-        if difference(by_id.get(str(record.id)), record, datatype=datatype):
+        if difference(by_id.get(str(record.id)), record, rounding=TOLERANCE[datatype]):
             raise VerificationFailed(
                 f"the copy of {collection!r} has point {record.id} with the right content hash "
                 f"but other vectors or payload; drop it there with ingest drop {collection}, and "

@@ -13,6 +13,8 @@ from two_tower.models.text.transformer_tokenizer import GRAPH
 
 CPU, AUTO = "cpu", "auto"
 
+DYNAMIC = b"DynamicQuantizeLinear"  # scales the activations of a text to 8 bits
+
 
 def check_device(name: str) -> None:
     """Refuse a device that is not there, before anything is loaded.
@@ -52,3 +54,10 @@ def put_on(bundle: ModelBundle, name: str) -> None:
         if name == CPU:
             return
     bundle.read_on(name)
+
+
+def reads_in_8_bits(bundle: ModelBundle) -> bool:
+    """Whether a transformer reads passages in 8 bits: two machines may round some the other way."""
+    if bundle.documents is not None:
+        return not bundle.asks_endpoint  # see `documents.reader_files`
+    return DYNAMIC in bundle.files.get(GRAPH, b"")

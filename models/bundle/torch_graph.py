@@ -1,9 +1,8 @@
 """A transformer's ONNX graph, computed by torch on a device: many texts of one length at a time.
 
 It is the bundle's own graph, 8-bit numbers included. In float32 the vectors are those that ONNX
-Runtime gives, to some 1e-6. In 8 bits a last bit may round an activation the other way, and the
-vectors of half of all texts differ by up to .02, as they do between two processors, or two settings
-of ONNX Runtime.
+Runtime gives, to some 1e-6. In 8 bits a last bit may round an activation the other way, and vectors
+differ by up to .02 in a number, as they do between two settings of ONNX Runtime.
 
 Texts are the first dimension of all that is computed from them, and 8-bit activations are scaled
 text by text. Texts of equal length need no padding, so a batch of them gives what each gives alone.
