@@ -140,6 +140,22 @@ def test_a_worker_that_dies_ends_the_load_in_one_line_and_the_next_load_goes_on(
     assert verify(edge_engine, report.collection, data, encoder).points == 2100
 
 
+def test_a_load_goes_on_without_a_worker_that_cannot_start(
+    edge_engine: Engine,
+    tiny_bundle: Path,
+    data: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(workers, "START", "raise SystemExit(3)")
+    monkeypatch.setattr(loader, "worker_count", lambda *_: 2)
+    report = loader.load(edge_engine, data, ModelBundle.load(tiny_bundle), name="c")
+    assert report.added == 1100
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        "a process that makes points could not start (exit code 3); the load goes on without"
+    ]
+
+
 def test_what_a_worker_refuses_is_refused_as_without_it(
     edge_engine: Engine, tiny_bundle: Path, data: Dataset
 ) -> None:
@@ -163,6 +179,8 @@ def test_small_loads_one_core_and_other_encoders_have_no_workers(
         monkeypatch.setattr(os, "sched_getaffinity", lambda _, n=cores: set(range(n)))
         assert worker_count(bundle, 10_000) == worker_count(NoTower(), 10_000) == expected
     assert worker_count(bundle, 9_999) == worker_count(encoder, 10_000) == 0
+    monkeypatch.setattr(sys, "frozen", True, raising=False)  # sys.executable is the application
+    assert worker_count(bundle, 10_000) == 0
 
 
 # An application without `if __name__ == "__main__"`: nothing of it may run a second time.

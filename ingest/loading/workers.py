@@ -24,6 +24,7 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from select import select
 from types import TracebackType
 from typing import Any, Self
@@ -46,7 +47,7 @@ WORTH_IT = 10_000
 FIRST_HERE = 2  # chunks of changes; a load that finds no more starts no worker
 MOST_WORKERS = 3  # where a tower is a table, one keeps up with the embedded engine
 AHEAD = 2  # chunks that a worker has: one in work, one that waits
-WAIT_S = 0.0  # for a worker that is starting
+WAIT_S, END_S = 0.0, 5.0  # for a worker that is starting, and for one that ends
 
 START = "import sys; sys.path[:] = {path!r}; from {module} import serve; serve({socket})"
 LENGTH = struct.Struct("=Q")
@@ -63,7 +64,8 @@ def worker_count(encoder: PassageEncoder, passages: int) -> int:
     is_plain = isinstance(encoder, NoTower)
     if isinstance(encoder, ModelBundle):
         is_plain = not (GRAPH in encoder.files or encoder.documents or encoder.late)
-    if not is_plain or passages < WORTH_IT or not sys.executable:
+    is_python = bool(sys.executable) and not getattr(sys, "frozen", False)  # not an application
+    if not is_plain or passages < WORTH_IT or not is_python:
         return 0
     return min(len(os.sched_getaffinity(0)) - 1, MOST_WORKERS)
 
@@ -110,7 +112,7 @@ class BatchMaker:
             passages = [*each.added, *each.replaced]
             if number == FIRST_HERE:
                 self._start()
-            if not self._workers or not all(worker.is_ready() for worker in self._workers):
+            if not self._are_ready():
                 yield each, batches(self._maker.make(passages), max_points=self._batch_points)
                 continue
             if len(given) == AHEAD * len(self._workers):
@@ -120,6 +122,16 @@ class BatchMaker:
             given.append((each, worker))
         while given:
             yield _next(given)
+
+    def _are_ready(self) -> bool:
+        """Whether there are workers that take work; one that cannot start is no reason to stop."""
+        try:
+            return bool(self._workers) and all(worker.is_ready() for worker in self._workers)
+        except EngineError as error:
+            log.warning("%s; the load goes on without", error)
+            self.__exit__(None, None, None)
+            self._workers = []
+            return False
 
     def _start(self) -> None:
         encoder = self._encoder
@@ -159,7 +171,7 @@ class _Worker:
         """Whether it takes work; this does not wait for it.
 
         Raises:
-            EngineError: it ended.
+            EngineError: it ended before.
         """
         if not self._is_ready and select([self._socket], [], [], WAIT_S)[0]:
             self._is_ready = self._answer() == READY
@@ -199,9 +211,13 @@ class _Worker:
         return answer
 
     def _ended(self) -> EngineError:
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=END_S)  # its socket closes a moment earlier
         self.end()
         code = self._process.returncode
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        if not self._is_ready:
+            return EngineError(f"a process that makes points could not start ({how})")
         return EngineError(
             f"a process that makes points ended ({how}), perhaps for want of memory; {AGAIN}"
         )
