@@ -9,6 +9,7 @@ reciprocal ranks decide.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -98,8 +99,9 @@ class Ranking(NamedTuple):
 
 def gather(requests: Mapping[str, qm.QueryRequest], answers: Sequence[Scored]) -> Candidates:
     """Line up the answers of one query's stages in one matrix."""
-    rows: dict[str, int] = {}  # point id -> its row, in the order of first sight
-    places = [[rows.setdefault(i, len(rows)) for i in ids] for ids, _ in answers]
+    seen = dict.fromkeys(chain.from_iterable(answer.ids for answer in answers))
+    rows = dict(zip(seen, range(len(seen)), strict=True))  # in the order of first sight
+    places = [list(map(rows.__getitem__, answer.ids)) for answer in answers]
     scores = np.full((len(rows), len(answers)), np.nan)
     for column, (place, answer) in enumerate(zip(places, answers, strict=True)):
         scores[place, column] = answer.scores

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 DEFAULT_K, DEFAULT_VALUES = 10, 20
 
-QUERIES_PER_REQUEST = 16
+QUERIES_PER_REQUEST = 32
 REQUESTS_IN_FLIGHT = 3  # two are searched for while the answer to the third is read
 
 SCROLL_PAGE, FOLLOW_S = 1000, 5.0
@@ -256,8 +256,8 @@ class Retriever:
         starts = range(0, len(queries), QUERIES_PER_REQUEST)
         batches = [queries[start : start + QUERIES_PER_REQUEST] for start in starts]
         try:
-            if len(batches) <= 1:
-                return run(queries) if queries else []
+            if len(batches) <= 1 or self.engine.is_embedded:  # that one holds the GIL
+                return [result for batch in batches for result in run(batch)]
             with ThreadPoolExecutor(REQUESTS_IN_FLIGHT) as pool:
                 return [result for results in pool.map(run, batches) for result in results]
         except CollectionNotFound:  # it was dropped since the last look
