@@ -27,7 +27,9 @@ sys.path.insert(0, str(Path(__file__).parent / "bench"))
 
 import ablation_table
 import commands
+import generated
 import guide
+import label_curve
 import peers_table
 import queries_needed
 import recipes
@@ -200,6 +202,14 @@ def test_how_long_a_recipe_trains_is_said_once() -> None:
     assert f"`taught` {taught} once" in page
     assert f"`transformer` {transformer}, in" in page
     assert ablation_table.to_brief(stored) in PAGES["evaluation.md"]
+
+
+@pytest.mark.parametrize("page", ["generating.md", "experiments.md"])
+def test_what_generated_queries_are_worth_is_the_committed_run(page: str) -> None:
+    measured = json.loads((RESULTS / "ablation.json").read_text())
+    engines = json.loads((RESULTS / "generated.json").read_text())
+    assert label_curve.to_markdown(measured) in PAGES[page]
+    assert generated.to_markdown(engines) in PAGES[page]
 
 
 def test_the_guide_is_what_the_result_files_say() -> None:

@@ -222,7 +222,7 @@ def test_another_way_that_is_nowhere_is_refused_at_the_start(
     at = ("--path", tmp_path / "edge", "--bundle", tiny_bundle, "--log", tmp_path / "log")
     done = run_serve(NAME, *at, "--against", "nowhere")
     assert done.returncode == 1, done.stderr
-    assert "'nowhere'" in done.stderr
+    assert "'nowhere', which is no settings file, no bundle and no collection" in done.stderr
     assert "Traceback" not in done.stderr
 
 

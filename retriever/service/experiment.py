@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from two_tower.models.bundle.files import CARD
-from two_tower.models.errors import TwoTowerError
+from two_tower.models.errors import ConfigError, TwoTowerError
 from two_tower.retriever.behaviour.interleaving import team_draft
+from two_tower.retriever.errors import CollectionNotFound
 from two_tower.retriever.records import SearchResult
 from two_tower.retriever.search.bundles import find_bundle, load_bundle
 from two_tower.retriever.search.filters import FilterLike
@@ -57,9 +58,9 @@ class Experiment:
         """Return the other way to search, on the engine of the service's own.
 
         Raises:
-            ConfigError: it is no settings file, or the collection cannot do what that says.
+            ConfigError: it is nothing of all that, or the collection cannot do what a file says.
             BundleError: it is a broken bundle.
-            EngineError: no such collection, or one of another bundle.
+            EngineError: a collection of another bundle.
         """
         with self._lock:
             if self._other is None:
@@ -72,6 +73,13 @@ class Experiment:
             return own.with_settings(read_settings(path))
         bundle = load_bundle(path) if (path / CARD).is_file() else None
         name = self._against if bundle is None else own.name
+        try:
+            own.engine.resolve(name)
+        except CollectionNotFound as error:
+            raise ConfigError(
+                f"--against names {name!r}, which is no settings file, no bundle and no "
+                f"collection: {error}"
+            ) from None
         return Retriever(
             own.engine, name, bundle or find_bundle(own.engine, name), settings=own.settings
         )

@@ -1,0 +1,190 @@
+"""What huge.json holds, as the tables and charts of docs/scale.md.
+
+    python tests/bench/huge_table.py
+
+Prints Markdown, and draws docs/img/scale.png and docs/img/curves.png.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ablation_table import aligned
+
+from two_tower.models.drawing import COLOURS, drawing, save
+
+ROOT = Path(__file__).parent.parent.parent
+RESULTS = Path(__file__).parent / "results" / "huge.json"
+IMAGES = ROOT / "docs" / "img"
+STAGES = ("dense", "bm25", "hybrid", "cross")
+PERCENTILES = ("p50", "p95", "p99")
+PLANNED = (100_000_000, 1_000_000_000)
+REPLICAS = 2
+DOLLARS = {"core": 12.0, "memory_gb": 3.0, "disk_gb": 0.1}  # a month; assumed, and easily replaced
+SPARE = 1.5  # of disk: a new version grows beside the old one, a part at a time
+Row = Mapping[str, Any]
+
+
+def steps_table(steps: Sequence[Row]) -> str:
+    """Return what each size took: load, memory, disk, and what was foreseen."""
+    heads = ["passages", "loaded in", "passages/s", "at rest after", "loader's peak"]
+    heads += ["server's peak", "at rest", "estimate", "disk", "estimate"]
+    table = [heads]
+    for before, row in zip([None, *steps], steps, strict=False):
+        new = row["passages"] - (before["passages"] if before else 0)
+        table.append(
+            [
+                f"{row['passages']:,}",
+                f"{row['load_s'] / 60:.1f} min",
+                f"{new / row['step_s']:,.0f}",
+                f"{row['settle_s']:.0f} s",
+                *(
+                    f"{row[name] / 1000:.1f} GB"
+                    for name in (
+                        "loader_mb",
+                        "peak_server_mb",
+                        "server_mb",
+                        "estimated_memory_mb",
+                        "disk_mb",
+                        "estimated_disk_mb",
+                    )
+                ),
+            ]
+        )
+    return "\n".join(aligned(table))
+
+
+def times_table(steps: Sequence[Row]) -> str:
+    """Return p50, p95 and p99 in ms of each stage at each size, and the dense leg's recall."""
+    stages = [stage for stage in STAGES if f"{stage}_p50_ms" in steps[0]]
+    table = [["passages", "dense recall@10 of exact", *stages]]
+    for row in steps:
+        costs = [" / ".join(f"{row[f'{s}_{p}_ms']:.0f}" for p in PERCENTILES) for s in stages]
+        table.append([f"{row['passages']:,}", f"{row['dense_recall@10']:.3f}", *costs])
+    return "\n".join(aligned(table))
+
+
+def likeness_table(likeness: Mapping[str, Row]) -> str:
+    """Return the statistics of real and made passages beside each other."""
+    table = [["", *likeness]]
+    for name in likeness["real"]:
+        table.append([name.replace("_", " "), *(str(each[name]) for each in likeness.values())])
+    return "\n".join(aligned(table))
+
+
+def curves_table(rows: Sequence[Row]) -> str:
+    """Return every way to search approximately: what it finds and what it costs."""
+    table = [["search", "recall@1", "recall@10 of exact", "p50 ms", "p95 ms"]]
+    for row in rows:
+        costs = [f"{row[name]:.1f}" for name in ("p50_ms", "p95_ms")]
+        found = [f"{row[name]:.3f}" for name in ("recall@1", "of exact")]
+        table.append([_name(row), *found, *costs])
+    return "\n".join(aligned(table))
+
+
+def _name(row: Row) -> str:
+    if row["curve"] == "bits":
+        return f"{row['bits']} bits, {row['rescored']:,} rescored"
+    if row["curve"] == "clusters":
+        return f"{row['clusters']:,} clusters, {row['probes']} probed"
+    return "exact"
+
+
+def plan_table(row: Row, *, cores: int) -> str:
+    """Return how many machines like the measured one larger corpora take, and what they cost.
+
+    Every shard has a loader of its own.
+
+    Args:
+        row: the largest size measured: a machine holds one shard of so many passages.
+        cores: of the machine.
+    """
+    memory, disk = row["peak_server_mb"] / 1000, SPARE * row["disk_mb"] / 1000
+    dollars = cores * DOLLARS["core"] + memory * DOLLARS["memory_gb"] + disk * DOLLARS["disk_gb"]
+    heads = ["passages", "shards", "machines", "memory", "disk", "loaded in", "dollars a month"]
+    table = [heads]
+    for passages in PLANNED:
+        shards = math.ceil(passages / row["passages"])
+        machines = shards * REPLICAS
+        table.append(
+            [
+                f"{passages:,}",
+                str(shards),
+                str(machines),
+                f"{machines * memory:,.0f} GB",
+                f"{machines * disk:,.0f} GB",
+                f"{passages / shards / row['passages'] * row['load_s'] / 60:.0f} min",
+                f"{machines * dollars:,.0f}",
+            ]
+        )
+    return "\n".join(aligned(table))
+
+
+@drawing()
+def draw_steps(steps: Sequence[Row], target: Path) -> None:
+    """Draw memory, disk and times against the number of passages."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    sizes = [row["passages"] for row in steps]
+    panels = figure.subplots(1, 3)
+    for panel, name, label in zip(
+        panels, ("server_mb", "disk_mb"), ("memory", "disk"), strict=False
+    ):
+        estimated = "estimated_memory_mb" if name == "server_mb" else "estimated_disk_mb"
+        panel.plot(sizes, [row[name] / 1000 for row in steps], "o-", label="measured")
+        panel.plot(sizes, [row[estimated] / 1000 for row in steps], "x--", label="estimate")
+        panel.set(title=f"{label}, GB")
+    for stage, colour in zip(STAGES, COLOURS, strict=False):
+        if f"{stage}_p95_ms" in steps[0]:
+            values = [row[f"{stage}_p95_ms"] for row in steps]
+            panels[-1].plot(sizes, values, "o-", color=colour, label=stage)
+    panels[-1].set(title="p95 of a query, ms")
+    for panel in panels:
+        panel.set(xscale="log", xlabel="passages", ylim=(0, None))
+        panel.grid(alpha=0.3)
+        panel.legend()
+    save(figure, target, dpi=110)
+
+
+@drawing()
+def draw_curves(rows: Sequence[Row], target: Path) -> None:
+    """Draw recall@1 against bits by rescored candidates, and against clusters by probes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    exact = next(row["recall@1"] for row in rows if row["curve"] == "exact")
+    panels = figure.subplots(1, 2, sharey=True)
+    for panel, x, colour_by in zip(
+        panels, ("bits", "clusters"), ("rescored", "probes"), strict=True
+    ):
+        curve = [row for row in rows if row["curve"] == x]
+        places = [str(value) for value in dict.fromkeys(row[x] for row in curve)]
+        for colour, value in zip(COLOURS, sorted({row[colour_by] for row in curve}), strict=False):
+            line = [row for row in curve if row[colour_by] == value]
+            at = [places.index(str(row[x])) for row in line]
+            found = [row["recall@1"] for row in line]
+            panel.plot(at, found, "o-", color=colour, label=f"{value:,} {colour_by}")
+        panel.axhline(exact, color=COLOURS[-1], linestyle=":", label="exact")
+        panel.set_xticks(range(len(places)), places)
+        panel.set(xlabel=x, ylabel="recall@1")
+        panel.grid(alpha=0.3)
+        panel.legend()
+    save(figure, target, dpi=110)
+
+
+def main() -> None:
+    found = json.loads(RESULTS.read_text(encoding="utf-8"))
+    print(steps_table(found["steps"]), times_table(found["steps"]), sep="\n\n")
+    print("", plan_table(found["steps"][-1], cores=found["cores"]), sep="\n")
+    print("", likeness_table(found["likeness"]), sep="\n")
+    draw_steps(found["steps"], IMAGES / "scale.png")
+    if "curves" in found:
+        print("", curves_table(found["curves"]["rows"]), sep="\n")
+        draw_curves(found["curves"]["rows"], IMAGES / "curves.png")
+
+
+if __name__ == "__main__":
+    main()
