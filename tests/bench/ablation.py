@@ -22,17 +22,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import yaml
 from ablation_table import to_brief, to_brief_engines, to_markdown
 from exact import Collection, bm25_metrics, measure, read_collection
 from safetensors import safe_open
 
+from two_tower.ingest.dataset.writer import DatasetWriter
 from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.config import read_yaml, with_values
+from two_tower.models.data import Dataset
 from two_tower.models.errors import ConfigError, TwoTowerError
 from two_tower.models.files import write_json
 from two_tower.models.provenance import commit
 from two_tower.models.training.recipe import FOLDER, read_config
+from two_tower.retriever.evaluation.measures import answerable
 
 ROOT = Path(__file__).parent.parent.parent
 SHARED = ROOT.parent / "shared" / "data"
@@ -54,6 +58,8 @@ class Row(NamedTuple):
         before: commands to run first, with {data}, {start}, {out} and {seed} in them, and
             {teacher}: the environment variable TEACHER.
         flags: more words for `models train`, the same.
+        data: the folder in runs/ablation/data to learn from; empty for that of all rows.
+        labels: learn from so many of its training queries, drawn with the seed; 0 for all.
     """
 
     name: str
@@ -62,11 +68,16 @@ class Row(NamedTuple):
     start: str = ""
     before: tuple[str, ...] = ()
     flags: str = ""
+    data: str = ""
+    labels: int = 0
 
     def settings(self) -> dict[str, Any]:
         """Return what decides the row, as plain JSON values."""
         recipe = read_yaml(FOLDER / f"{self.recipe}.yaml") if self.recipe else {}
         declared = {**self._asdict(), "recipe": recipe}
+        for name in ("data", "labels"):  # rows were measured before there were any
+            if not declared[name]:
+                del declared[name]
         return dict(json.loads(json.dumps(declared)))
 
     def config(self) -> dict[str, Any]:
@@ -114,6 +125,26 @@ def prepared(source: Path) -> Path:
     path = WORK / "data" / source.name
     if not (path / "manifest.json").is_file():
         run_command("two_tower.ingest.cli", "prepare", str(source), "--out", str(path))
+    return path
+
+
+def with_labels(data: Path, count: int, *, seed: int) -> Path:
+    """Return a DATA folder with all passages of another and `count` of its training queries."""
+    path = data.with_name(f"{data.name}-{count}-{seed}")
+    if not (path / "manifest.json").is_file():
+        dataset = Dataset.open(data)
+        queries, qrels = answerable(dataset.queries("train"), dataset.qrels("train"))
+        drawn = np.random.default_rng(seed).choice(len(queries), size=count, replace=False)
+        known = {queries[row].query_id for row in drawn}
+        with DatasetWriter(path, source=data.name, merge=False) as writer:
+            for passage in dataset.passages():
+                writer.add_passage(passage)
+            for query in queries:
+                if query.query_id in known:
+                    writer.add_query(query)
+            for qrel in qrels:
+                if qrel.query_id in known:
+                    writer.add_qrel(qrel)
     return path
 
 
@@ -208,14 +239,19 @@ class Bench:
         out.parent.mkdir(parents=True, exist_ok=True)
         config = out.parent / "config.yaml"
         config.write_text(yaml.safe_dump(row.config()), encoding="utf-8")
-        words = ["train", str(self._data), "--out", str(out), "--config", str(config)]
+        words = ["train", str(self._data_of(row, seed)), "--out", str(out), "--config", str(config)]
         if row.start:
             words += ["--start", str(self.out(self.rows[row.start], seed))]
         return [*words, *shlex.split(self._filled(row, seed, row.flags)), "--seed", str(seed)]
 
+    def _data_of(self, row: Row, seed: int) -> Path:
+        data = self._data.with_name(row.data) if row.data else self._data
+        return with_labels(data, row.labels, seed=seed) if row.labels else data
+
     def _filled(self, row: Row, seed: int, text: str) -> str:
         start = self.out(self.rows[row.start], seed) if row.start else ""
-        places = {"data": self._data, "start": start, "out": self.out(row, seed), "seed": seed}
+        data = self._data_of(row, seed)
+        places = {"data": data, "start": start, "out": self.out(row, seed), "seed": seed}
         return text.format(**places, teacher=os.environ.get("TEACHER", "TEACHER"))
 
     def collections(self) -> dict[str, Collection]:
