@@ -15,6 +15,7 @@ from topics import QUICK, train_bundle, write_topics
 from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.bundle.documents import DocumentsConfig, TransformerReader
 from two_tower.models.bundle.files import DOCUMENTS, TOWERS
+from two_tower.models.bundle.fusion import WITHOUT_LABELS, Fusion
 from two_tower.models.config import from_mapping
 from two_tower.models.data import Dataset
 from two_tower.models.errors import BundleError, ConfigError
@@ -312,8 +313,7 @@ def test_labels_are_not_needed(
     )
     assert "what is learnt comes from the passages alone" in lines[0]
     assert bundle.card["dev"] == {}
-    assert bundle.fusion is not None
-    assert bundle.fusion.hybrid.normalised
+    assert bundle.fusion == Fusion(WITHOUT_LABELS)  # a pretrained model reads for it
 
 
 def test_the_recipe_is_valid() -> None:

@@ -102,6 +102,9 @@ def unit_spread(scores: AnyFloatArray) -> AnyFloatArray:
 WITHOUT_LABELS = HybridWeights(tower=1.0, normalised=True)
 """What a bundle brings that no labelled query taught what a cosine is worth."""
 
+WITHOUT_LABELS_FROM_SCRATCH = HybridWeights(tower=0.5, normalised=True)
+"""The same where the towers know nothing but the passages: no pretrained model reads for them."""
+
 
 @configuration()
 class FinalWeights:

@@ -17,6 +17,7 @@ from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.bundle.files import ENDPOINT, FUSION
 from two_tower.models.bundle.fusion import (
     WITHOUT_LABELS,
+    WITHOUT_LABELS_FROM_SCRATCH,
     Fusion,
     HybridWeights,
     fit_final,
@@ -112,12 +113,14 @@ class RankingTrainer:
             resumed: the checkpoint that this process began with.
         """
         finished, cross = towers.arrays(), self.config.cross
+        is_pretrained = bundle.has_documents or self.config.tower.kind == "transformer"
+        untaught = WITHOUT_LABELS if is_pretrained else WITHOUT_LABELS_FROM_SCRATCH
         if not self.corpus.train.texts:
-            return {FUSION: Fusion(WITHOUT_LABELS).to_bytes()}
+            return {FUSION: Fusion(untaught).to_bytes()}
         if (judge := self.data.judge("train")) != PEOPLE:
             # Such queries repeat their passage's words: with them BM25 needs no tower beside it.
             self.notify(f"queries {judge} do not say what a cosine is worth; it is not learnt")
-            return {FUSION: Fusion(WITHOUT_LABELS).to_bytes()}
+            return {FUSION: Fusion(untaught).to_bytes()}
         if self.config.tower.kind in ("transformer", ENDPOINT):
             # Too slow to train again for every fold, and few or no labels hardly change it.
             lists = self._lists(partial(self._bundle_vectors, bundle), folds=1)
