@@ -194,8 +194,9 @@ class Dataset:
             if row["split"] == split
         ]
         if not qrels:
-            splits = ", ".join(self.splits)
-            if not splits:
+            if self.splits:
+                splits = f"{', '.join(self.splits)}; name one with --split"
+            else:
                 splits = "none; to add some run: ingest prepare SOURCE --out DATA --queries FILE"
             raise DataError(
                 f"{self.path} has no labelled query in split {split!r}; its splits: {splits}"

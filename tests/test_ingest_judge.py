@@ -166,6 +166,7 @@ def test_grades_become_a_split_that_evaluate_reads(
         done = work.judge(url, "--check", "people")
     assert done.exit_code == 0, done.stderr
     assert "the judgements are those of strict, not of people" in done.stderr
+    assert re.search(r"Next: retriever evaluate \S+ \S+ --split judged --out REPORT", done.stderr)
     made = Dataset.open(tmp_path / "OUT")
     assert made.splits == ["check-judged", "check-people", "judged", "people"]
     assert {q.query_id for q in made.queries("judged")} == {f"q{n}" for n in range(5)}
@@ -548,6 +549,12 @@ def test_nothing_that_ranks_and_nothing_to_judge(work: Work, tmp_path: Path) -> 
         judged = write_unjudged(tmp_path / "ALL", asked=0)
         done = Work(judged, work.run, work.folder).judge(url, out="AGAIN")
         assert "every query of" in done.stderr
+        with DatasetWriter(tmp_path / "NONE", source="passages") as writer:
+            for passage in work.data.passages():
+                writer.add_passage(passage)
+        bare = Dataset.open(tmp_path / "NONE")
+        done = Work(bare, work.run, work.folder).judge(url, out="AGAIN")
+        assert "has no query; bring some with: ingest prepare SOURCE --queries" in done.stderr
 
 
 def test_nobody_at_the_url(work: Work, tmp_path: Path) -> None:

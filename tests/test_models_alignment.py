@@ -240,7 +240,9 @@ def test_another_encoder_than_in_training_is_refused(
     tmp_path: Path, light: Path, reader: TransformerReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TWO_TOWER_CACHE", str(tmp_path))
-    monkeypatch.setattr(TransformerReader, "open", classmethod(lambda cls, name: Turned(reader)))
+    monkeypatch.setattr(
+        TransformerReader, "open", classmethod(lambda cls, name, **_: Turned(reader))
+    )
     bundle = ModelBundle.load(light)
     bundle.encode_queries(["ice"])
     with pytest.raises(BundleError, match=f"{MODEL} is not as it was .* lowest cosine"):

@@ -62,6 +62,7 @@ def test_evaluate_writes_the_report(loaded: list[str], tmp_path: Path) -> None:
     data = judged(tmp_path / "judged")
     result = run("evaluate", "things", data, "--out", out, "--split", "test", *loaded)
     assert result.exit_code == 0, result.stderr
+    assert f"Next: retriever tune things {data} --split test --out TUNED" in result.stderr
     report = json.loads((out / "report.json").read_text())
     assert list(report) == [
         *("collection", "passages", "data", "split", "bundle", "commit", "systems"),

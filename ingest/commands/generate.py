@@ -106,6 +106,6 @@ def generate(
     print_pairs([*report.pairs(), ("DATA", str(out))], width=NAMES_WIDTH)
     note(f"the queries are those of {model}, not of people")
     if report.kept:
-        name_next("models", "train", out, "--out", "BUNDLE")
+        name_next("models", "train", out, "--config", "genq", "--out", "BUNDLE")
     else:
         say("Warning: no query is left; look at what falls with --round-trip 0 and --csv FILE")

@@ -114,7 +114,8 @@ def judge(
     if not judged.agreement:
         say("Warning: nobody checked them; add --check SPLIT with 50 judgements of people or more")
     name = collection or "NAME"
-    name_next("retriever", "evaluate", name, out, "--out", "REPORT", *at(url, path))
+    words = ("evaluate", name, out, "--split", "judged", "--out", "REPORT")
+    name_next("retriever", *words, *at(url, path))
 
 
 @contextmanager

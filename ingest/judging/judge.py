@@ -94,11 +94,16 @@ def find_questions(data: Dataset, people: Sequence[Qrel]) -> Questions:
         )
     judged = {q.query_id for split in data.splits for q in data.qrels(split)}
     all_queries = data.queries()
+    if not all_queries:
+        raise DataError(
+            f"{data.path} has no query; bring some with: ingest prepare SOURCE --queries FILE "
+            "--out DATA"
+        )
     queries = [query for query in all_queries if query.query_id not in judged]
     if not queries:
         raise DataError(
             f"every query of {data.path} has a judgement, expected some without; add them with: "
-            "ingest prepare SOURCE --out DATA"
+            "ingest prepare SOURCE --queries FILE --out DATA"
         )
     by_people = {qrel.query_id for qrel in people}
     checked = [query for query in all_queries if query.query_id in by_people]
@@ -125,7 +130,10 @@ def read_people(file: Path) -> list[Qrel]:
         raise DataError(f"--check {where} holds {str(row)[:80]!r} ({reason})")
 
     if not file.is_file():
-        raise DataError(f"--check is {file}, which is neither a split of DATA nor a file")
+        raise DataError(
+            f"--check is {file}, which is neither a split of DATA nor a file; leave it out "
+            "where people judged nothing"
+        )
     qrels = []
     for each in read_judgements(file, refuse):
         if not isinstance(score := as_integer(each.score), int):

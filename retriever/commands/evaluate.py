@@ -137,7 +137,8 @@ def evaluate(
             say(f"Error: {sentence}")
         raise typer.Exit(1)
     if retriever.metadata.has_tower:
-        name_next("retriever", "tune", name, data, "--out", "TUNED", *at(url, path))
+        of = () if split == "dev" else ("--split", split)
+        name_next("retriever", "tune", name, data, *of, "--out", "TUNED", *at(url, path))
 
 
 def _open(

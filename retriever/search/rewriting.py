@@ -206,7 +206,7 @@ class Rewriting:
         """Return what is to be known about measured times and hits; empty for nothing."""
         remarks = []
         if self.missed:
-            remarks.append(f"{self.missed:,} queries were searched without it: no answer in time")
+            remarks.append(f"{self.missed:,} searches went without it: no answer in time")
         if isinstance(self._rewriter, AnswerWriter) and self._rewriter.remembered:
             count = self._rewriter.remembered
             remarks.append(f"{count:,} answers came from the cache, so their times are too short")
