@@ -6,9 +6,9 @@ import subprocess
 import sys
 import time
 import urllib.error
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -128,11 +128,33 @@ def test_a_person_gets_the_same_side_from_every_worker(service: Service, folder:
         log.close()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@contextmanager
+def of_background() -> Iterator[None]:
+    """What is started meanwhile begins as a shell's background jobs do: SIGINT is ignored."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize(
+    ("number", "start"),
+    [
+        (signal.SIGTERM, nullcontext),
+        (signal.SIGINT, nullcontext),
+        (signal.SIGINT, of_background),
+    ],
+)
 def test_a_signal_to_the_parent_lets_all_end_what_is_under_way(
-    qdrant: Qdrant, folder: Path, tiny_bundle: Path, number: signal.Signals
+    qdrant: Qdrant,
+    folder: Path,
+    tiny_bundle: Path,
+    number: signal.Signals,
+    start: Callable[[], AbstractContextManager[None]],
 ) -> None:
     with (
+        start(),
         running_service(folder, tiny_bundle, *flags(qdrant, folder)) as service,
         ThreadPoolExecutor(4) as clients,
     ):

@@ -136,7 +136,7 @@ class Parent:
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         before = {number: signal.getsignal(number) for number in numbers}
         for number, handler in before.items():
-            if handler is not signal.SIG_IGN:  # as nohup has it
+            if number != signal.SIGHUP or handler is not signal.SIG_IGN:  # as nohup has it
                 signal.signal(number, self._take)
         with TemporaryDirectory(prefix="two-tower-serve-") as shared:
             try:
