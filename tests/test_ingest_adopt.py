@@ -499,7 +499,7 @@ def test_everything_works_on_an_adopted_collection(
     assert lines[-1] == f"{alias} -> {collection}"
     assert "64 compared in full" not in lines[-3]
     assert lines[-2] == f"{collection}: verified 120 points; 64 compared in full"
-    assert f"{collection}: verified 120 points" in good("verify", alias, *at)
+    assert f"{collection}: counted 120 points" in good("verify", alias, *at)
     verified = good("verify", alias, *at, "--data", data, *bundled, "--repair")
     assert "0 sent again" in verified
     assert alias in good("list", *at)

@@ -229,7 +229,10 @@ def test_a_program_without_a_main_guard_loads_with_workers(program: Callable[[in
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_no_worker_outlives_its_load(program: Callable[[int], Any], sent: signal.Signals) -> None:
-    with program(100) as process:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
+    process = program(100)
+    signal.signal(signal.SIGINT, before)
+    with process:
         assert process.stdout.readline() == "begins\n"
         worker = int(process.stdout.readline().split()[1])
         time.sleep(0.1)  # anywhere in its start, or in its work

@@ -15,8 +15,7 @@ from two_tower.ingest.loading.diff import stored_hashes
 from two_tower.ingest.loading.expansion import require_expansion
 from two_tower.ingest.loading.points import PassageEncoder, PointMaker, StoredVectors, chunks
 from two_tower.ingest.loading.selection import Selection, select
-from two_tower.models.bundle.bundle import ModelBundle
-from two_tower.models.bundle.devices import reads_in_8_bits
+from two_tower.models.bundle.no_tower import NoTower
 from two_tower.models.config import from_mapping
 from two_tower.models.data import Dataset, Passage
 from two_tower.models.progress import progress
@@ -233,8 +232,12 @@ def _wrong_points(
 
 def _rounding(encoder: PassageEncoder, metadata: CollectionMetadata) -> float:
     """Return how far apart a number of two vectors of one text may be."""
-    if isinstance(encoder, ModelBundle) and reads_in_8_bits(encoder):
-        return EIGHT_BIT_TOLERANCE
+    if not isinstance(encoder, NoTower):  # BM25 alone is loaded without what reads a bundle
+        from two_tower.models.bundle.bundle import ModelBundle
+        from two_tower.models.bundle.devices import reads_in_8_bits
+
+        if isinstance(encoder, ModelBundle) and reads_in_8_bits(encoder):
+            return EIGHT_BIT_TOLERANCE
     return TOLERANCE[metadata.options.datatype]
 
 

@@ -27,11 +27,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from select import select
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from two_tower.ingest.loading.diff import Changes
 from two_tower.ingest.loading.points import PassageEncoder, PointMaker
-from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.bundle.no_tower import NoTower
 from two_tower.models.data import Passage
 from two_tower.models.errors import TwoTowerError
@@ -41,6 +40,9 @@ from two_tower.retriever.collection.schema import CollectionMetadata
 from two_tower.retriever.engine.failures import AGAIN
 from two_tower.retriever.engine.wire import PackedPoints, Point, batches
 from two_tower.retriever.errors import EngineError
+
+if TYPE_CHECKING:
+    from two_tower.models.bundle.bundle import ModelBundle
 
 WORTH_IT = 10_000
 """Passages of DATA from which on a worker saves more than its start takes, two seconds of CPU."""
@@ -62,8 +64,12 @@ def worker_count(encoder: PassageEncoder, passages: int) -> int:
     None where DATA is small, this process has one core, or a transformer uses all of them.
     """
     is_plain = isinstance(encoder, NoTower)
-    if isinstance(encoder, ModelBundle):
-        is_plain = not (GRAPH in encoder.files or encoder.documents or encoder.late)
+    if not is_plain:
+        from two_tower.models.bundle.bundle import ModelBundle
+
+        is_plain = isinstance(encoder, ModelBundle) and not (
+            GRAPH in encoder.files or encoder.documents or encoder.late
+        )
     is_python = bool(sys.executable) and not getattr(sys, "frozen", False)  # not an application
     if not is_plain or passages < WORTH_IT or not is_python:
         return 0
@@ -135,7 +141,7 @@ class BatchMaker:
 
     def _start(self) -> None:
         encoder = self._encoder
-        files = dict(encoder.files) if isinstance(encoder, ModelBundle) else None
+        files = None if isinstance(encoder, NoTower) else dict(cast("ModelBundle", encoder).files)
         needs = pickle.dumps((files, self._metadata, self._batch_points))
         for _ in range(self._count):
             self._workers.append(_Worker(needs))
@@ -235,7 +241,7 @@ def serve(descriptor: int) -> None:
     with socket.socket(fileno=descriptor) as ours, one_blas_thread():
         try:
             files, metadata, batch_points = pickle.load(sys.stdin.buffer)
-            encoder = NoTower() if files is None else ModelBundle(files, {})
+            encoder = NoTower() if files is None else _bundle(files)
             maker = PointMaker(encoder, metadata)
             _send(ours, READY)
             for passages in _requests(ours):
@@ -247,6 +253,12 @@ def serve(descriptor: int) -> None:
             _send(ours, error)
         except Exception:  # a bug; the other process shows where it is
             _send(ours, RuntimeError(traceback.format_exc()))
+
+
+def _bundle(files: dict[str, bytes]) -> "ModelBundle":
+    from two_tower.models.bundle.bundle import ModelBundle  # not where there is BM25 alone
+
+    return ModelBundle(files, {})
 
 
 def _requests(ours: socket.socket) -> Iterator[list[Passage]]:

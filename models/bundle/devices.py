@@ -5,11 +5,14 @@ A table of token vectors or a recurrent tower has nothing to gain there and stay
 
 import re
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
-from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.errors import ConfigError
 from two_tower.models.extras import require_module
 from two_tower.models.text.transformer_tokenizer import GRAPH
+
+if TYPE_CHECKING:
+    from two_tower.models.bundle.bundle import ModelBundle
 
 CPU, AUTO = "cpu", "auto"
 
@@ -35,7 +38,7 @@ def check_device(name: str) -> None:
     choose_device(name)
 
 
-def put_on(bundle: ModelBundle, name: str) -> None:
+def put_on(bundle: "ModelBundle", name: str) -> None:
     """Have a bundle's transformers read on a device; `auto` means a GPU where there is one.
 
     Raises:
@@ -56,7 +59,7 @@ def put_on(bundle: ModelBundle, name: str) -> None:
     bundle.read_on(name)
 
 
-def reads_in_8_bits(bundle: ModelBundle) -> bool:
+def reads_in_8_bits(bundle: "ModelBundle") -> bool:
     """Whether a transformer reads passages in 8 bits: two machines may round some the other way."""
     if bundle.documents is not None:
         return not bundle.asks_endpoint  # see `documents.reader_files`
