@@ -116,7 +116,7 @@ class BatchMaker:
         given: deque[tuple[Changes, _Worker]] = deque()
         for number, each in enumerate(changes):
             passages = [*each.added, *each.replaced]
-            if number == FIRST_HERE:
+            if number == FIRST_HERE and self._count:
                 self._start()
             if not self._are_ready():
                 yield each, batches(self._maker.make(passages), max_points=self._batch_points)
