@@ -5,9 +5,10 @@
 
 DATA is real (msmarco-95k): its passages come first, and what `huge_corpus` makes of their sentences
 after them. Each step is `ingest load --options deploy/huge.yaml --limit N`, which sends what the
-step before did not, and verifies all. At rest, dev queries of DATA are asked by each stage, and the
-dense leg is compared with an exact search. With --kill the server and the loader are killed once
-each in the last step, and the load goes on.
+step before did not, and verifies all. At rest, dev queries of DATA are asked by each stage, hybrid
+with rerank in turn with one request of qdrant-client, and the dense leg is compared with an exact
+search. With --kill the server and the loader are killed once each in the last step, and the load
+goes on.
 
 --curves loads so many passages with other quantizations and clusters, and measures what each finds
 (recall@1 by the judgements, recall@10 of exact search) against how much is rescored or probed.
@@ -34,7 +35,7 @@ import numpy as np
 import yaml
 from huge_corpus import likeness, prepare
 from million import disk_mb, settle
-from spine import REPORT_PEAK, ROOT, fresh
+from spine import REPORT_PEAK, ROOT, fresh, raw_rows
 
 sys.path.insert(0, str(ROOT / "tests"))
 
@@ -197,6 +198,7 @@ def step(node: Node, data: Dataset, bundle: Path, size: int, *, kill_within_s: f
         settled = settle(node, retriever.collection, LONGEST_S)
         named = stages(retriever)
         costs = {n: times(fresh(retriever, s).search, texts) for n, s in named.items()}
+        raw, in_turn = raw_rows(node.url, retriever, texts)
         exact = nearest(retriever, AnnSettings(exact=True), queries[:COMPARED])
         recall = overlap(nearest(retriever, file.search.ann, queries[:COMPARED]), exact)
     assert node.process
@@ -214,6 +216,9 @@ def step(node: Node, data: Dataset, bundle: Path, size: int, *, kill_within_s: f
         "estimated_disk_mb": round(expected.disk / 1e6),
         "dense_recall@10": recall,
         **{f"{name}_{cost}": value for name, row in costs.items() for cost, value in row.items()},
+        "raw_p50_ms": raw["p50_ms"],
+        "in_turn_p50_ms": in_turn["p50_ms"],
+        "times_raw": in_turn["times"],
     }
 
 

@@ -34,6 +34,7 @@ from two_tower.models.bundle.bundle import ModelBundle  # noqa: E402
 from two_tower.models.data import Dataset  # noqa: E402
 from two_tower.models.provenance import commit  # noqa: E402
 from two_tower.retriever import Retriever, SearchSettings  # noqa: E402
+from two_tower.retriever.search.queries import search_params  # noqa: E402
 
 WORK = ROOT / "runs" / "bench"
 CORPUS = ROOT.parent / "shared" / "data" / "msmarco-95k"
@@ -160,17 +161,18 @@ def rates_of_100(retriever: Retriever, queries: Sequence[str]) -> tuple[float, f
     return len(queries) / (between - start), len(queries) / (end - between)
 
 
-def raw_rows(server: Server, retriever: Retriever, queries: Sequence[str]) -> list[Row]:
+def raw_rows(url: str, retriever: Retriever, queries: Sequence[str]) -> list[Row]:
     """The same hybrid query in one request with qdrant-client alone, and ours in turn with it.
 
     Both are timed on each query before the next one, so that what else the machine does meets both.
     """
-    client = QdrantClient(url=server.url, check_compatibility=False)
+    client = QdrantClient(url=url, check_compatibility=False)
+    params = {"dense": search_params(retriever.settings.ann), "bm25": None}
     encoded = dict(zip(queries, retriever._pipeline.encoder.encode(queries, LEGS), strict=True))
 
     def raw(query: str) -> object:
         legs = [
-            qm.Prefetch(query=vector, using=name, limit=100)
+            qm.Prefetch(query=vector, using=name, limit=100, params=params[name])
             for name, vector in encoded[query].by_name.items()
         ]
         fusion = qm.FusionQuery(fusion=qm.Fusion.RRF)
@@ -234,7 +236,7 @@ def measure(source: str) -> list[Row]:
                     wait_until_indexed(server, retriever.collection)
                 rows += search_rows(retriever, queries, where)
                 if where == "server":
-                    rows += raw_rows(server, retriever, queries)
+                    rows += raw_rows(server.url, retriever, queries)
     return rows
 
 
