@@ -9,10 +9,13 @@ import pytest
 from conftest import HashEncoder, make_passages, write_data
 
 from two_tower.ingest.loading import loader, room
+from two_tower.ingest.loading.estimate import GROWING_POSTING_BYTES, STORED_TERM_BYTES
 from two_tower.models.data import Dataset
 from two_tower.retriever.collection.options import CollectionOptions, DiskOptions
 from two_tower.retriever.collection.schema import point_id
+from two_tower.retriever.engine import edge
 from two_tower.retriever.engine.edge_folder import LEAST_FREE
+from two_tower.retriever.engine.machine import machine_memory
 from two_tower.retriever.engine.protocol import Engine, collection_names
 from two_tower.retriever.errors import EngineError
 
@@ -66,11 +69,11 @@ def test_too_little_memory(
     edge_engine: Engine, data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(room, "PLENTY", 2**20)
-    monkeypatch.setattr(room, "machine_memory", lambda: 205e6)
+    monkeypatch.setattr(edge, "machine_memory", lambda: 205e6)
     message = refusal(edge_engine, data)
     assert re.search(r"take about \d+ MB of memory, and this machine has 205 MB; about", message)
     on_disk = CollectionOptions(on_disk=DiskOptions(vectors=True, payload=True, bm25=True))
-    monkeypatch.setattr(room, "machine_memory", lambda: 1e6)
+    monkeypatch.setattr(edge, "machine_memory", lambda: 1e6)
     assert "none would fit" in refusal(edge_engine, data, on_disk)
 
 
@@ -89,4 +92,30 @@ def test_a_machine_has_no_more_memory_than_it_says() -> None:
     total = next(
         line for line in Path("/proc/meminfo").read_text().splitlines() if "MemTotal" in line
     )
-    assert 2**28 < room.machine_memory() <= int(total.split()[1]) * 1024
+    assert 2**28 < machine_memory() <= int(total.split()[1]) * 1024
+
+
+def test_a_server_says_what_it_has(rest_engine: Engine) -> None:
+    said = rest_engine.machine()
+    assert said
+    assert said.memory == pytest.approx(machine_memory(), rel=0.1)
+    assert said.disk >= shutil.disk_usage("/").total * 0.9
+
+
+@pytest.mark.parametrize(
+    ("field", "lack"), [("payload", "on disk, and http"), ("terms", "of memory, and the server's")]
+)
+def test_too_large_for_a_server(
+    rest_engine: Engine, data: Dataset, monkeypatch: pytest.MonkeyPatch, field: str, lack: str
+) -> None:
+    said = rest_engine.machine()
+    assert said
+    size = room.point_size(data, ENCODER, options=CollectionOptions())
+    term_bytes = GROWING_POSTING_BYTES + STORED_TERM_BYTES
+    half = (said.disk if field == "payload" else said.memory / term_bytes) / COUNT
+    monkeypatch.setattr(room, "PLENTY", said.disk)
+    monkeypatch.setattr(room, "point_size", lambda *a, **k: size._replace(**{field: 2 * half}))
+    on_disk = CollectionOptions(on_disk=DiskOptions(payload=True))
+    message = refusal(rest_engine, data, on_disk)
+    assert lack in message
+    assert re.search(r"about 1,4\d\d would fit .*, or use a larger one$", message)

@@ -35,6 +35,7 @@ from two_tower.retriever.engine.edge_folder import (
 )
 from two_tower.retriever.engine.edge_store import EdgeStore, share_store
 from two_tower.retriever.engine.failures import one_line, unknown_name
+from two_tower.retriever.engine.machine import Machine, machine_memory
 from two_tower.retriever.engine.protocol import (
     RETRY_FOR_S,
     AliasOperation,
@@ -127,6 +128,9 @@ class EdgeEngine(Engine):
 
     def info(self) -> qm.VersionInfo:
         return qm.VersionInfo(title="qdrant-edge", version=version("qdrant-edge-py"))
+
+    def machine(self) -> Machine:
+        return Machine(disk=self._folder.free(), memory=machine_memory())
 
     @_translated
     def close(self) -> None:

@@ -97,16 +97,19 @@ class EdgeFolder:
             os.close(self._lock)
             self._lock = -1
 
+    def free(self) -> float:
+        """Return the bytes that may be written yet."""
+        return shutil.disk_usage(self._root).free - LEAST_FREE
+
     def require_space(self) -> None:
         """Refuse to write to a disk that is nearly full: in a mapped file that ends the process.
 
         Raises:
             EngineError: there is less than `LEAST_FREE` left.
         """
-        free = shutil.disk_usage(self._root).free
-        if free < LEAST_FREE:
+        if (free := self.free()) < 0:
             raise EngineError(
-                f"the disk of {self.path} has {free / 1e6:,.0f} MB left, expected "
+                f"the disk of {self.path} has {(free + LEAST_FREE) / 1e6:,.0f} MB left, expected "
                 f"{LEAST_FREE / 1e6:,.0f} or more; free some space and run the same command again"
             )
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, Self
 
+from two_tower.retriever.engine.machine import Machine
 from two_tower.retriever.engine.qdrant_models import qm
 from two_tower.retriever.engine.snapshot_file import SnapshotFile
 from two_tower.retriever.engine.wire import AnyPoint, PayloadChange, Scored
@@ -44,6 +45,10 @@ class Engine(Protocol):
         """
 
     def info(self) -> qm.VersionInfo: ...
+
+    def machine(self) -> Machine | None:
+        """Return what it has; None for a cluster, and for a server that does not say."""
+
     def close(self) -> None: ...
 
     def __enter__(self) -> Self:

@@ -20,6 +20,7 @@ from qdrant_client import QdrantClient
 from qdrant_client.http.exceptions import ResponseHandlingException
 
 from two_tower.retriever.engine.failures import AGAIN, unknown_name
+from two_tower.retriever.engine.machine import Machine
 from two_tower.retriever.engine.protocol import (
     RETRY_FOR_S,
     AliasOperation,
@@ -32,7 +33,13 @@ from two_tower.retriever.engine.server_failures import engine_errors
 from two_tower.retriever.engine.snapshot_file import SnapshotFile
 from two_tower.retriever.engine.snapshots import restore_to_server, server_snapshot
 from two_tower.retriever.engine.wire import AnyPoint, PayloadChange, Scored, to_json
-from two_tower.retriever.errors import CertificateRefused, EngineBusy, EngineUnavailable, KeyRefused
+from two_tower.retriever.errors import (
+    CertificateRefused,
+    EngineBusy,
+    EngineError,
+    EngineUnavailable,
+    KeyRefused,
+)
 
 LONGEST_PAUSE_S = 5.0
 JSON = {"Content-Type": "application/json"}
@@ -126,6 +133,20 @@ class ServerEngine(Engine):
 
     def info(self) -> qm.VersionInfo:
         return self._call(self._client.info)
+
+    def machine(self) -> Machine | None:
+        def read(said: Any) -> Machine | None:
+            system = said["app"]["system"]
+            if said["cluster"]["enabled"]:
+                return None
+            return Machine(1024.0 * system["disk_size"], 1024.0 * system["ram_size"])
+
+        # The client's models refuse what a server of another minor version says.
+        path = "/telemetry?details_level=3"
+        try:
+            return self._call(self._request, "GET", path, content=b"", read=read)
+        except EngineError:  # the key may be too weak, or the answer lack what was asked for
+            return None
 
     def close(self) -> None:
         self._connected.close()
