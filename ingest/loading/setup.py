@@ -40,6 +40,8 @@ from two_tower.retriever.engine.qdrant_models import qm
 from two_tower.retriever.errors import CollectionMismatch, EngineError
 from two_tower.retriever.search.filters import field_types
 
+LENGTHS = 1_000_000  # passages whose mean length is that of all
+
 log = logging.getLogger(__name__)
 
 
@@ -146,10 +148,14 @@ def _new_metadata(
 ) -> CollectionMetadata:
     """Return what decides the points of this load and of every later one.
 
-    BM25's mean length is that of all of DATA, even where a part is loaded first.
+    BM25's mean length is that of all of DATA, even where a part is loaded first; of more than
+    `LENGTHS` that of so many and more, evenly spaced.
     """
     all_data = dataset.all_data if isinstance(dataset, SelectedData) else dataset
-    passages = progress(all_data.passages(), label="Measuring", total=all_data.passage_count)
+    count = all_data.passage_count
+    step = max(1, count // LENGTHS)
+    spaced = islice(all_data.passages(), 0, None, step)
+    passages = progress(spaced, label="Measuring", total=-(-count // step))
     analyzer = analyzer_of(dataset.language, encoder)
     if dataset.manifest.get("expansion"):
         avg_len = average_expanded_length(passages, analyzer, options.expansion)
