@@ -50,6 +50,7 @@ docs: $(DEVELOPED)
 
 bench: $(DEVELOPED) $(QDRANT)
 	python tests/bench/spine.py
+	python tests/bench/raw.py runs/bench/data runs/bench/bundle
 	python tests/bench/service.py runs/bench/data runs/bench/bundle --only load,limit,kill
 	python tests/bench/loading.py --data runs/bench/data --bundle runs/bench/bundle --goal 0
 	python tests/bench/peers.py

@@ -13,6 +13,7 @@ def made_up(passages: int, *, step_s: float, load_s: float) -> dict[str, float]:
     row = {"passages": passages, "step_s": step_s, "load_s": load_s, "settle_s": 2.0}
     row |= {"loader_mb": 500, "peak_server_mb": 4000, "server_mb": 3000, "disk_mb": 20_000}
     row |= {"estimated_memory_mb": 3100, "estimated_disk_mb": 21_000, "dense_recall@10": 0.98}
+    row |= {"raw_p50_ms": 8.0, "times_raw": 1.1}
     for place, stage in enumerate(huge_table.STAGES):
         row |= {f"{stage}_{p}_ms": 10 * place + i for i, p in enumerate(huge_table.PERCENTILES)}
     return row
@@ -51,7 +52,17 @@ def test_every_stage_has_its_percentiles() -> None:
     assert cells(huge_table.times_table(STEPS))[0] == [
         *("100", "0.980"),
         *("0 / 1 / 2", "10 / 11 / 12", "20 / 21 / 22", "30 / 31 / 32"),
+        *("8.0", "1.10x"),
     ]
+
+
+def test_the_largest_size_is_foreseen_by_a_line_through_the_others() -> None:
+    steps = [made_up(size, step_s=1, load_s=1) for size in (100, 200, 400)]
+    for row, p95 in zip(steps, (10.0, 20.0, 60.0), strict=True):
+        row["hybrid_p95_ms"] = p95
+    rows = {name: rest for name, *rest in cells(huge_table.forecast_table(steps))}
+    assert rows["hybrid, p95 ms"] == ["40.0", "60.0", "1.50"]
+    assert rows["memory, GB"] == ["3.1", "3.0", "0.97"]
 
 
 def test_a_plan_is_whole_machines_of_the_measured_kind() -> None:

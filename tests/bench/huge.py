@@ -35,7 +35,8 @@ import numpy as np
 import yaml
 from huge_corpus import likeness, prepare
 from million import disk_mb, settle
-from spine import REPORT_PEAK, ROOT, fresh, raw_rows
+from raw import beside_raw, server_call
+from spine import REPORT_PEAK, ROOT, fresh
 
 sys.path.insert(0, str(ROOT / "tests"))
 
@@ -198,7 +199,7 @@ def step(node: Node, data: Dataset, bundle: Path, size: int, *, kill_within_s: f
         settled = settle(node, retriever.collection, LONGEST_S)
         named = stages(retriever)
         costs = {n: times(fresh(retriever, s).search, texts) for n, s in named.items()}
-        raw, in_turn = raw_rows(node.url, retriever, texts)
+        in_turn = beside_raw(retriever, texts, server_call(node.url, retriever, texts))
         exact = nearest(retriever, AnnSettings(exact=True), queries[:COMPARED])
         recall = overlap(nearest(retriever, file.search.ann, queries[:COMPARED]), exact)
     assert node.process
@@ -216,9 +217,7 @@ def step(node: Node, data: Dataset, bundle: Path, size: int, *, kill_within_s: f
         "estimated_disk_mb": round(expected.disk / 1e6),
         "dense_recall@10": recall,
         **{f"{name}_{cost}": value for name, row in costs.items() for cost, value in row.items()},
-        "raw_p50_ms": raw["p50_ms"],
-        "in_turn_p50_ms": in_turn["p50_ms"],
-        "times_raw": in_turn["times"],
+        **in_turn,
     }
 
 

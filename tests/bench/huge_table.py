@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ablation_table import aligned
 
 from two_tower.models.drawing import COLOURS, drawing, save
@@ -59,11 +60,37 @@ def steps_table(steps: Sequence[Row]) -> str:
 def times_table(steps: Sequence[Row]) -> str:
     """Return p50, p95 and p99 in ms of each stage at each size, and the dense leg's recall."""
     stages = [stage for stage in STAGES if f"{stage}_p50_ms" in steps[0]]
-    table = [["passages", "dense recall@10 of exact", *stages]]
+    table = [["passages", "dense recall@10 of exact", *stages, "one raw request, p50", "hybrid"]]
     for row in steps:
         costs = [" / ".join(f"{row[f'{s}_{p}_ms']:.0f}" for p in PERCENTILES) for s in stages]
-        table.append([f"{row['passages']:,}", f"{row['dense_recall@10']:.3f}", *costs])
+        raw = [f"{row['raw_p50_ms']:.1f}", f"{row['times_raw']:.2f}x"]
+        table.append([f"{row['passages']:,}", f"{row['dense_recall@10']:.3f}", *costs, *raw])
     return "\n".join(aligned(table))
+
+
+def forecast_table(steps: Sequence[Row]) -> str:
+    """Return what was foreseen of the largest size, and what it took.
+
+    Memory and disk are foreseen by `ingest load --dry-run`, times by a line through the smaller
+    sizes.
+    """
+    *smaller, largest = steps
+    sizes = [row["passages"] for row in smaller]
+    table = [[f"{largest['passages']:,} passages", "foreseen", "measured", "measured / foreseen"]]
+    for what, name, estimated in (
+        ("memory, GB", "server_mb", "estimated_memory_mb"),
+        ("disk, GB", "disk_mb", "estimated_disk_mb"),
+    ):
+        table.append([what, *_foreseen(largest[estimated] / 1000, largest[name] / 1000)])
+    for stage in (stage for stage in STAGES if f"{stage}_p95_ms" in largest):
+        slope, start = np.polyfit(sizes, [row[f"{stage}_p95_ms"] for row in smaller], 1)
+        foreseen = start + slope * largest["passages"]
+        table.append([f"{stage}, p95 ms", *_foreseen(foreseen, largest[f"{stage}_p95_ms"])])
+    return "\n".join(aligned(table))
+
+
+def _foreseen(foreseen: float, measured: float) -> list[str]:
+    return [f"{foreseen:.1f}", f"{measured:.1f}", f"{measured / foreseen:.2f}"]
 
 
 def likeness_table(likeness: Mapping[str, Row]) -> str:
@@ -178,6 +205,7 @@ def draw_curves(rows: Sequence[Row], target: Path) -> None:
 def main() -> None:
     found = json.loads(RESULTS.read_text(encoding="utf-8"))
     print(steps_table(found["steps"]), times_table(found["steps"]), sep="\n\n")
+    print("", forecast_table(found["steps"]), sep="\n")
     print("", plan_table(found["steps"][-1], cores=found["cores"]), sep="\n")
     print("", likeness_table(found["likeness"]), sep="\n")
     draw_steps(found["steps"], IMAGES / "scale.png")

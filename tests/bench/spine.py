@@ -34,12 +34,10 @@ from two_tower.models.bundle.bundle import ModelBundle  # noqa: E402
 from two_tower.models.data import Dataset  # noqa: E402
 from two_tower.models.provenance import commit  # noqa: E402
 from two_tower.retriever import Retriever, SearchSettings  # noqa: E402
-from two_tower.retriever.search.queries import search_params  # noqa: E402
 
 WORK = ROOT / "runs" / "bench"
 CORPUS = ROOT.parent / "shared" / "data" / "msmarco-95k"
 QUERIES = 200
-LEGS = ("dense", "bm25")
 # A child of a large process reports its parent's peak, so each command reports its own.
 REPORT_PEAK = (
     "import atexit, sys; from {module} import app; "
@@ -161,34 +159,6 @@ def rates_of_100(retriever: Retriever, queries: Sequence[str]) -> tuple[float, f
     return len(queries) / (between - start), len(queries) / (end - between)
 
 
-def raw_rows(url: str, retriever: Retriever, queries: Sequence[str]) -> list[Row]:
-    """The same hybrid query in one request with qdrant-client alone, and ours in turn with it.
-
-    Both are timed on each query before the next one, so that what else the machine does meets both.
-    """
-    client = QdrantClient(url=url, check_compatibility=False)
-    params = {"dense": search_params(retriever.settings.ann), "bm25": None}
-    encoded = dict(zip(queries, retriever._pipeline.encoder.encode(queries, LEGS), strict=True))
-
-    def raw(query: str) -> object:
-        legs = [
-            qm.Prefetch(query=vector, using=name, limit=100, params=params[name])
-            for name, vector in encoded[query].by_name.items()
-        ]
-        fusion = qm.FusionQuery(fusion=qm.Fusion.RRF)
-        return client.query_points(retriever.collection, query=fusion, prefetch=legs, limit=10)
-
-    ours = fresh(retriever, uncrossed(retriever))
-    times_ms = np.array([[time_ms(raw, q), time_ms(ours.search, q)] for q in queries])[10:]
-    client.close()
-    p50, p95 = np.percentile(times_ms, [50, 95], axis=0).round(2).tolist()
-    return [
-        {"job": "raw qdrant-client hybrid, server", "p50_ms": p50[0], "p95_ms": p95[0]},
-        {"job": "hybrid + rerank in turn with it", "p50_ms": p50[1], "p95_ms": p95[1]}
-        | {"times": round(p50[1] / p50[0], 2)},
-    ]
-
-
 def time_ms(call: Callable[[str], object], query: str) -> float:
     start = time.perf_counter()
     call(query)
@@ -235,8 +205,6 @@ def measure(source: str) -> list[Row]:
                 if where == "server":
                     wait_until_indexed(server, retriever.collection)
                 rows += search_rows(retriever, queries, where)
-                if where == "server":
-                    rows += raw_rows(server.url, retriever, queries)
     return rows
 
 
