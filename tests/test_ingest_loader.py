@@ -85,6 +85,15 @@ def test_metadata_says_what_is_in_it(
     )
 
 
+def test_the_mean_length_of_many_passages_is_that_of_evenly_spaced_ones(
+    edge_engine: Engine, encoder: HashEncoder, make_data: MakeData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening, "LENGTHS", 100)
+    collection = loader.load(edge_engine, make_data(PASSAGES), encoder, name="c").collection
+    spaced = average_length((p.content for p in PASSAGES[::3]), EngineAnalyzer())
+    assert read_metadata(edge_engine, collection).bm25["avg_len"] == pytest.approx(spaced)
+
+
 def test_payload_indexes_cover_what_users_filter_by(
     engine: Engine, name: str, encoder: HashEncoder, make_data: MakeData
 ) -> None:
