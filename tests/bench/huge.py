@@ -20,6 +20,7 @@ this machine and of what else it did.
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -48,6 +49,7 @@ from two_tower.models.data import Dataset, Query
 from two_tower.models.files import write_json
 from two_tower.models.provenance import commit
 from two_tower.retriever import Retriever, SearchSettings
+from two_tower.retriever.engine.machine import machine_memory
 from two_tower.retriever.search.settings import AnnSettings, read_file
 
 OPTIONS = ROOT / "deploy" / "huge.yaml"
@@ -63,6 +65,8 @@ DOWN_S = 5.0
 BITS = {"1": ("binary", 1.0), "1.5": ("binary", 1.5), "2": ("binary", 2.0), "8": ("scalar", 1.0)}
 OVERSAMPLING = (1.0, 4.0, 16.0, 64.0)
 CLUSTERS, PROBES = (64, 256, 1024), (1, 4, 16, 64)
+MAPPING = re.compile(r"[0-9a-f]+-[0-9a-f]+ ")  # the first line of one in smaps
+LEFT_ON_DISK = re.compile(r"/(vector_storage-dense|payload_storage)/")
 Row = dict[str, Any]
 
 
@@ -75,6 +79,17 @@ def memory_mb(pid: int) -> Row:
         "server_mb": round(int(fields["VmRSS"].split()[0]) / 1e3),
         "server_anonymous_mb": round(int(fields["RssAnon"].split()[0]) / 1e3),
     }
+
+
+def held_mb(pid: int) -> int:
+    """Return what a server holds without the files that deploy/huge.yaml leaves on disk."""
+    held, counts = 0, False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        if MAPPING.match(line):
+            counts = not LEFT_ON_DISK.search(line)
+        elif counts and line.startswith("Rss:"):
+            held += int(line.split()[1])
+    return round(held / 1e3)
 
 
 @contextmanager
@@ -212,6 +227,7 @@ def step(node: Node, data: Dataset, bundle: Path, size: int, *, kill_within_s: f
         **peak,
         **settled,
         **memory_mb(node.process.pid),
+        "server_held_mb": held_mb(node.process.pid),
         "estimated_memory_mb": round(expected.memory / 1e6),
         "disk_mb": round(disk_mb(node.folder / "storage")),
         "estimated_disk_mb": round(expected.disk / 1e6),
@@ -238,7 +254,8 @@ def grow(node: Node, data: Dataset, bundle: Path, sizes: Sequence[int], *, kills
 def keep(news: Row) -> None:
     """Add to what is known."""
     known = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    write_json(RESULTS, known | {"commit": commit(), "cores": os.cpu_count()} | news)
+    machine = {"cores": os.cpu_count(), "memory_gb": round(machine_memory() / 1e9, 1)}
+    write_json(RESULTS, known | {"commit": commit()} | machine | news)
 
 
 def load_changed(

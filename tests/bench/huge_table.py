@@ -31,7 +31,7 @@ Row = Mapping[str, Any]
 def steps_table(steps: Sequence[Row]) -> str:
     """Return what each size took: load, memory, disk, and what was foreseen."""
     heads = ["passages", "loaded in", "passages/s", "at rest after", "loader's peak"]
-    heads += ["server's peak", "at rest", "estimate", "disk", "estimate"]
+    heads += ["server's peak", "without a file", "held at rest", "estimate", "disk", "estimate"]
     table = [heads]
     for before, row in zip([None, *steps], steps, strict=False):
         new = row["passages"] - (before["passages"] if before else 0)
@@ -46,7 +46,8 @@ def steps_table(steps: Sequence[Row]) -> str:
                     for name in (
                         "loader_mb",
                         "peak_server_mb",
-                        "server_mb",
+                        "peak_server_anonymous_mb",
+                        "server_held_mb",
                         "estimated_memory_mb",
                         "disk_mb",
                         "estimated_disk_mb",
@@ -78,7 +79,7 @@ def forecast_table(steps: Sequence[Row]) -> str:
     sizes = [row["passages"] for row in smaller]
     table = [[f"{largest['passages']:,} passages", "foreseen", "measured", "measured / foreseen"]]
     for what, name, estimated in (
-        ("memory, GB", "server_mb", "estimated_memory_mb"),
+        ("memory, GB", "server_held_mb", "estimated_memory_mb"),
         ("disk, GB", "disk_mb", "estimated_disk_mb"),
     ):
         table.append([what, *_foreseen(largest[estimated] / 1000, largest[name] / 1000)])
@@ -119,7 +120,7 @@ def _name(row: Row) -> str:
     return "exact"
 
 
-def plan_table(row: Row, *, cores: int) -> str:
+def plan_table(row: Row, *, cores: int, memory: float) -> str:
     """Return how many machines like the measured one larger corpora take, and what they cost.
 
     Every shard has a loader of its own.
@@ -127,8 +128,9 @@ def plan_table(row: Row, *, cores: int) -> str:
     Args:
         row: the largest size measured: a machine holds one shard of so many passages.
         cores: of the machine.
+        memory: of the machine, in GB.
     """
-    memory, disk = row["peak_server_mb"] / 1000, SPARE * row["disk_mb"] / 1000
+    disk = SPARE * row["disk_mb"] / 1000
     dollars = cores * DOLLARS["core"] + memory * DOLLARS["memory_gb"] + disk * DOLLARS["disk_gb"]
     heads = ["passages", "shards", "machines", "memory", "disk", "loaded in", "dollars a month"]
     table = [heads]
@@ -158,9 +160,9 @@ def draw_steps(steps: Sequence[Row], target: Path) -> None:
     sizes = [row["passages"] for row in steps]
     panels = figure.subplots(1, 3)
     for panel, name, label in zip(
-        panels, ("server_mb", "disk_mb"), ("memory", "disk"), strict=False
+        panels, ("server_held_mb", "disk_mb"), ("memory", "disk"), strict=False
     ):
-        estimated = "estimated_memory_mb" if name == "server_mb" else "estimated_disk_mb"
+        estimated = "estimated_memory_mb" if name == "server_held_mb" else "estimated_disk_mb"
         panel.plot(sizes, [row[name] / 1000 for row in steps], "o-", label="measured")
         panel.plot(sizes, [row[estimated] / 1000 for row in steps], "x--", label="estimate")
         panel.set(title=f"{label}, GB")
@@ -206,7 +208,11 @@ def main() -> None:
     found = json.loads(RESULTS.read_text(encoding="utf-8"))
     print(steps_table(found["steps"]), times_table(found["steps"]), sep="\n\n")
     print("", forecast_table(found["steps"]), sep="\n")
-    print("", plan_table(found["steps"][-1], cores=found["cores"]), sep="\n")
+    print(
+        "",
+        plan_table(found["steps"][-1], cores=found["cores"], memory=found["memory_gb"]),
+        sep="\n",
+    )
     print("", likeness_table(found["likeness"]), sep="\n")
     draw_steps(found["steps"], IMAGES / "scale.png")
     if "curves" in found:
