@@ -37,18 +37,18 @@ LARGEST_RATIO = 64
 """Bytes, unpacked, of one in a file; above it a row may be of any size."""
 
 
-def rows_at_once(path: Path, file: pq.ParquetFile) -> int:
-    """Return how many rows of a file to read at a time.
+def row_batches(path: Path, file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a file, some at a time.
 
     A column says each of its values once, in a dictionary, and then which one a row has; so a few
-    bytes can stand for thousands of rows of megabytes.
-
-    Raises:
-        OSError: the file cannot be read.
+    bytes can stand for thousands of rows of megabytes, which are then read one at a time. Groups
+    of rows are read one after the other: over all of them pyarrow keeps what it has read.
     """
     groups = range(file.metadata.num_row_groups)
     unpacked = max((file.metadata.row_group(group).total_byte_size for group in groups), default=0)
-    return 1 if unpacked > LARGEST_RATIO * path.stat().st_size else ROWS_AT_ONCE
+    rows = 1 if unpacked > LARGEST_RATIO * path.stat().st_size else ROWS_AT_ONCE
+    for group in groups:
+        yield from file.iter_batches(batch_size=rows, row_groups=[group])
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -62,7 +62,6 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
         require_plain(path)
         file = pq.ParquetFile(path)
         stored = file.schema_arrow
-        batch_size = rows_at_once(path, file)
     except DAMAGE as error:
         raise _damaged(path, error) from None
     with file:
@@ -71,7 +70,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
                 f"{path} has columns {_columns(stored)}, expected {_columns(schema)}; "
                 "run ingest prepare again"
             )
-        batches = file.iter_batches(batch_size=batch_size)
+        batches = row_batches(path, file)
         while True:
             try:
                 batch = next(batches, None)

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -15,8 +16,10 @@ from hypothesis import strategies as st
 from two_tower.ingest.dataset.cleaning import clean
 from two_tower.ingest.dataset.fields import RESERVED
 from two_tower.ingest.dataset.writer import DatasetWriter, is_dev
+from two_tower.ingest.sources.columnar import read_parquet
 from two_tower.models.data import Dataset, Passage, Qrel, Query
 from two_tower.models.errors import DataError
+from two_tower.models.parquet import PASSAGES, read_rows
 from two_tower.retriever.collection import schema
 
 
@@ -305,3 +308,20 @@ def test_large_texts_are_cut_into_row_groups(tmp_path: Path) -> None:
     assert [p.text for p in data.passages()] == texts
     # 16 million characters close a group: 6 texts of 3 million.
     assert pq.ParquetFile(data.path / "passages.parquet").num_row_groups == 2
+
+
+@pytest.mark.parametrize("name", ["passages.parquet", "foreign.parquet"])
+def test_what_was_read_is_let_go(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    rows = 1000
+    with pq.ParquetWriter(path, PASSAGES, compression="none", use_dictionary=False) as writer:
+        for group in range(20):
+            columns = [[f"{c}-{group}-{row}" for row in range(rows)] for c in PASSAGES.names]
+            columns[2] = [f"{value} " * 50 for value in columns[2]]
+            writer.write_table(pa.table(columns, schema=PASSAGES))
+    read = read_rows if name == "passages.parquet" else read_parquet
+    before = pa.total_allocated_bytes()
+    for number, _ in enumerate(read(path)):
+        if number == 18 * rows:
+            assert pa.total_allocated_bytes() - before < path.stat().st_size / 5
+    assert number == 20 * rows - 1

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from two_tower.ingest.dataset.cleaning import one_line
 from two_tower.models.errors import DataError
-from two_tower.models.parquet import DAMAGE, rows_at_once
+from two_tower.models.parquet import DAMAGE, row_batches
 
 _BATCH_ROWS, _LARGEST_BATCH = 1024, 128 * 2**20
 
@@ -47,7 +47,7 @@ def read_parquet(file: Path) -> Iterator[dict[str, Any]]:
         DataError: it is none, or breaks on the way.
     """
     with _open_parquet(file) as table:
-        yield from _rows(file, table.iter_batches(batch_size=rows_at_once(file, table)))
+        yield from _rows(file, row_batches(file, table))
 
 
 def read_arrow(file: Path) -> Iterator[dict[str, Any]]:
