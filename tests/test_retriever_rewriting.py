@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import threading
 import time
 from dataclasses import replace
@@ -113,7 +114,10 @@ def test_search_evaluate_and_tune_read_it_from_a_settings_file(
     assert measured["rewrite"]["setting"] == "rewritten by gemma, both legs 100"
     assert float(measured["rewrite"]["p50_ms"]) > 0
     again = run(*words, "--systems", "rerank,hyde")
-    assert "answers came from the cache, so their times are too short" in again.stderr
+    from_cache = "answers came from the cache, so their times are too short"
+    assert from_cache in again.stderr
+    page = (tmp_path / "report" / "report.md").read_text()
+    assert re.search(rf"^hyde: \d+ {from_cache}\.", page, re.MULTILINE)
 
 
 def silent(asked: Asked) -> Reply:

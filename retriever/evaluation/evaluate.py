@@ -64,7 +64,8 @@ class SystemResult:
         p50_ms: median time of one query at k=10, one at a time; None for rankings from a file.
         p95_ms: 95th percentile of the same.
         index_mb: size of its vectors; None where that is not known.
-        source: file or collection; empty for a system of this collection.
+        source: file or collection, empty for a system of this collection; and what is to be known
+            of how it ranked.
         comparisons: measure -> its comparison with the baseline.
         escalated: share of the queries that the cross-scorer read, where that was decided by the
             chance of the first hit.
@@ -309,7 +310,7 @@ def _measure(
         p50_ms=p50_ms,
         p95_ms=p95_ms,
         index_mb=ranker.index_mb,
-        source=system.source,
+        source="; ".join(filter(None, (system.source, remark))),
         escalated=sum(crossed) / len(crossed) if crossed else None,
         first_hits=None if leave_out_own else first_hits(ranker.chances, of_judged, answers),
     )
