@@ -29,6 +29,7 @@ import ablation_table
 import commands
 import generated
 import guide
+import huge_table
 import label_curve
 import peers_table
 import queries_needed
@@ -210,6 +211,12 @@ def test_what_generated_queries_are_worth_is_the_committed_run(page: str) -> Non
     engines = json.loads((RESULTS / "generated.json").read_text())
     assert label_curve.to_markdown(measured) in PAGES[page]
     assert generated.to_markdown(engines) in PAGES[page]
+
+
+def test_what_large_collections_take_is_the_committed_run() -> None:
+    tables = huge_table.tables(json.loads((RESULTS / "huge.json").read_text()))
+    assert all(table in PAGES["scale.md"] for table in tables)
+    assert PAGES["scale.md"].count("\n| --") == len(tables)  # no other one
 
 
 def test_the_guide_is_what_the_result_files_say() -> None:

@@ -123,7 +123,8 @@ def _name(row: Row) -> str:
 def plan_table(row: Row, *, cores: int, memory: float) -> str:
     """Return how many machines like the measured one larger corpora take, and what they cost.
 
-    Every shard has a loader of its own.
+    Every shard has a loader of its own. A search keeps one copy of each shard busy for as long as
+    the measured machine took.
 
     Args:
         row: the largest size measured: a machine holds one shard of so many passages.
@@ -132,7 +133,16 @@ def plan_table(row: Row, *, cores: int, memory: float) -> str:
     """
     disk = SPARE * row["disk_mb"] / 1000
     dollars = cores * DOLLARS["core"] + memory * DOLLARS["memory_gb"] + disk * DOLLARS["disk_gb"]
-    heads = ["passages", "shards", "machines", "memory", "disk", "loaded in", "dollars a month"]
+    heads = [
+        "passages",
+        "shards",
+        "machines",
+        "memory",
+        "disk",
+        "loaded in",
+        "searches/s",
+        "dollars a month",
+    ]
     table = [heads]
     for passages in PLANNED:
         shards = math.ceil(passages / row["passages"])
@@ -145,6 +155,7 @@ def plan_table(row: Row, *, cores: int, memory: float) -> str:
                 f"{machines * memory:,.0f} GB",
                 f"{machines * disk:,.0f} GB",
                 f"{passages / shards / row['passages'] * row['load_s'] / 60:.0f} min",
+                f"{REPLICAS * 1000 / row['hybrid_p50_ms']:.0f}",
                 f"{machines * dollars:,.0f}",
             ]
         )
@@ -204,20 +215,24 @@ def draw_curves(rows: Sequence[Row], target: Path) -> None:
     save(figure, target, dpi=110)
 
 
+def tables(found: Mapping[str, Any]) -> list[str]:
+    """Return the tables of docs/scale.md, in its order."""
+    steps = found["steps"]
+    return [
+        steps_table(steps),
+        times_table(steps),
+        forecast_table(steps),
+        curves_table(found["curves"]["rows"]),
+        likeness_table(found["likeness"]),
+        plan_table(steps[-1], cores=found["cores"], memory=found["memory_gb"]),
+    ]
+
+
 def main() -> None:
     found = json.loads(RESULTS.read_text(encoding="utf-8"))
-    print(steps_table(found["steps"]), times_table(found["steps"]), sep="\n\n")
-    print("", forecast_table(found["steps"]), sep="\n")
-    print(
-        "",
-        plan_table(found["steps"][-1], cores=found["cores"], memory=found["memory_gb"]),
-        sep="\n",
-    )
-    print("", likeness_table(found["likeness"]), sep="\n")
+    print("\n\n".join(tables(found)))
     draw_steps(found["steps"], IMAGES / "scale.png")
-    if "curves" in found:
-        print("", curves_table(found["curves"]["rows"]), sep="\n")
-        draw_curves(found["curves"]["rows"], IMAGES / "curves.png")
+    draw_curves(found["curves"]["rows"], IMAGES / "curves.png")
 
 
 if __name__ == "__main__":
