@@ -1,6 +1,7 @@
 """Grow one collection on a real server from 100,000 to 14,000,000 passages, and measure each step.
 
     python tests/bench/huge.py DATA BUNDLE [--largest 14000000] [--work DIR] [--kill]
+    python tests/bench/huge.py DATA BUNDLE --again
     python tests/bench/huge.py DATA BUNDLE --curves 1000000
 
 DATA is real (msmarco-95k): its passages come first, and what `huge_corpus` makes of their sentences
@@ -9,6 +10,9 @@ step before did not, and verifies all. At rest, dev queries of DATA are asked by
 with rerank in turn with one request of qdrant-client, and the dense leg is compared with an exact
 search. With --kill the server and the loader are killed once each in the last step, and the load
 goes on.
+
+--again starts a server on what was loaded, and asks it: at first vectors come from the disk, and in
+the end eight clients ask at once.
 
 --curves loads so many passages with other quantizations and clusters, and measures what each finds
 (recall@1 by the judgements, recall@10 of exact search) against how much is rescored or probed.
@@ -27,6 +31,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +42,7 @@ import yaml
 from huge_corpus import likeness, prepare
 from million import disk_mb, settle
 from raw import beside_raw, server_call
-from spine import REPORT_PEAK, ROOT, fresh
+from spine import REPORT_PEAK, ROOT, fresh, time_ms
 
 sys.path.insert(0, str(ROOT / "tests"))
 
@@ -59,6 +64,7 @@ NAME = "huge"
 TIMED = 200  # queries
 COMPARED = 50  # with exact search, which reads every vector
 WARM = 20
+CLIENTS = 8
 LONGEST_S = 3600.0
 KILL_SERVER_AT, KILL_LOADER_AT = 0.3, 0.6  # of the time that the step is expected to take
 DOWN_S = 5.0
@@ -173,6 +179,31 @@ def stages(retriever: Retriever) -> dict[str, SearchSettings]:
     return named
 
 
+def ask(node: Node, retriever: Retriever, queries: Sequence[str]) -> Row:
+    """Return what queries cost by stage; `first` is hybrid with vectors that are on disk alone."""
+    named = stages(retriever)
+    costs = {
+        stage: times(fresh(retriever, settings).search, queries)
+        for stage, settings in {"first": named["hybrid"], **named}.items()
+    }
+    by_stage = {
+        f"{stage}_{name}": cost for stage, row in costs.items() for name, cost in row.items()
+    }
+    return by_stage | beside_raw(retriever, queries, server_call(node.url, retriever, queries))
+
+
+def ask_at_once(retriever: Retriever, queries: Sequence[str]) -> Row:
+    """Return what hybrid costs clients that ask at the same time."""
+    search = fresh(retriever, stages(retriever)["hybrid"]).search
+    start = time.perf_counter()
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        taken = list(pool.map(lambda query: time_ms(search, query), queries))
+    wall_s = time.perf_counter() - start
+    p50, p95 = np.percentile(taken, [50, 95]).round(1).tolist()
+    rate = round(len(queries) / wall_s, 1)
+    return {"clients": CLIENTS, "clients_p50_ms": p50, "clients_p95_ms": p95, "per_second": rate}
+
+
 def times(call: Callable[[str], object], queries: Sequence[str]) -> Row:
     """Return p50, p95 and p99 in ms of one call per query, after a warm-up with others."""
     for query in queries[-WARM:]:
@@ -212,9 +243,7 @@ def step(node: Node, data: Dataset, bundle: Path, size: int, *, kill_within_s: f
     texts = [query.text for query in queries[: TIMED + WARM]]
     with Retriever.open(NAME, bundle=bundle, url=node.url, settings=file.search) as retriever:
         settled = settle(node, retriever.collection, LONGEST_S)
-        named = stages(retriever)
-        costs = {n: times(fresh(retriever, s).search, texts) for n, s in named.items()}
-        in_turn = beside_raw(retriever, texts, server_call(node.url, retriever, texts))
+        costs = ask(node, retriever, texts)
         exact = nearest(retriever, AnnSettings(exact=True), queries[:COMPARED])
         recall = overlap(nearest(retriever, file.search.ann, queries[:COMPARED]), exact)
     assert node.process
@@ -232,9 +261,24 @@ def step(node: Node, data: Dataset, bundle: Path, size: int, *, kill_within_s: f
         "disk_mb": round(disk_mb(node.folder / "storage")),
         "estimated_disk_mb": round(expected.disk / 1e6),
         "dense_recall@10": recall,
-        **{f"{name}_{cost}": value for name, row in costs.items() for cost, value in row.items()},
-        **in_turn,
+        **costs,
     }
+
+
+def restart(node: Node, data: Dataset, bundle: Path) -> None:
+    """Start a server on what was loaded before, and ask it."""
+    start = time.perf_counter()
+    node.start({})
+    node.wait_until_ready()
+    ready_s = round(time.perf_counter() - start, 1)
+    assert node.process
+    memory = {"ready_mb": memory_mb(node.process.pid)["server_mb"]}
+    texts = [query.text for query in data.queries("dev")[: TIMED + WARM]]
+    settings = read_file(OPTIONS).search
+    with Retriever.open(NAME, bundle=bundle, url=node.url, settings=settings) as retriever:
+        costs = ask(node, retriever, texts) | ask_at_once(retriever, texts)
+    row = {"ready_s": ready_s, **memory, **memory_mb(node.process.pid)}
+    keep({"restarted": {**row, "server_held_mb": held_mb(node.process.pid), **costs}})
 
 
 def grow(node: Node, data: Dataset, bundle: Path, sizes: Sequence[int], *, kills: bool) -> None:
@@ -321,17 +365,22 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "huge")
     parser.add_argument("--curves", type=int, default=0, metavar="PASSAGES")
     parser.add_argument("--kill", action="store_true")
+    parser.add_argument("--again", action="store_true")
     chosen = parser.parse_args()
     bundle, source = chosen.bundle.resolve(), Dataset.open(chosen.data)
     model = ModelBundle.load(bundle)
     size = chosen.curves or chosen.largest
     data = prepare(chosen.work.resolve() / "data", source, model, max(size, source.passage_count))
-    keep({"likeness": likeness(data, model, source.passage_count)})
+    if not (chosen.again or chosen.curves):
+        keep({"likeness": likeness(data, model, source.passage_count)})
     folder = chosen.work.resolve() / ("curves" if chosen.curves else "server")
-    shutil.rmtree(folder, ignore_errors=True)
     node = Node(NAME, folder, [])
-    node.start({})
     try:
+        if chosen.again:
+            restart(node, data, bundle)
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        node.start({})
         node.wait_until_ready()
         if chosen.curves:
             curves(node, data, bundle, size)
@@ -339,7 +388,8 @@ def main() -> None:
             sizes = [each for each in SIZES if each < size] + [size]
             grow(node, data, bundle, sizes, kills=chosen.kill)
     finally:
-        node.kill()
+        if node.alive:
+            node.kill()
 
 
 if __name__ == "__main__":
