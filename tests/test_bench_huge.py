@@ -57,6 +57,15 @@ def test_every_stage_has_its_percentiles() -> None:
     ]
 
 
+def test_a_restart_has_a_row_for_its_first_queries_and_one_for_many_clients() -> None:
+    row = made_up(100, step_s=1, load_s=1) | {f"first_{p}_ms": 90 for p in huge_table.PERCENTILES}
+    row |= {"clients": 8, "clients_p50_ms": 60, "clients_p95_ms": 70, "per_second": 11.5}
+    rows = cells(huge_table.restart_table(row))
+    assert rows[0] == ["hybrid, the first 200 queries", "90", "90", "90"]
+    assert rows[3] == ["hybrid", "20", "21", "22"]
+    assert rows[-1] == ["hybrid, 8 clients at once: 12 searches/s", "60", "70", ""]
+
+
 def test_the_largest_size_is_foreseen_by_a_line_through_the_others() -> None:
     steps = [made_up(size, step_s=1, load_s=1) for size in (100, 200, 400)]
     for row, p95 in zip(steps, (10.0, 20.0, 60.0), strict=True):
@@ -68,7 +77,7 @@ def test_the_largest_size_is_foreseen_by_a_line_through_the_others() -> None:
 
 def test_a_plan_is_whole_machines_of_the_measured_kind() -> None:
     row = made_up(14_000_000, step_s=1, load_s=4200)
-    small, large = cells(huge_table.plan_table(row, cores=2, memory=4))
+    small, large = cells(huge_table.plan_table(row, cores=2, memory=4, per_second=50))
     # 100 / 14 and 1,000 / 14 shards, rounded up, two replicas; 2 x 12 + 4 x 3 + 30 x .1 dollars
     assert small == ["100,000,000", "8", "16", "64 GB", "480 GB", "62 min", "100", "624"]
     assert large == ["1,000,000,000", "72", "144", "576 GB", "4,320 GB", "69 min", "100", "5,616"]

@@ -22,6 +22,7 @@ IMAGES = ROOT / "docs" / "img"
 STAGES = ("dense", "bm25", "hybrid", "cross")
 PERCENTILES = ("p50", "p95", "p99")
 PLANNED = (100_000_000, 1_000_000_000)
+FOUND = {"recall@1": "recall@1 by the judgements", "of exact": "recall@10 of an exact search"}
 REPLICAS = 2
 DOLLARS = {"core": 12.0, "memory_gb": 3.0, "disk_gb": 0.1}  # a month; assumed, and easily replaced
 SPARE = 1.5  # of disk: a new version grows beside the old one, a part at a time
@@ -66,6 +67,17 @@ def times_table(steps: Sequence[Row]) -> str:
         costs = [" / ".join(f"{row[f'{s}_{p}_ms']:.0f}" for p in PERCENTILES) for s in stages]
         raw = [f"{row['raw_p50_ms']:.1f}", f"{row['times_raw']:.2f}x"]
         table.append([f"{row['passages']:,}", f"{row['dense_recall@10']:.3f}", *costs, *raw])
+    return "\n".join(aligned(table))
+
+
+def restart_table(row: Row) -> str:
+    """Return what queries of a server cost that was started again, the first ones before all."""
+    names = {"first": "hybrid, the first 200 queries"} | {stage: stage for stage in STAGES}
+    table = [["after a restart", *(f"{p}, ms" for p in PERCENTILES)]]
+    for stage, name in names.items():
+        table.append([name, *(f"{row[f'{stage}_{p}_ms']:.0f}" for p in PERCENTILES)])
+    clients = f"hybrid, {row['clients']} clients at once: {row['per_second']:.0f} searches/s"
+    table.append([clients, *(f"{row[f'clients_{p}_ms']:.0f}" for p in PERCENTILES[:2]), ""])
     return "\n".join(aligned(table))
 
 
@@ -120,16 +132,16 @@ def _name(row: Row) -> str:
     return "exact"
 
 
-def plan_table(row: Row, *, cores: int, memory: float) -> str:
+def plan_table(row: Row, *, cores: int, memory: float, per_second: float) -> str:
     """Return how many machines like the measured one larger corpora take, and what they cost.
 
-    Every shard has a loader of its own. A search keeps one copy of each shard busy for as long as
-    the measured machine took.
+    Every shard has a loader of its own.
 
     Args:
         row: the largest size measured: a machine holds one shard of so many passages.
         cores: of the machine.
         memory: of the machine, in GB.
+        per_second: searches that the machine answered, each of which asks every shard.
     """
     disk = SPARE * row["disk_mb"] / 1000
     dollars = cores * DOLLARS["core"] + memory * DOLLARS["memory_gb"] + disk * DOLLARS["disk_gb"]
@@ -155,7 +167,7 @@ def plan_table(row: Row, *, cores: int, memory: float) -> str:
                 f"{machines * memory:,.0f} GB",
                 f"{machines * disk:,.0f} GB",
                 f"{passages / shards / row['passages'] * row['load_s'] / 60:.0f} min",
-                f"{REPLICAS * 1000 / row['hybrid_p50_ms']:.0f}",
+                f"{REPLICAS * per_second:.0f}",
                 f"{machines * dollars:,.0f}",
             ]
         )
@@ -191,27 +203,28 @@ def draw_steps(steps: Sequence[Row], target: Path) -> None:
 
 @drawing()
 def draw_curves(rows: Sequence[Row], target: Path) -> None:
-    """Draw recall@1 against bits by rescored candidates, and against clusters by probes."""
+    """Draw what is found against bits by rescored candidates, and against clusters by probes."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 3.8), layout="constrained")
-    exact = next(row["recall@1"] for row in rows if row["curve"] == "exact")
-    panels = figure.subplots(1, 2, sharey=True)
-    for panel, x, colour_by in zip(
-        panels, ("bits", "clusters"), ("rescored", "probes"), strict=True
-    ):
+    figure = Figure(figsize=(10, 6.4), layout="constrained")
+    exact = next(row for row in rows if row["curve"] == "exact")
+    panels = figure.subplots(2, 2, sharex="col", sharey="row")
+    for column, (x, colour_by) in enumerate((("bits", "rescored"), ("clusters", "probes"))):
         curve = [row for row in rows if row["curve"] == x]
         places = [str(value) for value in dict.fromkeys(row[x] for row in curve)]
-        for colour, value in zip(COLOURS, sorted({row[colour_by] for row in curve}), strict=False):
-            line = [row for row in curve if row[colour_by] == value]
-            at = [places.index(str(row[x])) for row in line]
-            found = [row["recall@1"] for row in line]
-            panel.plot(at, found, "o-", color=colour, label=f"{value:,} {colour_by}")
-        panel.axhline(exact, color=COLOURS[-1], linestyle=":", label="exact")
-        panel.set_xticks(range(len(places)), places)
-        panel.set(xlabel=x, ylabel="recall@1")
-        panel.grid(alpha=0.3)
-        panel.legend()
+        for line, (found, label) in enumerate(FOUND.items()):
+            panel = panels[line, column]
+            values = sorted({row[colour_by] for row in curve})
+            for colour, value in zip(COLOURS, values, strict=False):
+                points = [row for row in curve if row[colour_by] == value]
+                at = [places.index(str(row[x])) for row in points]
+                name = f"{value:,} {colour_by}"
+                panel.plot(at, [row[found] for row in points], "o-", color=colour, label=name)
+            panel.axhline(exact[found], color=COLOURS[-1], linestyle=":", label="exact")
+            panel.set(ylabel=label if column == 0 else None, xlabel=x if line else None)
+            panel.grid(alpha=0.3)
+        panels[1, column].set_xticks(range(len(places)), places)
+        panels[1, column].legend()
     save(figure, target, dpi=110)
 
 
@@ -221,10 +234,16 @@ def tables(found: Mapping[str, Any]) -> list[str]:
     return [
         steps_table(steps),
         times_table(steps),
+        restart_table(found["restarted"]),
         forecast_table(steps),
         curves_table(found["curves"]["rows"]),
         likeness_table(found["likeness"]),
-        plan_table(steps[-1], cores=found["cores"], memory=found["memory_gb"]),
+        plan_table(
+            steps[-1],
+            cores=found["cores"],
+            memory=found["memory_gb"],
+            per_second=found["restarted"]["per_second"],
+        ),
     ]
 
 
