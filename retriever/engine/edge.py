@@ -347,10 +347,8 @@ class EdgeEngine(Engine):
         self, collection_name: str, points: Sequence[AnyPoint], *, wait: bool = True
     ) -> qm.UpdateResult:
         self._check_widths(collection_name, points)
-        converted = edge_types.to_points(points)
-        return self._update(
-            collection_name, edge.UpdateOperation.upsert_points(converted), wait=wait
-        )
+        operation = edge.UpdateOperation.upsert_points(edge_types.to_points(points))
+        return self._update(collection_name, operation, wait=wait)
 
     def _check_widths(self, collection_name: str, points: Sequence[AnyPoint]) -> None:
         """Refuse a batch before any of it is written; Edge would stop halfway through a point."""

@@ -180,7 +180,7 @@ def draw_steps(steps: Sequence[Row], target: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 3.6), layout="constrained")
-    sizes = [row["passages"] for row in steps]
+    sizes = [row["passages"] / 1e6 for row in steps]
     panels = figure.subplots(1, 3)
     for panel, name, label in zip(
         panels, ("server_held_mb", "disk_mb"), ("memory", "disk"), strict=False
@@ -195,7 +195,7 @@ def draw_steps(steps: Sequence[Row], target: Path) -> None:
             panels[-1].plot(sizes, values, "o-", color=colour, label=stage)
     panels[-1].set(title="p95 of a query, ms")
     for panel in panels:
-        panel.set(xscale="log", xlabel="passages", ylim=(0, None))
+        panel.set(xlabel="million passages", ylim=(0, None))
         panel.grid(alpha=0.3)
         panel.legend()
     save(figure, target, dpi=110)
@@ -209,6 +209,7 @@ def draw_curves(rows: Sequence[Row], target: Path) -> None:
     figure = Figure(figsize=(10, 6.4), layout="constrained")
     exact = next(row for row in rows if row["curve"] == "exact")
     panels = figure.subplots(2, 2, sharex="col", sharey="row")
+    panels[0, 0].set_ylim(0, None)
     for column, (x, colour_by) in enumerate((("bits", "rescored"), ("clusters", "probes"))):
         curve = [row for row in rows if row["curve"] == x]
         places = [str(value) for value in dict.fromkeys(row[x] for row in curve)]
@@ -224,7 +225,7 @@ def draw_curves(rows: Sequence[Row], target: Path) -> None:
             panel.set(ylabel=label if column == 0 else None, xlabel=x if line else None)
             panel.grid(alpha=0.3)
         panels[1, column].set_xticks(range(len(places)), places)
-        panels[1, column].legend()
+        panels[0, column].legend(loc="upper right", fontsize="small", ncols=2)
     save(figure, target, dpi=110)
 
 
