@@ -11,7 +11,7 @@ from judged import NAME, load_judged, write_judged
 from topics import topic_words
 from typer.testing import CliRunner
 
-from two_tower.models.bundle.fusion import TOWER_WEIGHT
+from two_tower.models.bundle.fusion import FEWEST_QUERIES, TOWER_WEIGHT, HybridWeights
 from two_tower.models.data import Dataset, Passage, Qrel, Query
 from two_tower.models.errors import DataError
 from two_tower.retriever.calibration import calibrate as calibration
@@ -112,6 +112,18 @@ def test_cut_queries_bring_down_the_weight_where_words_alone_find_the_passage(
         found = calibrate(opened)
     assert (found.queries, found.bm25_mrr) == (60, 1.0)
     assert found.after == pytest.approx(TOWER_WEIGHT**0.5)
+
+
+def test_cut_queries_never_raise_a_weight() -> None:
+    """The words say nothing and the cosine is always right, so they ask for the largest weight."""
+    relevant = np.zeros((FEWEST_QUERIES, 3), dtype=bool)
+    relevant[:, 1] = True
+    words = np.tile([9.0, 1.0, 5.0], (FEWEST_QUERIES, 1))
+    examples = Examples(words, relevant.astype(float), relevant)
+    found = calibration._from_cuts(examples, HybridWeights(5.0))
+    assert (found.before, found.after, found.after_mrr) == (5.0, 5.0, found.before_mrr)
+    judged = calibration._from_judged(examples, HybridWeights(5.0))
+    assert judged.after > 8.0
 
 
 def test_the_collection_keeps_its_weight(

@@ -6,7 +6,9 @@ about as good for them as the best, or its geometric mean with the bundle's wher
 for a hundred queries say little and the rule leans to BM25. Without them, two things that
 are each wrong in their own way say it together: the weight that labels of another corpus taught
 the bundle, and the one that queries cut from the passages ask for, which favour BM25. Their
-geometric mean is taken: both are estimates of the same factor, and neither is trusted more.
+geometric mean is taken: both are estimates of the same factor, and neither is trusted more. Where
+it is more than the bundle's weight, that stays: a tower that learnt from cuts of the same texts
+finds these too well.
 """
 
 import math
@@ -119,7 +121,9 @@ def _from_judged(examples: Examples, before: HybridWeights) -> Calibration:
 
 
 def _from_cuts(examples: Examples, before: HybridWeights) -> Calibration:
-    weight = math.sqrt(_in_points(before, examples) * _weight(examples))
+    """Lower the weight, or leave it: towers learn from such cuts, and are flattered by them."""
+    points = _in_points(before, examples)
+    weight = min(points, math.sqrt(points * _weight(examples)))
     ranks = _ranks(examples, weight)
     return _calibration("cut", examples, before=before, after=weight, ranks=ranks)
 
