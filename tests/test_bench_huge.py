@@ -53,7 +53,7 @@ def test_every_stage_has_its_percentiles() -> None:
     assert cells(huge_table.times_table(STEPS))[0] == [
         *("100", "0.980"),
         *("0 / 1 / 2", "10 / 11 / 12", "20 / 21 / 22", "30 / 31 / 32"),
-        *("8.0", "1.10x"),
+        *("8.0", "1.10"),
     ]
 
 
@@ -85,7 +85,7 @@ def test_a_plan_is_whole_machines_of_the_measured_kind() -> None:
 
 def test_curves_name_what_was_probed_and_charts_are_drawn(tmp_path: Path) -> None:
     names = [row[0] for row in cells(huge_table.curves_table(CURVES))]
-    assert names[:3] == ["exact", "1 bits, 100 rescored", "1 bits, 1,600 rescored"]
+    assert names[:3] == ["exact", "1 bit, 100 rescored", "1 bit, 1,600 rescored"]
     assert names[-1] == "256 clusters, 4 probed"
     huge_table.draw_steps(STEPS, tmp_path / "scale.png")
     huge_table.draw_curves(CURVES, tmp_path / "curves.png")

@@ -32,7 +32,14 @@ Row = Mapping[str, Any]
 def steps_table(steps: Sequence[Row]) -> str:
     """Return what each size took: load, memory, disk, and what was foreseen."""
     heads = ["passages", "loaded in", "passages/s", "at rest after", "loader's peak"]
-    heads += ["server's peak", "without a file", "held at rest", "estimate", "disk", "estimate"]
+    heads += [
+        "server's peak",
+        "its peak without a file",
+        "held at rest",
+        "estimate",
+        "disk",
+        "estimate",
+    ]
     table = [heads]
     for before, row in zip([None, *steps], steps, strict=False):
         new = row["passages"] - (before["passages"] if before else 0)
@@ -62,10 +69,10 @@ def steps_table(steps: Sequence[Row]) -> str:
 def times_table(steps: Sequence[Row]) -> str:
     """Return p50, p95 and p99 in ms of each stage at each size, and the dense leg's recall."""
     stages = [stage for stage in STAGES if f"{stage}_p50_ms" in steps[0]]
-    table = [["passages", "dense recall@10 of exact", *stages, "one raw request, p50", "hybrid"]]
+    table = [["passages", "dense recall@10 of exact", *stages, "raw request, p50", "hybrid / raw"]]
     for row in steps:
         costs = [" / ".join(f"{row[f'{s}_{p}_ms']:.0f}" for p in PERCENTILES) for s in stages]
-        raw = [f"{row['raw_p50_ms']:.1f}", f"{row['times_raw']:.2f}x"]
+        raw = [f"{row['raw_p50_ms']:.1f}", f"{row['times_raw']:.2f}"]
         table.append([f"{row['passages']:,}", f"{row['dense_recall@10']:.3f}", *costs, *raw])
     return "\n".join(aligned(table))
 
@@ -126,7 +133,8 @@ def curves_table(rows: Sequence[Row]) -> str:
 
 def _name(row: Row) -> str:
     if row["curve"] == "bits":
-        return f"{row['bits']} bits, {row['rescored']:,} rescored"
+        bits = "1 bit" if row["bits"] == "1" else f"{row['bits']} bits"
+        return f"{bits}, {row['rescored']:,} rescored"
     if row["curve"] == "clusters":
         return f"{row['clusters']:,} clusters, {row['probes']} probed"
     return "exact"
