@@ -31,8 +31,8 @@ def require_room(
         EngineError: it does not; the message says how many passages would.
     """
     machine, count = engine.machine(), dataset.passage_count
-    if machine is None or count * PLENTY < min(machine):
-        return
+    if machine is None or machine.disk < 0 or count * PLENTY < min(machine):
+        return  # to a disk that is nearly full the engine itself refuses to write
     stored = engine.count(collection).count if engine.collection_exists(collection) else 0
     if stored >= count:
         return
