@@ -22,7 +22,6 @@ from two_tower.retriever.collection.schema import point_id
 from two_tower.retriever.engine.connect import connect
 from two_tower.retriever.engine.protocol import Engine
 from two_tower.retriever.errors import CollectionMismatch, CollectionNotFound, VerificationFailed
-from two_tower.retriever.search.filters import field_types
 
 MakeData = Callable[..., Dataset]
 COUNT = 700  # three pages
@@ -36,11 +35,10 @@ def content(engine: Engine, collection: str) -> dict[Any, Any]:
 
 
 def about(engine: Engine, collection: str) -> tuple[dict[str, Any], dict[str, str]]:
-    info = engine.get_collection(collection)
-    metadata = info.config.metadata or {}
+    overview = engine.overview(collection)
     return (
-        {k: v for k, v in metadata.items() if k not in ("previous", "lease")},
-        {name: kind.value for name, kind in field_types(info).items()},
+        {k: v for k, v in overview.metadata.items() if k not in ("previous", "lease")},
+        {name: kind.value for name, kind in overview.fields.items()},
     )
 
 

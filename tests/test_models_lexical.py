@@ -126,7 +126,7 @@ def test_the_index_agrees_with_the_engine(edge_engine: Engine) -> None:
     found = index.search(queries, 20)
     for i, query in enumerate(queries):
         hits = edge_engine.query_points(
-            "c", query=encoder.encode_query(query), using="bm25", limit=20
+            "c", query=encoder.encode_query(query).to_client(), using="bm25", limit=20
         ).points
         assert [hit.score for hit in hits] == pytest.approx(
             found.scores[i, : len(hits)].tolist(), abs=1e-4

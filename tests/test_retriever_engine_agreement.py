@@ -28,7 +28,7 @@ def test_the_engines_agree(
             vector = ENCODER.encode_queries([text])
             requests = [
                 qm.QueryRequest(query=vector[0].tolist(), using="dense", limit=50),
-                qm.QueryRequest(query=bm25.encode_query(text), using="bm25", limit=50),
+                qm.QueryRequest(query=bm25.encode_query(text).to_client(), using="bm25", limit=50),
                 qm.QueryRequest(
                     query=ENCODER.reduce(vector)[8][0].tolist(), using="pca_8", limit=50
                 ),

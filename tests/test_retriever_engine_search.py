@@ -95,7 +95,7 @@ def dense_leg(query: str, limit: int) -> qm.Prefetch:
 
 
 def bm25_leg(query: str, limit: int) -> qm.Prefetch:
-    return qm.Prefetch(query=BM25.encode_query(query), using="bm25", limit=limit)
+    return qm.Prefetch(query=BM25.encode_query(query).to_client(), using="bm25", limit=limit)
 
 
 def test_scroll_pages_through_everything_once(loaded: Loaded) -> None:
@@ -266,7 +266,9 @@ def test_candidates_of_both_legs_are_rescored_in_one_request(loaded: Loaded) -> 
         collection, vector, using="dense", prefetch=nested, limit=100, search_params=ignore
     ).points
     scores = cosines(query)
-    lexical = engine.query_points(collection, BM25.encode_query(query), using="bm25", limit=8)
+    lexical = engine.query_points(
+        collection, BM25.encode_query(query).to_client(), using="bm25", limit=8
+    )
     union = {*ranking(scores)[:8], *(str(hit.id) for hit in lexical.points)}
     assert [hit.id for hit in hits] == [i for i in ranking(scores) if i in union]
 
@@ -291,7 +293,7 @@ def test_a_batch_answers_each_query_in_order(loaded: Loaded) -> None:
             qm.QueryRequest(
                 query=ENCODER.encode_queries([query])[0].tolist(), using="dense", limit=5
             ),
-            qm.QueryRequest(query=BM25.encode_query(query), using="bm25", limit=3),
+            qm.QueryRequest(query=BM25.encode_query(query).to_client(), using="bm25", limit=3),
         )
     ]
     answers = engine.query_scores(collection, requests)

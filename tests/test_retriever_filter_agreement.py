@@ -18,7 +18,8 @@ from two_tower.retriever.collection.options import CollectionOptions
 from two_tower.retriever.collection.schema import point_id
 from two_tower.retriever.engine.connect import connect
 from two_tower.retriever.engine.protocol import Engine
-from two_tower.retriever.search.filters import field_types, to_filter
+from two_tower.retriever.engine.wire import Request
+from two_tower.retriever.search.filters import to_filter
 
 SIZE = 90
 ENCODER = HashEncoder()
@@ -168,16 +169,16 @@ def raw(random: Random) -> tuple[qm.Filter, Callable[[Passage], bool]]:
 @pytest.mark.parametrize("seed", range(8))
 def test_both_engines_and_a_loop_agree(pair: Pair, seed: int) -> None:
     random = Random(seed)
-    fields = field_types(pair.embedded.get_collection(pair.collection))
-    assert fields == field_types(pair.server.get_collection(pair.collection))
+    fields = pair.embedded.overview(pair.collection).fields
+    assert fields == pair.server.overview(pair.collection).fields
     dense = ENCODER.encode_queries([TEXT])[0].tolist()
     terms = Bm25Encoder(Bm25Config(avg_len=12.0)).encode_query(TEXT)
     for _ in range(20):
         drawn, test = raw(random) if random.random() < 0.2 else combine(random, fields)
         expected = {point_id(p.passage_id) for p in PASSAGES if test(p)}
         requests = [
-            qm.QueryRequest(query=dense, using="dense", limit=SIZE, filter=drawn),
-            qm.QueryRequest(query=terms, using="bm25", limit=SIZE, filter=drawn),
+            Request(dense, "dense", SIZE, filter=drawn),
+            Request(terms, "bm25", SIZE, filter=drawn),
         ]
         answers = []
         for engine in (pair.embedded, pair.server):

@@ -24,7 +24,7 @@ from two_tower.models.errors import BundleError
 from two_tower.models.language import ENGLISH
 from two_tower.models.vectors import FloatArray
 from two_tower.retriever.collection.bm25_vectors import check_language
-from two_tower.retriever.collection.options import DECLARED, INDEX_TYPES
+from two_tower.retriever.collection.options import PLAIN_KINDS, payload_index
 from two_tower.retriever.collection.schema import (
     CollectionMetadata,
     base_name,
@@ -32,9 +32,7 @@ from two_tower.retriever.collection.schema import (
     collection_name,
 )
 from two_tower.retriever.engine.protocol import Engine, PayloadIndex, collection_names
-from two_tower.retriever.engine.qdrant_models import qm
 from two_tower.retriever.errors import CollectionMismatch
-from two_tower.retriever.search.filters import field_types
 
 if TYPE_CHECKING:
     from two_tower.models.bundle.bundle import ModelBundle
@@ -243,7 +241,7 @@ def adopt(
         options=foreign.options if is_new else None,
         settings=settings or LoadSettings(prune=True),
     )
-    indexed = field_types(engine.get_collection(report.collection))
+    indexed = engine.overview(report.collection).fields
     for field, index in _indexes(foreign, data).items():
         if field not in indexed:
             engine.create_payload_index(report.collection, field, index)
@@ -258,13 +256,12 @@ def _indexes(foreign: ForeignCollection, data: Dataset) -> Mapping[str, PayloadI
         inner = {path: value for path, value in leaves(passage.fields) if "." in path}
         census.add({path: value for path, value in inner.items() if path not in ours})
     indexes: dict[str, PayloadIndex] = {
-        path: INDEX_TYPES[values["type"]]
+        path: payload_index(values["type"])
         for path, values in census.report().items()
-        if values["type"] in INDEX_TYPES
+        if values["type"] in PLAIN_KINDS
         and not (values["type"] == "keyword" and values.get("more"))
     }
-    theirs = field_types(foreign.engine.get_collection(foreign.collection))
+    theirs = foreign.engine.overview(foreign.collection).fields
     for path, kind in theirs.items():
-        index = DECLARED.get(kind.value) or qm.PayloadSchemaType(kind.value)
-        indexes[path if "." in path else ours.get(path, path)] = index
+        indexes[path if "." in path else ours.get(path, path)] = payload_index(kind)
     return indexes

@@ -33,6 +33,7 @@ from two_tower.retriever.engine.protocol import (
     stored_metadata,
 )
 from two_tower.retriever.engine.qdrant_models import qm
+from two_tower.retriever.engine.wire import Record
 from two_tower.retriever.errors import CollectionMismatch
 
 KIND = "collection"  # of the source, in DATA's manifest
@@ -232,7 +233,7 @@ class ForeignCollection:
         fields = self.fields._replace(passage_id=next(iter(ids), None))
         return replace(self, fields=fields)
 
-    def _id_records(self, paths: Sequence[str]) -> Iterator[qm.Record]:
+    def _id_records(self, paths: Sequence[str]) -> Iterator[Record]:
         heads = [*dict.fromkeys(part for path in paths for part in (path, path.split(".")[0]))]
         return scroll_all(self.engine, self.collection, page=HASHES_PER_PAGE, with_payload=heads)
 

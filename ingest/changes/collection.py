@@ -38,11 +38,10 @@ from two_tower.retriever.collection.schema import (
     read_metadata,
 )
 from two_tower.retriever.engine.connect import connect
-from two_tower.retriever.engine.protocol import Engine, agreement
+from two_tower.retriever.engine.protocol import Engine, Kind, agreement
 from two_tower.retriever.engine.wire import batches
 from two_tower.retriever.errors import CollectionMismatch
 from two_tower.retriever.search.bundles import find_bundle, load_bundle
-from two_tower.retriever.search.filters import Kind, field_types
 
 if TYPE_CHECKING:
     from two_tower.models.bundle.bundle import ModelBundle
@@ -180,7 +179,7 @@ class Collection:
     @property
     def text_fields(self) -> frozenset[str]:
         """Fields whose index is one of texts or dates: a number among them would not be found."""
-        fields = field_types(self.engine.get_collection(self.name))
+        fields = self.engine.overview(self.name).fields
         numbers = {Kind.INTEGER, Kind.FLOAT, Kind.BOOL}
         return frozenset(name for name, kind in fields.items() if kind not in numbers)
 
@@ -208,7 +207,7 @@ class Collection:
     def add_data(self, data: str | Path | Dataset) -> LoadReport:
         """Add the passages of DATA as `add` does; what DATA lacks stays as it is."""
         dataset = _opened(data)
-        indexed = field_types(self.engine.get_collection(self.name))
+        indexed = self.engine.overview(self.name).fields
         require_found(dataset, {field: kind.value for field, kind in indexed.items()})
         report, start = LoadReport(self.name), time.perf_counter()
         with self._change() as metadata:
@@ -292,7 +291,7 @@ class Collection:
         A collection gets no more than DATA describes, however many changes bring fields of their
         own: each index costs time at every write.
         """
-        known = field_types(self.engine.get_collection(self.name))
+        known = self.engine.overview(self.name).fields
         described = indexable_fields(dataset.manifest.get("fields", {}))
         new = [field for field in described if field not in known]
         for field in new[: max(0, MOST_FIELDS - len(known))]:

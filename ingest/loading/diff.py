@@ -18,6 +18,7 @@ from two_tower.retriever.collection.schema import (
 )
 from two_tower.retriever.engine.protocol import HASHES_PER_PAGE, Engine, agreement, scroll_all
 from two_tower.retriever.engine.qdrant_models import qm
+from two_tower.retriever.engine.wire import Record
 
 
 class StoredHashes:
@@ -29,7 +30,7 @@ class StoredHashes:
     def __init__(self) -> None:
         self._hashes: dict[bytes, bytes] = {}
 
-    def add(self, record: qm.Record) -> None:
+    def add(self, record: Record) -> None:
         """Record a point; an unreadable hash is one that no passage has."""
         key = _pack(record.id)
         try:

@@ -15,7 +15,8 @@ from pydantic import Field
 from two_tower.models.config import configuration
 from two_tower.models.data import Dataset, Passage
 from two_tower.models.errors import ConfigError, DataError
-from two_tower.retriever.collection.options import INDEX_TYPES
+from two_tower.retriever.collection.options import PLAIN_KINDS
+from two_tower.retriever.engine.protocol import Kind
 from two_tower.retriever.search.filters import parse_filters
 
 PASSAGE_FIELDS = ("passage_id", "title", "text", "url")
@@ -141,8 +142,9 @@ def select(dataset: Dataset, selection: Selection) -> Dataset:
 
 def _parse_conditions(dataset: Dataset, where: Sequence[str]) -> dict[str, Any]:
     census = dataset.manifest.get("fields", {})
-    types = {name: INDEX_TYPES.get(field["type"]) for name, field in census.items()}
-    conditions = parse_filters(where, {name: kind for name, kind in types.items() if kind})
+    types = {name: field["type"] for name, field in census.items()}
+    plain = {name: Kind(kind) for name, kind in types.items() if kind in PLAIN_KINDS}
+    conditions = parse_filters(where, plain)
     known = [*PASSAGE_FIELDS, *census]
     if unknown := [name for name in conditions if name not in known]:
         raise DataError(

@@ -38,7 +38,6 @@ from two_tower.retriever.collection.schema import (
 from two_tower.retriever.engine.protocol import Engine, PayloadIndex, collection_names
 from two_tower.retriever.engine.qdrant_models import qm
 from two_tower.retriever.errors import CollectionMismatch, EngineError
-from two_tower.retriever.search.filters import field_types
 
 LENGTHS = 1_000_000  # passages whose mean length is that of all
 
@@ -259,7 +258,7 @@ def _index(engine: Engine, collection: str, dataset: Dataset, metadata: Collecti
     """
     fields = _fields(dataset, metadata.options)
     schema = replace(metadata.schema, fields=fields)
-    indexed = field_types(engine.get_collection(collection))
+    indexed = engine.overview(collection).fields
     by_values = {f: i.value for f, i in fields.items() if isinstance(i, qm.PayloadSchemaType)}
     for field, kind in (by_values | {**metadata.options.indexes}).items():
         if field in indexed and indexed[field].value != kind:  # "none" differs from any

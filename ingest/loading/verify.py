@@ -28,7 +28,7 @@ from two_tower.retriever.collection.schema import (
 )
 from two_tower.retriever.engine.protocol import POINTS_PER_PAGE, Engine, agreement
 from two_tower.retriever.engine.qdrant_models import qm
-from two_tower.retriever.engine.wire import SPARSE, AnyPoint, Point, batches
+from two_tower.retriever.engine.wire import AnyPoint, Point, Record, batches, is_sparse
 from two_tower.retriever.errors import CollectionMismatch, VerificationFailed
 
 # The engine normalises once more, and a batch of another size may round otherwise.
@@ -242,7 +242,7 @@ def _rounding(encoder: PassageEncoder, metadata: CollectionMetadata) -> float:
 
 
 def difference(
-    record: qm.Record | None, point: AnyPoint, *, rounding: float = TOLERANCE["float32"]
+    record: Record | None, point: AnyPoint, *, rounding: float = TOLERANCE["float32"]
 ) -> str:
     """Return how a stored point differs from the right one; empty where they are equal.
 
@@ -288,7 +288,7 @@ def _same_json(stored: Any, expected: Any) -> bool:
 
 def _largest_difference(stored: object, expected: object) -> float:
     """Return the largest difference in any dimension; infinite for vectors of another shape."""
-    if isinstance(stored, SPARSE) and isinstance(expected, SPARSE):
+    if is_sparse(stored) and is_sparse(expected):
         left, right = (dict(zip(v.indices, v.values, strict=True)) for v in (stored, expected))
         return max((abs(left.get(i, 0) - right.get(i, 0)) for i in left | right), default=0.0)
     left_array, right_array = np.asarray(stored, np.float64), np.asarray(expected, np.float64)

@@ -13,11 +13,11 @@ from two_tower.ingest.loading.verify import COMPARED, TOLERANCE, difference, ver
 from two_tower.ingest.versions.versions import PREVIOUS
 from two_tower.models.progress import progress
 from two_tower.retriever.collection.options import (
-    DECLARED,
     CollectionOptions,
     HnswOptions,
     QuantizationOptions,
     fixed_differences,
+    payload_index,
 )
 from two_tower.retriever.collection.schema import CONTENT_HASH, CollectionMetadata, read_metadata
 from two_tower.retriever.engine.failures import AGAIN
@@ -29,10 +29,8 @@ from two_tower.retriever.engine.protocol import (
     scroll_all,
     stored_metadata,
 )
-from two_tower.retriever.engine.qdrant_models import qm
-from two_tower.retriever.engine.wire import batches
+from two_tower.retriever.engine.wire import Record, batches
 from two_tower.retriever.errors import CollectionMismatch, VerificationFailed
-from two_tower.retriever.search.filters import field_types
 
 NOT_COPIED = (PREVIOUS, LEASE, "options")  # keys of the metadata that belong to one engine
 ORIGIN = ("bundle_fingerprint", "dim", "pca_dims", "bm25", "centroids", "late_dim")
@@ -136,14 +134,11 @@ def _open(
         schema = replace(metadata.schema, options=stored_as)
         described = {**_metadata(source, collection), "options": stored_as.to_dict()}
         target.create_collection(collection, **schema.creation, metadata=described)
-    indexed = field_types(target.get_collection(collection))
-    indexes = {
-        field: kind.value for field, kind in field_types(source.get_collection(collection)).items()
-    }
+    indexed = target.overview(collection).fields
+    indexes = {field: kind.value for field, kind in source.overview(collection).fields.items()}
     for field, kind in (indexes | dict(stored_as.indexes)).items():
         if kind != "none" and field not in indexed:
-            index = DECLARED.get(kind) or qm.PayloadSchemaType(kind)  # ours, or made by hand
-            target.create_payload_index(collection, field, index)
+            target.create_payload_index(collection, field, payload_index(kind))
 
 
 def _require_same(
@@ -166,7 +161,7 @@ def _require_same(
         )
 
 
-def _missing(source: Engine, target: Engine, collection: str, total: int) -> Iterator[qm.Record]:
+def _missing(source: Engine, target: Engine, collection: str, total: int) -> Iterator[Record]:
     """Yield the points of `source` that `target` lacks or has with another content hash."""
     is_fresh = target.count(collection).count == 0
     records = scroll_all(source, collection, with_payload=True, with_vectors=True)
@@ -174,7 +169,7 @@ def _missing(source: Engine, target: Engine, collection: str, total: int) -> Ite
         yield from page if is_fresh else _differing(page, target, collection)
 
 
-def _differing(records: list[qm.Record], target: Engine, collection: str) -> list[qm.Record]:
+def _differing(records: list[Record], target: Engine, collection: str) -> list[Record]:
     """Return the records that `target` lacks or has with another content hash."""
     ids = [str(record.id) for record in records]
     stored = target.retrieve(collection, ids, with_payload=[CONTENT_HASH])
@@ -182,7 +177,7 @@ def _differing(records: list[qm.Record], target: Engine, collection: str) -> lis
     return [record for record in records if hashes.get(str(record.id)) != _hash(record)]
 
 
-def _hash(record: qm.Record) -> str:
+def _hash(record: Record) -> str:
     return str((record.payload or {})[CONTENT_HASH])
 
 

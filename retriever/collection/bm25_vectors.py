@@ -19,7 +19,7 @@ from two_tower.models.language import ENGLISH, NONE, PIECES
 from two_tower.models.text.bm25 import Analyzer, Bm25Config
 from two_tower.models.text.pieces import PieceAnalyzer
 from two_tower.retriever.collection.options import ExpansionOptions
-from two_tower.retriever.engine.qdrant_models import qm
+from two_tower.retriever.engine.wire import SparseVector
 from two_tower.retriever.errors import EngineError
 
 ANALYZER = "the engine's analyzer"
@@ -117,7 +117,7 @@ class Bm25Encoder:
 
     def encode_query(
         self, text: str, weights: Mapping[int, float] = MappingProxyType({})
-    ) -> qm.SparseVector:
+    ) -> SparseVector:
         """Return the query's sparse vector: weight 1 for each of its terms and exact names.
 
         `weights` are of terms that weigh otherwise, and of further ones.
@@ -127,19 +127,18 @@ class Bm25Encoder:
         if not self._has_words:
             terms = [*self.analyzer.term_counts(text), *self.config.name_terms(text)]
             ones = dict.fromkeys(terms, 1.0) | dict(weights)
-            return qm.SparseVector(indices=list(ones), values=list(ones.values()))
+            return SparseVector(list(ones), list(ones.values()))
         try:
             vector = self._model.embed_query(text)
         except BaseException as error:
             raise of_panic(error, EngineError, ANALYZER) from None
-        # Valid as it comes from the engine; checking it again would double the time.
         has_marks = not text.replace(" ", "").isalnum()  # as every name has one
         names = self.config.name_terms(text) if has_marks else []
         indices, values = [*vector.indices, *names], [*vector.values, *[1.0] * len(names)]
         if weights:
             weighted = dict(zip(indices, values, strict=True)) | dict(weights)
             indices, values = list(weighted), list(weighted.values())
-        return qm.SparseVector.model_construct(indices=indices, values=values)
+        return SparseVector(indices, values)
 
 
 def expanded_counts(

@@ -4,6 +4,8 @@ A query that looks into the `n_probe` nearest of k clusters compares itself with
 of the points. The engine does that as a filter on an indexed payload field.
 """
 
+from __future__ import annotations
+
 import base64
 from typing import TYPE_CHECKING
 
@@ -39,7 +41,7 @@ class Centroids:
         self._vectors = full / np.maximum(np.linalg.norm(full, axis=1, keepdims=True), 1e-9)
 
     @classmethod
-    def fit(cls, vectors: FloatArray, clusters: int) -> "Centroids":
+    def fit(cls, vectors: FloatArray, clusters: int) -> Centroids:
         """Return the centres of k-means over `(n, dim) float32`, n at least `clusters`.
 
         Sculley, "Web-Scale K-Means Clustering", 2010, from k-means++ beginnings.
@@ -53,7 +55,7 @@ class Centroids:
         return len(self._half)
 
     @classmethod
-    def from_metadata(cls, metadata: "CollectionMetadata") -> "Centroids | None":
+    def from_metadata(cls, metadata: CollectionMetadata) -> Centroids | None:
         """Return the centroids of a collection, None where it has no clusters.
 
         Raises:

@@ -18,7 +18,7 @@ def describe(engine: Engine, name: str) -> dict[str, Any]:
         CollectionMismatch: it was made by something else.
     """
     collection = engine.resolve(name)
-    metadata, info = read_metadata(engine, collection), engine.get_collection(collection)
+    metadata, fields = read_metadata(engine, collection), engine.overview(collection).fields
     late = {LATE: metadata.late_dim} if metadata.late_dim else {}
     vectors = {**metadata.schema.widths, **late, BM25: "sparse"}
     aliases = engine.get_aliases().aliases
@@ -35,5 +35,5 @@ def describe(engine: Engine, name: str) -> dict[str, Any]:
         "data": metadata.data.get("content_hash"),
         "vectors": vectors,
         "language": metadata.language,
-        "fields": {n: index.data_type.value for n, index in sorted(info.payload_schema.items())},
+        "fields": {name: kind.value for name, kind in fields.items()},
     }

@@ -1,5 +1,7 @@
 """How a collection is stored: `CollectionOptions`, and the same as the engine's own arguments."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, field
@@ -19,13 +21,12 @@ if TYPE_CHECKING:
 
 IndexKind = Literal["keyword", "integer", "float", "bool", "datetime", "text", "none"]
 
-DISTANCES = {"cosine": qm.Distance.COSINE, "dot": qm.Distance.DOT}
-DATATYPES = {"float32": qm.Datatype.FLOAT32, "float16": qm.Datatype.FLOAT16}
+DISTANCES = {"cosine": "Cosine", "dot": "Dot"}
 VECTOR_BYTES = {"float32": 4, "float16": 2}  # of a number
 ENCODINGS = {
-    1.0: qm.BinaryQuantizationEncoding.ONE_BIT,
-    1.5: qm.BinaryQuantizationEncoding.ONE_AND_HALF_BITS,
-    2.0: qm.BinaryQuantizationEncoding.TWO_BITS,
+    1.0: "one_bit",
+    1.5: "one_and_half_bits",
+    2.0: "two_bits",
 }
 MOST_CLUSTERS = 1024
 FULL_SCAN_KB = 10_000
@@ -82,7 +83,7 @@ class QuantizationOptions:
             )
 
     @property
-    def config(self) -> "Quantization | None":
+    def config(self) -> Quantization | None:
         """The engine's form; None for none."""
         if self.kind == "none":
             return None
@@ -92,7 +93,7 @@ class QuantizationOptions:
             )
             return qm.ScalarQuantization(scalar=scalar)
         binary = qm.BinaryQuantizationConfig(
-            encoding=ENCODINGS[self.bits], always_ram=self.always_ram
+            encoding=qm.BinaryQuantizationEncoding(ENCODINGS[self.bits]), always_ram=self.always_ram
         )
         return qm.BinaryQuantization(binary=binary)
 
@@ -241,7 +242,7 @@ class CollectionOptions:
         return qm.OptimizersConfigDiff(indexing_threshold=self.hnsw.above_kb)
 
     @classmethod
-    def of_embedded(cls, points: int, dim: int) -> "CollectionOptions":
+    def of_embedded(cls, points: int, dim: int) -> CollectionOptions:
         """Return the default of the embedded engine for so many vectors.
 
         Few are scanned, more by int8 copies, and above `OPTIMIZE_ABOVE` points a graph pays.
@@ -259,7 +260,7 @@ class CollectionOptions:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, stored: Mapping[str, Any]) -> "CollectionOptions":
+    def from_dict(cls, stored: Mapping[str, Any]) -> CollectionOptions:
         """Return what `to_dict` gave.
 
         Raises:
@@ -283,27 +284,21 @@ def fixed_differences(stored: CollectionOptions, options: CollectionOptions) -> 
 
 PLAIN_FIELD = re.compile(r"[A-Za-z0-9_\-]+")
 ALWAYS = ("text", "url")
-INDEX_TYPES = {
-    "keyword": qm.PayloadSchemaType.KEYWORD,
-    "integer": qm.PayloadSchemaType.INTEGER,
-    "float": qm.PayloadSchemaType.FLOAT,
-    "bool": qm.PayloadSchemaType.BOOL,
-}
+PLAIN_KINDS = ("keyword", "integer", "float", "bool")
+"""Types of field that a census tells from the values; they are those of an index as well."""
 
-TEXT_INDEX = qm.TextIndexParams(
-    type=qm.TextIndexType.TEXT, tokenizer=qm.TokenizerType.WORD, lowercase=True
-)
 
-DECLARED: "Mapping[str, PayloadIndex]" = {
-    **INDEX_TYPES,
-    "datetime": qm.PayloadSchemaType.DATETIME,
-    "text": TEXT_INDEX,
-}
+def payload_index(kind: str) -> PayloadIndex:
+    """Return the engine's index of a kind; ours of words are in small letters."""
+    if kind != "text":
+        return qm.PayloadSchemaType(kind)
+    words = qm.TokenizerType.WORD
+    return qm.TextIndexParams(type=qm.TextIndexType.TEXT, tokenizer=words, lowercase=True)
 
 
 def indexable_fields(
     census: Mapping[str, Any], declared: Mapping[str, str] = MappingProxyType({})
-) -> "dict[str, PayloadIndex]":
+) -> dict[str, PayloadIndex]:
     """Return the payload indexes for the fields that a DATA manifest describes.
 
     Every field of one plain type gets one, except long text, fields with thousands of different
@@ -323,10 +318,10 @@ def indexable_fields(
             f"indexed; expected some of {', '.join([*ALWAYS, *plain])}"
         )
     indexes: dict[str, PayloadIndex] = {
-        name: INDEX_TYPES[kind]
+        name: payload_index(kind)
         for name, kind in ((name, census[name]["type"]) for name in plain)
-        if kind in INDEX_TYPES
+        if kind in PLAIN_KINDS
         and not (kind == "keyword" and census[name].get("more"))
         and name not in declared
     }
-    return indexes | {n: DECLARED[kind] for n, kind in declared.items() if kind != "none"}
+    return indexes | {n: payload_index(kind) for n, kind in declared.items() if kind != "none"}

@@ -8,6 +8,8 @@ payload      title, text, url, passage_id, the source's own fields, content_hash
 metadata     `CollectionMetadata`
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import re
@@ -24,12 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from two_tower.models.data import Passage
 from two_tower.models.errors import ConfigError, DataError
 from two_tower.models.language import ENGLISH
-from two_tower.retriever.collection.options import (
-    DATATYPES,
-    DISTANCES,
-    TEXT_INDEX,
-    CollectionOptions,
-)
+from two_tower.retriever.collection.options import DISTANCES, CollectionOptions, payload_index
 from two_tower.retriever.engine.qdrant_models import qm
 from two_tower.retriever.errors import CollectionMismatch
 
@@ -52,7 +49,7 @@ POINT_NAMESPACE = uuid.UUID("6f6b2d0e-5a86-5d0f-9a53-2d6f0c1e7b41")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}")
 VERSIONED = re.compile(r"(?P<name>.+)--[0-9a-f]{8}")
 TO_JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
-NO_INDEXES: "Mapping[str, PayloadIndex]" = MappingProxyType({})
+NO_INDEXES: Mapping[str, PayloadIndex] = MappingProxyType({})
 
 
 def check_name(name: str) -> str:
@@ -141,7 +138,7 @@ class CollectionSchema:
 
     dim: int
     pca_dims: tuple[int, ...]
-    fields: "Mapping[str, PayloadIndex]" = field(default_factory=lambda: NO_INDEXES)
+    fields: Mapping[str, PayloadIndex] = field(default_factory=lambda: NO_INDEXES)
     options: CollectionOptions = field(default_factory=CollectionOptions)
     late_dim: int = 0
 
@@ -155,11 +152,11 @@ class CollectionSchema:
     def dense_config(self) -> dict[str, qm.VectorParams]:
         """Dense vectors, all compared and stored alike."""
         options = self.options
-        datatype = None if options.datatype == "float32" else DATATYPES[options.datatype]
+        datatype = None if options.datatype == "float32" else qm.Datatype(options.datatype)
         return {
             name: qm.VectorParams(
                 size=width,
-                distance=DISTANCES[options.distance],
+                distance=qm.Distance(DISTANCES[options.distance]),
                 on_disk=options.on_disk.vectors,
                 datatype=datatype,
             )
@@ -188,11 +185,11 @@ class CollectionSchema:
         return {BM25: qm.SparseVectorParams(modifier=qm.Modifier.IDF, index=index)}
 
     @property
-    def payload_indexes(self) -> "dict[str, PayloadIndex]":
+    def payload_indexes(self) -> dict[str, PayloadIndex]:
         """What to filter by: words of the title, the passage id, the source's fields."""
         clusters = {CLUSTER: qm.PayloadSchemaType.INTEGER} if self.options.clusters else {}
         return {
-            "title": TEXT_INDEX,
+            "title": payload_index("text"),
             "passage_id": qm.PayloadSchemaType.KEYWORD,
             **clusters,
             **self.fields,
@@ -249,7 +246,7 @@ class _Stored(BaseModel):
     fusion: dict[str, Any] = {}
 
     @model_validator(mode="after")
-    def _can_be_read(self) -> "_Stored":
+    def _can_be_read(self) -> _Stored:
         if datetime.fromisoformat(self.created_at).tzinfo is None:
             raise ValueError(f"created_at is {self.created_at[:40]!r}, expected a time zone")
         counts = self.data.get("counts", {"passages": 0})
@@ -324,7 +321,7 @@ class CollectionMetadata:
         return {"format": FORMAT, **asdict(self), "pca_dims": list(self.pca_dims)}
 
     @classmethod
-    def from_dict(cls, stored: Mapping[str, Any]) -> "CollectionMetadata":
+    def from_dict(cls, stored: Mapping[str, Any]) -> CollectionMetadata:
         """Return what `to_dict` gave.
 
         Raises:
@@ -357,16 +354,15 @@ class CollectionMetadata:
         return cls(**values | {"pca_dims": tuple(stored["pca_dims"]), "options": options})
 
 
-def read_metadata(engine: "Engine", collection: str) -> CollectionMetadata:
+def read_metadata(engine: Engine, collection: str) -> CollectionMetadata:
     """Return what `ingest load` recorded about `collection`.
 
     Raises:
         CollectionNotFound: there is none.
         CollectionMismatch: it was made by something else.
     """
-    stored = engine.get_collection(collection).config.metadata
     try:
-        return CollectionMetadata.from_dict(stored or {})
+        return CollectionMetadata.from_dict(engine.overview(collection).metadata)
     except ValueError as error:
         raise CollectionMismatch(
             f"collection {collection!r} was not made by ingest load ({error}); "

@@ -71,11 +71,11 @@ def fields(
     Values are counted for fields with a keyword, integer, bool or uuid index.
     """
     from two_tower.retriever.search.facets import COUNTED, field_values
-    from two_tower.retriever.search.filters import field_types, parse_filters, to_filter
+    from two_tower.retriever.search.filters import parse_filters, to_filter
 
     with opened_engine(url, path) as engine:
         collection = engine.resolve(name)
-        known = field_types(engine.get_collection(collection))
+        known = engine.overview(collection).fields
         condition = to_filter(parse_filters(filters or [], known), known)
 
         def count(one: str, limit: int) -> "list[FieldValue]":

@@ -7,6 +7,8 @@ The write-ahead log stays on: without it a crash loses data.
 
 # ruff: noqa: D102 (`Engine` says what the methods do)
 
+from __future__ import annotations
+
 import os
 import subprocess
 import sys
@@ -15,7 +17,7 @@ from contextlib import contextmanager
 from functools import wraps
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import qdrant_edge as edge
 from pydantic import ValidationError
@@ -25,7 +27,6 @@ from two_tower.models.files import write_json
 from two_tower.models.progress import working
 from two_tower.retriever.engine import edge_types
 from two_tower.retriever.engine.edge_check import check_shard
-from two_tower.retriever.engine.edge_config import Description
 from two_tower.retriever.engine.edge_folder import (
     DESCRIPTION,
     SHARD,
@@ -39,13 +40,22 @@ from two_tower.retriever.engine.machine import Machine, machine_memory
 from two_tower.retriever.engine.protocol import (
     RETRY_FOR_S,
     AliasOperation,
+    Counted,
     Engine,
+    Overview,
     PayloadIndex,
     PointSelector,
 )
 from two_tower.retriever.engine.qdrant_models import qm
 from two_tower.retriever.engine.snapshot_file import SnapshotFile
-from two_tower.retriever.engine.wire import AnyPoint, PackedPoints, PayloadChange, Scored
+from two_tower.retriever.engine.wire import (
+    AnyPoint,
+    PackedPoints,
+    PayloadChange,
+    Record,
+    Request,
+    Scored,
+)
 from two_tower.retriever.errors import (
     CollectionDamaged,
     CollectionNotFound,
@@ -53,11 +63,12 @@ from two_tower.retriever.errors import (
     EngineError,
 )
 
+if TYPE_CHECKING:
+    from two_tower.retriever.engine.edge_config import Description
+
 OPTIMIZE = (
     "import sys, qdrant_edge as e; s = e.EdgeShard.load(sys.argv[1]); s.optimize(); s.close()"
 )
-
-DONE = qm.UpdateResult(status=qm.UpdateStatus.COMPLETED)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -122,7 +133,7 @@ class EdgeEngine(Engine):
     def _folder(self) -> EdgeFolder:
         return self._store.folder
 
-    def with_retry(self, seconds: float = RETRY_FOR_S) -> "EdgeEngine":
+    def with_retry(self, seconds: float = RETRY_FOR_S) -> EdgeEngine:
         """Return this engine: it is never away."""
         return self
 
@@ -170,6 +181,8 @@ class EdgeEngine(Engine):
             ) from None
 
     def _description(self, name: str) -> Description:
+        from two_tower.retriever.engine.edge_config import Description
+
         try:
             return Description(**self._folder.description(name))
         except ValidationError as error:
@@ -214,6 +227,8 @@ class EdgeEngine(Engine):
         metadata: dict[str, Any] | None = None,
         **options: Any,
     ) -> bool:
+        from two_tower.retriever.engine.edge_config import Description
+
         empty = Description(
             vectors=dict(vectors_config),
             sparse_vectors=dict(sparse_vectors_config or {}),
@@ -247,11 +262,22 @@ class EdgeEngine(Engine):
             config=self._description(collection_name).to_client(),
             payload_schema={
                 name: qm.PayloadIndexInfo(
-                    data_type=edge_types.CLIENT_INDEXES[index.data_type], points=index.points
+                    data_type=qm.PayloadSchemaType(edge_types.KINDS[index.data_type]),
+                    points=index.points,
                 )
                 for name, index in info.payload_schema.items()
             },
         )
+
+    @_translated
+    def overview(self, collection_name: str) -> Overview:
+        metadata = self._folder.description(collection_name).get("metadata") or {}
+        try:
+            info = self._shard(collection_name).info()
+        except CollectionDamaged:
+            return Overview(None, {}, metadata)
+        fields = {n: edge_types.KINDS[index.data_type] for n, index in info.payload_schema.items()}
+        return Overview(info.points_count, dict(sorted(fields.items())), metadata)
 
     def get_collections(self) -> qm.CollectionsResponse:
         names = self._folder.names()
@@ -402,7 +428,7 @@ class EdgeEngine(Engine):
         shard.update(operation)
         if wait:
             shard.flush()
-        return DONE
+        return qm.UpdateResult.model_construct(status=qm.UpdateStatus.COMPLETED)
 
     @_translated
     def scroll(
@@ -415,7 +441,7 @@ class EdgeEngine(Engine):
         with_payload: bool | list[str] = True,
         with_vectors: bool | list[str] = False,
         consistency: qm.ReadConsistencyType | None = None,
-    ) -> tuple[list[qm.Record], int | str | None]:
+    ) -> tuple[list[Record], int | str | None]:
         request = edge.ScrollRequest(
             offset=offset,
             limit=limit,
@@ -436,7 +462,7 @@ class EdgeEngine(Engine):
         with_payload: bool | list[str] = True,
         with_vectors: bool | list[str] = False,
         consistency: qm.ReadConsistencyType | None = None,
-    ) -> list[qm.Record]:
+    ) -> list[Record]:
         payload, vector = map(edge_types.to_selector, (with_payload, with_vectors))
         records = self._shard(collection_name).retrieve(list(ids), payload, vector)
         return [edge_types.from_record(record) for record in records]
@@ -444,10 +470,10 @@ class EdgeEngine(Engine):
     @_translated
     def count(
         self, collection_name: str, *, count_filter: qm.Filter | None = None, exact: bool = True
-    ) -> qm.CountResult:
+    ) -> Counted:
         passing = edge_types.to_edge_filter(count_filter) if count_filter else None
         request = edge.CountRequest(exact=exact, filter=passing)
-        return qm.CountResult(count=self._shard(collection_name).count(request))
+        return Counted(self._shard(collection_name).count(request))
 
     @_translated
     def facet(
@@ -491,9 +517,9 @@ class EdgeEngine(Engine):
 
     @_translated
     def query_scores(
-        self, collection_name: str, requests: Sequence[qm.QueryRequest]
+        self, collection_name: str, requests: Sequence[Request | qm.QueryRequest]
     ) -> list[Scored]:
-        batch = edge.QueryBatchRequest([edge_types.to_request(request) for request in requests])
+        batch = edge.QueryBatchRequest([edge_types.to_search(request) for request in requests])
         return [
             Scored([str(point.id) for point in points], [point.score for point in points])
             for points in self._shard(collection_name).query_batch(batch)

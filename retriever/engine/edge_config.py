@@ -6,9 +6,16 @@ from typing import Any
 import qdrant_edge as edge
 from pydantic import BaseModel
 
-from two_tower.retriever.engine.edge_types import EDGE_DISTANCES, allow_only, unsupported
+from two_tower.retriever.engine.edge_types import allow_only, unsupported
 from two_tower.retriever.engine.qdrant_models import qm
 from two_tower.retriever.errors import EngineError
+
+EDGE_DISTANCES = {
+    qm.Distance.COSINE: edge.Distance.Cosine,
+    qm.Distance.DOT: edge.Distance.Dot,
+    qm.Distance.EUCLID: edge.Distance.Euclid,
+    qm.Distance.MANHATTAN: edge.Distance.Manhattan,
+}
 
 HNSW = qm.HnswConfig(m=16, ef_construct=100, full_scan_threshold=10_000)
 OPTIMIZERS = qm.OptimizersConfig(default_segment_number=0, flush_interval_sec=0)

@@ -4,34 +4,43 @@ What the embedded engine cannot do, or what a Qdrant 1.16 server would silently 
 `EngineError` with the name of the type: an option is never dropped on the way.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, overload
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import qdrant_edge as edge
-from pydantic import BaseModel
 
+from two_tower.retriever.engine.protocol import Kind
 from two_tower.retriever.engine.qdrant_models import qm
-from two_tower.retriever.engine.wire import AnyPoint, PackedPoints, PayloadChange, require_storable
+from two_tower.retriever.engine.wire import (
+    AnyPoint,
+    PackedPoints,
+    PayloadChange,
+    Record,
+    Request,
+    SearchParams,
+    SparseVector,
+    is_sparse,
+    require_storable,
+)
 from two_tower.retriever.errors import EngineError
 
-EDGE_DISTANCES = {
-    qm.Distance.COSINE: edge.Distance.Cosine,
-    qm.Distance.DOT: edge.Distance.Dot,
-    qm.Distance.EUCLID: edge.Distance.Euclid,
-    qm.Distance.MANHATTAN: edge.Distance.Manhattan,
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+EDGE_INDEXES: Mapping[str, edge.PayloadSchemaType] = {
+    Kind.KEYWORD: edge.PayloadSchemaType.Keyword,
+    Kind.INTEGER: edge.PayloadSchemaType.Integer,
+    Kind.FLOAT: edge.PayloadSchemaType.Float,
+    Kind.BOOL: edge.PayloadSchemaType.Bool,
+    Kind.DATETIME: edge.PayloadSchemaType.Datetime,
+    Kind.TEXT: edge.PayloadSchemaType.Text,
 }
 
-EDGE_INDEXES = {
-    qm.PayloadSchemaType.KEYWORD: edge.PayloadSchemaType.Keyword,
-    qm.PayloadSchemaType.INTEGER: edge.PayloadSchemaType.Integer,
-    qm.PayloadSchemaType.FLOAT: edge.PayloadSchemaType.Float,
-    qm.PayloadSchemaType.BOOL: edge.PayloadSchemaType.Bool,
-    qm.PayloadSchemaType.DATETIME: edge.PayloadSchemaType.Datetime,
-    qm.PayloadSchemaType.TEXT: edge.PayloadSchemaType.Text,
-}
-
-CLIENT_INDEXES = {theirs: ours for ours, theirs in EDGE_INDEXES.items()}
+KINDS = {theirs: Kind(ours) for ours, theirs in EDGE_INDEXES.items()}
 
 DEFAULT_LIMIT = 10
 RRF_DEFAULT_K = 2
@@ -78,12 +87,10 @@ def to_vector(vector: Any) -> Any:
     """Return one vector: dense (list of floats), sparse, or several dense ones (list of lists)."""
     if isinstance(vector, np.ndarray):
         return vector.tolist()
-    if isinstance(vector, edge.SparseVector):
+    if isinstance(vector, list | edge.SparseVector):
         return vector
-    if isinstance(vector, qm.SparseVector):
+    if is_sparse(vector):
         return edge.SparseVector(vector.indices, vector.values)
-    if isinstance(vector, list):
-        return vector
     raise unsupported(vector)
 
 
@@ -97,25 +104,33 @@ def dense_widths(vector: object) -> set[int]:
     return {len(row) for row in rows}
 
 
-def from_record(record: edge.Record | edge.ScoredPoint) -> qm.Record:
-    """Return a stored point or a hit, without its score."""
-    vector: Any = record.vector
-    if isinstance(vector, dict):
-        vector = {
-            name: qm.SparseVector(indices=named.indices, values=named.values)
-            if isinstance(named, edge.SparseVector)
-            else named
-            for name, named in vector.items()
-        }
+def from_record(record: edge.Record) -> Record:
+    """Return a stored point."""
     point_id = record.id if isinstance(record.id, int) else str(record.id)
-    return qm.Record.model_construct(id=point_id, payload=record.payload, vector=vector)
+    return Record(point_id, record.payload, _named(record.vector, SparseVector))
 
 
 def from_scored(point: edge.ScoredPoint) -> qm.ScoredPoint:
     """Return a hit."""
     return qm.ScoredPoint.model_construct(
-        version=point.version, score=point.score, **dict(from_record(point))
+        version=point.version,
+        score=point.score,
+        id=point.id if isinstance(point.id, int) else str(point.id),
+        payload=point.payload,
+        vector=_named(point.vector, lambda i, v: qm.SparseVector(indices=i, values=v)),
     )
+
+
+def _named(vectors: Any, sparse: Callable[[list[int], list[float]], Any]) -> Any:
+    """Return the vectors of a point with the sparse ones made by `sparse`."""
+    if not isinstance(vectors, dict):
+        return vectors
+    return {
+        name: sparse(vector.indices, vector.values)
+        if isinstance(vector, edge.SparseVector)
+        else vector
+        for name, vector in vectors.items()
+    }
 
 
 def to_point(point: AnyPoint) -> edge.Point:
@@ -186,13 +201,14 @@ def _edge_conditions(conditions: Any) -> list[Any] | None:
     return [_convert(EDGE_CONDITIONS, condition) for condition in conditions]
 
 
-def _convert(table: Mapping[type, Callable[[Any], Any]], value: Any) -> Any:
-    if type(value) not in table:
+def _convert(table: Mapping[str, Callable[[Any], Any]], value: Any) -> Any:
+    """Translate a model by the name of its type, for the client's may not be loaded."""
+    name = type(value).__name__
+    if name not in table:
         raise unsupported(value)
     try:
-        return table[type(value)](value)
+        return table[name](value)
     except (TypeError, ValueError, OverflowError):  # e.g. an id that is neither number nor UUID
-        name = type(value).__name__
         raise EngineError(f"the embedded engine cannot read the value of a {name}") from None
 
 
@@ -211,33 +227,64 @@ def _exact(value: bool | int | str) -> Any:
     return np.bool_(value) if isinstance(value, bool) else value
 
 
-EDGE_MATCHES: Mapping[type, Callable[[Any], Any]] = {
-    qm.MatchValue: lambda match: edge.MatchValue(_exact(match.value)),
-    qm.MatchAny: lambda match: edge.MatchAny(match.any),
-    qm.MatchExcept: lambda match: edge.MatchExcept(match.except_),
-    qm.MatchText: lambda match: edge.MatchText(match.text),
-    qm.MatchTextAny: lambda match: edge.MatchTextAny(match.text_any),
-    qm.MatchPhrase: lambda match: edge.MatchPhrase(match.phrase),
+EDGE_MATCHES: Mapping[str, Callable[[Any], Any]] = {
+    "MatchValue": lambda match: edge.MatchValue(_exact(match.value)),
+    "MatchAny": lambda match: edge.MatchAny(match.any),
+    "MatchExcept": lambda match: edge.MatchExcept(match.except_),
+    "MatchText": lambda match: edge.MatchText(match.text),
+    "MatchTextAny": lambda match: edge.MatchTextAny(match.text_any),
+    "MatchPhrase": lambda match: edge.MatchPhrase(match.phrase),
 }
 
-EDGE_RANGES: Mapping[type, Callable[[Any], Any]] = {
-    qm.Range: lambda bounds: edge.RangeFloat(**bounds.model_dump()),
-    qm.DatetimeRange: lambda bounds: edge.RangeDateTime(
+EDGE_RANGES: Mapping[str, Callable[[Any], Any]] = {
+    "Range": lambda bounds: edge.RangeFloat(**bounds.model_dump()),
+    "DatetimeRange": lambda bounds: edge.RangeDateTime(
         **{name: value.isoformat() for name, value in bounds.model_dump(exclude_none=True).items()}
     ),
 }
 
-EDGE_CONDITIONS: Mapping[type, Callable[[Any], Any]] = {
-    qm.Filter: to_edge_filter,
-    qm.FieldCondition: _field,
-    qm.HasIdCondition: lambda c: edge.HasIdCondition({*c.has_id}),
-    qm.IsEmptyCondition: lambda c: edge.IsEmptyCondition(c.is_empty.key),
-    qm.IsNullCondition: lambda c: edge.IsNullCondition(c.is_null.key),
-    qm.HasVectorCondition: lambda c: edge.HasVectorCondition(c.has_vector),
-    qm.NestedCondition: lambda c: edge.NestedCondition(
+EDGE_CONDITIONS: Mapping[str, Callable[[Any], Any]] = {
+    "Filter": to_edge_filter,
+    "FieldCondition": _field,
+    "HasIdCondition": lambda c: edge.HasIdCondition({*c.has_id}),
+    "IsEmptyCondition": lambda c: edge.IsEmptyCondition(c.is_empty.key),
+    "IsNullCondition": lambda c: edge.IsNullCondition(c.is_null.key),
+    "HasVectorCondition": lambda c: edge.HasVectorCondition(c.has_vector),
+    "NestedCondition": lambda c: edge.NestedCondition(
         c.nested.key, to_edge_filter(c.nested.filter)
     ),
 }
+
+
+def to_search(request: Request | qm.QueryRequest) -> edge.QueryRequest:
+    """Return a search for ids and scores alone."""
+    if isinstance(request, Request):
+        return edge.QueryRequest(
+            **_parts(request), with_vector=False, with_payload=False, offset=None
+        )
+    return to_request(request)
+
+
+def _parts(request: Request) -> dict[str, Any]:
+    filter, params = request.filter, request.params
+    return {
+        "limit": request.limit,
+        "query": edge.Query.Nearest(to_vector(request.query), using=request.using),
+        "prefetches": [edge.Prefetch(**_parts(part)) for part in request.prefetch],
+        "params": None if params is None else _search_params(params),
+        "filter": None if filter is None else to_edge_filter(filter),
+        "score_threshold": None,
+    }
+
+
+@lru_cache(maxsize=64)
+def _search_params(params: SearchParams) -> edge.SearchParams:
+    copies = edge.QuantizationSearchParams(
+        ignore=bool(params.ignore), rescore=params.rescore, oversampling=params.oversampling
+    )
+    return edge.SearchParams(
+        hnsw_ef=params.hnsw_ef, exact=bool(params.exact), quantization=copies, indexed_only=False
+    )
 
 
 @overload

@@ -2,25 +2,65 @@
 
 # ruff: noqa: D102 (a method without a docstring is `QdrantClient`'s, and does what it does there)
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol, Self
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, TypeAlias
 
 from two_tower.retriever.engine.machine import Machine
-from two_tower.retriever.engine.qdrant_models import qm
 from two_tower.retriever.engine.snapshot_file import SnapshotFile
-from two_tower.retriever.engine.wire import AnyPoint, PayloadChange, Scored
+from two_tower.retriever.engine.wire import AnyPoint, PayloadChange, Record, Request, Scored
 from two_tower.retriever.errors import EngineError
 
-PayloadIndex = qm.PayloadSchemaType | qm.TextIndexParams
-Quantization = qm.ScalarQuantization | qm.BinaryQuantization
-AliasOperation = qm.CreateAliasOperation | qm.DeleteAliasOperation
-PointSelector = list[int | str] | qm.Filter
+if TYPE_CHECKING:
+    from two_tower.retriever.engine.qdrant_models import qm
+
+PayloadIndex: TypeAlias = "qm.PayloadSchemaType | qm.TextIndexParams"
+Quantization: TypeAlias = "qm.ScalarQuantization | qm.BinaryQuantization"
+AliasOperation: TypeAlias = "qm.CreateAliasOperation | qm.DeleteAliasOperation"
+PointSelector: TypeAlias = "list[int | str] | qm.Filter"
 
 RETRY_FOR_S = 120.0
 POINTS_PER_PAGE = 256
 HASHES_PER_PAGE = 4096
 OPTIMIZE_ABOVE = 100_000  # points; smaller collections Edge scans quickly enough
+
+
+class Kind(StrEnum):
+    """Types of a payload index, as `qm.PayloadSchemaType` has them."""
+
+    KEYWORD = "keyword"
+    INTEGER = "integer"
+    FLOAT = "float"
+    BOOL = "bool"
+    GEO = "geo"
+    DATETIME = "datetime"
+    TEXT = "text"
+    UUID = "uuid"
+
+
+class Overview(NamedTuple):
+    """What a search has to know of a collection.
+
+    Attributes:
+        points: about how many it has; None where that is not known.
+        fields: payload field -> type of its index.
+        metadata: what was stored about it; empty where it has none.
+    """
+
+    points: int | None
+    fields: dict[str, Kind]
+    metadata: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Counted:
+    """How many points there are, as `qm.CountResult` says it."""
+
+    count: int
 
 
 class Engine(Protocol):
@@ -37,7 +77,7 @@ class Engine(Protocol):
     where: str
     is_embedded: bool
 
-    def with_retry(self, seconds: float = RETRY_FOR_S) -> "Engine":
+    def with_retry(self, seconds: float = RETRY_FOR_S) -> Engine:
         """Return this engine with requests that are made again while a server is away.
 
         Args:
@@ -78,6 +118,9 @@ class Engine(Protocol):
         **options: Any,
     ) -> bool: ...
     def get_collection(self, collection_name: str) -> qm.CollectionInfo: ...
+    def overview(self, collection_name: str) -> Overview:
+        """Return the part of `get_collection` that a search needs, sorted by field."""
+
     def get_collections(self) -> qm.CollectionsResponse: ...
     def delete_collection(self, collection_name: str) -> bool:
         """Delete a collection and its aliases; False where there is none of that name."""
@@ -129,7 +172,7 @@ class Engine(Protocol):
         with_payload: bool | list[str] = True,
         with_vectors: bool | list[str] = False,
         consistency: qm.ReadConsistencyType | None = None,
-    ) -> tuple[list[qm.Record], int | str | None]: ...
+    ) -> tuple[list[Record], int | str | None]: ...
     def retrieve(
         self,
         collection_name: str,
@@ -138,10 +181,10 @@ class Engine(Protocol):
         with_payload: bool | list[str] = True,
         with_vectors: bool | list[str] = False,
         consistency: qm.ReadConsistencyType | None = None,
-    ) -> list[qm.Record]: ...
+    ) -> list[Record]: ...
     def count(
         self, collection_name: str, *, count_filter: qm.Filter | None = None, exact: bool = True
-    ) -> qm.CountResult: ...
+    ) -> Counted: ...
     def facet(
         self,
         collection_name: str,
@@ -167,7 +210,7 @@ class Engine(Protocol):
         """Answer one query; `options` are the other fields of a `QueryRequest`."""
 
     def query_scores(
-        self, collection_name: str, requests: Sequence[qm.QueryRequest]
+        self, collection_name: str, requests: Sequence[Request | qm.QueryRequest]
     ) -> list[Scored]:
         """Answer many queries in one request, with ids and scores alone: much quicker."""
 
@@ -180,7 +223,7 @@ def scroll_all(
     with_payload: bool | list[str] = True,
     with_vectors: bool | list[str] = False,
     consistency: qm.ReadConsistencyType | None = None,
-) -> Iterator[qm.Record]:
+) -> Iterator[Record]:
     """Yield every point in the order of their ids, asking for `page` of them at a time."""
     offset: int | str | None = None
     while True:
@@ -204,8 +247,7 @@ def collection_names(engine: Engine) -> set[str]:
 
 def stored_metadata(engine: Engine, collection: str) -> dict[str, Any]:
     """Return the metadata of a collection as it is stored, empty where it has none."""
-    metadata: dict[str, Any] | None = engine.get_collection(collection).config.metadata
-    return metadata or {}
+    return engine.overview(collection).metadata
 
 
 def agreement(engine: Engine, collection: str) -> qm.ReadConsistencyType | None:
@@ -214,6 +256,8 @@ def agreement(engine: Engine, collection: str) -> qm.ReadConsistencyType | None:
     Returns:
         `ALL`; None where a replica is down, so that the others are all there is to read.
     """
+    from two_tower.retriever.engine.qdrant_models import qm
+
     try:
         engine.scroll(
             collection, limit=1, with_payload=False, consistency=qm.ReadConsistencyType.ALL

@@ -6,6 +6,8 @@ be embedded, which in a search takes as long as the search itself.
 
 # ruff: noqa: D102 (`Engine` says what the methods do)
 
+from __future__ import annotations
+
 import copy
 import logging
 import os
@@ -24,7 +26,10 @@ from two_tower.retriever.engine.machine import Machine
 from two_tower.retriever.engine.protocol import (
     RETRY_FOR_S,
     AliasOperation,
+    Counted,
     Engine,
+    Kind,
+    Overview,
     PayloadIndex,
     PointSelector,
 )
@@ -32,7 +37,16 @@ from two_tower.retriever.engine.qdrant_models import qm
 from two_tower.retriever.engine.server_failures import engine_errors
 from two_tower.retriever.engine.snapshot_file import SnapshotFile
 from two_tower.retriever.engine.snapshots import restore_to_server, server_snapshot
-from two_tower.retriever.engine.wire import AnyPoint, PayloadChange, Scored, to_json
+from two_tower.retriever.engine.wire import (
+    AnyPoint,
+    PayloadChange,
+    Record,
+    Request,
+    Scored,
+    SparseVector,
+    searches_to_json,
+    to_json,
+)
 from two_tower.retriever.errors import (
     CertificateRefused,
     EngineBusy,
@@ -76,7 +90,7 @@ class ServerEngine(Engine):
             self._connected, self._pid = self._connect(), os.getpid()
         return self._connected
 
-    def with_retry(self, seconds: float = RETRY_FOR_S) -> "ServerEngine":
+    def with_retry(self, seconds: float = RETRY_FOR_S) -> ServerEngine:
         """Return this engine with requests that outlive a restart of the server.
 
         Every request can be made twice, so one whose answer is lost is made again.
@@ -172,6 +186,11 @@ class ServerEngine(Engine):
     def get_collection(self, collection_name: str) -> qm.CollectionInfo:
         return self._call(self._client.get_collection, collection_name)
 
+    def overview(self, collection_name: str) -> Overview:
+        info = self.get_collection(collection_name)
+        fields = {name: Kind(index.data_type.value) for name, index in info.payload_schema.items()}
+        return Overview(info.points_count, dict(sorted(fields.items())), info.config.metadata or {})
+
     def get_collections(self) -> qm.CollectionsResponse:
         return self._call(self._client.get_collections)
 
@@ -236,19 +255,19 @@ class ServerEngine(Engine):
             wait=wait,
         )
 
-    def scroll(
-        self, collection_name: str, **options: Any
-    ) -> tuple[list[qm.Record], int | str | None]:
+    def scroll(self, collection_name: str, **options: Any) -> tuple[list[Record], int | str | None]:
         records, offset = self._call(self._client.scroll, collection_name, **options)
-        return records, offset if offset is None or isinstance(offset, int) else str(offset)
+        offset = offset if offset is None or isinstance(offset, int) else str(offset)
+        return [_record(record) for record in records], offset
 
     def retrieve(
         self, collection_name: str, ids: Sequence[int | str], **options: Any
-    ) -> list[qm.Record]:
-        return self._call(self._client.retrieve, collection_name, ids, **options)
+    ) -> list[Record]:
+        records = self._call(self._client.retrieve, collection_name, ids, **options)
+        return [_record(record) for record in records]
 
-    def count(self, collection_name: str, **options: Any) -> qm.CountResult:
-        return self._call(self._client.count, collection_name, **options)
+    def count(self, collection_name: str, **options: Any) -> Counted:
+        return Counted(self._call(self._client.count, collection_name, **options).count)
 
     def facet(self, collection_name: str, key: str, **options: Any) -> qm.FacetResponse:
         return self._call(self._client.facet, collection_name, key, **options)
@@ -259,7 +278,7 @@ class ServerEngine(Engine):
         return self._call(self._client.query_points, collection_name, query, **options)
 
     def query_scores(
-        self, collection_name: str, requests: Sequence[qm.QueryRequest]
+        self, collection_name: str, requests: Sequence[Request | qm.QueryRequest]
     ) -> list[Scored]:
         def read(result: Any) -> list[Scored]:
             if len(result) != len(requests):
@@ -269,7 +288,20 @@ class ServerEngine(Engine):
                 for hits in (answer["points"] for answer in result)
             ]
 
-        batch = qm.QueryRequestBatch(searches=list(requests))
-        content = batch.model_dump_json(exclude_unset=True, exclude_none=True, by_alias=True)
+        content = searches_to_json(requests)
         path = f"/collections/{quote(collection_name, safe='')}/points/query/batch"
         return self._call(self._request, "POST", path, content=content, read=read)
+
+
+def _record(record: qm.Record) -> Record:
+    point_id = record.id if isinstance(record.id, int) else str(record.id)
+    vector: Any = record.vector
+    if isinstance(vector, dict):
+        vector = {name: _plain_sparse(each) for name, each in vector.items()}
+    return Record(point_id, record.payload, vector)
+
+
+def _plain_sparse(vector: Any) -> Any:
+    if not isinstance(vector, qm.SparseVector):
+        return vector
+    return SparseVector(vector.indices, vector.values)

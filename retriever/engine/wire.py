@@ -1,12 +1,14 @@
-"""Points on their way to an engine: arrays and the analyzer's own vectors, no model objects.
+"""What goes to an engine and comes back, without the client's models.
 
-To make the client's models of a point, and lists of its 350 floats, takes longer than sending it.
+To make those of a point, and lists of its 350 floats, takes longer than sending it.
 """
+
+from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeGuard, TypeVar
 
 import numpy as np
 import orjson
@@ -15,10 +17,10 @@ import qdrant_edge as edge
 from two_tower.models.errors import DataError
 from two_tower.models.storable import storage_fault
 from two_tower.models.vectors import ByteArray, FloatArray, IntArray
-from two_tower.retriever.engine.qdrant_models import qm
 from two_tower.retriever.errors import EngineError
 
-SPARSE = (qm.SparseVector, edge.SparseVector)
+if TYPE_CHECKING:
+    from two_tower.retriever.engine.qdrant_models import qm
 
 BATCH_POINTS = 256
 BATCH_BYTES = 8 * 2**20
@@ -27,8 +29,117 @@ JSON_FLOAT_BYTES = 24  # one float in JSON, at most
 JSON_BYTE_BYTES = 4  # one of uint8
 LARGEST_CHARACTER = 6  # bytes in JSON, where it must be escaped
 
-PayloadChange = qm.OverwritePayloadOperation | qm.SetPayloadOperation
-Vector = FloatArray | ByteArray | list[float] | qm.SparseVector | edge.SparseVector
+PayloadChange: TypeAlias = "qm.OverwritePayloadOperation | qm.SetPayloadOperation"
+
+
+@dataclass(frozen=True, slots=True)
+class SparseVector:
+    """A sparse vector as `qm.SparseVector` is one.
+
+    Attributes:
+        indices: terms, each once.
+        values: one for each.
+    """
+
+    indices: list[int]
+    values: list[float]
+
+    def to_client(self) -> qm.SparseVector:
+        """Return the same as the client has it."""
+        from two_tower.retriever.engine.qdrant_models import qm
+
+        return qm.SparseVector(indices=self.indices, values=self.values)
+
+
+AnySparse: TypeAlias = "SparseVector | qm.SparseVector | edge.SparseVector"
+Vector: TypeAlias = "FloatArray | ByteArray | list[float] | AnySparse"
+
+
+def is_sparse(vector: object) -> TypeGuard[AnySparse]:
+    """Say whether a vector is a sparse one, whoever made it."""
+    # By the name of its type, for the client's may not be loaded.
+    return type(vector).__name__ == "SparseVector"
+
+
+class SearchParams(NamedTuple):
+    """How vectors are searched, as `qm.SearchParams` says it; None for the engine's default.
+
+    Attributes:
+        hnsw_ef: candidates of the graph.
+        exact: compare with every vector.
+        ignore: the vectors themselves, and not their quantized copies.
+        rescore: score what the copies find by the vectors.
+        oversampling: how many times the candidates the copies propose.
+    """
+
+    hnsw_ef: int | None = None
+    exact: bool | None = None
+    ignore: bool | None = None
+    rescore: bool | None = None
+    oversampling: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what a server reads."""
+        copies = _known(ignore=self.ignore, rescore=self.rescore, oversampling=self.oversampling)
+        return _known(hnsw_ef=self.hnsw_ef, exact=self.exact, quantization=copies or None)
+
+    def to_client(self) -> qm.SearchParams:
+        """Return the same as the client has it."""
+        from two_tower.retriever.engine.qdrant_models import qm
+
+        return qm.SearchParams.model_validate(self.to_json())
+
+
+class Request(NamedTuple):
+    """A search for ids and scores, or a part of one: `qm.QueryRequest` and `qm.Prefetch`.
+
+    Attributes:
+        query: a vector, several of late interaction, or a sparse one.
+        using: the name of the vectors that it is compared with.
+        limit: hits at most.
+        filter: which points may be hits.
+        params: how to search.
+        prefetch: whose hits alone are compared; all points where there are none.
+    """
+
+    query: list[float] | list[list[float]] | SparseVector
+    using: str
+    limit: int
+    filter: qm.Filter | None = None
+    params: SearchParams | None = None
+    prefetch: Sequence[Request] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what a server reads."""
+        filter = self.filter and self.filter.model_dump(
+            mode="json", exclude_unset=True, exclude_none=True, by_alias=True
+        )
+        return _known(
+            query=self.query,
+            using=self.using,
+            limit=self.limit,
+            filter=filter,
+            params=self.params and self.params.to_json(),
+            prefetch=[part.to_json() for part in self.prefetch] or None,
+        )
+
+
+class Record(NamedTuple):
+    """A stored point as `qm.Record` is one.
+
+    Attributes:
+        id: a number, or a UUID in text.
+        payload: what is stored beside the vectors; None where it was not asked for.
+        vector: name -> vector; None where none was asked for.
+    """
+
+    id: int | str
+    payload: dict[str, Any] | None = None
+    vector: Any = None
+
+
+def _known(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 class Point(NamedTuple):
@@ -69,7 +180,7 @@ class PackedPoints(Sequence[Point]):
     payloads: list[dict[str, Any]]
 
     @classmethod
-    def of(cls, points: Sequence[Point]) -> "PackedPoints":
+    def of(cls, points: Sequence[Point]) -> PackedPoints:
         """Pack points with one sparse vector, and dense ones.
 
         Raises:
@@ -77,7 +188,7 @@ class PackedPoints(Sequence[Point]):
         """
         for point in points:
             require_storable(point.payload, of=f"point {point.id}")
-        (sparse,) = (n for n, each in points[0].vector.items() if isinstance(each, SPARSE))
+        (sparse,) = (n for n, each in points[0].vector.items() if is_sparse(each))
         vectors: list[dict[str, Any]] = [dict(point.vector) for point in points]
         terms = [vector.pop(sparse) for vector in vectors]
         indices, values = [each.indices for each in terms], [each.values for each in terms]
@@ -191,7 +302,7 @@ def most_bytes(point: AnyPoint) -> int:
 
 def _number_bytes(vector: Any) -> int:
     """Bound the size of a vector's numbers in JSON."""
-    if isinstance(vector, SPARSE):
+    if is_sparse(vector):
         return JSON_FLOAT_BYTES * 2 * len(vector.values)
     if isinstance(vector, np.ndarray):
         return (JSON_BYTE_BYTES if vector.dtype == np.uint8 else JSON_FLOAT_BYTES) * vector.size
@@ -202,7 +313,28 @@ def _number_bytes(vector: Any) -> int:
 
 def to_json(points: Sequence[AnyPoint]) -> bytes:
     """Return the body of an upsert; a float32 takes as many digits as tell it from the others."""
-    body = {"points": [{"id": p.id, "vector": p.vector, "payload": p.payload} for p in points]}
+    return _dumped(
+        {"points": [{"id": p.id, "vector": p.vector, "payload": p.payload} for p in points]}
+    )
+
+
+def searches_to_json(requests: Sequence[Request | qm.QueryRequest]) -> bytes:
+    """Return the body of a batch of searches."""
+    return _dumped(
+        {
+            "searches": [
+                request.to_json()
+                if isinstance(request, Request)
+                else request.model_dump(
+                    mode="json", exclude_unset=True, exclude_none=True, by_alias=True
+                )
+                for request in requests
+            ]
+        }
+    )
+
+
+def _dumped(body: Mapping[str, Any]) -> bytes:
     try:
         return orjson.dumps(body, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY)
     except orjson.JSONEncodeError:  # an integer of more than 64 bits
@@ -210,7 +342,7 @@ def to_json(points: Sequence[AnyPoint]) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, SPARSE):
+    if is_sparse(value):
         return {"indices": value.indices, "values": value.values}
     if isinstance(value, np.ndarray):
         return value.tolist()

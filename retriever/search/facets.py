@@ -1,15 +1,17 @@
 """Which values a payload field has, and in how many passages: what a filter may name."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from two_tower.models.config import SHORT
-from two_tower.retriever.engine.protocol import Engine
-from two_tower.retriever.engine.qdrant_models import qm
+from two_tower.retriever.engine.protocol import Engine, Kind
 from two_tower.retriever.errors import QueryError
 from two_tower.retriever.search.filters import Fields
 
-Kind = qm.PayloadSchemaType
+if TYPE_CHECKING:
+    from two_tower.retriever.engine.qdrant_models import qm
 
 COUNTED = (Kind.KEYWORD, Kind.INTEGER, Kind.BOOL, Kind.UUID)
 """Types of index whose values the engine counts."""

@@ -9,31 +9,29 @@ All fields must hold. Only fields with a payload index may be named: without one
 every payload, which is slow on any corpus that needs a search engine.
 """
 
+from __future__ import annotations
+
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date, datetime
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
+from two_tower.retriever.engine.protocol import Kind
 from two_tower.retriever.engine.qdrant_models import qm
 from two_tower.retriever.errors import QueryError
 
-Kind = qm.PayloadSchemaType
-
-FilterLike = Mapping[str, Any] | qm.Filter
+FilterLike: TypeAlias = "Mapping[str, Any] | qm.Filter"
 
 Fields = Mapping[str, Kind]
 """Field -> type of its payload index, as `Retriever.fields` gives it."""
 
 BOUNDS = ("gte", "gt", "lte", "lt")
 
-RANGES: Mapping[Kind, Callable[..., Any]] = {
-    Kind.INTEGER: qm.Range,
-    Kind.FLOAT: qm.Range,
-    Kind.DATETIME: qm.DatetimeRange,
-}
+RANGES = {Kind.INTEGER: "Range", Kind.FLOAT: "Range", Kind.DATETIME: "DatetimeRange"}
+"""Type of an index -> the client's type of a range in it."""
 
 MOST_VALUES = 1_000
 
@@ -47,11 +45,6 @@ EXAMPLES: Mapping[Kind, str] = {
     Kind.BOOL: "true or false",
     Kind.DATETIME: "a date in ISO 8601",
 }
-
-
-def field_types(info: qm.CollectionInfo) -> dict[str, Kind]:
-    """Return the indexed payload fields of a collection and their types."""
-    return {name: index.data_type for name, index in sorted(info.payload_schema.items())}
 
 
 def to_filter(filter: FilterLike, fields: Fields) -> qm.Filter | None:
@@ -112,7 +105,11 @@ def _range(field: str, value: Mapping[Any, Any], kind: Kind) -> qm.FieldConditio
             f"field {field!r} has {_show(value)}; expected some of {', '.join(BOUNDS)}"
         )
     bounds = {name: _typed(field, bound, kind) for name, bound in value.items()}
-    return qm.FieldCondition(key=field, range=RANGES[kind](**bounds))
+    return qm.FieldCondition(key=field, range=_range_of(kind, **bounds))
+
+
+def _range_of(kind: Kind, **bounds: Any) -> Any:
+    return getattr(qm, RANGES[kind])(**bounds)
 
 
 def _any_of(field: str, values: Sequence[object], kind: Kind) -> qm.Condition:
@@ -128,7 +125,7 @@ def _any_of(field: str, values: Sequence[object], kind: Kind) -> qm.Condition:
 
 def _equals(field: str, value: Any, kind: Kind) -> qm.FieldCondition:
     if kind in RANGES and kind is not Kind.INTEGER:  # the engine matches no float or date exactly
-        return qm.FieldCondition(key=field, range=RANGES[kind](gte=value, lte=value))
+        return qm.FieldCondition(key=field, range=_range_of(kind, gte=value, lte=value))
     return qm.FieldCondition(key=field, match=qm.MatchValue(value=value))
 
 
@@ -153,7 +150,7 @@ def _typed(field: str, value: object, kind: Kind) -> Any:
     raise QueryError(f"field {field!r} has {_show(value)}; expected {EXAMPLES[kind]}")
 
 
-def _plain(value: "np.generic[Any]") -> object:
+def _plain(value: np.generic[Any]) -> object:
     """Return a scalar of numpy as Python has it; dates finer than microseconds are cut."""
     if isinstance(value, np.datetime64):
         value = value.astype("datetime64[us]")
@@ -197,20 +194,20 @@ def _no_index(field: str, fields: Fields) -> str:
 
 _EXACT, _TEXT, _GEO = {Kind.KEYWORD, Kind.UUID, Kind.INTEGER, Kind.BOOL}, {Kind.TEXT}, {Kind.GEO}
 
-ANSWERED_BY: Mapping[type, set[Kind]] = {
-    qm.MatchValue: _EXACT,
-    qm.MatchAny: _EXACT,
-    qm.MatchExcept: _EXACT,
-    qm.MatchText: _TEXT,
-    qm.MatchTextAny: _TEXT,
-    qm.MatchPhrase: _TEXT,
-    qm.Range: {Kind.INTEGER, Kind.FLOAT},
-    qm.DatetimeRange: {Kind.DATETIME},
-    qm.GeoBoundingBox: _GEO,
-    qm.GeoRadius: _GEO,
-    qm.GeoPolygon: _GEO,
+ANSWERED_BY: Mapping[str, set[Kind]] = {
+    "MatchValue": _EXACT,
+    "MatchAny": _EXACT,
+    "MatchExcept": _EXACT,
+    "MatchText": _TEXT,
+    "MatchTextAny": _TEXT,
+    "MatchPhrase": _TEXT,
+    "Range": {Kind.INTEGER, Kind.FLOAT},
+    "DatetimeRange": {Kind.DATETIME},
+    "GeoBoundingBox": _GEO,
+    "GeoRadius": _GEO,
+    "GeoPolygon": _GEO,
 }
-"""Part of a condition -> types of the indexes that can answer it."""
+"""Type of a part of a condition -> types of the indexes that can answer it."""
 
 
 def require_indexes(filter: qm.Filter, fields: Fields, *, inside: str = "") -> None:
@@ -262,7 +259,7 @@ def _kind(path: str, fields: Fields) -> Kind:
 def _require_answer(condition: qm.FieldCondition, kind: Kind, *, path: str) -> None:
     for name in ("match", "range", "geo_bounding_box", "geo_radius", "geo_polygon"):
         part = getattr(condition, name)
-        if part is None or kind in (kinds := ANSWERED_BY.get(type(part), set())):
+        if part is None or kind in (kinds := ANSWERED_BY.get(type(part).__name__, set())):
             continue
         expected = " or ".join(sorted(k.value for k in kinds)) or "another condition"
         raise QueryError(

@@ -20,8 +20,7 @@ from two_tower.models.config import from_mapping
 from two_tower.models.errors import ConfigError
 from two_tower.models.vectors import Float64Array, FloatArray, IntArray
 from two_tower.retriever.collection.schema import BM25, DENSE, LATE
-from two_tower.retriever.engine.qdrant_models import qm
-from two_tower.retriever.engine.wire import Scored
+from two_tower.retriever.engine.wire import Request, Scored
 from two_tower.retriever.errors import CollectionMismatch
 from two_tower.retriever.search.settings import SearchSettings
 
@@ -97,7 +96,7 @@ class Ranking(NamedTuple):
     log_odds: Float64Array | None = None
 
 
-def gather(requests: Mapping[str, qm.QueryRequest], answers: Sequence[Scored]) -> Candidates:
+def gather(requests: Mapping[str, Request], answers: Sequence[Scored]) -> Candidates:
     """Line up the answers of one query's stages in one matrix."""
     seen = dict.fromkeys(chain.from_iterable(answer.ids for answer in answers))
     rows = dict(zip(seen, range(len(seen)), strict=True))  # in the order of first sight
@@ -117,7 +116,7 @@ def gather(requests: Mapping[str, qm.QueryRequest], answers: Sequence[Scored]) -
     for column, (stage, request) in enumerate(requests.items()):
         known = scores[~np.isnan(scores[:, column]), column]
         # A full list leaves out lower scores than its last; a short BM25 list, what has no term.
-        if len(known) and not (stage in LEXICAL and len(known) < (request.limit or 0)):
+        if len(known) and not (stage in LEXICAL and len(known) < request.limit):
             floors[column] = known.min()
     return Candidates(list(rows), stages, scores, floors)
 

@@ -8,6 +8,8 @@ or before it those of all that the cross-scorer reads. What a query asks the eng
 `queries`, what the scores add up to in `fusion`.
 """
 
+from __future__ import annotations
+
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +23,7 @@ from two_tower.models.data import Passage
 from two_tower.retriever.collection.clusters import Centroids
 from two_tower.retriever.collection.schema import BM25, DENSE, LATE, RESERVED
 from two_tower.retriever.engine.protocol import Engine
-from two_tower.retriever.engine.qdrant_models import qm
+from two_tower.retriever.engine.wire import Request
 from two_tower.retriever.errors import QueryError
 from two_tower.retriever.records import Hit, SearchResult, Stage
 from two_tower.retriever.search.chances import (
@@ -32,7 +34,6 @@ from two_tower.retriever.search.chances import (
 )
 from two_tower.retriever.search.diversity import at_most_per_group, mmr
 from two_tower.retriever.search.endpoint import ask_endpoint, compare_model
-from two_tower.retriever.search.filters import field_types
 from two_tower.retriever.search.fusion import (
     CROSS,
     LEXICAL,
@@ -63,6 +64,7 @@ from two_tower.retriever.search.settings import (
 
 if TYPE_CHECKING:
     from two_tower.models.bundle.fusion import Fusion
+    from two_tower.retriever.engine.qdrant_models import qm
 
 DIVERSITY, GROUPS, REWRITE, LAST_STEP = "diversity", "groups", "rewrite", "payload"
 
@@ -89,7 +91,7 @@ class Pipeline:
         collection: str,
         encoder: QueryEncoder,
         *,
-        fusion: "Fusion | None" = None,
+        fusion: Fusion | None = None,
         chances: CollectionChances | None = None,
         centroids: Centroids | None = None,
         has_late: bool = False,
@@ -230,7 +232,7 @@ class Pipeline:
             self._rewritings.clear()
 
     def _imagine(
-        self, queries: Sequence[str], settings: SearchSettings, watch: "Stopwatch"
+        self, queries: Sequence[str], settings: SearchSettings, watch: Stopwatch
     ) -> list[Answers | None]:
         """Return the passages imagined for each query; nothing where no vector would be moved."""
         moves = settings.rerank or not LEXICAL.issuperset(settings.legs)
@@ -253,7 +255,7 @@ class Pipeline:
             vector,
             using=DENSE,
             query_filter=filter,
-            search_params=search_params(ann, self._oversampling),
+            search_params=search_params(ann, self._oversampling).to_client(),
             limit=k,
         )
         return [
@@ -268,7 +270,7 @@ class Pipeline:
         *,
         payloads: Payloads,
         settings: SearchSettings,
-        watch: "Stopwatch",
+        watch: Stopwatch,
     ) -> list[Ranking]:
         """Let the cross-scorer put the best of each ranking in order, where it is to and can.
 
@@ -308,7 +310,7 @@ class Pipeline:
         return crossed
 
     def _choose(
-        self, rankings: Sequence[Ranking], *, k: int, settings: SearchSettings, watch: "Stopwatch"
+        self, rankings: Sequence[Ranking], *, k: int, settings: SearchSettings, watch: Stopwatch
     ) -> tuple[list[list[int]], list[str]]:
         """Return the rows of each ranking that may become hits, and the stages that chose them."""
         stages = []
@@ -341,7 +343,7 @@ class Pipeline:
 
     def _require_field(self, field: str, point_id: str) -> None:
         """Refuse a field that neither an index nor a hit knows."""
-        indexed = field_types(self._engine.get_collection(self._collection))
+        indexed = self._engine.overview(self._collection).fields
         if field not in indexed:
             found = self._payloads([point_id]).get(point_id, {})
             names = ", ".join(sorted({*indexed, *found}.difference(RESERVED)))
@@ -383,7 +385,7 @@ def rewritten(result: SearchResult, answers: Answers | None) -> SearchResult:
 
 
 def ask(
-    engine: Engine, collection: str, plans: Sequence[Mapping[str, qm.QueryRequest]]
+    engine: Engine, collection: str, plans: Sequence[Mapping[str, Request]]
 ) -> list[Candidates]:
     """Send the requests of some queries as one batch; return the candidates of each query."""
     requests = [request for stages in plans for request in stages.values()]

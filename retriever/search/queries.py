@@ -1,9 +1,10 @@
 """From the text of a query to engine requests: its vectors, then one request per stage."""
 
+from __future__ import annotations
+
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from two_tower.retriever.collection.bm25_vectors import Bm25Encoder
 from two_tower.retriever.collection.clusters import Centroids
 from two_tower.retriever.collection.schema import BM25, DENSE, LATE, pca_name
 from two_tower.retriever.engine.qdrant_models import qm
+from two_tower.retriever.engine.wire import Request, SearchParams, SparseVector
 from two_tower.retriever.errors import QueryError
 from two_tower.retriever.search.fusion import LEXICAL, RERANK
 from two_tower.retriever.search.rewriting import Answers
@@ -28,10 +30,7 @@ MAX_QUERY_CHARS = 10_000
 
 REMEMBERED = 512  # queries
 
-prefetch = qm.Prefetch.model_construct
-"""What a query is made of has the right types, and to build a validator takes longer than it."""
-
-BY_THEMSELVES = qm.SearchParams(quantization=qm.QuantizationSearchParams(ignore=True))
+BY_THEMSELVES = SearchParams(ignore=True)
 """Score vectors by themselves, and not by quantized copies."""
 
 Key = tuple[str, tuple[str, ...], Answers, bool]
@@ -48,14 +47,14 @@ class QueryVectors(NamedTuple):
     """
 
     tower: FloatArray
-    by_name: Mapping[str, list[float] | list[list[float]] | qm.SparseVector]
+    by_name: Mapping[str, list[float] | list[list[float]] | SparseVector]
     reading: Reading | None = None
 
     @property
     def term_count(self) -> float:
         """How many terms and names BM25 looks for; near words count by their chance."""
         terms = self.by_name.get(BM25)
-        return sum(terms.values) if isinstance(terms, qm.SparseVector) else 0.0
+        return sum(terms.values) if isinstance(terms, SparseVector) else 0.0
 
 
 def check_query(query: object) -> None:
@@ -90,7 +89,7 @@ class QueryEncoder:
 
     def __init__(
         self,
-        bundle: "ModelBundle | NoTower",
+        bundle: ModelBundle | NoTower,
         bm25: Bm25Encoder,
         speller: Speller | None = None,
     ) -> None:
@@ -100,7 +99,7 @@ class QueryEncoder:
         self._recent: OrderedDict[Key, QueryVectors] = OrderedDict()  # used last comes last
         self._lock = threading.Lock()
 
-    def fresh(self) -> "QueryEncoder":
+    def fresh(self) -> QueryEncoder:
         """Return an encoder that remembers no query yet."""
         return QueryEncoder(self.bundle, self._bm25, self._speller)
 
@@ -225,7 +224,7 @@ def plan(
     filter: qm.Filter | None = None,
     centroids: Centroids | None = None,
     oversampling: float | None = None,
-) -> dict[str, qm.QueryRequest]:
+) -> dict[str, Request]:
     """Return the engine requests of one query by stage; they travel as one batch.
 
     Rerank asks for the exact cosine of every candidate that the legs propose. They go in as
@@ -247,64 +246,51 @@ def plan(
     if ann.n_probe is not None and centroids is not None:
         probed = centroids.probe(vectors.tower, ann.n_probe)
         near = qm.Filter(must=[filter, probed]) if filter else probed
-    legs = {}
+    legs: dict[str, Request] = {}
     for name, limit in settings.legs.items():
         if name not in vectors.by_name:
             continue
         limit = max(limit, k)
         query = vectors.by_name[name]
         if name in LEXICAL:
-            leg = prefetch(query=query, using=name, filter=filter, limit=limit)
+            leg = Request(query, name, limit, filter)
         elif name == DENSE and ann.first_stage is not None:
-            first = prefetch(
-                query=vectors.by_name[ann.first_stage],
-                using=ann.first_stage,
-                filter=near,
-                limit=max(limit, ann.first_stage_candidates),
-                params=params,
-            )
+            wider = max(limit, ann.first_stage_candidates)
+            first = Request(vectors.by_name[ann.first_stage], ann.first_stage, wider, near, params)
             leg = _rescored([first], vectors.tower, limit=limit)
         else:
-            leg = prefetch(query=query, using=name, filter=near, limit=limit, params=params)
+            leg = Request(query, name, limit, near, params)
         legs[name] = leg
     if settings.rerank and (others := [leg for name, leg in legs.items() if name != DENSE]):
-        legs[RERANK] = _rescored(others, vectors.tower, limit=sum(leg.limit or 0 for leg in others))
+        legs[RERANK] = _rescored(others, vectors.tower, limit=sum(leg.limit for leg in others))
     if settings.late and legs and LATE in vectors.by_name:
         all_legs = [leg for name, leg in legs.items() if name != RERANK]
-        legs[LATE] = prefetch(
-            prefetch=all_legs,
-            query=vectors.by_name[LATE],
-            using=LATE,
-            limit=sum(leg.limit or 0 for leg in all_legs),
+        legs[LATE] = Request(
+            vectors.by_name[LATE],
+            LATE,
+            limit=sum(leg.limit for leg in all_legs),
             params=BY_THEMSELVES,
+            prefetch=all_legs,
         )
-    # A part of a request becomes one of its own, for ids and scores alone; it has all its fields.
-    request = partial(qm.QueryRequest.model_construct, with_payload=False)
-    return {name: request(**dict(leg)) for name, leg in legs.items()}
+    return legs
 
 
-def search_params(ann: AnnSettings, oversampling: float | None = None) -> qm.SearchParams:
+def search_params(ann: AnnSettings, oversampling: float | None = None) -> SearchParams:
     """Return the engine's form of what one request can say; `oversampling` where `ann` does not."""
     if ann.oversampling is not None or not ann.rescore:
         oversampling = ann.oversampling
-    return qm.SearchParams(
+    return SearchParams(
         hnsw_ef=ann.ef,
         exact=ann.exact,
-        quantization=qm.QuantizationSearchParams(
-            ignore=ann.ignore_quantized, rescore=ann.rescore, oversampling=oversampling
-        ),
+        ignore=ann.ignore_quantized,
+        rescore=ann.rescore,
+        oversampling=oversampling,
     )
 
 
-def _rescored(legs: list[qm.Prefetch], tower: FloatArray, *, limit: int) -> qm.Prefetch:
+def _rescored(legs: list[Request], tower: FloatArray, *, limit: int) -> Request:
     """Ask for the `limit` best of what `legs` find, by the full vectors.
 
     Quantized copies are ignored: a final score must come from the vectors themselves.
     """
-    return prefetch(
-        prefetch=legs,
-        query=tower.tolist(),
-        using=DENSE,
-        limit=limit,
-        params=BY_THEMSELVES,
-    )
+    return Request(tower.tolist(), DENSE, limit, params=BY_THEMSELVES, prefetch=legs)

@@ -1,5 +1,7 @@
 """`Retriever`: queries in, hits out; `Pipeline.run` says how."""
 
+from __future__ import annotations
+
 import logging
 import math
 import time
@@ -36,7 +38,7 @@ from two_tower.retriever.search.abilities import require_possible
 from two_tower.retriever.search.bundles import find_bundle, load_bundle
 from two_tower.retriever.search.chances import collection_chances
 from two_tower.retriever.search.facets import FieldValue, field_values
-from two_tower.retriever.search.filters import FilterLike, field_types, to_filter
+from two_tower.retriever.search.filters import FilterLike, to_filter
 from two_tower.retriever.search.fusion import collection_fusion
 from two_tower.retriever.search.pipeline import Pipeline
 from two_tower.retriever.search.queries import QueryEncoder, check_query
@@ -81,7 +83,7 @@ class Retriever:
         self,
         engine: Engine,
         name: str,
-        bundle: "ModelBundle | NoTower",
+        bundle: ModelBundle | NoTower,
         *,
         settings: SearchSettings,
     ) -> None:
@@ -94,8 +96,8 @@ class Retriever:
         self.collection = engine.resolve(name)
         self.metadata = read_metadata(engine, self.collection)
         self.size = engine.count(self.collection, exact=True).count
-        info = engine.get_collection(self.collection)
-        self.fields, self._rough_size = field_types(info), info.points_count
+        overview = engine.overview(self.collection)
+        self.fields, self._rough_size = overview.fields, overview.points
         self._require_match(bundle, name=name)
         self._require_possible(settings)
         bm25 = Bm25Encoder.of(self.metadata.bm25, bundle)
@@ -108,14 +110,14 @@ class Retriever:
         cls,
         name: str,
         *,
-        bundle: "str | Path | ModelBundle | None" = None,
+        bundle: str | Path | ModelBundle | None = None,
         url: str | None = None,
         path: str | Path | None = None,
         api_key: str | None = None,
         settings: SearchSettings | None = None,
         follow_s: float = FOLLOW_S,
         device: str = "cpu",
-    ) -> "Retriever":
+    ) -> Retriever:
         """Connect, and check that bundle and collection belong together.
 
         Where `ingest promote` or `rollback` points the name to another version, searches go there
@@ -304,7 +306,7 @@ class Retriever:
             others = qm.Filter(must=[others, condition])
         return self._pipeline.similar(vector, k=k, filter=others, ann=self.settings.ann)
 
-    def with_settings(self, settings: SearchSettings) -> "Retriever":
+    def with_settings(self, settings: SearchSettings) -> Retriever:
         """Return a retriever on the same engine with other settings."""
         self._require_possible(settings)
         twin = self.__copy__()
@@ -312,7 +314,7 @@ class Retriever:
         return twin
 
     @property
-    def fusion(self) -> "Fusion | None":
+    def fusion(self) -> Fusion | None:
         """The learnt weights: those of the bundle, or what was calibrated for the collection."""
         return collection_fusion(self.metadata, self.bundle)
 
@@ -323,7 +325,7 @@ class Retriever:
 
     def with_rewriter(
         self, rewriter: Rewriter | None, *, within_s: float | None = None
-    ) -> "Retriever":
+    ) -> Retriever:
         """Return a retriever on the same engine that searches with imagined answers (HyDE).
 
         `SearchSettings.rewrite` does the same by a language model.
@@ -392,11 +394,11 @@ class Retriever:
             EngineError: the engine does not answer, or the name stands for nothing.
         """
         if self.engine.resolve(self.name) == self.collection:
-            info = self.engine.get_collection(self.collection)
-            if info.points_count != self._rough_size:  # counting a large collection takes time
+            overview = self.engine.overview(self.collection)
+            if overview.points != self._rough_size:  # counting a large collection takes time
                 self.size = self.engine.count(self.collection, exact=True).count
-                self._rough_size = info.points_count
-            self.fields = field_types(info)
+                self._rough_size = overview.points
+            self.fields = overview.fields
             return False
         bundle = find_bundle(self.engine, self.name, device=self._device)
         fresh = type(self)(self.engine, self.name, bundle, settings=self.settings)
@@ -432,7 +434,7 @@ class Retriever:
         about = "closed" if self._is_closed else f"{self.size:,} passages, {kind}, fields {fields}"
         return f"<Retriever of {self.collection!r} at {self.engine.where}: {about}>"
 
-    def __copy__(self) -> "Retriever":
+    def __copy__(self) -> Retriever:
         twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__)
         return twin
@@ -443,7 +445,7 @@ class Retriever:
             "another process; open it there: Retriever.open(…)"
         )
 
-    def __enter__(self) -> "Retriever":
+    def __enter__(self) -> Retriever:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -466,7 +468,7 @@ class Retriever:
         has_tower = self.metadata.has_tower
         require_possible(settings, self.bundle.pca_dims, self.metadata.options, has_tower=has_tower)
 
-    def _require_match(self, bundle: "ModelBundle | NoTower", *, name: str) -> None:
+    def _require_match(self, bundle: ModelBundle | NoTower, *, name: str) -> None:
         loaded_with = self.metadata.bundle_fingerprint
         if loaded_with == bundle.fingerprint:
             return

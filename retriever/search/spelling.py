@@ -21,7 +21,7 @@ from typing import NamedTuple
 from two_tower.models.text.bm25 import Analyzer
 from two_tower.retriever.collection.schema import BM25
 from two_tower.retriever.engine.protocol import Engine
-from two_tower.retriever.engine.qdrant_models import qm
+from two_tower.retriever.engine.wire import AnyPoint, Request, SparseVector
 
 SHORTEST, LONGEST = 4, 24  # letters of a word that is read as another
 
@@ -122,11 +122,7 @@ class Speller:
         asked = sorted(terms)
         for start in range(0, len(asked), TERMS_PER_REQUEST):
             part = asked[start : start + TERMS_PER_REQUEST]
-            vectors = [qm.SparseVector.model_construct(indices=[t], values=[1.0]) for t in part]
-            requests = [
-                qm.QueryRequest(query=vector, using=BM25, limit=most, with_payload=False)
-                for vector in vectors
-            ]
+            requests = [Request(SparseVector([term], [1.0]), BM25, most) for term in part]
             scored = self._engine.query_scores(self._collection, requests)
             points.update({t: s.ids for t, s in zip(part, scored, strict=True) if s.ids})
         return points
@@ -198,7 +194,7 @@ class Speller:
         return self._letters
 
 
-def _text_of(record: qm.Record) -> str:
+def _text_of(record: AnyPoint) -> str:
     payload = record.payload or {}
     return unicodedata.normalize("NFKC", f"{payload.get('title')} {payload.get('text')}")
 

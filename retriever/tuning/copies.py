@@ -29,7 +29,7 @@ from two_tower.retriever.engine.protocol import (
     stored_metadata,
 )
 from two_tower.retriever.engine.qdrant_models import qm
-from two_tower.retriever.engine.wire import batches
+from two_tower.retriever.engine.wire import Record, batches
 from two_tower.retriever.errors import EngineError, EngineLocked
 from two_tower.retriever.search.retriever import Retriever
 from two_tower.retriever.search.settings import SearchSettings
@@ -131,7 +131,7 @@ class TemporaryCopy:
         late = [LATE] if self._metadata.late_dim else []
         records = self._records([*widths, *late, BM25])
         shown = progress(records, label=f"Copying to {name}", total=self._points)
-        unsent: list[qm.Record] = []
+        unsent: list[Record] = []
         for number, batch in enumerate(batches(shown)):
             if unsent:
                 engine.upsert(name, unsent, wait=number % WAIT_EVERY == 0)
@@ -140,7 +140,7 @@ class TemporaryCopy:
         engine.upsert(name, unsent, wait=True)
         return name
 
-    def _records(self, vectors: list[str]) -> Iterator[qm.Record]:
+    def _records(self, vectors: list[str]) -> Iterator[Record]:
         """Yield what goes into the copy, with payload and vectors."""
         left, collection = self._points, self._source.collection
         first = list(dict.fromkeys(self._answers))[:left] if self._is_part else []
@@ -155,7 +155,7 @@ class TemporaryCopy:
         others = scroll_all(self._engine, collection, with_payload=True, with_vectors=vectors)
         yield from islice((record for record in others if str(record.id) not in seen), left)
 
-    def _assign(self, batch: Sequence[qm.Record]) -> None:
+    def _assign(self, batch: Sequence[Record]) -> None:
         if not self._centroids:
             return
         vectors = np.array([_named_vectors(point)[DENSE] for point in batch], dtype=np.float32)
@@ -165,7 +165,7 @@ class TemporaryCopy:
                 members[cluster].append(point.id)
 
 
-def _named_vectors(point: qm.Record) -> dict[str, Any]:
+def _named_vectors(point: Record) -> dict[str, Any]:
     """Return the vectors of a point by name."""
     assert isinstance(point.vector, dict)  # all of ours have names
     return point.vector
