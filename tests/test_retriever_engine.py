@@ -14,6 +14,7 @@ from two_tower.ingest.loading import loader
 from two_tower.models.data import Dataset
 from two_tower.retriever.collection.schema import point_id
 from two_tower.retriever.engine.protocol import Engine
+from two_tower.retriever.engine.wire import SparseVector
 from two_tower.retriever.errors import CollectionNotFound, EngineError
 
 PASSAGES = make_passages(120, seed=3)
@@ -151,7 +152,7 @@ def test_points_come_back_as_they_went_in(engine: Engine, name: str) -> None:
     assert found.payload == payload
     assert isinstance(found.vector, dict)
     assert found.vector["dense"] == pytest.approx([0.6, 0.8, 0, 0])
-    assert found.vector["bm25"] == qm.SparseVector(indices=[7, 2**31], values=[1, 2.5])
+    assert found.vector["bm25"] == SparseVector([7, 2**31], [1, 2.5])
     part = engine.retrieve(name, [5], with_payload=["b", "n"], with_vectors=["dense"])[0]
     assert part.payload == {"b": False, "n": None}
     assert isinstance(part.vector, dict)

@@ -213,7 +213,7 @@ def test_search_options(loaded: Loaded) -> None:
 def test_bm25_is_bm25(loaded: Loaded) -> None:
     engine, collection = loaded
     for query in QUERIES:
-        leg = BM25.encode_query(query)
+        leg = BM25.encode_query(query).to_client()
         hits = engine.query_points(collection, leg, using="bm25", limit=1000).points
         expected = bm25_by_hand(query)
         assert {hit.id for hit in hits} == {i for i, s in zip(IDS, expected, strict=True) if s > 0}
@@ -309,7 +309,11 @@ def test_a_batch_answers_each_query_in_order(loaded: Loaded) -> None:
 
 def test_hits_bring_what_was_asked_for(loaded: Loaded) -> None:
     engine, collection = loaded
-    leg: dict[str, Any] = {"query": BM25.encode_query("river boat"), "using": "bm25", "limit": 1}
+    leg: dict[str, Any] = {
+        "query": BM25.encode_query("river boat").to_client(),
+        "using": "bm25",
+        "limit": 1,
+    }
     (bare,) = engine.query_points(collection, **leg, with_payload=False).points
     assert not bare.payload
     assert bare.vector is None
@@ -323,6 +327,6 @@ def test_hits_bring_what_was_asked_for(loaded: Loaded) -> None:
 
 def test_a_query_without_terms_finds_nothing(loaded: Loaded) -> None:
     engine, collection = loaded
-    empty = BM25.encode_query("the of and")
+    empty = BM25.encode_query("the of and").to_client()
     assert not empty.indices
     assert engine.query_points(collection, empty, using="bm25").points == []

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import HashEncoder, make_passages
-from qdrant_client import models as qm
 from typer.testing import CliRunner
 
 from two_tower.ingest.loading import loader
@@ -19,7 +18,7 @@ from two_tower.models.data import Dataset, Passage
 from two_tower.retriever import Retriever, SearchSettings
 from two_tower.retriever.cli import app
 from two_tower.retriever.engine.connect import connect
-from two_tower.retriever.engine.protocol import Engine
+from two_tower.retriever.engine.protocol import Engine, Kind
 from two_tower.retriever.errors import QueryError
 from two_tower.retriever.search.filters import to_filter
 
@@ -99,11 +98,11 @@ def test_help_and_version_of_every_command() -> None:
 
 
 KINDS = {
-    "kind": qm.PayloadSchemaType.KEYWORD,
-    "year": qm.PayloadSchemaType.INTEGER,
-    "rank": qm.PayloadSchemaType.FLOAT,
-    "good": qm.PayloadSchemaType.BOOL,
-    "when": qm.PayloadSchemaType.DATETIME,
+    "kind": Kind.KEYWORD,
+    "year": Kind.INTEGER,
+    "rank": Kind.FLOAT,
+    "good": Kind.BOOL,
+    "when": Kind.DATETIME,
 }
 
 

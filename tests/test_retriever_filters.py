@@ -16,12 +16,12 @@ from two_tower.ingest.loading import loader
 from two_tower.ingest.versions import versions as collections
 from two_tower.models.data import Dataset, Passage
 from two_tower.retriever import Retriever, SearchSettings
-from two_tower.retriever.engine.protocol import Engine
+from two_tower.retriever.engine.protocol import Engine, Kind
 from two_tower.retriever.errors import QueryError
 from two_tower.retriever.search.filters import parse_filters, to_filter
 
 PASSAGES = make_passages(120)
-Kind = qm.PayloadSchemaType
+
 FIELDS = {
     "kind": Kind.KEYWORD,
     "year": Kind.INTEGER,

@@ -11,12 +11,12 @@ from two_tower.models.data import Dataset, Passage
 from two_tower.retriever import Retriever, SearchSettings
 from two_tower.retriever.collection.options import CollectionOptions
 from two_tower.retriever.collection.schema import point_id
-from two_tower.retriever.engine.protocol import Engine
+from two_tower.retriever.engine.protocol import Engine, Kind
 from two_tower.retriever.errors import EngineError, QueryError
 from two_tower.retriever.search.filters import to_filter
 
 PASSAGES = make_passages(60)
-Kind = qm.PayloadSchemaType
+
 FIELDS = {"kind": Kind.KEYWORD, "year": Kind.INTEGER, "title": Kind.TEXT, "when": Kind.DATETIME}
 DECLARED = "fields that have one: kind, year, title, when"
 

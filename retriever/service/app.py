@@ -288,7 +288,7 @@ def _check_k(k: int) -> None:
         raise ServiceFailure(Failure(400, "invalid_query", message))
 
 
-def _filter(body: bodies.Filter | None, words: Words, retriever: Retriever) -> FilterLike | None:
+def _filter(body: bodies.Filter | None, words: Words, retriever: Retriever) -> "FilterLike | None":
     return parse_filters(words, retriever.fields) if words else body
 
 

@@ -90,7 +90,7 @@ class Experiment:
         own: SearchResult,
         *,
         k: int,
-        filter: FilterLike | None,
+        filter: "FilterLike | None",
         budget_ms: float | None,
         seed: bytes,
     ) -> SearchResult:

@@ -64,7 +64,7 @@ class Encoders:
     def of_query(self, text: str) -> dict[str, Any]:
         """Return vector name -> vector."""
         dense = self._bundle.encode_queries([text])[0].tolist()
-        return {"dense": dense, "bm25": self._bm25.encode_query(text)}
+        return {"dense": dense, "bm25": self._bm25.encode_query(text).to_client()}
 
 
 class Txtai:

@@ -33,6 +33,7 @@ from two_tower.models.provenance import commit
 from two_tower.retriever import Retriever
 from two_tower.retriever.engine.edge import EdgeEngine
 from two_tower.retriever.engine.edge_types import to_request
+from two_tower.retriever.engine.wire import SparseVector
 from two_tower.retriever.search.queries import QueryVectors, search_params
 from two_tower.retriever.search.settings import read_file
 
@@ -86,11 +87,16 @@ def embedded_call(retriever: Retriever, queries: Sequence[str]) -> Callable[[str
 
 def requests_of(retriever: Retriever, queries: Sequence[str]) -> dict[str, qm.QueryRequest]:
     """Return one request a query: both legs, fused by their ranks."""
-    params = {"dense": search_params(retriever.settings.ann), "bm25": None}
+    params = {"dense": search_params(retriever.settings.ann).to_client(), "bm25": None}
 
     def request(vectors: QueryVectors) -> qm.QueryRequest:
         legs = [
-            qm.Prefetch(query=vector, using=name, limit=CANDIDATES, params=params[name])
+            qm.Prefetch(
+                query=vector.to_client() if isinstance(vector, SparseVector) else vector,
+                using=name,
+                limit=CANDIDATES,
+                params=params[name],
+            )
             for name, vector in vectors.by_name.items()
         ]
         fusion = qm.FusionQuery(fusion=qm.Fusion.RRF)
