@@ -13,21 +13,17 @@
 import dataclasses
 import difflib
 import json
-import re
 import reprlib
 import types
 from collections.abc import Callable, Mapping
 from functools import wraps
-from pathlib import Path
 from typing import Any, TypeVar, Union, dataclass_transform, get_args, get_origin, get_type_hints
 
-import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic.fields import FieldInfo
 
 from two_tower.models.errors import ConfigError
-from two_tower.models.files import read_limited
 
 C = TypeVar("C")
 
@@ -78,49 +74,6 @@ def from_mapping(owner: type[C], mapping: Mapping[str, Any], *, where: str = "")
         raise ConfigError(refusal(error.errors()[0], owner, where)) from None
     except (TypeError, ValueError, RecursionError) as error:  # no JSON: odd keys, a circle, depth
         raise ConfigError(f"{where or 'it'} cannot be read ({str(error)[:200]})") from None
-
-
-LARGEST_YAML = 2**20
-
-LONGEST_REASON = 300
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which 5e-3 is a number; YAML 1.1 asks for 5.0e-3.
-
-    Aliases are refused: a few of them, one within the other, are gigabytes.
-    """
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        """Return the next node."""
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.YAMLError(f"an alias in line {mark.line + 1}; write it out")
-        return super().compose_node(parent, index)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+"), [*"-+.0123456789"]
-)
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a YAML file that holds one mapping (an empty file is an empty mapping).
-
-    Raises:
-        ConfigError: the file is missing, is not YAML or is not a mapping.
-    """
-    try:
-        text = read_limited(Path(path), LARGEST_YAML).decode("utf-8-sig")
-        content = yaml.load(text, _Loader)
-    except FileNotFoundError:
-        raise ConfigError(f"there is no configuration file at {path}") from None
-    except (OSError, ValueError, RecursionError, OverflowError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())[:LONGEST_REASON]
-        raise ConfigError(f"{path} cannot be read as YAML ({reason})") from None
-    if not isinstance(content, dict | None):
-        raise ConfigError(f"{path} holds a {type(content).__name__}, expected keys and values")
-    return content or {}
 
 
 def with_values(mapping: Mapping[str, Any], dotted: Mapping[str, Any]) -> dict[str, Any]:

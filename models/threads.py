@@ -1,9 +1,9 @@
 """How many threads BLAS uses."""
 
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property
 from typing import Any
 
 from threadpoolctl import ThreadpoolController
@@ -16,17 +16,22 @@ class _BlasThreads:
         self._lock = threading.Lock()
         self._blocks = 0
         self._limit: Any = None
+        self._libraries: ThreadpoolController | None = None
+        self._modules = 0
 
-    @cached_property
-    def _controller(self) -> ThreadpoolController:
-        return ThreadpoolController().select(user_api="blas")  # takes a millisecond
+    def _loaded(self) -> ThreadpoolController:
+        """Return the libraries of all packages so far; to look for them takes a millisecond."""
+        if self._libraries is None or len(sys.modules) != self._modules:
+            self._libraries = ThreadpoolController().select(user_api="blas")
+            self._modules = len(sys.modules)
+        return self._libraries
 
     @contextmanager
     def one(self) -> Iterator[None]:
         """Set it to one; the first of several overlapping blocks does, the last one restores it."""
         with self._lock:
             if not self._blocks:
-                self._limit = self._controller.limit(limits=1)
+                self._limit = self._loaded().limit(limits=1)
             self._blocks += 1
         try:
             yield

@@ -224,6 +224,20 @@ def test_a_weight_of_other_passages_is_noted(
     assert ("retriever calibrate pages" in done.stderr) is is_noted
 
 
+def test_a_weight_that_stays_is_said_once(tmp_path: Path, tiny_bundle: Path) -> None:
+    """BM25 is always right here, but a weight of 1 is the least that a grid has."""
+    passages = [Passage(f"p{i}", " ".join(topic_words(i) * 3)) for i in range(60)]
+    data = write_data(tmp_path / "DATA", passages)
+    bundle = ModelBundle.load(tiny_bundle)
+    bundle = bundle.with_extras({FUSION: Fusion(HybridWeights(1.0)).to_bytes()})
+    bundle.card["data"] = {"content_hash": "0" * 64}
+    bundle.save(tmp_path / "bundle")
+    load = ["load", data.path, "--bundle", tmp_path / "bundle", "--collection", "pages"]
+    first, second = (run(*load, "--path", tmp_path / "edge") for _ in range(2))
+    assert "a cosine stays worth 1.0 points of BM25, as was learnt on other" in first.stdout
+    assert "points of BM25" not in second.stdout
+
+
 def test_a_weight_of_other_passages_is_learnt_anew(
     tmp_path: Path, tiny_bundle: Path, where: list[str], name: str
 ) -> None:

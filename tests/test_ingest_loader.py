@@ -1,5 +1,7 @@
 """Loading: what ends in the collection, idempotence, updates, resuming, refusals."""
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -360,6 +362,29 @@ def test_blas_has_one_thread_for_as_long_as_a_load_takes(
         loader.load(edge_engine, make_data(PASSAGES[:10]), encoder, name=name)
         assert encoder.threads == {1}
         assert set(blas_threads()) == {2}
+
+
+LATER = """
+import numpy
+from threadpoolctl import threadpool_info, threadpool_limits
+from two_tower.models.threads import one_blas_thread
+
+def threads():
+    return [each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"]
+
+with one_blas_thread():
+    before = threads()
+import scipy.linalg
+with threadpool_limits(2, user_api="blas"), one_blas_thread():
+    assert len(threads()) > len(before), threads()
+    assert set(threads()) == {1}, threads()
+"""
+
+
+def test_a_library_that_is_loaded_later_has_one_thread_too() -> None:
+    """numpy and scipy each bring a BLAS of their own."""
+    done = subprocess.run([sys.executable, "-c", LATER], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_loads_that_overlap_leave_blas_as_it_was() -> None:

@@ -6,10 +6,11 @@ from typing import Literal
 import pytest
 from pydantic import Field
 
-from two_tower.models.config import configuration, flatten, from_mapping, read_yaml, with_values
+from two_tower.models.config import configuration, flatten, from_mapping, with_values
 from two_tower.models.errors import ConfigError
 from two_tower.models.training.config import TrainConfig
 from two_tower.models.training.recipe import read_config, recipe_names
+from two_tower.models.yaml_file import read_yaml
 
 
 @configuration("inner")

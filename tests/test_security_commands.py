@@ -20,12 +20,12 @@ from two_tower.ingest.cli import app as ingest_app
 from two_tower.ingest.generation.prompt import read_prompt as read_queries_prompt
 from two_tower.ingest.judging.prompt import read_grade_prompt
 from two_tower.ingest.versions.snapshots import open_archive
-from two_tower.models.config import read_yaml
 from two_tower.models.console import application
 from two_tower.models.control_characters import UNSAFE, visible
 from two_tower.models.errors import ConfigError, TrainingError, TwoTowerError
 from two_tower.models.files import require_place
 from two_tower.models.training.checkpoint import Checkpoint, Progress, RunFolder
+from two_tower.models.yaml_file import read_yaml
 from two_tower.retriever.cli import app as retriever_app
 from two_tower.retriever.search.rewriting import read_prompt as read_rewriting_prompt
 from two_tower.retriever.search.settings import read_settings

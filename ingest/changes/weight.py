@@ -60,10 +60,17 @@ def weigh(engine: Engine, collection: str, bundle: "ModelBundle", *, name: str) 
             error,
         )
         return None
-    store(retriever, found)
+    store(retriever, found)  # also where it stays, or the next load would ask again
+    judged = f"Judged queries say it better: retriever calibrate {name} DATA"
+    cut = f"{found.queries} queries cut from these"
+    if found.after == found.before:
+        return (
+            f"a cosine stays worth {found.before:.1f} points of BM25, as was learnt on other "
+            f"passages: {cut} ask for no less (MRR of BM25 {found.bm25_mrr:.3f}, with it "
+            f"{found.after_mrr:.3f}). {judged}"
+        )
     return (
         f"a cosine is worth {found.after:.1f} points of BM25 here; {found.before:.1f} was learnt "
-        f"on other passages ({found.queries} queries cut from these: MRR of BM25 "
-        f"{found.bm25_mrr:.3f}, before {found.before_mrr:.3f}, now {found.after_mrr:.3f}). Judged "
-        f"queries say it better: retriever calibrate {name} DATA; back: --forget"
+        f"on other passages ({cut}: MRR of BM25 {found.bm25_mrr:.3f}, before "
+        f"{found.before_mrr:.3f}, now {found.after_mrr:.3f}). {judged}; back: --forget"
     )

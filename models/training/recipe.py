@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from two_tower.models.config import from_mapping, read_yaml, with_values
+from two_tower.models.config import from_mapping, with_values
 from two_tower.models.errors import ConfigError
+from two_tower.models.yaml_file import read_yaml
 
 if TYPE_CHECKING:
     from two_tower.models.training.config import TrainConfig

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.bundle.files import read_card
-from two_tower.models.config import configuration, flatten, from_mapping, read_yaml, with_values
+from two_tower.models.config import configuration, flatten, from_mapping, with_values
 from two_tower.models.data import Dataset
 from two_tower.models.errors import BundleError, ConfigError, TrainingError
 from two_tower.models.examples.corpus import Notify
@@ -28,6 +28,7 @@ from two_tower.models.text.bm25 import Analyzer
 from two_tower.models.training.config import TrainConfig
 from two_tower.models.training.dev_metrics import METRIC_NAMES
 from two_tower.models.training.run import RunOptions, train_bundle
+from two_tower.models.yaml_file import read_yaml
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

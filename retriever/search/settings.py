@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from two_tower.models.config import configuration, from_mapping, read_yaml
+from two_tower.models.config import configuration, from_mapping
 from two_tower.models.errors import ConfigError
 from two_tower.retriever.collection.options import CollectionOptions
 
@@ -163,6 +163,8 @@ def read_file(path: str | Path) -> SettingsFile:
     Raises:
         ConfigError: there is no such file, a key is unknown or a value impossible.
     """
+    from two_tower.models.yaml_file import read_yaml
+
     mapping = read_yaml(path)
     try:
         return from_mapping(SettingsFile, mapping)

@@ -30,12 +30,13 @@ from safetensors import safe_open
 
 from two_tower.ingest.dataset.writer import DatasetWriter
 from two_tower.models.bundle.bundle import ModelBundle
-from two_tower.models.config import read_yaml, with_values
+from two_tower.models.config import with_values
 from two_tower.models.data import Dataset
 from two_tower.models.errors import ConfigError, TwoTowerError
 from two_tower.models.files import write_json
 from two_tower.models.provenance import commit
 from two_tower.models.training.recipe import FOLDER, read_config
+from two_tower.models.yaml_file import read_yaml
 from two_tower.retriever.evaluation.measures import answerable
 
 ROOT = Path(__file__).parent.parent.parent

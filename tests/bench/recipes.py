@@ -27,11 +27,12 @@ from ablation_table import aligned
 from spine import run_command
 
 from two_tower.models.bundle.bundle import ModelBundle
-from two_tower.models.config import read_yaml, with_values
+from two_tower.models.config import with_values
 from two_tower.models.data import Dataset
 from two_tower.models.files import write_json
 from two_tower.models.provenance import commit
 from two_tower.models.training.recipe import FOLDER
+from two_tower.models.yaml_file import read_yaml
 from two_tower.retriever import Retriever
 from two_tower.retriever.evaluation.measures import answerable
 
