@@ -50,7 +50,6 @@ from two_tower.retriever.engine.qdrant_models import qm
 from two_tower.retriever.engine.snapshot_file import SnapshotFile
 from two_tower.retriever.engine.wire import (
     AnyPoint,
-    PackedPoints,
     PayloadChange,
     Record,
     Request,
@@ -246,28 +245,8 @@ class EdgeEngine(Engine):
         try:
             info = self._shard(collection_name).info()
         except CollectionDamaged:
-            return qm.CollectionInfo(
-                status=qm.CollectionStatus.RED,
-                optimizer_status=qm.OptimizersStatusOneOf.OK,
-                segments_count=0,
-                config=self._description(collection_name).to_client(),
-                payload_schema={},
-            )
-        return qm.CollectionInfo(
-            status=qm.CollectionStatus.GREEN,
-            optimizer_status=qm.OptimizersStatusOneOf.OK,
-            points_count=info.points_count,
-            indexed_vectors_count=info.indexed_vectors_count,
-            segments_count=info.segments_count,
-            config=self._description(collection_name).to_client(),
-            payload_schema={
-                name: qm.PayloadIndexInfo(
-                    data_type=qm.PayloadSchemaType(edge_types.KINDS[index.data_type]),
-                    points=index.points,
-                )
-                for name, index in info.payload_schema.items()
-            },
-        )
+            info = None
+        return self._description(collection_name).to_client(info)
 
     @_translated
     def overview(self, collection_name: str) -> Overview:
@@ -372,29 +351,9 @@ class EdgeEngine(Engine):
     def upsert(
         self, collection_name: str, points: Sequence[AnyPoint], *, wait: bool = True
     ) -> qm.UpdateResult:
-        self._check_widths(collection_name, points)
+        self._description(collection_name).check(points, of=collection_name)
         operation = edge.UpdateOperation.upsert_points(edge_types.to_points(points))
         return self._update(collection_name, operation, wait=wait)
-
-    def _check_widths(self, collection_name: str, points: Sequence[AnyPoint]) -> None:
-        """Refuse a batch before any of it is written; Edge would stop halfway through a point."""
-        description = self._description(collection_name)
-        widths = {name: params.size for name, params in description.vectors.items()}
-        known = widths.keys() | description.sparse_vectors.keys()
-        some = [points[0]] if isinstance(points, PackedPoints) else points  # all are as wide
-        for point in some:
-            for name, vector in (point.vector if isinstance(point.vector, dict) else {}).items():
-                if name not in known:
-                    raise EngineError(
-                        f"collection {collection_name!r} has no vector {name!r}; "
-                        f"it has {', '.join(sorted(known))}"
-                    )
-                expected = widths.get(name)
-                for width in edge_types.dense_widths(vector) - {expected}:
-                    raise EngineError(
-                        f"vector {name!r} of point {point.id} has {width} dimensions; "
-                        f"collection {collection_name!r} expects {expected or 'a sparse one'}"
-                    )
 
     @_translated
     def batch_update_points(

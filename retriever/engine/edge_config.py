@@ -1,21 +1,15 @@
 """How an embedded collection is configured: as JSON beside the shard, and as Edge has it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import qdrant_edge as edge
 from pydantic import BaseModel
 
-from two_tower.retriever.engine.edge_types import allow_only, unsupported
+from two_tower.retriever.engine.edge_types import KINDS, allow_only, dense_widths, unsupported
 from two_tower.retriever.engine.qdrant_models import qm
+from two_tower.retriever.engine.wire import AnyPoint, PackedPoints
 from two_tower.retriever.errors import EngineError
-
-EDGE_DISTANCES = {
-    qm.Distance.COSINE: edge.Distance.Cosine,
-    qm.Distance.DOT: edge.Distance.Dot,
-    qm.Distance.EUCLID: edge.Distance.Euclid,
-    qm.Distance.MANHATTAN: edge.Distance.Manhattan,
-}
 
 HNSW = qm.HnswConfig(m=16, ef_construct=100, full_scan_threshold=10_000)
 OPTIMIZERS = qm.OptimizersConfig(default_segment_number=0, flush_interval_sec=0)
@@ -24,6 +18,13 @@ SINGLE = ("shard_number", "replication_factor", "write_consistency_factor")
 STORED = ("hnsw_config", "quantization_config", "optimizers_config", "on_disk_payload")
 
 QUANTIZATIONS = (qm.ScalarQuantization, qm.BinaryQuantization)
+
+EDGE_DISTANCES = {
+    qm.Distance.COSINE: edge.Distance.Cosine,
+    qm.Distance.DOT: edge.Distance.Dot,
+    qm.Distance.EUCLID: edge.Distance.Euclid,
+    qm.Distance.MANHATTAN: edge.Distance.Manhattan,
+}
 
 EDGE_DATATYPES = {
     qm.Datatype.FLOAT32: edge.VectorStorageDatatype.Float32,
@@ -118,9 +119,13 @@ class Description(BaseModel):
             wal_enabled=True,
         )
 
-    def to_client(self) -> qm.CollectionConfig:
-        """Return what `get_collection` says about the configuration."""
-        return qm.CollectionConfig(
+    def to_client(self, info: Any) -> qm.CollectionInfo:
+        """Return what `get_collection` says.
+
+        Args:
+            info: that of the shard; None where it cannot be opened.
+        """
+        config = qm.CollectionConfig(
             params=qm.CollectionParams(
                 vectors=self.vectors,
                 sparse_vectors=self.sparse_vectors,
@@ -131,6 +136,44 @@ class Description(BaseModel):
             optimizer_config=OPTIMIZERS.model_copy(update=_values(self.optimizers_config)),
             metadata=self.metadata,
         )
+        indexes = info.payload_schema.items() if info else ()
+        return qm.CollectionInfo(
+            status=qm.CollectionStatus.GREEN if info else qm.CollectionStatus.RED,
+            optimizer_status=qm.OptimizersStatusOneOf.OK,
+            points_count=info.points_count if info else None,
+            indexed_vectors_count=info.indexed_vectors_count if info else None,
+            segments_count=info.segments_count if info else 0,
+            config=config,
+            payload_schema={
+                name: qm.PayloadIndexInfo(
+                    data_type=qm.PayloadSchemaType(KINDS[index.data_type]), points=index.points
+                )
+                for name, index in indexes
+            },
+        )
+
+    def check(self, points: Sequence[AnyPoint], *, of: str) -> None:
+        """Refuse a batch before any of it is written; Edge would stop halfway through a point.
+
+        Raises:
+            EngineError: a vector of another name or width than the collection `of` has.
+        """
+        widths = {name: params.size for name, params in self.vectors.items()}
+        known = widths.keys() | self.sparse_vectors.keys()
+        some = [points[0]] if isinstance(points, PackedPoints) else points  # all are as wide
+        for point in some:
+            for name, vector in (point.vector if isinstance(point.vector, dict) else {}).items():
+                if name not in known:
+                    raise EngineError(
+                        f"collection {of!r} has no vector {name!r}; it has "
+                        f"{', '.join(sorted(known))}"
+                    )
+                expected = widths.get(name)
+                for width in dense_widths(vector) - {expected}:
+                    raise EngineError(
+                        f"vector {name!r} of point {point.id} has {width} dimensions; "
+                        f"collection {of!r} expects {expected or 'a sparse one'}"
+                    )
 
 
 def _values(model: BaseModel | None) -> dict[str, Any]:

@@ -52,7 +52,6 @@ if TYPE_CHECKING:
     from two_tower.models.bundle.no_tower import NoTower
 
 DEFAULT_K, DEFAULT_VALUES = 10, 20
-
 QUERIES_PER_REQUEST = 32
 REQUESTS_IN_FLIGHT = 3  # two are searched for while the answer to the third is read
 
@@ -96,8 +95,7 @@ class Retriever:
         self.collection = engine.resolve(name)
         self.metadata = read_metadata(engine, self.collection)
         self.size = engine.count(self.collection, exact=True).count
-        overview = engine.overview(self.collection)
-        self.fields, self._rough_size = overview.fields, overview.points
+        self._rough_size, self.fields, _ = engine.overview(self.collection)
         self._require_match(bundle, name=name)
         self._require_possible(settings)
         bm25 = Bm25Encoder.of(self.metadata.bm25, bundle)
