@@ -6,8 +6,8 @@
 DATA and BUNDLE are what `make demo` leaves in demo/. Prints the latencies of one client and of
 eight, with the cross-scorer and without where the bundle has one; what happens past the limit, and
 when Qdrant is killed under load; one worker and several in turns; and the memory of a service that
-answers many queries, none twice, every tenth with the cross-scorer. CPU is what service and Qdrant spent on a search; it says more
-than a latency where other jobs run.
+answers many queries, none twice, every tenth with the cross-scorer. CPU is what service and Qdrant
+spent on a search; it says more than a latency where other jobs run.
 """
 
 import argparse
