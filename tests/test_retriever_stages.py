@@ -7,7 +7,7 @@ from qdrant_client.hybrid.fusion import distribution_based_score_fusion
 
 from two_tower.models.bundle.fusion import HybridWeights
 from two_tower.models.errors import ConfigError
-from two_tower.retriever.engine.wire import Scored
+from two_tower.retriever.engine.wire import Scored, SparseVector
 from two_tower.retriever.records import Hit
 from two_tower.retriever.search.fusion import Ranking, fuse, gather, stage_weights
 from two_tower.retriever.search.pipeline import top_hits
@@ -20,7 +20,7 @@ VECTORS = QueryVectors(
     {
         "dense": TOWER.tolist(),
         "pca_1": [1.0],
-        "bm25": qm.SparseVector(indices=[7], values=[1.0]),
+        "bm25": SparseVector([7], [1.0]),
     },
 )
 
@@ -45,7 +45,7 @@ def test_plan_gives_each_leg_its_own_limit_and_rescores_the_union() -> None:
     assert rerank.using == "dense"
     assert rerank.query == TOWER.tolist()
     assert [(p.using, p.limit) for p in rerank.prefetch] == [("pca_1", 30), ("bm25", 50)]
-    assert rerank.params.quantization.ignore is True
+    assert rerank.params.ignore is True
 
 
 def test_what_the_dense_leg_found_needs_no_rescoring() -> None:
