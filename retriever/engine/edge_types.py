@@ -89,7 +89,7 @@ def to_vector(vector: Any) -> Any:
         return vector.tolist()
     if isinstance(vector, list | edge.SparseVector):
         return vector
-    if is_sparse(vector):
+    if isinstance(vector, SparseVector) or is_sparse(vector):
         return edge.SparseVector(vector.indices, vector.values)
     raise unsupported(vector)
 
