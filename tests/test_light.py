@@ -134,3 +134,17 @@ def test_types_are_those_of_the_client_whichever_comes_first(first: str) -> None
     command = [sys.executable, "-c", SAME.format(first=first)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+ENDING = """
+import atexit, gc
+from two_tower.retriever.cli import app
+atexit.register(lambda: print(gc.get_freeze_count()))  # the last one is called first
+app()
+"""
+
+
+def test_a_command_that_ends_looks_for_no_garbage() -> None:
+    command = [sys.executable, "-c", ENDING, "search", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(done.stdout.splitlines()[-1]) > 10_000
