@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from conftest import HashEncoder, make_passages
-from qdrant_client import models as qm
 
 from two_tower.ingest.loading import loader
 from two_tower.ingest.loading.loader import LoadSettings
@@ -15,6 +14,7 @@ from two_tower.models.data import Dataset, Passage
 from two_tower.retriever.collection.options import CollectionOptions
 from two_tower.retriever.collection.schema import point_id
 from two_tower.retriever.engine.protocol import Engine
+from two_tower.retriever.engine.wire import Point
 
 MakeData = Callable[..., Dataset]
 PASSAGES = make_passages(300)
@@ -119,7 +119,7 @@ def test_points_of_others_are_kept_or_pruned(
     data = make_data(PASSAGES[:10])
     collection = loader.load(engine, data, encoder, name=name).collection
     (record,) = engine.retrieve(collection, [point_id("p1")], with_vectors=True)
-    odd = qm.PointStruct(id=7, vector=record.vector or {}, payload={"content_hash": 3})
+    odd = Point(7, record.vector or {}, payload={"content_hash": 3})
     engine.upsert(collection, [odd])
     assert loader.load(engine, data, encoder, name=name).kept == 1
     pruned = loader.load(engine, data, encoder, name=name, settings=LoadSettings(prune=True))

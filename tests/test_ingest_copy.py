@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from conftest import HashEncoder, Server, make_passages, running_server
-from qdrant_client import models as qm
 from typer.testing import CliRunner, Result
 
 from two_tower.ingest.cli import app
@@ -21,6 +20,7 @@ from two_tower.retriever.collection.options import CollectionOptions
 from two_tower.retriever.collection.schema import point_id
 from two_tower.retriever.engine.connect import connect
 from two_tower.retriever.engine.protocol import Engine
+from two_tower.retriever.engine.wire import Point, SparseVector
 from two_tower.retriever.errors import CollectionMismatch, CollectionNotFound, VerificationFailed
 
 MakeData = Callable[..., Dataset]
@@ -46,7 +46,7 @@ def close(left: object, right: object) -> bool:
     """Equal but for the last bits of floats: an engine normalises once more."""
     if isinstance(left, dict) and isinstance(right, dict):
         return left.keys() == right.keys() and all(close(left[k], right[k]) for k in left)
-    if isinstance(left, qm.SparseVector) and isinstance(right, qm.SparseVector):
+    if isinstance(left, SparseVector) and isinstance(right, SparseVector):
         pairs = (dict(zip(v.indices, v.values, strict=True)) for v in (left, right))
         return close(*pairs)
     if isinstance(left, list | tuple) and isinstance(right, list | tuple):
@@ -120,7 +120,7 @@ def test_a_stopped_copy_goes_on(
     (record,), _ = rest_engine.scroll(collection, limit=1, with_vectors=True)
     vector: Any = record.vector
     payload = {**(record.payload or {}), "text": "older", "content_hash": "0" * 32}
-    rest_engine.upsert(collection, [qm.PointStruct(id=record.id, vector=vector, payload=payload)])
+    rest_engine.upsert(collection, [Point(record.id, vector, payload=payload)])
     report = copy(edge_engine, rest_engine, collection)
     assert (report.sent, report.unchanged) == (COUNT - 255, 255)
     assert [version.complete for version in versions(rest_engine, name)] == [True]
@@ -143,16 +143,12 @@ def test_what_is_not_the_same_is_refused(
     (record,) = rest_engine.retrieve(collection, [point_id("p3")], with_vectors=True)
     vectors: Any = record.vector
     extra = {**(record.payload or {}), "passage_id": "extra"}
-    rest_engine.upsert(
-        collection, [qm.PointStruct(id=point_id("extra"), vector=vectors, payload=extra)]
-    )
+    rest_engine.upsert(collection, [Point(point_id("extra"), vectors, payload=extra)])
     with pytest.raises(VerificationFailed, match="41 points, the source 40; drop it there"):
         copy(edge_engine, rest_engine, collection)
     rest_engine.delete(collection, [point_id("extra")])
     turned = {**vectors, "pca_4": [1.0, 0.0, 0.0, 0.0]}
-    rest_engine.upsert(
-        collection, [qm.PointStruct(id=record.id, vector=turned, payload=record.payload)]
-    )
+    rest_engine.upsert(collection, [Point(record.id, turned, record.payload or {})])
     with pytest.raises(VerificationFailed, match="right content hash but other vectors"):
         copy(edge_engine, rest_engine, collection)
     edge_engine.delete(collection, [point_id("p0")])

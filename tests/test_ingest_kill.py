@@ -21,6 +21,7 @@ from qdrant_client import models as qm
 
 from two_tower.retriever.engine.connect import connect
 from two_tower.retriever.engine.protocol import Engine
+from two_tower.retriever.engine.wire import SparseVector
 from two_tower.retriever.errors import EngineError
 
 INGEST = [sys.executable, "-c", "from two_tower.ingest.cli import app; app()"]
@@ -73,7 +74,7 @@ def read(engine: Engine, collection: str) -> Whole:
 def vectors(record: qm.Record) -> dict[str, Any]:
     assert isinstance(record.vector, dict)
     return {
-        name: (list(v.indices), list(v.values)) if isinstance(v, qm.SparseVector) else v
+        name: (list(v.indices), list(v.values)) if isinstance(v, SparseVector) else v
         for name, v in record.vector.items()
     }
 

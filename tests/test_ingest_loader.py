@@ -25,6 +25,7 @@ from two_tower.retriever.collection.bm25_vectors import Bm25Encoder, EngineAnaly
 from two_tower.retriever.collection.options import CollectionOptions
 from two_tower.retriever.collection.schema import collection_name, point_id, read_metadata
 from two_tower.retriever.engine.protocol import Engine
+from two_tower.retriever.engine.wire import SparseVector
 from two_tower.retriever.errors import CollectionMismatch, EngineError, VerificationFailed
 
 MakeData = Callable[..., Dataset]
@@ -67,7 +68,7 @@ def test_every_passage_becomes_the_right_point(
         np.testing.assert_allclose(record.vector["pca_8"], half, atol=1e-6)
         expected = bm25.encode_passages([passage])[0]
         stored = record.vector["bm25"]
-        assert isinstance(stored, qm.SparseVector)
+        assert isinstance(stored, SparseVector)
         weights = dict(zip(stored.indices, stored.values, strict=True))
         assert weights == pytest.approx(dict(zip(expected.indices, expected.values, strict=True)))
 

@@ -15,6 +15,7 @@ from two_tower.models.data import Dataset
 from two_tower.retriever.collection.schema import point_id
 from two_tower.retriever.engine.connect import connect
 from two_tower.retriever.engine.protocol import Engine
+from two_tower.retriever.engine.wire import Point
 
 MakeData = Callable[..., Dataset]
 PASSAGES = make_passages(300)
@@ -27,7 +28,7 @@ def everything(engine: Engine, collection: str) -> dict[str, qm.Record]:
 
 def change(engine: Engine, collection: str, record: qm.Record, **parts: Any) -> None:
     whole = {"id": record.id, "vector": record.vector, "payload": record.payload} | parts
-    engine.upsert(collection, [qm.PointStruct(**whole)])
+    engine.upsert(collection, [Point(**whole)])
 
 
 def test_all_that_is_wrong_is_sent_again_and_only_that(

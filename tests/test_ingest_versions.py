@@ -12,6 +12,7 @@ from two_tower.ingest.versions.versions import drop, promote, versions
 from two_tower.models.data import Dataset
 from two_tower.retriever.collection.schema import point_id
 from two_tower.retriever.engine.protocol import Engine
+from two_tower.retriever.engine.wire import Point
 from two_tower.retriever.errors import CollectionNotFound, EngineError, VerificationFailed
 
 MakeData = Callable[..., Dataset]
@@ -31,7 +32,7 @@ def test_verify_finds_a_wrong_vector(
     victim = record_of(engine, collection, "p7")
     assert isinstance(victim.vector, dict)
     turned = {**victim.vector, "pca_4": [1.0, 0.0, 0.0, 0.0]}
-    point = qm.PointStruct(id=victim.id, vector=turned, payload=victim.payload)
+    point = Point(victim.id, turned, victim.payload or {})
     engine.upsert(collection, [point])
     with pytest.raises(VerificationFailed, match="'p7': vector 'pca_4' differs by"):
         verify(engine, collection, data, encoder)
@@ -44,15 +45,11 @@ def test_verify_finds_a_wrong_payload_and_a_wrong_hash(
     collection = loader.load(engine, data, encoder, name=name).collection
     victim = record_of(engine, collection, "p7")
     payload = {**(victim.payload or {}), "text": "not what DATA says"}
-    engine.upsert(
-        collection, [qm.PointStruct(id=victim.id, vector=victim.vector or {}, payload=payload)]
-    )
+    engine.upsert(collection, [Point(victim.id, victim.vector or {}, payload=payload)])
     with pytest.raises(VerificationFailed, match="'p7': its payload is not what DATA says"):
         verify(engine, collection, data, encoder)
     payload["content_hash"] = "0" * 32
-    engine.upsert(
-        collection, [qm.PointStruct(id=victim.id, vector=victim.vector or {}, payload=payload)]
-    )
+    engine.upsert(collection, [Point(victim.id, victim.vector or {}, payload=payload)])
     with pytest.raises(VerificationFailed, match=r"lacks 1 passages .* 'p7'"):
         verify(engine, collection, data, encoder)
 

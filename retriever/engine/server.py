@@ -1,7 +1,7 @@
 """A Qdrant server or cluster: `QdrantClient` over REST, with one-line failures and patience.
 
-Points and scores bypass the client's models: it looks through every vector in case it is text to
-be embedded, which in a search takes as long as the search itself.
+Points, records and scores bypass the client's models: it looks through every vector in case it is
+text to be embedded, which in a search takes as long as the search itself, and checks every number.
 """
 
 # ruff: noqa: D102 (`Engine` says what the methods do)
@@ -13,7 +13,7 @@ import logging
 import os
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
 from urllib.parse import quote
@@ -44,6 +44,8 @@ from two_tower.retriever.engine.wire import (
     Request,
     Scored,
     SparseVector,
+    dumped,
+    filter_to_json,
     searches_to_json,
     to_json,
 )
@@ -235,7 +237,7 @@ class ServerEngine(Engine):
             number = result.get("operation_id")
             return qm.UpdateResult(status=result["status"], operation_id=number)
 
-        path = f"/collections/{quote(collection_name, safe='')}/points?wait={str(wait).lower()}"
+        path = f"{_points(collection_name, '')}?wait={str(wait).lower()}"
         return self._call(self._request, "PUT", path, content=to_json(points), read=read)
 
     def batch_update_points(
@@ -255,16 +257,41 @@ class ServerEngine(Engine):
             wait=wait,
         )
 
-    def scroll(self, collection_name: str, **options: Any) -> tuple[list[Record], int | str | None]:
-        records, offset = self._call(self._client.scroll, collection_name, **options)
-        offset = offset if offset is None or isinstance(offset, int) else str(offset)
-        return [_record(record) for record in records], offset
+    def scroll(
+        self,
+        collection_name: str,
+        *,
+        scroll_filter: qm.Filter | None = None,
+        limit: int = 10,
+        offset: int | str | None = None,
+        with_payload: bool | list[str] = True,
+        with_vectors: bool | list[str] = False,
+        consistency: qm.ReadConsistencyType | None = None,
+    ) -> tuple[list[Record], int | str | None]:
+        def read(result: Any) -> tuple[list[Record], int | str | None]:
+            return [_record(point) for point in result["points"]], result.get("next_page_offset")
+
+        body: dict[str, Any] = {"limit": limit, "offset": offset}
+        body |= {"with_payload": with_payload, "with_vector": with_vectors}
+        body |= {"filter": scroll_filter and filter_to_json(scroll_filter)}
+        path = _points(collection_name, "scroll", consistency)
+        return self._call(self._request, "POST", path, content=dumped(body), read=read)
 
     def retrieve(
-        self, collection_name: str, ids: Sequence[int | str], **options: Any
+        self,
+        collection_name: str,
+        ids: Sequence[int | str],
+        *,
+        with_payload: bool | list[str] = True,
+        with_vectors: bool | list[str] = False,
+        consistency: qm.ReadConsistencyType | None = None,
     ) -> list[Record]:
-        records = self._call(self._client.retrieve, collection_name, ids, **options)
-        return [_record(record) for record in records]
+        def read(result: Any) -> list[Record]:
+            return [_record(point) for point in result]
+
+        body = {"ids": [*ids], "with_payload": with_payload, "with_vector": with_vectors}
+        path = _points(collection_name, "", consistency)
+        return self._call(self._request, "POST", path, content=dumped(body), read=read)
 
     def count(self, collection_name: str, **options: Any) -> Counted:
         return Counted(self._call(self._client.count, collection_name, **options).count)
@@ -289,19 +316,22 @@ class ServerEngine(Engine):
             ]
 
         content = searches_to_json(requests)
-        path = f"/collections/{quote(collection_name, safe='')}/points/query/batch"
+        path = _points(collection_name, "query/batch")
         return self._call(self._request, "POST", path, content=content, read=read)
 
 
-def _record(record: qm.Record) -> Record:
-    point_id = record.id if isinstance(record.id, int) else str(record.id)
-    vector: Any = record.vector
+def _points(collection_name: str, action: str, consistency: str | None = None) -> str:
+    """Return the path of what is done with the points of a collection."""
+    path = f"/collections/{quote(collection_name, safe='')}/points"
+    wanted = "" if consistency is None else f"?consistency={consistency}"
+    return f"{path}/{action}{wanted}" if action else f"{path}{wanted}"
+
+
+def _record(point: Mapping[str, Any]) -> Record:
+    vector = point.get("vector")
     if isinstance(vector, dict):
-        vector = {name: _plain_sparse(each) for name, each in vector.items()}
-    return Record(point_id, record.payload, vector)
-
-
-def _plain_sparse(vector: Any) -> Any:
-    if not isinstance(vector, qm.SparseVector):
-        return vector
-    return SparseVector(vector.indices, vector.values)
+        vector = {
+            name: SparseVector(each["indices"], each["values"]) if isinstance(each, dict) else each
+            for name, each in vector.items()
+        }
+    return Record(point["id"], point.get("payload"), vector)

@@ -111,14 +111,11 @@ class Request(NamedTuple):
 
     def to_json(self) -> dict[str, Any]:
         """Return what a server reads."""
-        filter = self.filter and self.filter.model_dump(
-            mode="json", exclude_unset=True, exclude_none=True, by_alias=True
-        )
         return _known(
             query=self.query,
             using=self.using,
             limit=self.limit,
-            filter=filter,
+            filter=self.filter and filter_to_json(self.filter),
             params=self.params and self.params.to_json(),
             prefetch=[part.to_json() for part in self.prefetch] or None,
         )
@@ -136,6 +133,11 @@ class Record(NamedTuple):
     id: int | str
     payload: dict[str, Any] | None = None
     vector: Any = None
+
+
+def filter_to_json(filter: qm.Filter) -> dict[str, Any]:
+    """Return what a server reads."""
+    return filter.model_dump(mode="json", exclude_unset=True, exclude_none=True, by_alias=True)
 
 
 def _known(**values: Any) -> dict[str, Any]:
@@ -313,14 +315,14 @@ def _number_bytes(vector: Any) -> int:
 
 def to_json(points: Sequence[AnyPoint]) -> bytes:
     """Return the body of an upsert; a float32 takes as many digits as tell it from the others."""
-    return _dumped(
+    return dumped(
         {"points": [{"id": p.id, "vector": p.vector, "payload": p.payload} for p in points]}
     )
 
 
 def searches_to_json(requests: Sequence[Request | qm.QueryRequest]) -> bytes:
     """Return the body of a batch of searches."""
-    return _dumped(
+    return dumped(
         {
             "searches": [
                 request.to_json()
@@ -334,7 +336,8 @@ def searches_to_json(requests: Sequence[Request | qm.QueryRequest]) -> bytes:
     )
 
 
-def _dumped(body: Mapping[str, Any]) -> bytes:
+def dumped(body: Mapping[str, Any]) -> bytes:
+    """Return JSON of what a body holds, arrays and vectors among it."""
     try:
         return orjson.dumps(body, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY)
     except orjson.JSONEncodeError:  # an integer of more than 64 bits
