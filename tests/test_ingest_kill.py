@@ -17,11 +17,10 @@ import numpy as np
 import pytest
 from cluster import Node
 from conftest import make_passages, write_data
-from qdrant_client import models as qm
 
 from two_tower.retriever.engine.connect import connect
 from two_tower.retriever.engine.protocol import Engine
-from two_tower.retriever.engine.wire import SparseVector
+from two_tower.retriever.engine.wire import Record, SparseVector
 from two_tower.retriever.errors import EngineError
 
 INGEST = [sys.executable, "-c", "from two_tower.ingest.cli import app; app()"]
@@ -71,7 +70,7 @@ def read(engine: Engine, collection: str) -> Whole:
     return Whole(points, metadata, set(info.payload_schema))
 
 
-def vectors(record: qm.Record) -> dict[str, Any]:
+def vectors(record: Record) -> dict[str, Any]:
     assert isinstance(record.vector, dict)
     return {
         name: (list(v.indices), list(v.values)) if isinstance(v, SparseVector) else v

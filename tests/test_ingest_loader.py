@@ -25,14 +25,14 @@ from two_tower.retriever.collection.bm25_vectors import Bm25Encoder, EngineAnaly
 from two_tower.retriever.collection.options import CollectionOptions
 from two_tower.retriever.collection.schema import collection_name, point_id, read_metadata
 from two_tower.retriever.engine.protocol import Engine
-from two_tower.retriever.engine.wire import SparseVector
+from two_tower.retriever.engine.wire import Record, SparseVector
 from two_tower.retriever.errors import CollectionMismatch, EngineError, VerificationFailed
 
 MakeData = Callable[..., Dataset]
 PASSAGES = make_passages(300)
 
 
-def everything(engine: Engine, collection: str) -> dict[str, qm.Record]:
+def everything(engine: Engine, collection: str) -> dict[str, Record]:
     records, offset = engine.scroll(collection, limit=10_000, with_payload=True, with_vectors=True)
     assert offset is None
     return {str(record.id): record for record in records}

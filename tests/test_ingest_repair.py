@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from conftest import HashEncoder, make_passages, write_data
-from qdrant_client import models as qm
 from typer.testing import CliRunner
 
 from two_tower.ingest.cli import app
@@ -15,18 +14,18 @@ from two_tower.models.data import Dataset
 from two_tower.retriever.collection.schema import point_id
 from two_tower.retriever.engine.connect import connect
 from two_tower.retriever.engine.protocol import Engine
-from two_tower.retriever.engine.wire import Point
+from two_tower.retriever.engine.wire import Point, Record
 
 MakeData = Callable[..., Dataset]
 PASSAGES = make_passages(300)
 
 
-def everything(engine: Engine, collection: str) -> dict[str, qm.Record]:
+def everything(engine: Engine, collection: str) -> dict[str, Record]:
     records, _ = engine.scroll(collection, limit=10_000, with_payload=True, with_vectors=True)
     return {str(record.id): record for record in records}
 
 
-def change(engine: Engine, collection: str, record: qm.Record, **parts: Any) -> None:
+def change(engine: Engine, collection: str, record: Record, **parts: Any) -> None:
     whole = {"id": record.id, "vector": record.vector, "payload": record.payload} | parts
     engine.upsert(collection, [Point(**whole)])
 

@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import pytest
 from conftest import HashEncoder, make_passages
-from qdrant_client import models as qm
 
 from two_tower.ingest.loading import loader
 from two_tower.ingest.loading.verify import verify
@@ -12,14 +11,14 @@ from two_tower.ingest.versions.versions import drop, promote, versions
 from two_tower.models.data import Dataset
 from two_tower.retriever.collection.schema import point_id
 from two_tower.retriever.engine.protocol import Engine
-from two_tower.retriever.engine.wire import Point
+from two_tower.retriever.engine.wire import Point, Record
 from two_tower.retriever.errors import CollectionNotFound, EngineError, VerificationFailed
 
 MakeData = Callable[..., Dataset]
 PASSAGES = make_passages(300)
 
 
-def record_of(engine: Engine, collection: str, passage_id: str) -> qm.Record:
+def record_of(engine: Engine, collection: str, passage_id: str) -> Record:
     return engine.retrieve(collection, [point_id(passage_id)], with_vectors=True)[0]
 
 

@@ -11,7 +11,7 @@ from qdrant_client.http.models import QueryResponse
 
 from two_tower.retriever.engine.protocol import Engine
 from two_tower.retriever.engine.server import ServerEngine
-from two_tower.retriever.engine.wire import Scored
+from two_tower.retriever.engine.wire import Request, Scored, SearchParams, SparseVector
 from two_tower.retriever.errors import CollectionNotFound, EngineError, EngineUnavailable
 
 RANDOM = np.random.default_rng(5)
@@ -75,6 +75,35 @@ def test_scores_are_those_of_the_full_answers(engine: Engine, name: str) -> None
     assert {len(point_id) for point_id in found[0].ids} > {36}  # UUIDs, and numbers as text
     assert found[0].scores == sorted(found[0].scores, reverse=True)
     assert engine.query_scores(name, []) == []
+
+
+def test_requests_of_our_own_are_the_clients(engine: Engine, name: str) -> None:
+    filled(engine, name)
+    kind = qm.Filter(must=[qm.FieldCondition(key="kind", match=qm.MatchValue(value=1))])
+    params = SearchParams(hnsw_ef=40, exact=True, ignore=True, rescore=False, oversampling=2.0)
+    copies = qm.QuantizationSearchParams(ignore=True, rescore=False, oversampling=2.0)
+    theirs = qm.SearchParams(hnsw_ef=40, exact=True, quantization=copies)
+    assert params.to_client() == theirs
+    assert SearchParams().to_client() == qm.SearchParams()
+    terms = SparseVector([1, 4], [1.0, 0.5])
+    leg = Request(terms, "bm25", 9, filter=kind)
+    nested = Request(NEAREST, "dense", 9, params=params, prefetch=[leg])
+    client_leg = qm.Prefetch(query=TERMS, using="bm25", limit=9, filter=kind)
+    pairs = [
+        (Request(NEAREST, "dense", 25), qm.QueryRequest(query=NEAREST, using="dense", limit=25)),
+        (Request(terms, "bm25", 5), qm.QueryRequest(query=TERMS, using="bm25", limit=5)),
+        (leg, qm.QueryRequest(**dict(client_leg))),
+        (
+            nested,
+            qm.QueryRequest(
+                query=NEAREST, using="dense", limit=9, params=theirs, prefetch=[client_leg]
+            ),
+        ),
+    ]
+    answers = engine.query_scores(name, [ours for ours, _ in pairs])
+    assert answers == engine.query_scores(name, [client for _, client in pairs])
+    assert 0 < len(answers[2].ids) < len(answers[1].ids) + 9
+    assert set(answers[3].ids) == set(answers[2].ids)
 
 
 def test_what_an_engine_refuses_is_told_in_one_line(engine: Engine, name: str) -> None:
