@@ -142,7 +142,7 @@ def memory_mb(process: "subprocess.Popen[bytes] | None") -> float:
     return sum(int(line[1]) for line in lines if line[0].startswith("Private_")) / 1024.0
 
 
-def measure_load(service: Service, qdrant: Qdrant, asked: Asked, seconds: float) -> None:
+def measure_load(service: Service, qdrant: Qdrant, asked: Asked, seconds: float) -> dict[str, Any]:
     run_clients(1, service, asked, 3)
     single = show("1 client", run_clients(1, service, asked, seconds / 3), seconds / 3)
     processes = (service.process, qdrant.process)
@@ -159,6 +159,14 @@ def measure_load(service: Service, qdrant: Qdrant, asked: Asked, seconds: float)
     )
     if {status for status, _ in eight.answers} != {200}:
         sys.exit("not every answer was 200")
+    return {
+        "settings": asked.settings or {},
+        "per_s": round(len(eight.answers) / seconds, 1),
+        "p95_ms": [round(single, 2), round(p95, 2)],
+        "service_cpu_ms": round(own, 2),
+        "qdrant_cpu_ms": round(engine, 2),
+        "load": round(os.getloadavg()[0], 2),
+    }
 
 
 def measure_limit(folder: Path, bundle: Path, qdrant: Qdrant, asked: Asked, seconds: float) -> None:
@@ -295,14 +303,14 @@ def main() -> None:
             result["workers"] = measure_workers(
                 folder, bundle, qdrant, plain, workers=flags.workers, seconds=seconds / 3
             )
-        if flags.out:
-            flags.out.write_text(json.dumps(result, indent=1) + "\n")
         with running_service(folder, bundle, *at) as service:
             if "load" in parts:
-                measure_load(service, qdrant, asked, seconds)
+                result["load"] = [measure_load(service, qdrant, asked, seconds)]
                 if model.has_cross_scorer:
                     print("Without the cross-scorer:")
-                    measure_load(service, qdrant, plain, seconds)
+                    result["load"].append(measure_load(service, qdrant, plain, seconds))
+            if flags.out:
+                flags.out.write_text(json.dumps(result, indent=1) + "\n")
             if "limit" in parts:
                 measure_limit(folder, bundle, qdrant, asked, seconds / 4)
             if "kill" in parts:
