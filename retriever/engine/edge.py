@@ -479,7 +479,5 @@ class EdgeEngine(Engine):
         self, collection_name: str, requests: Sequence[Request | qm.QueryRequest]
     ) -> list[Scored]:
         batch = edge.QueryBatchRequest([edge_types.to_search(request) for request in requests])
-        return [
-            Scored([str(point.id) for point in points], [point.score for point in points])
-            for points in self._shard(collection_name).query_batch(batch)
-        ]
+        answers = self._shard(collection_name).query_batch(batch)
+        return [edge_types.to_scored(points) for points in answers]

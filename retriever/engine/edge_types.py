@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
+import orjson
 import qdrant_edge as edge
 
 from two_tower.retriever.engine.protocol import Kind
@@ -21,6 +22,7 @@ from two_tower.retriever.engine.wire import (
     PayloadChange,
     Record,
     Request,
+    Scored,
     SearchParams,
     SparseVector,
     is_sparse,
@@ -258,11 +260,17 @@ EDGE_CONDITIONS: Mapping[str, Callable[[Any], Any]] = {
 
 def to_search(request: Request | qm.QueryRequest) -> edge.QueryRequest:
     """Return a search for ids and scores alone."""
-    if isinstance(request, Request):
-        return edge.QueryRequest(
-            **_parts(request), with_vector=False, with_payload=False, offset=None
-        )
-    return to_request(request)
+    if not isinstance(request, Request):
+        return to_request(request)
+    return edge.QueryRequest(**_parts(request), with_vector=False, with_payload=False, offset=None)
+
+
+def to_scored(points: Sequence[edge.ScoredPoint]) -> Scored:
+    """Return the ids and scores of hits."""
+    ids = orjson.loads(orjson.dumps([point.id for point in points]))  # thrice as quick as `str`
+    if not all(isinstance(point_id, str) for point_id in ids):
+        ids = list(map(str, ids))
+    return Scored(ids, [point.score for point in points])
 
 
 def _parts(request: Request) -> dict[str, Any]:
