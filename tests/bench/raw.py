@@ -148,11 +148,12 @@ def main() -> None:
     known = json.loads(RESULTS.read_text())["rows"] if RESULTS.is_file() else []
     for where in [chosen.only] if chosen.only else WHERE:
         with tempfile.TemporaryDirectory(dir=ROOT / "runs") as folder:
-            row = {"engine": where, **about, **measure(where, words, chosen, Path(folder))}
+            found = measure(where, words, chosen, Path(folder))
+            row = {"engine": where, **about, "commit": commit(), **found}
         print(row, flush=True)
         keys = ("engine", "passages", "options")
         known = [each for each in known if any(each[key] != row[key] for key in keys)] + [row]
-        write_json(RESULTS, {"commit": commit(), "cores": os.cpu_count(), "rows": known})
+        write_json(RESULTS, {"cores": os.cpu_count(), "rows": known})
 
 
 if __name__ == "__main__":
