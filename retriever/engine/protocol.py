@@ -8,15 +8,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, TypeAlias
+from typing import Any, NamedTuple, Protocol, Self, TypeAlias
 
 from two_tower.retriever.engine.machine import Machine
+from two_tower.retriever.engine.qdrant_models import qm
 from two_tower.retriever.engine.snapshot_file import SnapshotFile
 from two_tower.retriever.engine.wire import AnyPoint, PayloadChange, Record, Request, Scored
 from two_tower.retriever.errors import EngineError
-
-if TYPE_CHECKING:
-    from two_tower.retriever.engine.qdrant_models import qm
 
 PayloadIndex: TypeAlias = "qm.PayloadSchemaType | qm.TextIndexParams"
 Quantization: TypeAlias = "qm.ScalarQuantization | qm.BinaryQuantization"
@@ -256,8 +254,6 @@ def agreement(engine: Engine, collection: str) -> qm.ReadConsistencyType | None:
     Returns:
         `ALL`; None where a replica is down, so that the others are all there is to read.
     """
-    from two_tower.retriever.engine.qdrant_models import qm
-
     try:
         engine.scroll(
             collection, limit=1, with_payload=False, consistency=qm.ReadConsistencyType.ALL

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeGuard, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeGuard, TypeVar
 
 import numpy as np
 import orjson
@@ -17,10 +17,8 @@ import qdrant_edge as edge
 from two_tower.models.errors import DataError
 from two_tower.models.storable import storage_fault
 from two_tower.models.vectors import ByteArray, FloatArray, IntArray
+from two_tower.retriever.engine.qdrant_models import qm
 from two_tower.retriever.errors import EngineError
-
-if TYPE_CHECKING:
-    from two_tower.retriever.engine.qdrant_models import qm
 
 BATCH_POINTS = 256
 BATCH_BYTES = 8 * 2**20
@@ -46,8 +44,6 @@ class SparseVector:
 
     def to_client(self) -> qm.SparseVector:
         """Return the same as the client has it."""
-        from two_tower.retriever.engine.qdrant_models import qm
-
         return qm.SparseVector(indices=self.indices, values=self.values)
 
 
@@ -85,8 +81,6 @@ class SearchParams(NamedTuple):
 
     def to_client(self) -> qm.SearchParams:
         """Return the same as the client has it."""
-        from two_tower.retriever.engine.qdrant_models import qm
-
         return qm.SearchParams.model_validate(self.to_json())
 
 
