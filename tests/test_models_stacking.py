@@ -87,7 +87,8 @@ def test_the_bundle_scores_as_the_trained_network_does(data: Dataset, trained: P
         with torch.inference_mode():
             expected = network.eval()(*read, stage_features(bm25, cosine))[0].numpy()
         found = bundle.cross_scores(query, texts, bm25=bm25, cosine=cosine)
-        assert found == pytest.approx(expected, abs=1e-5, rel=1e-5)  # logits of up to 14
+        # Logits of up to 14 in float32, and every processor sums in an order of its own.
+        assert found == pytest.approx(expected, abs=1e-4, rel=1e-5)
 
 
 def test_without_epochs_the_fusion_alone_is_learnt(data: Dataset, tmp_path: Path) -> None:

@@ -17,6 +17,9 @@ MOST_BYTES = 4 * 2**30 + (os.cpu_count() or 1) * 2**27
 
 ARENA, LIMIT = "session.use_env_allocators", "max_mem"
 
+PRECISE = "session.x64quantprecision"
+"""Without it sums of 8-bit products overflow on x86 without VNNI, and vectors are others there."""
+
 SILENT = 4  # failures are raised; the runtime would print a graph's own words
 
 
@@ -40,6 +43,7 @@ def open_session(graph: bytes, *, inputs: Sequence[str], outputs: int = 1) -> An
     options.intra_op_num_threads = 1  # the threads are spent on texts
     options.log_severity_level = SILENT
     options.add_session_config_entry(ARENA, "1")
+    options.add_session_config_entry(PRECISE, "1")
     try:
         session = onnxruntime.InferenceSession(
             graph,
