@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from two_tower.models.bundle.bundle import ModelBundle
+from two_tower.models.bundle.onnx_session import PRECISE
 from two_tower.models.errors import BundleError, ConfigError
 from two_tower.models.export.graphs import mean_graph, recurrent_graph
 from two_tower.models.export.sentence_transformer import write_sentence_transformer
@@ -80,14 +81,16 @@ def _write_sentence_transformer(bundle: ModelBundle, folder: Path, name: str) ->
 def _write_onnx(bundle: ModelBundle, folder: Path, name: str) -> str:
     lines = [
         "import numpy as np",
-        "from onnxruntime import InferenceSession",
+        "from onnxruntime import InferenceSession, SessionOptions",
         "from tokenizers import Tokenizer",
         "",
         "def encode(folder, text, limit):",
         f'    tokenizer = Tokenizer.from_file(f"{{folder}}/{TEXT}")',
         "    tokenizer.enable_truncation(limit)",
         "    ids = tokenizer.encode(text).ids or [0]  # [0] for a blank text",
-        f'    session = InferenceSession(f"{{folder}}/{MODEL}")',
+        "    options = SessionOptions()  # 8-bit sums would overflow on x86 without VNNI",
+        f'    options.add_session_config_entry("{PRECISE}", "1")',
+        f'    session = InferenceSession(f"{{folder}}/{MODEL}", options)',
         '    return session.run(None, {"input_ids": np.array([ids])})[0][0]',
         "",
     ]
