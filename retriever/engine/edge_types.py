@@ -267,7 +267,7 @@ def to_search(request: Request | qm.QueryRequest) -> edge.QueryRequest:
 
 def to_scored(points: Sequence[edge.ScoredPoint]) -> Scored:
     """Return the ids and scores of hits."""
-    ids = orjson.loads(orjson.dumps([point.id for point in points]))  # thrice as quick as `str`
+    ids = orjson.loads(orjson.dumps([point.id for point in points]))  # quicker than `str` for each
     if not all(isinstance(point_id, str) for point_id in ids):
         ids = list(map(str, ids))
     return Scored(ids, [point.score for point in points])
