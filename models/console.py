@@ -65,6 +65,14 @@ class CommandGroup(TyperGroup):
     failure instead.
     """
 
+    def make_context(self, *args: Any, **extra: Any) -> Any:
+        """Read the command line; typer says nothing of Ctrl-C here."""
+        try:
+            return super().make_context(*args, **extra)
+        except KeyboardInterrupt:
+            say("Stopped.")
+            raise typer.Exit(130) from None
+
     def invoke(self, ctx: Any) -> Any:
         """Run the command; see the class for what becomes of its errors."""
         log = logging.getLogger("two_tower")

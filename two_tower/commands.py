@@ -6,11 +6,10 @@ from importlib import import_module
 
 def _run(package: str) -> None:
     try:
-        app = import_module(f"two_tower.{package}.cli").app
-    except KeyboardInterrupt:
+        import_module(f"two_tower.{package}.cli").app()
+    except KeyboardInterrupt:  # while it is imported, or put together from its functions
         print("Stopped.", file=sys.stderr)
         raise SystemExit(130) from None
-    app()
 
 
 def ingest() -> None:
