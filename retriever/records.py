@@ -119,13 +119,12 @@ class SearchResult:
         }
 
 
-def to_json(content: Any, *, compact: bool = False) -> str:
+def to_json(content: Any) -> str:
     """Return JSON on one line; a number that JSON cannot write becomes null."""
-    separators = (",", ":") if compact else (", ", ": ")
     try:
-        return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=separators)
+        return json.dumps(content, ensure_ascii=False, allow_nan=False)
     except ValueError:
-        return json.dumps(_finite(content), ensure_ascii=False, separators=separators)
+        return json.dumps(_finite(content), ensure_ascii=False)
 
 
 def _finite(value: Any) -> Any:

@@ -35,7 +35,7 @@ def test_only_functions_of_the_project_are_in_a_trip() -> None:
 
 @pytest.mark.parametrize(
     ("make", "name", "functions", "files", "borders"),
-    [(fused, "One query", 48, 12, 6), (crossed, "One query with a cross-scorer", 76, 17, 12)],
+    [(fused, "One query", 48, 12, 6), (crossed, "One query with a cross-scorer", 80, 17, 12)],
 )
 def test_a_query_takes_the_short_way(
     edge_engine: Engine,

@@ -258,8 +258,8 @@ def test_a_changed_added_or_missing_extra_file_is_refused(
 @pytest.mark.parametrize(
     ("fusion", "message"),
     [
-        (None, r"has no cross_scorer\.safetensors; train one with cross\.epochs"),
-        (Fusion(HybridWeights(8.0)), r"does not say how to read cross_scorer\.safetensors"),
+        (None, r"has no cross_scorer\.safetensors; train with cross\.epochs"),
+        (Fusion(HybridWeights(8.0)), r"does not say how to read the cross-scorer"),
         (
             Fusion(HybridWeights(8.0), FinalWeights(1, 1, 1, 1), {"hiden": 8}),
             r"fusion\.json is broken \(.*did you mean cross\.hidden",
@@ -277,7 +277,7 @@ def test_a_cross_scorer_that_cannot_be_read_is_refused(
     bundle = ModelBundle.load(saved).with_extras(extras)
     one = np.ones(1, dtype=np.float32)
     with pytest.raises(BundleError, match=message) as caught:
-        bundle.cross_scores("a", ["b"], bm25=one, cosine=one)
+        bundle.cross_scores(["a"], [["b"]], bm25=[one], cosine=[one])
     assert "\n" not in str(caught.value)
 
 

@@ -125,7 +125,8 @@ import sys, numpy as np
 from two_tower.models.bundle.bundle import ModelBundle
 bundle = ModelBundle.load({str(tmp_path / "bundle")!r})
 nothing = np.zeros(3, dtype=np.float32)
-logits = bundle.cross_scores({QUERY!r}, {PASSAGES!r}, bm25=nothing, cosine=nothing)
+texts = [{QUERY!r}], [{PASSAGES!r}]
+(logits,) = bundle.cross_scores(*texts, bm25=[nothing], cosine=[nothing])
 print(*logits, bundle.cross_candidates, "torch" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
@@ -187,7 +188,7 @@ def test_a_teacher_scores_as_its_parts_do(model: str, tmp_path: Path) -> None:
     for at, query in enumerate(queries):
         texts = [passages[row] for row in rows[at]]
         cosine = bundle.encode_passages(texts) @ bundle.encode_queries([query])[0]
-        logits = bundle.cross_scores(query, texts, bm25=bm25[at], cosine=cosine)
+        (logits,) = bundle.cross_scores([query], [texts], bm25=[bm25[at]], cosine=[cosine])
         hybrid[at] = bm25[at] + bundle.fusion.hybrid.tower * cosine
         worth[at] = bundle.fusion.final.hybrid * hybrid[at] + bundle.fusion.final.cross * logits
     worth[0, 2] = min(worth[0, [0, 1, 3]])  # neither among the first two nor an answer
@@ -249,10 +250,10 @@ def test_what_is_broken_is_named(model: str, tmp_path: Path) -> None:
     extras = {k: v for k, v in bundle.extras.items() if k != "cross_encoder.json"}
     broken = bundle.with_extras(extras)
     with pytest.raises(BundleError, match=r"no cross_encoder\.json, which its fusion\.json names"):
-        broken.cross_scores(QUERY, PASSAGES, bm25=NOTHING, cosine=NOTHING)
+        broken.cross_scores([QUERY], [PASSAGES], bm25=[NOTHING], cosine=[NOTHING])
     broken = bundle.with_extras({**bundle.extras, "cross_encoder.onnx": b"no graph"})
     with pytest.raises(BundleError, match=r"graph is broken .*; train the bundle again"):
-        broken.cross_scores(QUERY, PASSAGES, bm25=NOTHING, cosine=NOTHING)
+        broken.cross_scores([QUERY], [PASSAGES], bm25=[NOTHING], cosine=[NOTHING])
     fusion = json.loads(bundle.extras[FUSION])
     assert fusion["cross"]["candidates"] == 20
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from two_tower.models.bundle.cross_scoring import CrossReader
+from two_tower.models.bundle.recurrence import SIDE_BY_SIDE
 from two_tower.models.errors import BundleError, ConfigError
 from two_tower.models.networks.cross_config import KERNEL_CENTRES, WINDOWS, CrossConfig
 from two_tower.models.networks.cross_scorer import (
@@ -107,10 +108,40 @@ def test_without_torch_a_scorer_gives_the_same_logits(config: CrossConfig, texts
         read = Padded.of(query, limit=8), Padded.of(passages, limit=60)
         with torch.inference_mode():
             expected = scorer(*read, stage_features(bm25 * 20, cosine))[0].numpy()
-        found = reader(scorer, config).score(query, passages, bm25=bm25 * 20, cosine=cosine)
+        found = reader(scorer, config).score(
+            query, passages, counts=[count], bm25=bm25 * 20, cosine=cosine
+        )
         assert found.dtype == np.float32
         assert found == pytest.approx(expected, abs=1e-5)
         assert np.ptp(expected) > 0.01 or count == 1
+
+
+@pytest.mark.parametrize("config", [CONFIG, PLAIN])
+@pytest.mark.parametrize(
+    "counts", [[3, 1, 7], [0, 5, 0, 2, 0], [SIDE_BY_SIDE - 2, 5, 60, 70], [2 * SIDE_BY_SIDE, 1]]
+)
+def test_queries_that_are_read_together_have_the_logits_of_each_alone(
+    config: CrossConfig, counts: list[int]
+) -> None:
+    scorer = reader(made_scorer(config), config)
+    queries = made_rows(len(counts), longest=9, seed=1)
+    passages = made_rows(sum(counts), longest=40, seed=2)
+    bm25, cosine = np.random.default_rng(3).random((2, sum(counts))).astype(np.float32)
+    together = scorer.score(queries, passages, counts=counts, bm25=bm25 * 20, cosine=cosine)
+    assert together.shape == (sum(counts),)
+    row = 0
+    for number, count in enumerate(counts):
+        if count:
+            own = slice(row, row + count)
+            alone = scorer.score(
+                queries.part(number, number + 1),
+                passages.part(row, row + count),
+                counts=[count],
+                bm25=bm25[own] * 20,
+                cosine=cosine[own],
+            )
+            assert together[own] == pytest.approx(alone, abs=1e-5)
+        row += count
 
 
 def test_arrays_that_do_not_fit_are_refused_in_one_line() -> None:

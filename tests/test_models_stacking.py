@@ -65,7 +65,8 @@ def test_the_bundles_cross_scores_put_the_answer_first(data: Dataset, trained: P
         others = random.choice([i for i in content if i != qrel.passage_id], 9, replace=False)
         texts = [content[i] for i in [qrel.passage_id, *others]]
         nothing = np.zeros(10, dtype=np.float32)
-        scores = bundle.cross_scores(queries[qrel.query_id], texts, bm25=nothing, cosine=nothing)
+        query = queries[qrel.query_id]
+        (scores,) = bundle.cross_scores([query], [texts], bm25=[nothing], cosine=[nothing])
         assert scores.shape == (10,)
         first.append(scores.argmax() == 0)
     assert np.mean(first) > 0.6  # by chance .1
@@ -86,7 +87,7 @@ def test_the_bundle_scores_as_the_trained_network_does(data: Dataset, trained: P
         read = (Padded.of(part, limit=128) for part in rows)
         with torch.inference_mode():
             expected = network.eval()(*read, stage_features(bm25, cosine))[0].numpy()
-        found = bundle.cross_scores(query, texts, bm25=bm25, cosine=cosine)
+        (found,) = bundle.cross_scores([query], [texts], bm25=[bm25], cosine=[cosine])
         # Logits of up to 14 in float32, and every processor sums in an order of its own.
         assert found == pytest.approx(expected, abs=1e-4, rel=1e-5)
 

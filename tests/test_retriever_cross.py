@@ -74,7 +74,7 @@ def expected(retriever: Retriever, query: str) -> Expected:
     bm25 = index.scores([query], np.arange(len(PASSAGES))[None])[0]
     vector = retriever.bundle.encode_queries([query])[0]
     cosine = retriever.bundle.encode_passages(contents) @ vector
-    cross = retriever.bundle.cross_scores(query, contents, bm25=bm25, cosine=cosine)
+    (cross,) = retriever.bundle.cross_scores([query], [contents], bm25=[bm25], cosine=[cosine])
     hybrid = [float(x) + 6.0 * float(y) for x, y in zip(bm25, cosine, strict=True)]
     worth = [0.8 * h + 1.5 * float(c) for h, c in zip(hybrid, cross, strict=True)]
     return Expected(hybrid, cross.tolist(), worth)

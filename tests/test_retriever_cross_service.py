@@ -1,9 +1,10 @@
 # ruff: noqa: F401, F811 (fixtures are imported, and named again by the tests that use them)
 """The cross-scorer where people meet it: the service, its page, the terminal."""
 
+import asyncio
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from two_tower.retriever import Retriever, SearchSettings
 from two_tower.retriever.cli import app
 from two_tower.retriever.commands.terminal import result_bar, shown_score
 from two_tower.retriever.records import Hit, SearchResult
-from two_tower.retriever.service.backend import Backend, modes
+from two_tower.retriever.service.backend import MOST_CROSSED, Backend, modes
 from two_tower.retriever.service.config import ServiceConfig
 
 QUERY = "storm on the river bank"
@@ -89,6 +90,44 @@ def test_the_service_gives_each_search_one_blas_thread(
             assert blas_threads() == {1}
         finally:
             backend.close()
+
+
+def test_searches_that_wait_are_read_together(
+    cross_bundle: Path, where: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in where.items():
+        monkeypatch.setenv(name, value)
+    sizes: list[int] = []
+    read = CrossReader.score
+
+    def watched(reader: CrossReader, *given: Any, **more: Any) -> Any:
+        sizes.append(len(more["counts"]))
+        return read(reader, *given, **more)
+
+    def ask(retriever: Retriever, queries: Sequence[str]) -> list[SearchResult]:
+        return retriever.explain_many(queries)
+
+    queries = [f"storm {word}" for word in ("river", "bank", "bread", "ship", "music", "garden")]
+    backend = Backend(ServiceConfig(name=NAME, bundle=cross_bundle, threads=1))
+
+    async def search_all() -> list[SearchResult]:
+        searches = (
+            backend.answer(query, "", settings=None, ask=ask, show=lambda result: result)
+            for query in queries
+        )
+        return await asyncio.gather(*searches)
+
+    try:
+        alone = [backend.open().explain(query) for query in queries]
+        monkeypatch.setattr(CrossReader, "score", watched)
+        together = asyncio.run(search_all())
+    finally:
+        backend.close()
+    assert sum(sizes) == len(queries)
+    assert 1 < max(sizes) <= MOST_CROSSED
+    for found, expected in zip(together, alone, strict=True):
+        assert [hit.passage_id for hit in found.hits] == [h.passage_id for h in expected.hits]
+        assert found.hits[0].score == pytest.approx(expected.hits[0].score, abs=1e-4)
 
 
 def test_the_service_has_a_mode_for_it_and_it_is_the_default(

@@ -31,13 +31,13 @@ class Asked:
 
 
 @contextmanager
-def busy(*, threads: int = 1) -> Iterator[Batches[str]]:
-    """Batches over one thread, which is busy until the block ends; to them there are `threads`."""
+def busy() -> Iterator[Batches[str]]:
+    """Batches over one thread, which is busy until the block ends."""
     with ThreadPoolExecutor(1) as pool:
         gate = threading.Event()
         pool.submit(gate.wait, 30)
         try:
-            yield Batches(pool, threads=threads)
+            yield Batches(pool)
         finally:
             gate.set()
 
@@ -64,14 +64,6 @@ def test_a_batch_has_a_bound() -> None:
         answers = [batches.submit(question(query, ask)) for query in queries]
     assert [answer.result() for answer in answers] == [f"answer to {q}" for q in queries]
     assert [len(batch) for batch in ask.batches] == [MOST_TOGETHER, MOST_TOGETHER, 1]
-
-
-def test_a_thread_leaves_the_others_their_share() -> None:
-    ask = Asked()
-    with busy(threads=2) as batches:
-        answers = [batches.submit(question(query, ask)) for query in "abcdefg"]
-    assert [answer.result() for answer in answers] == [f"answer to {q}" for q in "abcdefg"]
-    assert ask.batches == [["a", "b", "c", "d"], ["e", "f"], ["g"]]
 
 
 def test_what_gains_nothing_together_is_answered_in_turn() -> None:

@@ -125,12 +125,13 @@ def test_the_size_of_a_cross_scorer_is_that_of_its_tensors(
     (folder / CARD).write_text(json.dumps(card))
     opened = ModelBundle.load(folder)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    numbers = np.ones(2, np.float32)
+    numbers, texts = np.ones(2, np.float32), (["a"], [["b", "c"]])
     if "dim" in change["cross"]:  # the vectors say how wide they are
-        assert opened.cross_scores("a", ["b", "c"], bm25=numbers, cosine=numbers).shape == (2,)
+        (found,) = opened.cross_scores(*texts, bm25=[numbers], cosine=[numbers])
+        assert found.shape == (2,)
     else:
         with pytest.raises(BundleError, match="does not fit its configuration"):
-            opened.cross_scores("a", ["b", "c"], bm25=numbers, cosine=numbers)
+            opened.cross_scores(*texts, bm25=[numbers], cosine=[numbers])
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
     assert CROSS.hidden == 4
 

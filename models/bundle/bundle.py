@@ -14,6 +14,7 @@ that decide a vector: all but the card and the extras.
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ from two_tower.models.bundle.fusion import Fusion
 from two_tower.models.bundle.late import LateConfig, LateInteraction
 from two_tower.models.bundle.reduction import Reduction
 from two_tower.models.config import from_mapping
-from two_tower.models.errors import BundleError, ConfigError
+from two_tower.models.errors import BundleError
 from two_tower.models.files import new_folder, write_bytes, write_json
 from two_tower.models.networks.cross_config import CrossConfig
 from two_tower.models.text.tokenizer import RowTokenizer, Tokenizer
@@ -404,11 +405,7 @@ class ModelBundle:
 
     @cached_property
     def _token_encoder(self) -> TokenEncoder:
-        """Return the bundle's own transformer, which gives token vectors too.
-
-        Raises:
-            BundleError: there is none.
-        """
+        """Return the bundle's own transformer, which gives token vectors too."""
         if GRAPH not in self._files:
             raise self._lacks(GRAPH)
         return TokenEncoder(self._files, device=self._device)
@@ -426,15 +423,8 @@ class ModelBundle:
     @cached_property
     def _cross_config(self) -> CrossConfig:
         if self.fusion is None or not self.has_cross_scorer:
-            raise BundleError(
-                f"this bundle has no {CROSS_SCORER}; train one with cross.epochs above 0"
-            )
-        if self.fusion.cross is None:
-            raise BundleError(f"{FUSION} does not say how to read {CROSS_SCORER}; train again")
-        try:
-            return from_mapping(CrossConfig, self.fusion.cross, where="cross.")
-        except ConfigError as error:
-            raise BundleError(f"{FUSION} is broken ({error}); train again") from None
+            raise BundleError(f"this bundle has no {CROSS_SCORER}; train with cross.epochs above 0")
+        return self.fusion.cross_config()
 
     @cached_property
     def _cross_scorer(self) -> CrossReader:
@@ -458,30 +448,40 @@ class ModelBundle:
         return self.extras[name]
 
     def cross_scores(
-        self, query: str, passages: Sequence[str], *, bm25: FloatArray, cosine: FloatArray
-    ) -> FloatArray:
-        """Return (n,) float32: the cross-scorer's logits, comparable within one query.
+        self,
+        queries: Sequence[str],
+        passages: Sequence[Sequence[str]],
+        *,
+        bm25: Sequence[FloatArray],
+        cosine: Sequence[FloatArray],
+    ) -> list[FloatArray]:
+        """Return (n,) float32 for each query: the logits of its n candidates, comparable in it.
 
-        The first call opens the scorer. Whatever kind it is, this is the only way to it. Of the n
-        `passages` (`Passage.content`), (n,) float32 `bm25` are scores, 0 where no term matches,
-        and `cosine` those of the towers.
+        The first call opens the scorer. Whatever kind it is, this is the only way to it. Of each
+        query's `passages` (`Passage.content`), (n,) float32 `bm25` are scores, 0 where no term
+        matches, and `cosine` those of the towers.
 
         Raises:
             BundleError: the bundle has no cross-scorer, or a broken one.
         """
-        if not passages:
-            return np.zeros(0, dtype=np.float32)
+        counts = list(map(len, passages))
+        texts = list(chain.from_iterable(passages))
+        if not texts:
+            return [np.zeros(0, dtype=np.float32) for _ in counts]
         if self._cross_config.model is not None:
-            queries = [query] * len(passages)
-            return self.cross_encoder.score(queries, passages, threads=self._threads)
-        tokenizer, threads = self._encoder.tokenizer, self._threads
-        with one_blas_thread():
-            return self._cross_scorer.score(
-                tokenizer.encode_queries(self._prefixed("query", [query]), threads=threads),
-                tokenizer.encode_passages(self._prefixed("passage", passages), threads=threads),
-                bm25=bm25,
-                cosine=cosine,
-            )
+            asked = chain.from_iterable(map(repeat, queries, counts))
+            logits = self.cross_encoder.score(list(asked), texts, threads=self._threads)
+        else:
+            tokenizer, threads = self._encoder.tokenizer, self._threads
+            with one_blas_thread():
+                logits = self._cross_scorer.score(
+                    tokenizer.encode_queries(self._prefixed("query", queries), threads=threads),
+                    tokenizer.encode_passages(self._prefixed("passage", texts), threads=threads),
+                    counts=counts,
+                    bm25=np.concatenate(bm25),
+                    cosine=np.concatenate(cosine),
+                )
+        return np.split(logits, np.cumsum(counts)[:-1])
 
     def reduce(self, vectors: FloatArray) -> dict[int, FloatArray]:
         """Project (n, dim) vectors to {d: (n, d) float32, L2-normalised} for d in `pca_dims`.

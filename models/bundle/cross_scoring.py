@@ -3,13 +3,14 @@
 Texts stand end to end and are never padded, but for the windows.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from two_tower.models.bundle.files import check_shapes
 from two_tower.models.bundle.recurrence import (
     PARAMETERS,
+    SIDE_BY_SIDE,
     Recurrence,
     distinct,
     read_order,
@@ -39,7 +40,7 @@ BATCH_NORM_EPSILON = 1e-5
 
 
 class CrossReader:
-    """(query, passages, earlier scores) -> how well each passage fits the query."""
+    """(queries, passages, earlier scores) -> how well each passage fits its query."""
 
     def __init__(
         self, arrays: Mapping[str, FloatArray], config: CrossConfig, *, vocab_size: int
@@ -67,40 +68,75 @@ class CrossReader:
             self._network = Recurrence("gru", directions)
 
     def score(
-        self, query: TokenRows, passages: TokenRows, *, bm25: FloatArray, cosine: FloatArray
+        self,
+        queries: TokenRows,
+        passages: TokenRows,
+        *,
+        counts: Sequence[int],
+        bm25: FloatArray,
+        cosine: FloatArray,
     ) -> FloatArray:
-        """Return (n,) float32 logits of one query's candidates.
+        """Return (n,) float32 logits of the candidates of some queries.
 
         Args:
-            query: one row.
-            passages: n rows.
+            queries: m rows.
+            passages: n rows, those of the first query first.
+            counts: (m,) how many of them are each query's.
             bm25: (n,) what BM25 gave them, 0 where no term matches.
             cosine: (n,) what the towers gave them.
         """
-        texts = concat_rows(
-            [
-                cut(query, limit=self.config.query_tokens),
-                cut(passages, limit=self.config.passage_tokens),
-            ]
+        queries = cut(queries, limit=self.config.query_tokens)
+        passages = cut(passages, limit=self.config.passage_tokens)
+        stages = np.stack(
+            [bm25 / np.float32(10), cosine, np.log1p(np.maximum(bm25, 0)), np.square(cosine)]
         )
-        split = int(texts.offsets[1])  # the query's tokens stand before it
-        asked = texts.ids[:split]
-        passages = TokenRows(texts.ids[split:], texts.offsets[1:] - split)
-        weights = self._worth[asked]
-        weights = weights / max(weights.sum(), np.float32(1e-6))  # (query tokens,)
+        ends = np.cumsum([0, *counts])
+        logits = [
+            self._score(
+                queries.part(first, last),
+                passages.part(ends[first], ends[last]),
+                counts[first:last],
+                stages[:, ends[first] : ends[last]],
+            )
+            for first, last in _together(counts)
+        ]
+        return np.concatenate(logits)
 
-        columns = self._exact(asked, passages, weights)
-        columns += [bm25 / np.float32(10), cosine, np.log1p(np.maximum(bm25, 0)), np.square(cosine)]
-        occurring, places = distinct(texts.ids, count=len(self._worth))
-        vectors = self._arrays["vectors"][occurring]  # (distinct tokens, dim)
-        cosines = (vectors[places[:split]] @ vectors.T).take(places[split:], axis=1)
-        columns += match_columns(cosines, passages, weights)
+    def _score(
+        self, queries: TokenRows, passages: TokenRows, counts: Sequence[int], stages: FloatArray
+    ) -> FloatArray:
+        """Return (n,) logits; the network reads all texts side by side."""
+        asked, read = queries.offsets, passages.offsets
         if self.config.recurrent:
-            states = self._states(vectors, places, texts)
-            cosines = states[:split] @ states[split:].T  # (query tokens, tokens)
-            columns += match_columns(cosines, passages, weights)
-            columns += self._verdict(states, cosines, passages, weights)
-        return self._logits(np.stack(columns, axis=1))
+            states = self._states(concat_rows([queries, passages]))
+            query_states, passage_states = np.split(states, asked[-1:])
+        features, row = [], 0
+        for number, count in enumerate(counts):
+            if not count:
+                continue
+            query = queries.ids[asked[number] : asked[number + 1]]
+            own = passages.part(row, row + count)
+            weights = self._worth[query]
+            weights = weights / max(weights.sum(), np.float32(1e-6))  # (query tokens,)
+            columns = self._exact(query, own, weights)
+            columns += list(stages[:, row : row + count])
+            columns += match_columns(self._cosines(query, own.ids), own, weights)
+            if self.config.recurrent:
+                wants = query_states[asked[number] : asked[number + 1]]
+                has = passage_states[read[row] : read[row + count]]
+                cosines = wants @ has.T  # (query tokens, tokens)
+                columns += match_columns(cosines, own, weights)
+                columns += self._verdict(wants, has, cosines, own, weights)
+            features.append(np.stack(columns, axis=1))
+            row += count
+        return self._logits(np.concatenate(features))
+
+    def _cosines(self, query: IntArray, tokens: IntArray) -> FloatArray:
+        """Return (query tokens, tokens): how near the vectors of two tokens are."""
+        occurring, places = distinct(tokens, count=len(self._worth))
+        vectors = self._arrays["vectors"]
+        cosines: FloatArray = (vectors[query] @ vectors[occurring].T).take(places, axis=1)
+        return cosines
 
     def _exact(self, query: IntArray, passages: TokenRows, weights: FloatArray) -> list[FloatArray]:
         """Return six columns: shares of tokens and of pairs found, first place, lengths, rarity."""
@@ -123,8 +159,10 @@ class CrossReader:
             np.full(count, self._arrays["idf"][query].max()),
         ]
 
-    def _states(self, vectors: FloatArray, tokens: IntArray, texts: TokenRows) -> FloatArray:
+    def _states(self, texts: TokenRows) -> FloatArray:
         """Return (total, 2 hidden) states in context, L2-normalised."""
+        occurring, tokens = distinct(texts.ids, count=len(self._worth))
+        vectors = self._arrays["vectors"][occurring]  # (distinct tokens, dim)
         table = self._network.table(self._linear("project", vectors))
         joined = np.empty((len(tokens), 2, self.config.hidden), np.float32)
         for steps in read_order(texts.lengths, directions=2):
@@ -140,15 +178,23 @@ class CrossReader:
         return flat
 
     def _verdict(
-        self, states: FloatArray, cosines: FloatArray, passages: TokenRows, weights: FloatArray
+        self,
+        wants: FloatArray,
+        has: FloatArray,
+        cosines: FloatArray,
+        passages: TokenRows,
+        weights: FloatArray,
     ) -> list[FloatArray]:
-        """Return the columns of what the query asks against what stands where it matches."""
-        starts, query_tokens = passages.offsets[:-1], len(weights)
+        """Return the columns of what the query asks against what stands where it matches.
+
+        `wants` are the states of the query's tokens, `has` those of the passages'.
+        """
+        starts = passages.offsets[:-1]
         share = np.exp(np.float32(ATTENTION_SHARPNESS) * cosines.max(axis=0))  # (tokens,)
-        met = np.add.reduceat(share[:, None] * states[query_tokens:], starts, axis=0)
+        met = np.add.reduceat(share[:, None] * has, starts, axis=0)
         met /= np.add.reduceat(share, starts)[:, None]
         match = np.maximum(self._linear("meet_passage", met), 0)
-        asked = np.maximum(self._linear("meet_query", weights @ states[:query_tokens]), 0)
+        asked = np.maximum(self._linear("meet_query", weights @ wants), 0)
         asked = np.broadcast_to(asked, match.shape)
         joined = np.concatenate([match, asked, match * asked], axis=1)
         return list(self._layers("verdict", joined).T)
@@ -167,6 +213,17 @@ class CrossReader:
 
     def _layers(self, name: str, inputs: FloatArray) -> FloatArray:
         return self._linear(f"{name}.2", np.maximum(self._linear(f"{name}.0", inputs), 0))
+
+
+def _together(counts: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield where groups of queries begin and end: as many texts as are read side by side."""
+    first = texts = 0
+    for last, count in enumerate(counts):
+        if last > first and texts + 1 + count > SIDE_BY_SIDE:
+            yield first, last
+            first, texts = last, 0
+        texts += 1 + count
+    yield first, len(counts)
 
 
 def cut(rows: TokenRows, *, limit: int) -> TokenRows:

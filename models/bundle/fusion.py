@@ -25,6 +25,7 @@ from pydantic import Field
 
 from two_tower.models.config import configuration, from_mapping
 from two_tower.models.errors import BundleError, ConfigError
+from two_tower.models.networks.cross_config import CrossConfig
 from two_tower.models.vectors import AnyFloatArray, BoolArray, Float64Array, FloatArray
 
 TOWER_WEIGHT = 15.0
@@ -139,7 +140,7 @@ class Fusion:
     Attributes:
         hybrid: puts BM25 and cosine together.
         final: adds the cross-scorer.
-        cross: the configuration of the cross-scorer (`networks.cross_config.CrossConfig`).
+        cross: the configuration of the cross-scorer, as `cross_config` reads it.
     """
 
     hybrid: HybridWeights
@@ -160,6 +161,19 @@ class Fusion:
         try:
             return from_mapping(cls, json.loads(content))
         except (ValueError, ConfigError) as error:
+            raise BundleError(f"fusion.json is broken ({error}); train again") from None
+
+    def cross_config(self) -> CrossConfig:
+        """Return how the bundle's cross-scorer is read.
+
+        Raises:
+            BundleError: nothing says so, or not so that it can be understood.
+        """
+        if self.cross is None:
+            raise BundleError("fusion.json does not say how to read the cross-scorer; train again")
+        try:
+            return from_mapping(CrossConfig, self.cross, where="cross.")
+        except ConfigError as error:
             raise BundleError(f"fusion.json is broken ({error}); train again") from None
 
 

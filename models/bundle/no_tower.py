@@ -25,6 +25,7 @@ class NoTower:
     has_cross_scorer = asks_endpoint = False
     fusion = documents = None
     card: Mapping[str, Any] = MappingProxyType({})
+    extras: Mapping[str, bytes] = MappingProxyType({})
 
     def encode_passages(self, texts: Sequence[str]) -> FloatArray:
         """Return `(n, 0) float32`."""
@@ -43,7 +44,12 @@ class NoTower:
         return {}
 
     def cross_scores(
-        self, query: str, passages: Sequence[str], *, bm25: FloatArray, cosine: FloatArray
-    ) -> FloatArray:
+        self,
+        queries: Sequence[str],
+        passages: Sequence[Sequence[str]],
+        *,
+        bm25: Sequence[FloatArray],
+        cosine: Sequence[FloatArray],
+    ) -> list[FloatArray]:
         """Return zeros: nothing reads the passages."""
-        return np.zeros(len(passages), dtype=np.float32)
+        return [np.zeros(len(texts), dtype=np.float32) for texts in passages]

@@ -72,6 +72,11 @@ class TokenRows(NamedTuple):
         """(total,) int64, the row that each token belongs to."""
         return np.repeat(np.arange(len(self.offsets) - 1), self.lengths)
 
+    def part(self, first: int, last: int) -> "TokenRows":
+        """Return the rows from `first` until before `last`; the ids are not copied."""
+        ends = self.offsets[first : last + 1]
+        return TokenRows(self.ids[ends[0] : ends[-1]], ends - ends[0])
+
     def take(self, index: IntArray) -> "TokenRows":
         """Return the rows at `index` (n,) int64, in that order."""
         lengths = self.lengths[index]

@@ -1,7 +1,6 @@
 """`retriever serve`."""
 
 import math
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -65,8 +64,12 @@ def serve(
     ] = 1,
     threads: Annotated[
         int,
-        typer.Option(help="Batches of searches that a worker runs at the same time.", min=1),
-    ] = min(4, os.cpu_count() or 1),
+        typer.Option(
+            help="Batches of searches that a worker runs at the same time; more than 2 are for "
+            "searches that wait for a language model or a far engine.",
+            min=1,
+        ),
+    ] = 2,
     waiting: Annotated[
         int,
         typer.Option(help="Searches that may wait at a worker; one more is answered 429.", min=0),

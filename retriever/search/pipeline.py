@@ -125,7 +125,7 @@ class Pipeline:
         self._lock = threading.Lock()
         if self._final:
             nothing = np.zeros(1, dtype=np.float32)
-            self._bundle.cross_scores("warm", ["up"], bm25=nothing, cosine=nothing)
+            self._bundle.cross_scores(["warm"], [["up"]], bm25=[nothing], cosine=[nothing])
 
     def run(
         self,
@@ -291,21 +291,20 @@ class Pipeline:
         if not watch.affords(CROSS, before=[s for s, runs in later.items() if runs], after=RERANK):
             return rankings
         payloads |= self._payloads(point_ids(rankings, windows))
-        crossed = []
-        for query, ranking, window in zip(queries, rankings, windows, strict=True):
-            if ranking.cosines is None or not len(window):  # the first for the type checker
-                crossed.append(ranking)
-                continue
-            known = ranking.candidates
-            bm25 = np.nan_to_num(known.scores[window, known.stages.index(BM25)])
-            read = [payloads.get(known.point_ids[row], {}) for row in window]
-            logits = self._bundle.cross_scores(
-                query,
-                [Passage("", p.get("text", ""), p.get("title", "")).content for p in read],
-                bm25=bm25.astype(np.float32),
-                cosine=ranking.cosines[window].astype(np.float32),
-            )
-            crossed.append(reorder(ranking, logits, self._final))
+        read = [at for at, window in enumerate(windows) if len(window)]
+        texts, bm25, cosines = [], [], []
+        for at in read:
+            window, known, near = windows[at], rankings[at].candidates, rankings[at].cosines
+            assert near is not None
+            own = [payloads.get(known.point_ids[row], {}) for row in window]
+            texts.append([Passage("", p.get("text", ""), p.get("title", "")).content for p in own])
+            scores = np.nan_to_num(known.scores[window, known.stages.index(BM25)])
+            bm25.append(scores.astype(np.float32))
+            cosines.append(near[window].astype(np.float32))
+        asked, crossed = [queries[at] for at in read], list(rankings)
+        logits = self._bundle.cross_scores(asked, texts, bm25=bm25, cosine=cosines)
+        for at, scores in zip(read, logits, strict=True):
+            crossed[at] = reorder(rankings[at], scores, self._final)
         watch.lap(CROSS)
         return crossed
 

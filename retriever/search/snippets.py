@@ -22,6 +22,9 @@ WIDTH = 180
 LOOKED_AT = 40_000
 """Characters of a text that are looked at: what takes longer than a search is not worth a mark."""
 
+MOST_WORDS, LONGEST_WORD = 32_768, 50
+"""Whose terms are remembered, some 10 MB of them; and characters of one."""
+
 ELLIPSIS = "…"
 
 
@@ -98,14 +101,15 @@ def _matches(text: str, query: str, language: str) -> list[_Span]:
     if not query_terms:
         return []
     # Most words match nothing: look each different one up once and make spans of the others only.
-    terms = {word: _terms(word, language) for word in set(WORD.findall(text))}
-    terms = {word: ids for word, ids in terms.items() if not ids.isdisjoint(query_terms)}
+    known = _known_words(language)
+    words = set(WORD.findall(text))
+    terms = {w: ids for w in words if not query_terms.isdisjoint(ids := known[w])}
     if not terms:
         return []
     return [
-        _Span(word.start(), word.end(), terms[word.group()])
+        _Span(word.start(), word.end(), terms[word[0]])
         for word in WORD.finditer(text)
-        if word.group() in terms
+        if word[0] in terms
     ]
 
 
@@ -173,6 +177,22 @@ def _terms_of_query(query: str, language: str) -> frozenset[int]:
     return frozenset(_analyzer(language).term_counts(query))
 
 
-@lru_cache(maxsize=16_384)
-def _terms(word: str, language: str) -> frozenset[int]:
-    return frozenset(_analyzer(language).term_counts(word))
+class _KnownWords(dict[str, frozenset[int]]):
+    """The terms of words that were met; a look costs less than one into an `lru_cache`."""
+
+    def __init__(self, analyzer: EngineAnalyzer) -> None:
+        super().__init__()
+        self._analyzer = analyzer
+
+    def __missing__(self, word: str) -> frozenset[int]:
+        if len(self) >= MOST_WORDS:
+            self.clear()
+        terms = frozenset(self._analyzer.term_counts(word))
+        if len(word) <= LONGEST_WORD:
+            self[word] = terms
+        return terms
+
+
+@lru_cache(maxsize=8)
+def _known_words(language: str) -> _KnownWords:
+    return _KnownWords(_analyzer(language))

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import orjson
 from fastapi import APIRouter, Depends, FastAPI, Query
 from fastapi.exceptions import RequestValidationError
 from pydantic import StringConstraints
@@ -325,9 +326,11 @@ def _add_state(app: FastAPI, guarded: APIRouter, backend: Backend, metrics: Metr
 
 
 def _json(content: dict[str, Any]) -> Response:
-    return Response(
-        to_json(content, compact=True).encode("utf-8", "replace"), media_type="application/json"
-    )
+    try:
+        body = orjson.dumps(content)
+    except TypeError:  # half of a surrogate pair, or a whole number beyond 64 bits
+        body = to_json(content).encode("utf-8", "replace")
+    return Response(body, media_type="application/json")
 
 
 def _add_page(app: FastAPI) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import math
 import threading
 import time
 from collections import deque
@@ -19,6 +18,7 @@ from two_tower.models.bundle.bundle import ModelBundle
 from two_tower.models.bundle.no_tower import NoTower
 from two_tower.models.data import Passage
 from two_tower.models.errors import BundleError, ConfigError
+from two_tower.models.text.transformer_tokenizer import CROSS_GRAPH
 from two_tower.retriever.collection.schema import (
     BM25,
     EXAMPLES,
@@ -48,7 +48,7 @@ from two_tower.retriever.service.failures import OVERLOADED, TIMED_OUT, ServiceF
 
 T = TypeVar("T")
 
-MOST_TOGETHER = 8
+MOST_TOGETHER, MOST_CROSSED = 8, 4
 
 MODES: Mapping[str, Mapping[str, Any]] = {
     BM25: {"legs": {BM25: 100}, "rerank": False},
@@ -93,9 +93,8 @@ class Question(Generic[T]):
 class Batches(Generic[T]):
     """The searches that wait for a thread of `pool`, which ends after this is closed."""
 
-    def __init__(self, pool: ThreadPoolExecutor, *, threads: int) -> None:
+    def __init__(self, pool: ThreadPoolExecutor) -> None:
         self._pool = pool
-        self._threads = threads
         self._waiting: deque[Question[T]] = deque()
         self._lock = threading.Lock()
 
@@ -124,12 +123,10 @@ class Batches(Generic[T]):
             if not self._waiting:
                 return []
             first = self._waiting[0]
-            share = math.ceil(len(self._waiting) / self._threads)
-            most = min(share, first.most_together)
             batch: list[Question[T]] = []
             others: deque[Question[T]] = deque()
             for question in self._waiting:
-                fits = len(batch) < most and question.key == first.key
+                fits = len(batch) < first.most_together and question.key == first.key
                 (batch if fits else others).append(question)
             self._waiting = others
         return batch
@@ -235,7 +232,7 @@ class Backend:
         self._lock = threading.Lock()
         self._slots = threading.BoundedSemaphore(config.threads + config.waiting)
         self._pool = ThreadPoolExecutor(config.threads, thread_name_prefix="search")
-        self._batches: Batches[Any] = Batches(self._pool, threads=config.threads)
+        self._batches: Batches[Any] = Batches(self._pool)
         self._checks = ThreadPoolExecutor(1, thread_name_prefix="health")
 
     @property
@@ -342,19 +339,26 @@ class Backend:
             ServiceFailure: as `search`.
             TwoTowerError: what `ask` raises.
         """
-        # A cross-scorer reads one query at a time, which is nearly all of such a search; a language
-        # model may be late for one of them.
-        has_cross_scorer = self._retriever is None or self._retriever.bundle.has_cross_scorer
-        crosses = (settings or self.config.settings).cross and has_cross_scorer
+        settings = settings or self.config.settings
         question = Question(
             query,
             key,
             lambda queries: self._run(lambda retriever: ask(retriever, queries)),
             show,
-            most_together=1 if crosses or self.config.settings.rewrite else MOST_TOGETHER,
+            most_together=self._most_together(settings),
         )
         answer: T = await self._within_limits(lambda: self._batches.submit(question))
         return answer
+
+    def _most_together(self, settings: SearchSettings) -> int:
+        """Return how many searches with these settings are answered at once."""
+        if settings.rewrite:
+            return 1  # a language model may be late for one of them
+        bundle = self._retriever.bundle if settings.cross and self._retriever else None
+        if bundle is None or not bundle.has_cross_scorer:
+            return MOST_TOGETHER
+        # A cross-encoder reads one pair at a time, which is nearly all of such a search.
+        return 1 if CROSS_GRAPH in bundle.extras else MOST_CROSSED
 
     async def change(self, job: Callable[[Changeable], T]) -> T:
         """Run a job that changes the collection, one at a time; raises what `search` does."""

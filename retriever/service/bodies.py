@@ -1,5 +1,6 @@
 """The bodies of requests and answers, as OpenAPI shows them."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, Literal, get_type_hints
@@ -11,7 +12,7 @@ from two_tower.retriever.collection.schema import RESERVED, point_id
 from two_tower.retriever.records import Hit, SearchResult
 from two_tower.retriever.search.queries import MAX_QUERY_CHARS
 from two_tower.retriever.search.settings import SearchSettings
-from two_tower.retriever.search.snippets import LOOKED_AT, highlight, snippet
+from two_tower.retriever.search.snippets import LOOKED_AT, Segment, highlight, snippet
 from two_tower.retriever.service.config import MOST_CANDIDATES
 from two_tower.retriever.service.failures import Failure, ServiceFailure
 
@@ -314,6 +315,10 @@ def hit_answer(
         **hit.to_dict(),
         "point_id": point_id(hit.passage_id),
         "fields": {name: value for name, value in hit.payload.items() if name not in RESERVED},
-        "marked_title": [part._asdict() for part in title],
-        "snippet": [part._asdict() for part in text],
+        "marked_title": _segments(title),
+        "snippet": _segments(text),
     }
+
+
+def _segments(parts: Sequence[Segment]) -> list[dict[str, Any]]:
+    return [{"text": text, "is_match": is_match} for text, is_match in parts]

@@ -1,6 +1,5 @@
 """The configuration of the service."""
 
-import os
 from dataclasses import field
 from pathlib import Path
 
@@ -34,7 +33,8 @@ class ServiceConfig:
         bundle: folder that `models train` wrote; None where it is found by its fingerprint.
         url: Qdrant server, or None for the embedded engine.
         path: folder of the embedded engine, where `url` is not given.
-        threads: batches of searches that run at the same time; more than cores make it slower.
+        threads: batches of searches that run at the same time; they share one interpreter, so that
+            more than two pay only where they wait for something else.
         waiting: searches that may wait for a thread; one more is answered 429.
         timeout_s: a search that takes longer is answered 504.
         key: what clients must send as `Authorization: Bearer <key>`; None lets everybody in.
@@ -53,7 +53,7 @@ class ServiceConfig:
     bundle: Path | None = None
     url: str | None = None
     path: Path | None = None
-    threads: int = Field(default=min(4, os.cpu_count() or 1), gt=0)
+    threads: int = Field(default=2, gt=0)
     waiting: int = Field(default=32, ge=0)
     timeout_s: float = Field(default=10.0, gt=0)
     key: str | None = Field(default=None, repr=False)

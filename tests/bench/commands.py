@@ -19,8 +19,6 @@ from two_tower.retriever.cli import app as retriever_app
 ROOT = Path(__file__).parent.parent.parent
 TARGET = ROOT / "docs" / "commands.md"
 PROGRAMS = {"ingest": ingest_app, "models": models_app, "retriever": retriever_app}
-OF_THE_MACHINE = {("retriever serve", "--threads"): "one per core, at most 4"}
-"""Defaults that depend on the machine: what to say in their place."""
 HEAD = """# Commands
 
 For whoever writes a script or looks up one option: every command as `--help` prints it. `make docs`
@@ -69,16 +67,8 @@ def section(command: Any, context: Any, *, path: str) -> str:
         if parameter.name == "help":
             continue
         names, meaning = parameter.get_help_record(context)
-        lines.append(f"| {cell(f'`{names}`')} | {cell(by_machine(path, parameter, meaning))} |")
+        lines.append(f"| {cell(f'`{names}`')} | {cell(meaning)} |")
     return "\n".join([*lines, ""])
-
-
-def by_machine(path: str, parameter: Any, meaning: str) -> str:
-    """Replace a default that another machine would not have."""
-    told = OF_THE_MACHINE.get((path, parameter.opts[0]))
-    return (
-        meaning.replace(f"default: {parameter.default};", f"default: {told};") if told else meaning
-    )
 
 
 def cell(text: str) -> str:

@@ -172,11 +172,11 @@ def read(
     count, weights = bundle.cross_candidates, bundle.fusion and bundle.fusion.final
     assert weights, "asked of bundles with a cross-scorer"
     first = slice(count)
-    logits = bundle.cross_scores(
-        query,
-        [contents[row] for row in fused.rows[first]],
-        bm25=fused.bm25[first],
-        cosine=fused.cosine[first],
+    (logits,) = bundle.cross_scores(
+        [query],
+        [[contents[row] for row in fused.rows[first]]],
+        bm25=[fused.bm25[first]],
+        cosine=[fused.cosine[first]],
     )
     worth = weights.worth(fused.scores[first], logits.astype(np.float64))
     order = np.argsort(-worth, kind="stable")

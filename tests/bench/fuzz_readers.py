@@ -108,7 +108,8 @@ def read_bundle(path: Path) -> None:
     bundle.reduce(vectors)
     if bundle.has_cross_scorer:
         numbers = np.ones(2, np.float32)
-        bundle.cross_scores("storm", ["a storm", "bread"], bm25=numbers, cosine=numbers)
+        texts = (["storm"], [["a storm", "bread"]])
+        bundle.cross_scores(*texts, bm25=[numbers], cosine=[numbers])
 
 
 def read_archive(path: Path) -> None:

@@ -1,13 +1,13 @@
 """Put the HTTP service under load: real clients, a real service process, a real Qdrant.
 
-    python tests/bench/service.py DATA BUNDLE [--seconds 60] [--only load,limit,kill,workers,memory]
-        [--workers 2] [--queries 100000] [--out RESULT.json]
+    python tests/bench/service.py DATA BUNDLE [--seconds 60] [--only load,limit,kill,layouts,memory]
+        [--queries 100000] [--out RESULT.json]
 
 DATA and BUNDLE are what `make demo` leaves in demo/. Prints the latencies of one client and of
 eight, with the cross-scorer and without where the bundle has one; what happens past the limit, and
-when Qdrant is killed under load; one worker and several in turns; and the memory of a service that
-answers many queries, none twice, every tenth with the cross-scorer. CPU is what service and Qdrant
-spent on a search; it says more than a latency where other jobs run.
+when Qdrant is killed under load; one worker and two, with more threads and fewer, in turns; and the
+memory of a service that answers many queries, none twice, every tenth with the cross-scorer. CPU is
+what service and Qdrant spent on a search; it says more than a latency where other jobs run.
 """
 
 import argparse
@@ -45,9 +45,11 @@ from two_tower.retriever.engine.connect import connect  # noqa: E402
 
 CLIENTS = 8
 
-
-PARTS = ("load", "limit", "kill", "workers", "memory")
-ROUNDS = 3
+PARTS = ("load", "limit", "kill", "layouts", "memory")
+ROUNDS = 2
+LAYOUTS = ((1, 1), (1, 2), (1, 4), (2, 1), (2, 2))
+"""Workers, and threads of each."""
+PLAIN = {"cross": False}
 SAMPLES = 20  # of the memory
 CROSSED = 10
 
@@ -196,36 +198,56 @@ def measure_kill(service: Service, qdrant: Qdrant, asked: Asked, seconds: float)
     show("then 1 client", run_clients(1, service, asked, 3), 3)
 
 
-def measure_workers(
-    folder: Path, bundle: Path, qdrant: Qdrant, asked: Asked, *, workers: int, seconds: float
+def measure_layouts(
+    folder: Path, bundle: Path, qdrant: Qdrant, ways: Sequence[Asked], *, seconds: float
 ) -> list[dict[str, Any]]:
-    """Ask one worker and several in turns; return a row each."""
+    """Divide the cores in several ways, in turns; return a row for each way, round and settings."""
     rows = []
     for number in range(1, ROUNDS + 1):
-        for count in (1, workers):
-            flags = ("--url", qdrant.url, "--workers", str(count))
-            with running_service(folder, bundle, *flags) as service:
-                while "Serving" not in service.log.read_text():
-                    time.sleep(0.1)
-                run_clients(CLIENTS, service, asked, 3)
-                one = run_clients(1, service, asked, seconds / 3)
-                before = cpu_ms(service.process)
-                load = run_clients(CLIENTS, service, asked, seconds)
-                spent = (cpu_ms(service.process) - before) / len(load.answers)
-            label = f"{number}: {count} worker(s)"
-            p95 = [show(f"{label}, 1 client", one, seconds / 3)]
-            p95.append(show(f"{label}, {CLIENTS} clients", load, seconds))
-            row = {"round": number, "workers": count, "per_s": len(load.answers) / seconds}
-            rows.append(row | {"p95_ms": p95, "service_cpu_ms": spent, "load": os.getloadavg()[0]})
-    for count in (1, workers):
-        of = [row for row in rows if row["workers"] == count]
-        rate, spent = (float(np.median([r[n] for r in of])) for n in ("per_s", "service_cpu_ms"))
-        ratio = float(np.median([row["p95_ms"][1] / row["p95_ms"][0] for row in of]))
-        print(
-            f"{count} worker(s): median {rate:.0f}/s, p95 of {CLIENTS} clients / of one "
-            f"{ratio:.2f}, {spent:.1f} ms CPU a search"
-        )
+        for asked in ways:
+            for workers, threads in LAYOUTS:
+                flags = ("--url", qdrant.url, f"--workers={workers}", f"--threads={threads}")
+                with running_service(folder, bundle, *flags) as service:
+                    while "Serving" not in service.log.read_text():
+                        time.sleep(0.1)
+                    run_clients(CLIENTS, service, asked, 3)
+                    one = run_clients(1, service, asked, seconds / 3)
+                    before = cpu_ms(service.process)
+                    load = run_clients(CLIENTS, service, asked, seconds)
+                    spent = (cpu_ms(service.process) - before) / len(load.answers)
+                label = f"{number}: {workers} worker(s), {threads} thread(s) each"
+                p95 = [show(f"{label}, 1 client", one, seconds / 3)]
+                p95.append(show(f"{label}, {CLIENTS} clients", load, seconds))
+                row = {"round": number, "workers": workers, "threads": threads}
+                row |= {"settings": asked.settings or {}, "per_s": len(load.answers) / seconds}
+                row |= {"p95_ms": p95, "service_cpu_ms": spent, "load": os.getloadavg()[0]}
+                rows.append(row)
+    print(layout_table(rows))
     return rows
+
+
+def layout_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the medians over the rounds as docs/service.md shows them."""
+    lines = [
+        "| workers, threads of each | searches/s | p95, ms | times that of one client "
+        "| searches/s without | p95, ms | times |",
+        "| --- | --: | --: | --: | --: | --: | --: |",
+    ]
+    for layout in LAYOUTS:
+        cells = ["{}, {}".format(*layout)]
+        for settings in ({}, PLAIN):
+            of = [r for r in rows if (r["workers"], r["threads"]) == layout]
+            of = [row for row in of if row["settings"] == settings]
+            rate, p95, ratio = (
+                float(np.median(numbers))
+                for numbers in zip(
+                    *((r["per_s"], r["p95_ms"][1], r["p95_ms"][1] / r["p95_ms"][0]) for r in of),
+                    strict=True,
+                )
+            )
+            cells += [f"{rate:.0f}", f"{p95:.0f}", f"{ratio:.1f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def varied_queries(data: Dataset, count: int) -> list[str]:
@@ -277,7 +299,6 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--only", default=",".join(PARTS))
-    parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--queries", type=int, default=100_000)
     parser.add_argument("--out", type=Path)
     flags = parser.parse_args()
@@ -298,11 +319,10 @@ def main() -> None:
         if "memory" in parts:
             with running_service(folder, bundle, *at) as service:
                 result["memory"] = measure_memory(service, varied_queries(data, flags.queries))
-        plain = asked._replace(settings={"cross": False})
-        if "workers" in parts:
-            result["workers"] = measure_workers(
-                folder, bundle, qdrant, plain, workers=flags.workers, seconds=seconds / 3
-            )
+        plain = asked._replace(settings=PLAIN)
+        if "layouts" in parts:
+            ways = [asked, plain] if model.has_cross_scorer else [plain]
+            result["layouts"] = measure_layouts(folder, bundle, qdrant, ways, seconds=seconds / 3)
         with running_service(folder, bundle, *at) as service:
             if "load" in parts:
                 result["load"] = [measure_load(service, qdrant, asked, seconds)]

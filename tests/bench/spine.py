@@ -136,7 +136,7 @@ def cross_rows(bundle: ModelBundle, queries: Sequence[str]) -> list[Row]:
     scores = np.linspace(0.0, 1.0, len(passages), dtype=np.float32)
 
     def score(query: str) -> object:
-        return bundle.cross_scores(query, passages, bm25=scores, cosine=scores)
+        return bundle.cross_scores([query], [passages], bm25=[scores], cosine=[scores])
 
     job = f"cross-scorer, {len(passages)} candidates"
     return [{"job": job} | percentiles(score, queries)]
