@@ -118,7 +118,14 @@ def test_without_torch_a_scorer_gives_the_same_logits(config: CrossConfig, texts
 
 @pytest.mark.parametrize("config", [CONFIG, PLAIN])
 @pytest.mark.parametrize(
-    "counts", [[3, 1, 7], [0, 5, 0, 2, 0], [SIDE_BY_SIDE - 2, 5, 60, 70], [2 * SIDE_BY_SIDE, 1]]
+    "counts",
+    [
+        [3, 1, 7],
+        [0, 5, 0, 2, 0],
+        [SIDE_BY_SIDE - 2, 5, 60, 70],
+        [2 * SIDE_BY_SIDE, 1],
+        [0, 0, SIDE_BY_SIDE, 0, SIDE_BY_SIDE, 0],
+    ],
 )
 def test_queries_that_are_read_together_have_the_logits_of_each_alone(
     config: CrossConfig, counts: list[int]

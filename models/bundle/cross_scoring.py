@@ -81,7 +81,7 @@ class CrossReader:
         Args:
             queries: m rows.
             passages: n rows, those of the first query first.
-            counts: (m,) how many of them are each query's.
+            counts: (m,) how many of them are each query's; n >= 1 in all.
             bm25: (n,) what BM25 gave them, 0 where no term matches.
             cosine: (n,) what the towers gave them.
         """
@@ -216,13 +216,17 @@ class CrossReader:
 
 
 def _together(counts: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Yield where groups of queries begin and end: as many texts as are read side by side."""
+    """Yield where groups of queries begin and end: as many texts as are read side by side.
+
+    One without candidates has nothing to read, and is never a group of its own.
+    """
     first = texts = 0
     for last, count in enumerate(counts):
-        if last > first and texts + 1 + count > SIDE_BY_SIDE:
+        added = 1 + count if count else 0
+        if added and texts and texts + added > SIDE_BY_SIDE:
             yield first, last
             first, texts = last, 0
-        texts += 1 + count
+        texts += added
     yield first, len(counts)
 
 
